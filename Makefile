@@ -1,0 +1,39 @@
+# Two commands: `make train` and `make test`. Each sets itself up first. A target is one line; the logic is Python.
+RECIPE ?= orz-tiny
+BENCH  ?= rl
+PYTHON ?= python3
+PY     := .venv/bin/python
+READY  := .venv/.ready
+STEP   := $(PY) -m stepstack
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+
+.PHONY: help setup train data eval table bench config check test test-gpu test-vllm test-optin
+
+help: ; @$(PYTHON) scripts/make_help.py
+
+# a virtual environment with the exact versions of constraints.txt; TORCH_INDEX=URL chooses another build of torch
+setup: $(READY)
+# train RECIPE on this machine or cluster: RECIPE=orz-tiny ARGS="seed=1 name=x"
+train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS)
+# prepare the data of RECIPE
+data: $(READY) ; $(STEP) data $(RECIPE) $(ARGS)
+# evaluate RECIPE, or the weights in MODEL=dir by it
+eval: $(READY) ; $(STEP) eval $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+# write evals/tables from evals/results; CHECK=1 only compares
+table: $(READY) ; $(STEP) table $(if $(CHECK),--check)
+# measure and write evals/results: BENCH=rl
+bench: $(READY) ; $(STEP) bench $(BENCH) $(ARGS)
+# every value of RECIPE and where it came from
+config: $(READY) ; $(STEP) config $(RECIPE) --explain $(ARGS)
+# style, types and the floors of the house
+check: $(READY) ; $(PY) scripts/check.py
+# every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 2"
+test: $(READY) ; $(PYTEST) $(ARGS)
+# the tests that need an accelerator
+test-gpu: $(READY) ; $(PYTEST) -m gpu $(ARGS)
+# the tests that need the real vLLM engine
+test-vllm: $(READY) ; $(PYTEST) -m vllm $(ARGS)
+# the tests with real downloads or many minutes
+test-optin: $(READY) ; $(PYTEST) -m optin $(ARGS)
+
+$(READY): pyproject.toml constraints.txt scripts/setup_venv.py ; $(PYTHON) scripts/setup_venv.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))

@@ -1,0 +1,92 @@
+r"""Open-Reasoner-Zero's zero-setting prompt, as its released code renders it for a base model: plain text, no chat
+template.
+
+The wording is a published hyper-parameter and is kept to the letter (Open-Reasoner-Zero, MIT licence,
+``playground/zero_setting_base.py``; the paper's Table 1 prints an earlier one). The prompt ends inside ``<think>``,
+so a response begins there, and its template engine drops the newline after the problem, so one newline stands before
+"Assistant:".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from stepstack.config import Strict
+from stepstack.records import Problem
+from stepstack.rl.types import Prompt
+
+STOP = ("User:", "Human:", "Assistant:", "</answer>")  # kept in the response: the grader needs </answer>
+
+_SYSTEM = (
+    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. The "
+    "Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. The"
+    " reasoning process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, "
+    "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>. "
+)
+_INSTRUCTION = (
+    "You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And your final "
+    "answer will be extracted automatically by the \\boxed{} tag.\nThis is the problem:\n"
+)
+_END = "\nAssistant: <think>"
+
+Overlong = Literal["error", "drop", "left"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig(Strict):
+    """``style``: orz, or short (the question alone, for a tiny model whose window and skill are small). ``max_tokens``
+    bounds the prompt; ``overlong`` says what becomes of a longer one (never a cut at its end, as in ORZ's code)."""
+
+    style: Literal["orz", "short"] = "orz"
+    max_tokens: int = 2048
+    overlong: Overlong = "drop"
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that a prompt needs."""
+
+    bos_token_id: int | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]: ...
+
+
+def render(problem: str, style: Literal["orz", "short"] = "orz") -> str:
+    """The prompt text of a problem, without the begin-of-sequence token."""
+    if style == "short":
+        return f"User: {problem}=?{_END}"
+    return f"{_SYSTEM}User: {_INSTRUCTION}{problem}{_END}"
+
+
+def encode(
+    problem: Problem,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    overlong: Overlong = "error",
+    style: Literal["orz", "short"] = "orz",
+) -> Prompt | None:
+    """Token ids of ``problem``'s prompt: at most ``max_tokens``, begin-of-sequence included.
+
+    Exactly one BOS where the tokenizer has one, whether or not it adds one itself; the names of special tokens inside
+    a problem are read as plain text. A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens
+    after the BOS ("left"): never its end, which opens the response.
+    """
+    text = render(problem.text, style)
+    ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if len(bos) + len(ids) > max_tokens:
+        if overlong == "drop":
+            return None
+        if overlong == "error":
+            raise ValueError(
+                f"problem {problem.index}: its prompt has {len(bos) + len(ids)} tokens, more than "
+                f"max_tokens={max_tokens}; raise it, or set overlong to 'drop' or 'left'"
+            )
+        if overlong != "left":
+            raise ValueError(f"overlong={overlong!r} is not one of 'error', 'drop', 'left'")
+        keep = max_tokens - len(bos)
+        end = tokenizer(_END, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if keep < len(end):
+            raise ValueError(f"max_tokens={max_tokens} does not hold even {_END!r} ({len(end)} tokens)")
+        ids = ids[-keep:]
+    return Prompt(problem, tuple(bos + ids))

@@ -1,0 +1,76 @@
+"""Open-Reasoner-Zero's reward: 1 for a correct, finished answer, else 0. No format reward, no length penalty."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stepstack.config import Strict
+from stepstack.records import Score
+from stepstack.rl.types import Rollout
+from stepstack.scoring.boxes import extract_orz
+from stepstack.scoring.pool import GraderPool
+
+# What ORZ counts as reflection (its logged "reflection pattern score"), case included.
+REFLECTION = re.compile(r"wait,|recheck[,\s]|retry|alternatively,|however,")
+
+
+Grader = Literal["math_verify", "exact", "orz_legacy"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(Strict):
+    """``grader``: math_verify, exact (the normalised string), or orz_legacy (orz-parity). An answer that takes longer
+    than ``timeout`` seconds is wrong; its worker process is killed and replaced."""
+
+    grader: Grader = "math_verify"
+    workers: int = 4
+    timeout: float = 3.0
+
+
+def make_reward(cfg: RewardConfig) -> MathReward:
+    return MathReward(GraderPool(cfg.workers, cfg.timeout), grader=cfg.grader)
+
+
+class MathReward:
+    """Scores rollouts: 1.0 iff the answer is correct and ``finish`` is "stop"; a truncated response never earns it.
+
+    Parts: ``correct`` (whether or not finished), ``finished``, ``boxed`` (an answer block with a box), ``timeout``,
+    ``grader_error`` (each 0 or 1) and ``reflections`` (a count). ``grader`` orz_legacy reads and grades answers as
+    ORZ's code does (``extract_orz(parity=True)``, ``orz_legacy``); otherwise ``grader``, and ``choice`` for problems
+    with choices.
+    """
+
+    def __init__(self, pool: GraderPool, *, grader: Grader = "math_verify"):
+        self.pool = pool
+        self.name = grader
+        self.parity = grader == "orz_legacy"
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """One Score a rollout, in order. Raises ValueError for a problem without a gold answer."""
+        answers = [extract_orz(rollout.text, parity=self.parity) for rollout in rollouts]
+        items = [
+            (self.grader(rollout), rollout.prompt.problem.gold, answer)
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
+        scores = []
+        for rollout, answer, grade in zip(rollouts, answers, self.pool.map(items), strict=True):
+            finished = rollout.finish == "stop"
+            parts = {
+                "correct": float(grade.correct),
+                "finished": float(finished),
+                "boxed": float(answer is not None),
+                "timeout": float(grade.reason == "timeout"),
+                "grader_error": float(grade.reason.startswith("error")),
+                "reflections": float(len(REFLECTION.findall(rollout.text))),
+            }
+            scores.append(Score(float(grade.correct and finished), parts))
+        return scores
+
+    def grader(self, rollout: Rollout) -> str:
+        """The grader's name for a rollout: log it with the result, since verdicts depend on it."""
+        if self.parity:
+            return "orz_legacy"
+        return "choice" if "choices" in rollout.prompt.problem.meta else self.name

@@ -1,0 +1,5 @@
+"""python -m stepstack"""
+
+from stepstack.cli import main
+
+raise SystemExit(main())

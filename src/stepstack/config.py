@@ -1,0 +1,352 @@
+"""YAML -> frozen dataclasses. No torch.
+
+Precedence, weakest first: dataclass default < the ``base:`` chain < the file < ``a.b.c=value`` on the command line.
+Nothing else: no interpolation, no environment, no conditionals. Derived values are properties of the dataclasses.
+
+Values are strictly typed, with the scalars of YAML 1.2: `1e-6` is a number, `no` and `2026-11-23` are strings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: names the key, the file and what to do."""
+
+
+class Strict:
+    """Base of every config dataclass: an unknown key is an error."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch(Strict):
+    """Machines: ``file`` names configs/launch/<file>.yaml, a plain accelerate config."""
+
+    file: str = "cpu"
+    nodes: Positive = 1
+    processes_per_node: Positive = 1
+    threads: Positive = 1  # OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more on shared cores
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Save(Strict):
+    """Checkpoints: one every ``every`` steps (0: only at the end and on SIGTERM), the newest ``keep`` stay."""
+
+    every: Count = 50
+    keep: Positive = 2
+    export: bool = True  # write runs/<name>/model in Hugging Face format at the end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(Strict):
+    """What every recipe's Config begins with."""
+
+    recipe: str
+    name: str = ""  # "" takes the config file's stem
+    dir: str = "runs"
+    seed: int = 42
+    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed_precision
+    launch: Launch = Launch()
+    save: Save = Save()
+    eval_every: Count = 10  # 0: only before the first and after the last step
+    trackers: tuple[str, ...] = ("tensorboard",)  # any of accelerate's: tensorboard wandb mlflow comet_ml aim ...
+    peak_tflops: float | None = None  # per device, for MFU; None: known GPUs by name, else a measured matmul
+    max_skipped: Count = 5  # this many updates in a row with a non-finite gradient stop the run
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A merged configuration and, for each dotted key, the file or flag that set it."""
+
+    path: Path
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+
+def find(name: str, configs: Path = CONFIGS) -> Path:
+    """The file of a config name (``orz-tiny``) or path; the error lists the menu."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else configs / f"{name}.yaml"
+    if path.is_file():
+        return path
+    menu = sorted(p.stem for p in configs.glob("*.yaml"))
+    near = difflib.get_close_matches(name, menu, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"no config {name!r}: {path} does not exist.{hint} There are: {', '.join(menu)}")
+
+
+def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Resolved:
+    """Merge the base chain, the file and the overrides, keeping the source of each key."""
+    path = find(name, configs)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for file in _chain(path):
+        layer = _read(file)
+        layer.pop("base", None)
+        _merge(values, layer, sources, _shown(file), "")
+    for text in overrides:
+        _merge(values, _override(text), sources, f"command line {text}", "")
+    if "recipe" not in values:
+        raise ConfigError(f"{_shown(path)}: no key 'recipe' (in configs/base? those files are not runnable)")
+    if not values.get("name"):
+        values["name"] = path.stem
+        sources["name"] = f"stem of {_shown(path)}"
+    return Resolved(path, values, sources)
+
+
+def build(cls: type, resolved: Resolved) -> Any:
+    """Validate into ``cls``. An error names each key, the file that set it and the nearest known key."""
+    values = _defaults(cls)  # merged key by key too: policy.optim.lr=1 keeps the default's type and its other values
+    _merge(values, resolved.values, {}, "", "")
+    try:
+        # As JSON, because there strict still lets a list be a tuple and an int be a float.
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain_errors(error, cls, values, resolved))) from None
+
+
+def load(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Any:
+    """``resolve`` and ``build`` with the class ``recipes.<recipe>.recipe.Config``."""
+    resolved = resolve(name, overrides, configs)
+    return build(recipe_module(resolved.values["recipe"]).Config, resolved)
+
+
+def recipe_module(recipe: str) -> Any:
+    """The module recipes/<recipe>/recipe.py."""
+    if not isinstance(recipe, str) or not (ROOT / "recipes" / recipe / "recipe.py").is_file():
+        have = sorted(p.parent.name for p in (ROOT / "recipes").glob("*/recipe.py"))
+        raise ConfigError(f"no recipe {recipe!r}: there are {', '.join(have)}")
+    return importlib.import_module(f"recipes.{recipe}.recipe")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain JSON values, keys in field order."""
+    return _plain(config)
+
+
+def digest(config: Any, ignore: Sequence[str] = ()) -> str:
+    """First 16 hex digits of the sha256 of the canonical JSON, without the top-level keys in ``ignore``."""
+    plain = {k: v for k, v in to_dict(config).items() if k not in ignore}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, leaf) pairs; lists are leaves."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def explain(config: Any, resolved: Resolved) -> list[tuple[str, Any, str]]:
+    """(dotted key, value, source) of every value, the defaults included."""
+    return [(key, value, resolved.sources.get(key, "default")) for key, value in flatten(to_dict(config))]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` of every leaf that differs."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    keys = [k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}" for k in keys]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2 (JSON's) and without repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+
+
+def _override(text: str) -> dict[str, Any]:
+    """``a.b.c=value`` as the nested map that a file would hold."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override {text!r} is not of the form a.b.c=value")
+    try:
+        layer: Any = yaml.load(value, _Loader) if value else ""
+    except yaml.YAMLError:
+        hint = "put a string with special characters in quotes"
+        raise ConfigError(f"override {text!r}: {value!r} is not a YAML value; {hint}") from None
+    for part in reversed(key.split(".")):
+        layer = {part: layer}
+    return layer
+
+
+def _chain(path: Path) -> list[Path]:
+    """The base chain, root first. ``base:`` is relative to the file that names it."""
+    files = [path.resolve()]
+    while (base := _read(files[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"{_shown(files[-1])}: base = {base!r}: must be the path of one file")
+        file = (files[-1].parent / base).resolve()
+        if not file.is_file():
+            raise ConfigError(f"{_shown(files[-1])}: base = {base!r}: {_shown(file)} does not exist")
+        if file in files:
+            raise ConfigError(f"base chain of {_shown(path)} loops at {_shown(file)}")
+        files.append(file)
+    return files[::-1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_shown(path)}: not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{_shown(path)}: must be a map of keys, not {type(content).__name__}")
+    return content
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a config class as the map that a file would hold; required fields are absent."""
+    defaults = {}
+    for item in dataclasses.fields(cls):
+        if item.default is not dataclasses.MISSING:
+            defaults[item.name] = _plain(item.default)
+        elif item.default_factory is not dataclasses.MISSING:
+            defaults[item.name] = _plain(item.default_factory())
+    return defaults
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+
+
+def _merge(into: dict, layer: Mapping, sources: dict[str, str], source: str, prefix: str) -> None:
+    """Maps merge key by key; a map whose ``type`` changes, or that only now names one, is replaced whole, so that no
+    key of another choice remains."""
+    for key, value in layer.items():
+        dotted = f"{prefix}{key}"
+        old = into.get(key)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            if value.get("type", old.get("type")) == old.get("type"):
+                _merge(old, value, sources, source, f"{dotted}.")
+                continue
+        for stale in [k for k in sources if k == dotted or k.startswith(f"{dotted}.")]:
+            del sources[stale]
+        into[key] = json.loads(json.dumps(value)) if isinstance(value, Mapping | list) else value
+        for leaf, _ in flatten({key: value}, prefix):
+            sources[leaf] = source
+
+
+def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved: Resolved) -> Iterator[str]:
+    said: set[str] = set()
+    for item in error.errors(include_url=False):
+        key = _dotted(item["loc"], values)
+        source = _source_of(key, resolved)
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            near = " or ".join(map(repr, _nearest(key, cls)))
+            text = f"unknown key {key!r}" + (f"; did you mean {near}?" if near else "")
+        elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+            text = f"key {key!r} is missing"
+        else:
+            text = f"{key} = {item['input']!r}: {item['msg']}"
+            if item["type"] == "string_type" and isinstance(item["input"], int | float):
+                text += f""" (in quotes it is one: '"{item["input"]}"')"""
+        if key not in said:  # a union reports each of its members
+            said.add(key)
+            yield f"{source}: {text}"
+
+
+def _dotted(loc: Sequence[int | str], values: Any) -> str:
+    """The YAML path of an error: pydantic's location without the names of union members, which no file holds."""
+    parts, node = [], values
+    for i, part in enumerate(loc):
+        if isinstance(node, Mapping):
+            if part not in node and i < len(loc) - 1:
+                continue
+            node = node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            node = node[part] if part < len(node) else None
+        else:
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _source_of(key: str, resolved: Resolved) -> str:
+    """Who set ``key``, or something below or above it; the run's own file where nothing did."""
+    for dotted, source in resolved.sources.items():
+        if f"{dotted}.".startswith(f"{key}.") or f"{key}.".startswith(f"{dotted}."):
+            return source
+    return _shown(resolved.path)
+
+
+def _nearest(key: str, cls: type) -> list[str]:
+    """The known dotted keys that were probably meant: a sibling with a similar name, else that name elsewhere."""
+    known = sorted(set(_keys(cls)))
+    parent, _, leaf = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    same_name = [k for k in known if k.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, siblings, n=1) or same_name or difflib.get_close_matches(key, known, n=1)
+    return near[:4]
+
+
+def _keys(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all fields of a config class, those of every member of a union included."""
+    if not dataclasses.is_dataclass(cls):
+        for member in typing.get_args(cls):
+            yield from _keys(member, prefix)
+        return
+    for name, hint in typing.get_type_hints(cls, include_extras=False).items():
+        if name in cls.__dataclass_fields__:
+            yield f"{prefix}{name}"
+            yield from _keys(hint, f"{prefix}{name}.")
+
+
+def _shown(path: Path) -> str:
+    """A path as a reader of the repository would write it."""
+    path = path.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

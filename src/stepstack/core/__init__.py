@@ -1,0 +1,1 @@
+"""Run, checkpoints, optimizers, launch: the only users of accelerate. No algorithm in here."""

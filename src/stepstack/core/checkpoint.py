@@ -1,0 +1,81 @@
+"""Atomic checkpoints: written aside, described, renamed. What bears a whole description is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "complete.json"
+HASHED = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
+
+
+def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
+    """Describe the files of ``partial`` and rename it to ``final``: from now on it counts."""
+    files = {}
+    for file in sorted(p for p in partial.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+        files[str(file.relative_to(partial))] = _describe(file)
+    text = json.dumps({"files": files, **extra}, indent=1)
+    with (partial / MANIFEST).open("w") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    if final.exists():  # a torn or rewound one of the same step
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync_folder(final.parent)
+
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        files = json.loads(manifest.read_text())["files"]
+    except (json.JSONDecodeError, KeyError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    for name, known in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != known["bytes"]:
+            return f"{name} has {file.stat().st_size} of {known['bytes']} bytes"
+        if _describe(file) != known:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def newest_first(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(step, path) of every finished checkpoint, whole or not."""
+    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    yield from sorted(found, reverse=True)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep``, and whatever a killed save left."""
+    for partial in folder.glob(".partial-*"):
+        shutil.rmtree(partial)
+    for _, path in list(newest_first(folder))[max(keep, 1) :]:
+        shutil.rmtree(path)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    size = file.stat().st_size
+    known: dict[str, Any] = {"bytes": size}
+    if size <= HASHED:
+        known["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return known
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

@@ -1,0 +1,45 @@
+"""Mini-batches with their global denominators, the same number of micro-batches on every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from stepstack.core.run import Run
+from stepstack.rl.batch import Batch, Layout, Micro, Row, collate, plan
+
+
+@dataclass
+class Minibatch:
+    """What one optimizer step sees: this process's micro-batches and the counts over all processes."""
+
+    micros: list[Micro]
+    tokens: float
+    rows: float
+    packs: float
+
+
+def minibatches(run: Run, batch: Batch, updates: int, layout: Layout) -> list[Minibatch]:
+    """Cut a batch for ``updates`` optimizer steps. A process with fewer micro-batches gets blank ones, because under
+    FSDP every process must run as many forwards."""
+    if not batch.rows:
+        raise ValueError(f"process {run.rank} got no rollout: {batch.size} rollouts are too few for {run.processes}")
+    parts = plan(batch, updates, layout)
+    counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)
+    totals = run.sum(counts).tolist()
+    most = run.max(counts[:, 2].clone()).long().tolist()
+    return [
+        Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)
+    ]
+
+
+def _counts(part: list[list[Row]]) -> tuple[float, float, float]:
+    rows = [row for micro in part for row in micro]
+    return float(sum(len(row.ids) for row in rows)), float(len(rows)), float(len(part))
+
+
+def _micros(run: Run, part: list[list[Row]], most: int, layout: Layout, batch: Batch) -> list[Micro]:
+    micros = [collate(rows, layout.pack, run.device) for rows in part]
+    blanks = [collate(batch.rows[:1], layout.pack, run.device, blank=True) for _ in range(most - len(micros))]
+    return micros + blanks

@@ -1,0 +1,112 @@
+"""Optimizers and schedules as config choices. A schedule counts optimizer updates, not steps of the loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from stepstack.config import ConfigError, Strict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule(Strict):
+    """Linear warm-up over ``warmup`` updates, then ``kind`` down to ``final`` (a fraction of the peak) at the end."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = 0
+    final: float = 0.0
+
+    def factor(self, update: int, total: int) -> float:
+        """Fraction of the peak learning rate for update number ``update`` (from 0) of ``total``."""
+        if update < self.warmup:
+            return (update + 1) / self.warmup
+        progress = min(1.0, (update - self.warmup) / max(1, total - self.warmup))
+        match self.kind:
+            case "constant":
+                return 1.0
+            case "linear":
+                return 1.0 + (self.final - 1.0) * progress
+            case "cosine":
+                return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdamW(Strict):
+    type: Literal["adamw"] = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Muon(Strict):
+    """torch's Muon (Jordan 2024) for hidden matrices; AdamW at ``adamw_lr`` for embeddings, norms, biases and heads."""
+
+    type: Literal["muon"] = "muon"
+    lr: float = 0.02
+    momentum: float = 0.95
+    adamw_lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Schedule = Schedule()
+
+
+Optim = Annotated[AdamW | Muon, Field(discriminator="type")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lora(Strict):
+    """Low-rank adapters through peft on every linear layer named in ``targets`` ("all-linear": all of them)."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainableConfig(Strict):
+    """How one role is trained. ``clip``: global gradient norm."""
+
+    optim: Optim = AdamW()
+    clip: float = 1.0
+    gradient_checkpointing: bool = False
+    lora: Lora | None = None
+
+
+def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimizer]:
+    """Every parameter that asks for a gradient is in exactly one of them. Each group keeps its peak as ``peak_lr``."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise ConfigError("no parameter to train: every one is frozen (does lora.targets match any layer?)")
+    made: list[torch.optim.Optimizer]
+    match cfg:
+        case AdamW():
+            made = [_adamw([p for _, p in named], cfg.lr, cfg)]
+        case Muon():
+            hidden = [p for n, p in named if p.ndim == 2 and not _is_table(n)]
+            rest = [p for n, p in named if p.ndim != 2 or _is_table(n)]
+            muon = torch.optim.Muon(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+            made = [muon, _adamw(rest, cfg.adamw_lr, cfg)]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return made
+
+
+def _adamw(parameters: list[nn.Parameter], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:
+    eps = cfg.eps if isinstance(cfg, AdamW) else 1e-8
+    fused = True  # the same arithmetic in one pass over memory
+    return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, eps=eps, weight_decay=cfg.weight_decay, fused=fused)
+
+
+def _is_table(name: str) -> bool:
+    """Embeddings and heads are looked up or read out, not hidden maps: Muon is not for them."""
+    return "embed" in name or "lm_head" in name or "value_head" in name

@@ -1,0 +1,45 @@
+"""What one sees while waiting: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SHOWN = {"reward": "reward", "eval/accuracy": "held-out", "length": "tokens", "loss": "loss", "actor/entropy": "entropy"}
+LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """Context manager; ``advance(step, row)`` after each step."""
+
+    def __init__(self, name: str, total: int, done: int, shown: bool = True):
+        self.name, self.total, self.shown = name, total, shown
+        self.console = Console(stderr=True)
+        self.said = 0.0
+        self.latest: dict[str, float] = {}
+        columns = (
+            TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[notes]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        self.bar = Bar(*columns, console=self.console, disable=not (shown and self.console.is_terminal))
+        self.task = self.bar.add_task(name, total=total, completed=done, notes="")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def advance(self, step: int, row: Mapping[str, float]) -> None:
+        self.latest |= {label: row[key] for key, label in SHOWN.items() if key in row}
+        notes = "  ".join(f"{label} {value:.3g}" for label, value in self.latest.items())
+        self.bar.update(self.task, completed=step, notes=notes)
+        now = time.monotonic()
+        if self.shown and not self.console.is_terminal and (now - self.said > LINE_EVERY or step == self.total):
+            self.said = now
+            self.console.print(f"{self.name} {step}/{self.total}  {notes}", highlight=False)

@@ -1,0 +1,318 @@
+"""Run: the verbs that every loop speaks. Nothing here knows an algorithm."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+
+from stepstack.config import ROOT, ConfigError, RunConfig, difference, digest, to_dict
+from stepstack.core import checkpoint
+from stepstack.core.device import peak_flops
+from stepstack.core.optim import TrainableConfig
+from stepstack.core.progress import Progress
+from stepstack.core.trainable import Trainable, pretrained
+from stepstack.report import jsonl
+from stepstack.report.provenance import provenance
+
+C = TypeVar("C", bound=RunConfig)
+log = logging.getLogger(__name__)
+
+# A resumed run may change these: they decide where and how it is watched, not what it computes.
+FREE = ("name", "dir", "launch", "save", "trackers", "peak_tflops")
+
+
+class Run(Generic[C]):
+    """One training run in ``runs/<name>/``: config.json, metrics.jsonl, checkpoints/, model/, report.html.
+
+    Resumes by itself: the same command in the same folder goes on from the newest whole checkpoint.
+    """
+
+    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None):
+        self.config = config
+        self.dir = folder or self.folder(config)
+        self.checkpoints = self.dir / "checkpoints"
+        self.metrics_file = self.dir / "metrics.jsonl"
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision, log_with=list(config.trackers), project_dir=self.dir
+        )
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.launch.threads)
+        set_seed(config.seed)
+        self.trainables: dict[str, Trainable] = {}
+        self.step = 0
+        self.resumed_from: int | None = None
+        self.fallbacks = 0
+        self.stop_after = stop_after
+        self._stop = self._looked = False
+        self._claim_folder()
+        self._begin_step()
+
+    @staticmethod
+    def folder(config: RunConfig) -> Path:
+        """``dir`` is relative to the repository unless it is absolute."""
+        return ROOT / config.dir / config.name
+
+    # -- places and processes ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over processes; the way to global denominators. Comes back where and in the precision it came from."""
+        return self._reduce(x, torch.distributed.ReduceOp.SUM) if self.processes > 1 else x
+
+    def max(self, x: Tensor) -> Tensor:
+        return self._reduce(x, torch.distributed.ReduceOp.MAX) if self.processes > 1 else x
+
+    def gather(self, items: list) -> list:
+        """Python objects of all processes, in rank order, on every process."""
+        return gather_object(items) if self.processes > 1 else items
+
+    def _reduce(self, x: Tensor, op: Any) -> Tensor:
+        y = x.to(self.device, copy=True)
+        torch.distributed.all_reduce(y, op=op)
+        return y.to(x.device)
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
+        """Prepare one role: one accelerator.prepare() each, trainables before frozen ones."""
+        made = Trainable(self, role, module, cfg, total_updates)
+        self.trainables[role] = made
+        return made
+
+    def frozen(self, module: nn.Module) -> nn.Module:
+        """Placed on the device, without gradients, never in a checkpoint. Under FSDP each process holds it whole."""
+        return module.requires_grad_(False).eval().to(self.device)
+
+    # -- the steps -----------------------------------------------------------------------------------------------
+
+    def steps(self, total: int, evaluate: Callable[[], Mapping[str, float]] | None = None) -> Iterator[int]:
+        """Yield step numbers from where the run stands; after each: evaluate and save on schedule, log, stop on SIGTERM.
+
+        ``evaluate`` also runs before the first step and after the last.
+        """
+        self.resume()
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        every = self.config.eval_every
+        with Progress(self.config.name, total, self.step, shown=self.is_main) as self.progress:
+            if evaluate and self.step == 0:
+                self.log(**evaluate())
+                self._write_row(0)
+            while self.step < total:
+                self._begin_step()
+                yield self.step
+                self.step += 1
+                if evaluate and (self.step == total or (every and self.step % every == 0)):
+                    with self.timer("evaluate"):
+                        self.log(**evaluate())
+                stop = self._should_stop(total)
+                if self.step == total or stop or (self.config.save.every and self.step % self.config.save.every == 0):
+                    with self.timer("save"):
+                        self.save()
+                self._write_row(self.step)
+                if stop:
+                    break
+        signal.signal(signal.SIGTERM, previous)
+        if self.step < total:
+            self.finish()
+            raise SystemExit(self._say(f"stopped after step {self.step} of {total}; the same command goes on from there"))
+
+    def timer(self, name: str) -> contextlib.AbstractContextManager:
+        """Wall seconds of a phase, logged as ``time/<name>``."""
+        return self._timed(name)
+
+    def log(self, **metrics: float) -> None:
+        """Global values of this step. A name logged twice in a step is averaged (``_max``: the larger)."""
+        for name, value in metrics.items():
+            self._pending.setdefault(name, []).append(float(value))
+
+    def count_work(self, flops: float, seconds: float) -> None:
+        """Model FLOPs of updates over all processes, for MFU (6 x parameters x tokens: attention is not counted)."""
+        self._flops += flops
+        self._work_seconds += seconds
+
+    # -- keeping -------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
+        partial = self.checkpoints / f".partial-{self.step:08d}"
+        self.accelerator.save_state(str(partial))
+        if self.is_main:
+            state = {"step": self.step, "trainables": {r: t.state_dict() for r, t in self.trainables.items()}}
+            (partial / "state.json").write_text(json.dumps(state))
+            checkpoint.finish(partial, self.checkpoints / f"step-{self.step:08d}", {"step": self.step})
+            checkpoint.prune(self.checkpoints, self.config.save.keep)
+        self.accelerator.wait_for_everyone()
+
+    def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
+        """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
+        trainable = self.trainables[role]
+        body = pretrained(self.accelerator.unwrap_model(trainable.module))
+        weights = {name: value.cpu().clone() for name, value in trainable.named_weights()}
+        if self.is_main:
+            partial = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            body.save_pretrained(partial, state_dict=weights)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def finish(self) -> None:
+        if self.config.trackers:
+            self.accelerator.end_training()
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _claim_folder(self) -> None:
+        """First use writes config.json; a later use must be the same run."""
+        file, now = self.dir / "config.json", to_dict(self.config)
+        if file.is_file():
+            old = json.loads(file.read_text())["config"]
+            keep = {k: v for k, v in old.items() if k not in FREE}
+            changed = difference(keep, {k: v for k, v in now.items() if k not in FREE})
+            if changed:
+                raise ConfigError(
+                    f"{file} belongs to another configuration; these keys differ:\n  "
+                    + "\n  ".join(changed)
+                    + "\nGive this run another name (name=...), or restore the keys to go on with that one."
+                )
+        elif self.is_main:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            record = {"config": now, "hash": digest(self.config, FREE), "provenance": provenance()}
+            jsonl.write_json_atomic(file, record)
+        self.accelerator.wait_for_everyone()
+        if self.config.trackers:
+            self.accelerator.init_trackers(self.config.name)
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, once; a torn one is passed over, said and counted. The step it stands at.
+
+        ``steps`` calls it; a loop that needs the weights before its first step calls it earlier.
+        """
+        if self._looked:
+            return self.step
+        self._looked = True
+        for step, folder in list(checkpoint.newest_first(self.checkpoints)):
+            if why := checkpoint.problem(folder):
+                self.fallbacks += 1
+                self._say(f"checkpoint {folder} is not whole ({why}): falling back to the one before")
+                continue
+            self._load(step, folder)
+            break
+        if self.is_main:
+            self._rewind_metrics()
+        self.accelerator.wait_for_everyone()
+        return self.step
+
+    def _load(self, step: int, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text())
+        if set(state["trainables"]) != set(self.trainables):
+            raise ConfigError(
+                f"{folder} holds roles {sorted(state['trainables'])}, this run has {sorted(self.trainables)}"
+            )
+        self.accelerator.load_state(str(folder))
+        for role, trainable in self.trainables.items():
+            trainable.load_state_dict(state["trainables"][role])
+        self.step = self.resumed_from = step
+        self._say(f"resumed from {folder}")
+
+    def _rewind_metrics(self) -> None:
+        """Rows later than the checkpoint will be computed again."""
+        if self.metrics_file.is_file():
+            rows = [r for r in jsonl.read(self.metrics_file) if r["step"] <= self.step and self.resumed_from is not None]
+            jsonl.write_text_atomic(self.metrics_file, "".join(json.dumps(r) + "\n" for r in rows))
+
+    def _begin_step(self) -> None:
+        self._pending: dict[str, list[float]] = {}
+        self._times: dict[str, float] = {}
+        self._flops = self._work_seconds = 0.0
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
+
+    def _write_row(self, step: int) -> None:
+        row: dict[str, float] = {"step": step}
+        for name, values in self._pending.items():
+            row[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+        elapsed = time.perf_counter() - self._started
+        row |= {f"time/{name}": seconds for name, seconds in self._times.items()}
+        row["time/step"] = elapsed
+        row["time/other"] = elapsed - sum(self._times.values())
+        if "tokens" in row:
+            row["tokens_per_s"] = row["tokens"] / elapsed
+        if self._work_seconds:
+            peak = peak_flops(self.device, self.config.precision, self.config.peak_tflops) * self.processes
+            row["mfu"] = self._flops / self._work_seconds / peak
+        for role, trainable in self.trainables.items():
+            row |= {f"{role}/{name}": value for name, value in trainable.standing().items()}
+        row["memory_gib"] = self._memory()
+        row["checkpoint_fallbacks"] = self.fallbacks
+        if self.is_main:
+            jsonl.append(self.metrics_file, row)
+            self.progress.advance(step, row)
+        if self.config.trackers:
+            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
+        self._pending = {}
+
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        self._stop = True
+
+    def _should_stop(self, total: int) -> bool:
+        """All processes must agree, or the next collective hangs."""
+        asked = self._stop or (self.stop_after is not None and self.step >= self.stop_after)
+        return bool(self.max(torch.tensor([float(asked)])).item()) and self.step < total
+
+    def _say(self, text: str) -> int:
+        if self.is_main:
+            print(text, file=sys.stderr, flush=True)
+        return 0
+
+
+def stage(run: Run, name: str, **changes: Any) -> Run:
+    """A run inside a run (a warm start, a data stage): its own folder, checkpoints and metrics, the same machines."""
+    config = dataclasses.replace(run.config, **changes)
+    return Run(config, folder=run.dir / name, stop_after=None)
+

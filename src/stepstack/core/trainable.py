@@ -1,0 +1,172 @@
+"""One role that learns: a module, its optimizers, its own count of updates."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from stepstack.config import ConfigError
+from stepstack.core.optim import Lora, TrainableConfig, optimizers
+
+if TYPE_CHECKING:
+    from stepstack.core.run import Run
+    from stepstack.rl.loss import LossOut
+
+
+class NonFiniteGradient(RuntimeError):
+    """Too many updates in a row had a gradient that is NaN or infinite."""
+
+
+class Trainable:
+    """Made by ``Run.trainable``. ``updates`` counts optimizer steps and drives the schedule."""
+
+    def __init__(self, run: Run, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int):
+        self.run, self.role, self.cfg, self.total_updates = run, role, cfg, total_updates
+        self.updates = self.skipped = self.skipped_in_a_row = 0
+        body = pretrained(module)
+        if cfg.lora is not None:
+            add_lora(body, cfg.lora)
+        if cfg.gradient_checkpointing:
+            body.gradient_checkpointing_enable({"use_reentrant": False})
+        for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0):
+            raise ConfigError(f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0")
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.size = sum(p.numel() for p in module.parameters())
+        accelerator = run.accelerator
+        if accelerator.distributed_type == DistributedType.DEEPSPEED and run.trainables:
+            raise ConfigError(
+                f"role {role!r}: DeepSpeed holds one trained model per process and {next(iter(run.trainables))!r} is one "
+                "already. Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
+            )
+        self.module, *self.optimizers = accelerator.prepare(module.train(), *optimizers(module, cfg.optim))
+        # FSDP replaces the parameters by sharded ones.
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+
+    def update(
+        self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
+    ) -> dict[str, float]:
+        """One optimizer step. ``loss(module, micro)`` returns sums; their total over all micro-batches and processes is
+        divided by ``denominator``. Metrics come back as global means per token, names ``<role>/...``.
+
+        A non-finite gradient skips the step, is counted, and raises NonFiniteGradient when ``max_skipped`` follow each
+        other; the weights then are still the last good ones.
+        """
+        accelerator, started = self.run.accelerator, time.perf_counter()
+        sums: dict[str, Tensor] = {}
+        for i, micro in enumerate(micros):
+            last = i == len(micros) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+                with accelerator.autocast():
+                    out = loss(self.module, micro)
+                weight = 0.0 if micro.blank else accelerator.num_processes / denominator
+                # Not multiplied by 0 for a blank: 0 x inf is NaN.
+                total = torch.where(torch.tensor(micro.blank, device=out.total.device), 0.0, out.total) * weight
+                accelerator.backward(total)
+            if not micro.blank:
+                _accumulate(sums, {"loss": out.total.detach(), **out.metrics})
+        metrics = self._reduce(sums, denominator)
+        metrics |= self._step()
+        spent = time.perf_counter() - started
+        self.run.count_work(6 * self.size * float(metrics.pop("seen")), spent)
+        return {f"{self.role}/{name}": value for name, value in metrics.items()}
+
+    def _reduce(self, sums: dict[str, Tensor], denominator: float) -> dict[str, float]:
+        """Means over the tokens of all processes; maxima stay maxima; the loss has its own denominator."""
+        means = sorted(name for name in sums if not name.endswith("_max"))
+        peaks = sorted(name for name in sums if name.endswith("_max"))
+        total = self.run.sum(torch.stack([sums[n].double().cpu() for n in means]))
+        values = dict(zip(means, total.tolist(), strict=True))
+        tokens, summed = values.pop("tokens"), values.pop("loss")
+        seen = values.pop("seen", tokens)
+        out = {name: value / tokens for name, value in values.items()}
+        if peaks:
+            out |= dict(zip(peaks, self.run.max(torch.stack([sums[n].double().cpu() for n in peaks])).tolist(), strict=True))
+        return {"loss": summed / denominator, **out, "seen": seen}
+
+    def _step(self) -> dict[str, float]:
+        factor = self.cfg.optim.schedule.factor(self.updates, self.total_updates)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+        norm = self.run.accelerator.clip_grad_norm_(self.parameters, self.cfg.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        size = 0.0 if norm is None else float(norm)  # DeepSpeed clips by itself and returns None
+        if math.isfinite(size):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.updates += 1
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row > self.run.config.max_skipped:
+            raise NonFiniteGradient(
+                f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (loss or data is NaN). "
+                f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}"
+            )
+        return {"grad_norm": size}
+
+    def standing(self) -> dict[str, float]:
+        """Where this role stands: learning rate of the last update, updates made, updates skipped."""
+        return {"lr": self.optimizers[0].param_groups[0]["lr"], "updates": self.updates, "skipped": self.skipped}
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""
+        body = pretrained(self.run.accelerator.unwrap_model(self.module))
+        modules = dict(body.named_modules())
+        for name, parameter in body.named_parameters():
+            if ".lora_" in name:
+                continue
+            value = parameter.detach()
+            value = value.full_tensor() if isinstance(value, DTensor) else value
+            if ".base_layer." in name:
+                owner, _, leaf = name.rpartition(".base_layer.")
+                if leaf == "weight":
+                    with torch.no_grad():
+                        delta = modules[owner].get_delta_weight("default")
+                    value = value + (delta.full_tensor() if isinstance(delta, DTensor) else delta)
+                name = f"{owner}.{leaf}"
+            yield name, value
+
+    def state_dict(self) -> dict[str, int]:
+        return {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.updates, self.skipped = state["updates"], state["skipped"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
+
+
+def pretrained(module: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside a wrapper."""
+    for child in module.modules():
+        if isinstance(child, PreTrainedModel):
+            return child
+    raise TypeError(f"{type(module).__name__} holds no transformers model")
+
+
+def add_lora(body: PreTrainedModel, cfg: Lora) -> None:
+    """Freeze the body and put adapters into it, in place; names of other weights gain ``.base_layer``."""
+    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
+    config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
+    inject_adapter_in_model(config, body)
+
+
+def _accumulate(sums: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    for name, value in new.items():
+        value = value.detach()
+        if name not in sums:
+            sums[name] = value
+        else:
+            sums[name] = torch.maximum(sums[name], value) if name.endswith("_max") else sums[name] + value

@@ -1,0 +1,61 @@
+"""Score a generator on prompts: accuracy with its standard error, response length, samples to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from stepstack.rl.experience import Scored
+from stepstack.rl.types import Generator, Prompt, Reward, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """``accuracy`` is the mean reward over questions of the mean over samples (avg@k); ``stderr`` is clustered by
+    question. ``scored`` holds every sample, ordered by (question, sample)."""
+
+    accuracy: float
+    stderr: float
+    n: int
+    k: int
+    length: float
+    truncated: float
+    scored: list[Scored]
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        values = {"accuracy": self.accuracy, "stderr": self.stderr, "length": self.length, "truncated": self.truncated}
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def evaluate(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    reward: Reward,
+    *,
+    gather: Callable[[list], list] = lambda items: items,
+    rank: int = 0,
+    processes: int = 1,
+) -> Evaluation:
+    """Each process samples its share; all get the whole result, the same for any number of processes."""
+    groups = list(generator.generate(list(prompts)[rank::processes], sampling))
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scored: list[Scored] = gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
+    by_question: dict[int, list[float]] = {}
+    for rollout, score in scored:
+        by_question.setdefault(rollout.prompt.problem.index, []).append(score.value)
+    means = [fmean(values) for values in by_question.values()]
+    accuracy = fmean(means)
+    spread = math.sqrt(sum((m - accuracy) ** 2 for m in means) / max(1, len(means) - 1))
+    return Evaluation(
+        accuracy=accuracy,
+        stderr=spread / math.sqrt(len(means)),
+        n=len(means),
+        k=sampling.n,
+        length=fmean(len(rollout.ids) for rollout, _ in scored),
+        truncated=fmean(rollout.finish == "length" for rollout, _ in scored),
+        scored=scored,
+    )

@@ -1,0 +1,1 @@
+"""How: one page of verbs each. Loops never import each other."""

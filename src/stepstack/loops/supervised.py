@@ -1,0 +1,43 @@
+"""Supervised fine-tuning: next-token loss on the response tokens of (prompt, response) rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from stepstack.core.minibatch import minibatches
+from stepstack.core.run import Run
+from stepstack.core.trainable import Trainable
+from stepstack.rl.batch import Batch, Layout, Micro, Row, owners
+from stepstack.rl.loss import LossOut
+
+
+def train(
+    run: Run,
+    *,
+    policy: Trainable,
+    rows: Callable[[int], list[Row]],
+    steps: int,
+    layout: Layout,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+) -> None:
+    """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its share."""
+    for step in run.steps(steps, evaluate):
+        batch = share(run, rows(step), seed=step)
+        [minibatch] = minibatches(run, batch, 1, layout)
+        with run.timer("policy"):
+            metrics = policy.update(minibatch.micros, likelihood, minibatch.tokens)
+        run.log(**metrics, loss=metrics["policy/loss"], tokens=minibatch.tokens)
+
+
+def share(run: Run, rows: list[Row], seed: int) -> Batch:
+    """This process's rows, balanced by length."""
+    owner = owners([len(row) for row in rows], [0] * len(rows), run.processes)
+    return Batch([row for row, rank in zip(rows, owner, strict=True) if rank == run.rank], len(rows), seed)
+
+
+def likelihood(module: nn.Module, micro: Micro) -> LossOut:
+    """Negative log-likelihood of the response tokens, summed."""
+    logp_N, entropy_N = module(micro.input_ids, micro.position_ids, micro.select, micro.labels)
+    return LossOut(-logp_N.sum(), {"entropy": entropy_N.sum(), **micro.counts()})

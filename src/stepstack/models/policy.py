@@ -1,0 +1,53 @@
+"""The policy: a causal LM that returns log-probabilities of chosen tokens, never a [B, T, V] tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+CHUNK = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
+
+
+def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label and entropy of each distribution, both [N], fp32, of softmax(logits / T).
+
+    The temperature is the sampler's: a policy gradient needs the distribution that was sampled from.
+    """
+    logp_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
+    entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
+    return logp_NV.gather(-1, labels_N[:, None])[:, 0], entropy_N
+
+
+class Policy(nn.Module):
+    """Wraps a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
+
+    def __init__(self, lm: PreTrainedModel):
+        super().__init__()
+        self.lm = lm
+        self.config = lm.config
+        self._no_split_modules = lm._no_split_modules  # what accelerate shards by under FSDP
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, labels: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N].
+
+        Rows are right-padded, or one row packs several sequences by restarting position_ids at 0; both need no mask
+        (``rl/batch.py`` says why). Returns (logprob [N], entropy [N]) in fp32.
+        """
+        hidden_BTD = self.lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[select]
+        if len(labels) <= CHUNK:
+            return token_logprobs(self.lm.get_output_embeddings()(hidden_ND), labels, temperature)
+        parts = [
+            checkpoint(self._head, hidden, label, temperature, use_reentrant=False)
+            for hidden, label in zip(hidden_ND.split(CHUNK), labels.split(CHUNK), strict=True)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _head(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return token_logprobs(self.lm.get_output_embeddings()(hidden_ND), labels_N, temperature)

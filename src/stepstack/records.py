@@ -1,0 +1,28 @@
+"""Small frozen records that every floor may use. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a reward or a metric says of one rollout.
+
+    ``value`` is what the algorithm sees; ``parts`` are logged one by one and never enter the loss.
+    """
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One data row. ``index`` is its place in the prepared set: the group key, since texts may repeat."""
+
+    index: int
+    text: str
+    gold: str
+    meta: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,108 @@
+"""One self-contained HTML page a run: tables, curves as SVG, samples. No torch, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepstack.report import jsonl
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #eee; text-align: left;
+vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre-wrap; overflow-wrap: anywhere; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(23rem, 1fr)); gap: 1rem; }
+.grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
+"""
+
+
+class Report:
+    """Add parts in reading order, then ``write``."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self.parts: list[str] = []
+
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+        self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
+
+    def curves(self, title: str, rows: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> None:
+        """One small plot a group, of the metrics that the rows have; a group without any is left out."""
+        plots = []
+        for name, metrics in groups.items():
+            series = {m: _series(rows, m) for m in metrics}
+            series = {m: points for m, points in series.items() if points[0]}
+            if series:
+                plots.append(f'<img alt="{html.escape(name)}" src="{_plot(name, series)}">')
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(plots)}</div>')
+
+    def stack(self, title: str, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
+        """Stacked areas of all metrics under ``prefix`` but the total."""
+        names = sorted({key for row in rows for key in row if key.startswith(prefix)} - {f"{prefix}step"})
+        rows = [row for row in rows if f"{prefix}step" in row and row["step"] > 0]
+        if rows and names:
+            layers = {name.removeprefix(prefix): [row.get(name, 0.0) for row in rows] for name in names}
+            image = _stack_plot([row["step"] for row in rows], layers)
+            self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
+
+    def details(self, title: str, value: Any) -> None:
+        text = html.escape(json.dumps(value, indent=2))
+        self.parts.append(f"<h2>{html.escape(title)}</h2><details><summary>show</summary><pre>{text}</pre></details>")
+
+    def write(self, path: Path) -> Path:
+        title = html.escape(self.title)
+        jsonl.write_text_atomic(
+            path,
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+            f"<h1>{title}</h1>{''.join(self.parts)}</html>\n",
+        )
+        return path
+
+
+def _series(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[float], list[float]]:
+    points = [(row["step"], row[metric]) for row in rows if metric in row and math.isfinite(row[metric])]
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def _plot(title: str, series: Mapping[str, tuple[list[float], list[float]]]) -> str:
+    figure, axes = _figure()
+    for name, (steps, values) in series.items():
+        axes.plot(steps, values, label=name, linewidth=1.4, marker="o" if len(steps) < 30 else None, markersize=3)
+    axes.set_title(title, fontsize=10)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def _stack_plot(steps: list[float], layers: Mapping[str, list[float]]) -> str:
+    figure, axes = _figure()
+    axes.stackplot(steps, list(layers.values()), labels=list(layers))
+    axes.set_title("seconds per step", fontsize=10)
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    return _svg(figure)
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # heavy: only where a page is written
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,84 @@
+"""Files of records that survive a kill: one JSON object a line, and whole files that are either old or new."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class JsonlError(ValueError):
+    """A line that is no JSON object where only the last one may be torn; names file and line."""
+
+
+class Rows(list[dict[str, Any]]):
+    """The whole rows; ``torn`` counts the last lines (0 or 1) that a kill had left unfinished and that are not here."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]], torn: int):
+        super().__init__(rows)
+        self.torn = torn
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line with one write, so that a kill tears at most the last line. A torn one there is cut off first.
+
+    TypeError where a value is no JSON; the file then is as it was. NaN and infinities are written as JavaScript names.
+    """
+    line = (json.dumps(row) + "\n").encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as handle:
+        _cut_torn_line(handle.fileno())
+        handle.write(line)
+
+
+def read(path: Path) -> Rows:
+    """Every row. A last line without its newline is dropped and counted; any other bad line raises JsonlError."""
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise JsonlError(f"{path}:{number}: not JSON ({error}): {line[:80]!r}. Remove or repair the line") from None
+        if not isinstance(row, dict):
+            raise JsonlError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
+        rows.append(row)
+    return Rows(rows, torn=1 if last else 0)
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; readers see the old file or the new one, also after a loss of power."""
+    write_text_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Like ``write_json_atomic``, for any text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide a shared run from its other readers
+        Path(name).replace(path)
+    except BaseException:  # Ctrl-C too must not leave a half file behind
+        Path(name).unlink()
+        raise
+
+
+def _cut_torn_line(handle: int) -> None:
+    size = os.fstat(handle).st_size
+    end, block = size, 4096
+    while end > 0:
+        start = max(0, end - block)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(handle, end)

@@ -1,0 +1,70 @@
+"""Rollouts of all processes -> scored rows, shared out so that every process has about the same tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from stepstack.records import Score
+from stepstack.rl.batch import Batch, Row, chunk_of, owners
+from stepstack.rl.types import Group, Reward, Rollout
+
+Scored = tuple[Rollout, Score]
+
+
+def collect(
+    groups: Sequence[Group],
+    reward: Reward,
+    *,
+    gather: Callable[[list], list],
+    rank: int,
+    processes: int,
+    seed: int,
+    chunks: int,
+) -> tuple[Batch, dict[str, float]]:
+    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics.
+
+    Rows are numbered by (place of the prompt's index, sample), so that neither the order in which groups ended nor the
+    number of processes matters. Groups are keyed by problem index: two prompts of one text stay two groups.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scored: list[Scored] = gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
+    scores: dict[int, list[float]] = defaultdict(list)
+    for rollout, score in scored:
+        scores[rollout.prompt.problem.index].append(score.value)
+    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in scored]
+    owner = owners(lengths, chunk_of(len(scored), min(chunks, len(scored)), seed), processes)
+    rows = [
+        Row.of(rollout, score.value, index)
+        for index, (rollout, score) in enumerate(scored)
+        if owner[index] == rank
+    ]
+    return Batch(rows, len(scored), seed, dict(scores)), summary(scored, scores)
+
+
+def summary(scored: Sequence[Scored], scores: dict[int, list[float]]) -> dict[str, float]:
+    """What a step's rollouts looked like, over all processes."""
+    lengths = [len(rollout.ids) for rollout, _ in scored]
+    parts: dict[str, list[float]] = defaultdict(list)
+    for _, score in scored:
+        for name, value in score.parts.items():
+            parts[name].append(value)
+    by_success: dict[bool, list[int]] = {True: [], False: []}
+    for (_, score), length in zip(scored, lengths, strict=True):
+        by_success[score.value > 0].append(length)
+    out = {
+        "reward": fmean(score.value for _, score in scored),
+        "length": fmean(lengths),
+        "length_max": float(max(lengths)),
+        "tokens": float(sum(lengths)),
+        "truncated": fmean(rollout.finish == "length" for rollout, _ in scored),
+        "frac_zero_std": fmean(len(set(values)) == 1 for values in scores.values()),
+        "pass_at_n": fmean(max(values) > 0 for values in scores.values()),
+        **{f"reward/{name}": fmean(values) for name, values in parts.items()},
+    }
+    for success, name in ((True, "length_rewarded"), (False, "length_unrewarded")):
+        if by_success[success]:
+            out[name] = fmean(by_success[success])
+    return out

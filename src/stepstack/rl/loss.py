@@ -1,0 +1,117 @@
+"""Losses as pure functions of flat per-token tensors [N]. Each returns per-token values; the caller weighs and sums.
+
+``LossOut.total`` is a SUM; whoever updates divides it by the GLOBAL denominator, so that the result depends neither on
+micro-batches nor on packing nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stepstack.config import Strict
+
+Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "pack-mean"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyLoss(Strict):
+    """PPO's clipped surrogate. ``clip_high`` > ``clip_low`` is clip-higher (DAPO); ``dual_clip`` c bounds the loss of
+    negative advantages by -c*A; ``is_cap`` weighs tokens by min(cap, trainer/sampler probability) (TIS).
+
+    aggregate: token-mean (ours, global) · seq-mean-token-mean (GRPO) · seq-mean-token-sum · seq-mean-token-sum-norm
+    (Dr. GRPO: divides by max_tokens) · pack-mean (orz-parity: mean over packs of each pack's token mean)."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    is_cap: float | None = None
+    aggregate: Aggregate = "token-mean"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kl(Strict):
+    """KL to the reference model. No reference is loaded while ``weight`` is 0. ``place``: a term of the loss, or a
+    penalty taken off the reward token by token."""
+
+    weight: float = 0.0
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    place: Literal["loss", "reward"] = "loss"
+
+
+@dataclass
+class LossOut:
+    """total: sum over tokens. metrics: sums over tokens, except names ending in _max; must hold "tokens"."""
+
+    total: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+def surrogate(logp_N: Tensor, old_N: Tensor, advantage_N: Tensor, cfg: PolicyLoss) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, ratio, clipped) [N]: -min(r A, clip(r) A) with r = exp(logp - old) (PPO eq. 7). ``clipped`` is 1 where
+    the clip decided."""
+    ratio_N = (logp_N - old_N).exp()
+    free_N = -advantage_N * ratio_N
+    held_N = -advantage_N * ratio_N.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+    loss_N = torch.maximum(free_N, held_N)
+    clipped_N = (held_N > free_N).float()
+    if cfg.dual_clip is not None:
+        bound_N = -advantage_N * cfg.dual_clip
+        loss_N = torch.where(advantage_N < 0, torch.minimum(loss_N, bound_N), loss_N)
+    return loss_N, ratio_N.detach(), clipped_N
+
+
+def value_error(value_N: Tensor, old_N: Tensor, return_N: Tensor, clip: float | None) -> Tensor:
+    """[N]: half the squared error, the worse of free and clipped to old +- clip (ORZ: clip 0.2)."""
+    free_N = (value_N - return_N) ** 2
+    if clip is None:
+        return 0.5 * free_N
+    held_N = (old_N + (value_N - old_N).clamp(-clip, clip) - return_N) ** 2
+    return 0.5 * torch.maximum(free_N, held_N)
+
+
+def kl_estimate(logp_N: Tensor, ref_N: Tensor, estimator: str) -> Tensor:
+    """[N] estimates of KL(policy || reference) from the sampled token (Schulman's k1, k2, k3)."""
+    log_ratio_N = logp_N - ref_N
+    match estimator:
+        case "k1":
+            return log_ratio_N
+        case "k2":
+            return 0.5 * log_ratio_N**2
+        case "k3":
+            return (-log_ratio_N).exp() - 1 + log_ratio_N
+    raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
+
+
+def truncated_importance(logp_N: Tensor, sampler_N: Tensor, cap: float) -> Tensor:
+    """[N] min(cap, p_trainer / p_sampler): corrects for an engine whose numerics differ from the trainer's."""
+    return (logp_N.detach() - sampler_N).exp().clamp(max=cap)
+
+
+def token_weights(lengths: Sequence[int], aggregate: Aggregate, max_tokens: int = 0) -> Tensor:
+    """[N] weight of each token in the sum; ``denominator`` gives what the sum is divided by. For pack-mean the
+    lengths are those of one pack."""
+    match aggregate:
+        case "token-mean" | "seq-mean-token-sum":
+            return torch.ones(sum(lengths))
+        case "seq-mean-token-mean":
+            return torch.cat([torch.full((n,), 1.0 / n) for n in lengths])
+        case "seq-mean-token-sum-norm":
+            return torch.full((sum(lengths),), 1.0 / max_tokens)
+        case "pack-mean":
+            return torch.full((sum(lengths),), 1.0 / sum(lengths))
+
+
+def denominator(aggregate: Aggregate, *, tokens: float, rows: float, packs: float) -> float:
+    """The global count (over all processes) that a weighted sum is divided by."""
+    match aggregate:
+        case "token-mean":
+            return tokens
+        case "pack-mean":
+            return packs
+        case _:
+            return rows

@@ -1,0 +1,98 @@
+"""The words of RL: prompt, rollout, group, sampling, reward, generator. No torch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from stepstack.config import Strict
+from stepstack.records import Problem, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem as the model reads it. ``ids`` are exactly the tokens every engine gets: nobody tokenises again."""
+
+    problem: Problem
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling(Strict):
+    """How to sample. ``logprobs`` of a rollout are those of this distribution, temperature applied.
+
+    temperature 0 is greedy. ``max_tokens`` bounds the response; ``max_length`` bounds prompt plus response
+    (None: no bound beyond the model's own). Seeds are per rollout, derived from (seed, problem index, sample), so a
+    result depends neither on the batch nor on the number of processes.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 64
+    max_length: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def but(self, **changes) -> Sampling:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response.
+
+    ``ids`` are the engine's tokens, EOS included when it was emitted, up to the token that completes a stop string;
+    ``text`` ends with that stop string. ``finish`` is "stop" for EOS or a stop string, else "length".
+    ``logprobs[i]`` belongs to ``ids[i]``. ``version`` is the policy version that sampled it.
+    """
+
+    prompt: Prompt
+    sample: int
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Finish
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The n rollouts of one prompt, ordered by ``sample``."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+# A reward scores a batch, so that a grader may work in parallel and be killed when it hangs. Pure: no state, no log.
+Reward = Callable[[Sequence[Rollout]], list[Score]]
+
+
+class Generator(Protocol):
+    """The one seam behind which any engine samples."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Yield a group as soon as its n rollouts have ended, in any order."""
+        ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights under their Hugging Face names; ``version`` marks the rollouts that follow."""
+        ...
+
+
+def row_seed(seed: int, index: int, sample: int) -> int:
+    """63-bit seed of one rollout (splitmix64 over the triple), the same in every engine that takes seeds."""
+    x = 0
+    for part in (seed, index, sample):
+        x = (x ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        x ^= x >> 31
+    return x >> 1

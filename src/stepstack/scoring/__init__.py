@@ -1,0 +1,1 @@
+"""Pure scores of texts, used by rewards and by evals alike. No torch."""

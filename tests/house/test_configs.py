@@ -1,0 +1,62 @@
+"""Every file in configs/ loads, explains itself and can be launched."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import yaml
+
+from stepstack import config
+from stepstack.config import CONFIGS, ROOT
+from stepstack.core import launch
+
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def chain(name: str) -> set:
+    """The files that a config is made of."""
+    file, seen = CONFIGS / f"{name}.yaml", set()
+    while file:
+        seen.add(file.resolve())
+        base = yaml.safe_load(file.read_text()).get("base")
+        file = base and file.parent / base
+    return seen
+
+
+def test_there_are_configs():
+    assert NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_and_explains_every_key(name):
+    resolved = config.resolve(name)
+    loaded = config.load(name)
+    assert loaded.name == name
+    rows = config.explain(loaded, resolved)
+    keys = {key for key, _, _ in rows}
+    assert keys == {key for key, _ in config.flatten(config.to_dict(loaded))}
+    assert resolved.sources.keys() <= keys
+    files = {source for _, _, source in rows if source.endswith(".yaml") and not source.startswith("stem of")}
+    assert all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dry_run_types_a_line(name, capsys):
+    loaded = config.load(name)
+    assert launch.run(loaded, name, dry_run=True, environ={}) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[words.index("-m") :] == ["-m", "stepstack", "train", name]
+    line = launch.command(loaded, name, rank=0, head="node0", environ={})
+    assert str(loaded.launch.processes) == line[line.index("--num_processes") + 1]
+
+
+def test_no_base_is_left_alone():
+    reached = set().union(*(chain(name) for name in NAMES))
+    assert {p.resolve() for p in (CONFIGS / "base").glob("*.yaml")} - reached == set()
+
+
+def test_bases_are_not_runnable():
+    for path in (CONFIGS / "base").glob("*.yaml"):
+        with pytest.raises(config.ConfigError, match="no key 'recipe'"):
+            config.resolve(str(path))

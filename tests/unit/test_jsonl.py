@@ -1,0 +1,97 @@
+"""Records on disk: torn lines, bad lines, atomic files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from stepstack.report import jsonl
+
+
+def test_rows_come_back_in_order(tmp_path):
+    path = tmp_path / "deep" / "m.jsonl"
+    rows = [{"step": i, "é": [1.5, None, "x\ny"]} for i in range(3)]
+    for row in rows:
+        jsonl.append(path, row)
+    read = jsonl.read(path)
+    assert read == rows
+    assert read.torn == 0
+    assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 9', b'{"step": 9}', b"\xff\xc3", b"x" * 10000])
+def test_a_torn_last_line_is_dropped_counted_and_cut_by_the_next_append(tmp_path, tail):
+    path = tmp_path / "m.jsonl"
+    jsonl.append(path, {"step": 1})
+    with path.open("ab") as handle:
+        handle.write(tail)
+    read = jsonl.read(path)
+    assert (read, read.torn) == ([{"step": 1}], 1)
+    jsonl.append(path, {"step": 2})
+    read = jsonl.read(path)
+    assert (read, read.torn) == ([{"step": 1}, {"step": 2}], 0)
+
+
+def test_a_file_that_is_only_a_torn_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"a')
+    assert (jsonl.read(path), jsonl.read(path).torn) == ([], 1)
+    jsonl.append(path, {"a": 1})
+    assert jsonl.read(path) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("bad", ['{"step": 1', "[1]", ""])
+def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path, bad):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 0}\n' + bad + '\n{"step": 2}\n')
+    with pytest.raises(jsonl.JsonlError, match=r"m\.jsonl:2: "):
+        jsonl.read(path)
+
+
+def test_what_is_no_json_is_refused_and_nothing_is_written(tmp_path):
+    path = tmp_path / "m.jsonl"
+    jsonl.append(path, {"a": 1})
+    with pytest.raises(TypeError):
+        jsonl.append(path, {"a": object()})
+    assert jsonl.read(path) == [{"a": 1}]
+
+
+def test_kill_9_while_appending_loses_at_most_the_last_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    code = (
+        "import pathlib, sys; from stepstack.report import jsonl\n"
+        "for i in range(10**9): jsonl.append(pathlib.Path(sys.argv[1]), {'step': i, 'text': 'x' * 3000})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    while not path.exists() or path.stat().st_size < 200_000:
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    steps = [row["step"] for row in jsonl.read(path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 60
+
+
+def test_atomic_write_replaces_whole_files_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "r.json"
+    jsonl.write_json_atomic(path, {"a": 1})
+    jsonl.write_json_atomic(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert os.listdir(path.parent) == ["r.json"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "r.txt"
+    jsonl.write_text_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        jsonl.write_text_atomic(path, "new \ud800")
+    with pytest.raises(TypeError):
+        jsonl.write_json_atomic(path, {"a": object()})
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.txt"]
