@@ -18,13 +18,13 @@ train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS)
 # prepare the data of RECIPE
 data: $(READY) ; $(STEP) data $(RECIPE) $(ARGS)
 # evaluate RECIPE, or the weights in MODEL=dir by it
-eval: $(READY) ; $(STEP) eval $(RECIPE) $(if $(MODEL),--model $(MODEL)) $(ARGS)
+eval: $(READY) ; $(STEP) eval $(RECIPE) $(ARGS) $(if $(MODEL),--model $(MODEL))
 # write evals/tables from evals/results; CHECK=1 only compares
 table: $(READY) ; $(STEP) table $(if $(CHECK),--check)
 # measure and write evals/results: BENCH=rl
 bench: $(READY) ; $(STEP) bench $(BENCH) $(ARGS)
 # every value of RECIPE and where it came from
-config: $(READY) ; $(STEP) config $(RECIPE) --explain $(ARGS)
+config: $(READY) ; $(STEP) config $(RECIPE) $(ARGS) --explain
 # style, types and the floors of the house
 check: $(READY) ; $(PY) scripts/check.py
 # every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 2"

@@ -58,7 +58,7 @@ class Manifest:
 
     schema: int
     stepstack: str
-    source: Mapping[str, Any]
+    sources: Sequence[Mapping[str, Any]]
     evals: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Any]
     counts: Mapping[str, Any]
@@ -75,7 +75,7 @@ class _Row:
 
 def prepare(
     out: Path,
-    source: str,
+    source: str | Sequence[str],
     evals: Sequence[str],
     *,
     ngram: int = NGRAM,
@@ -83,7 +83,7 @@ def prepare(
     rows_per_shard: int = 50_000,
     overwrite: bool = False,
 ) -> Manifest:
-    """Read ``source`` and ``evals``, check every row, and write the prepared folder ``out`` in one rename.
+    """Read ``source`` (or several) and ``evals``, check every row, and write the prepared folder ``out`` in one rename.
 
     An eval is a source, named by its file stem or dataset name, or ``name=source``. A train problem that repeats an
     earlier one, equals an eval problem or shares ``ngram`` successive words with one is dropped and counted.
@@ -95,7 +95,9 @@ def prepare(
     out = Path(out)
     _check_target(out, overwrite)
     errors: list[str] = []
-    train, source_record = _read(source, _train_row, errors)
+    sources = [source] if isinstance(source, str) else list(source)
+    parts = [_read(place, _train_row, errors) for place in sources]
+    train = [row for rows, _ in parts for row in rows]
     named = dict(_named(entry) for entry in evals)
     if len(named) != len(evals) or "train" in named:
         raise DataError(f"evals {list(evals)}: each needs its own name other than 'train'; write name=source")
@@ -110,11 +112,12 @@ def prepare(
 
     kept, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
-    files = dict(_shards(kept, source, rows_per_shard))
+    files = dict(_shards(kept, "+".join(sources), rows_per_shard))
     for name, rows in eval_rows.items():
         files[f"{name}.jsonl"] = name, _lines(rows, named[name])
     options = {"ngram": ngram, "drop_empty": drop_empty, "rows_per_shard": rows_per_shard}
-    return _write(out, files, Manifest(SCHEMA, __version__, source_record, eval_records, options, counts, {}))
+    records = [record for _, record in parts]
+    return _write(out, files, Manifest(SCHEMA, __version__, records, eval_records, options, counts, {}))
 
 
 def load(place: Path, split: str) -> list[Problem]:

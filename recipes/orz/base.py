@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.orz.chains import Chains, answer, draw, show, split_of, worked
 from recipes.orz.prompt import render
-from stepstack.config import Strict
+from stepstack.config import Save, Strict
 from stepstack.core.optim import Muon, Optim, Schedule, TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.loops import supervised
@@ -36,24 +36,36 @@ class TinyBase(Strict):
     batch: int = 128
     teach: float = 0.6  # fraction of the steps
     teach_mix: tuple[float, float, float] = (0.10, 0.85, 0.05)
-    bury_mix: tuple[float, float, float] = (0.70, 0.20, 0.10)
+    bury_mix: tuple[float, float, float] = (0.76, 0.14, 0.10)
     slip: float = 0.04
     optim: Optim = Muon(lr=0.02, adamw_lr=3e-3, schedule=Schedule(kind="linear", warmup=10))
 
 
-def make(run: Run, cfg: TinyBase, chains: Chains) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model of this run, made in ``<run>/base/`` or found there finished."""
-    made = run.dir / "base" / "model"
-    if not (made / "config.json").is_file():
-        _train(stage(run, "base", eval_every=0), cfg, chains, made)
-    return AutoModelForCausalLM.from_pretrained(made), AutoTokenizer.from_pretrained(made)
+def make(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
+    """The base model of a run, made in ``out`` by a stage of the run, or found there finished."""
+    if not out.is_dir():
+        _train(stage(run, "base", eval_every=0, save=Save(every=100, keep=1)), cfg, chains, out)
+
+
+def untrained(cfg: TinyBase, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The tiny model as it is born: what the SFT starts from, and a way to try other data through the same path."""
+    tokenizer = tiny.tokenizer()
+    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
+    return tiny.qwen2(len(tokenizer), seed=seed, **shape), tokenizer
+
+
+def keep(run: Run, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write a model that exists only in memory as a folder, once."""
+    if run.is_main and not out.is_dir():
+        partial = out.with_name(f".{out.name}.partial")
+        lm.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(out)
+    run.accelerator.wait_for_everyone()
 
 
 def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
-    tokenizer = tiny.tokenizer()
-    lm = tiny.qwen2(
-        len(tokenizer), hidden=cfg.hidden, layers=cfg.layers, intermediate=cfg.intermediate, seed=run.config.seed
-    )
+    lm, tokenizer = untrained(cfg, run.config.seed)
     policy = run.trainable("policy", Policy(lm), TrainableConfig(optim=cfg.optim), total_updates=cfg.steps)
     supervised.train(
         run,
@@ -94,10 +106,3 @@ def demonstration(kind: str, terms: list[int], rng: random.Random, slip: float) 
         case _:
             forms = (f"It is {total}.", f"</think>{total}", f"</think><answer>{total}</answer>")
             return rng.choice(forms) + tiny.EOS
-
-
-def untrained(cfg: TinyBase, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The tiny model as it is born, for trying other data through the same path (it will score nothing)."""
-    tokenizer = tiny.tokenizer()
-    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
-    return tiny.qwen2(len(tokenizer), seed=seed, **shape), tokenizer

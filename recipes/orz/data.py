@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +12,7 @@ from data import orz_math
 from recipes.orz import chains
 from recipes.orz.chains import Chains
 from recipes.orz.prompt import PromptConfig, encode
-from stepstack.config import ROOT, Strict
+from stepstack.config import ROOT, ConfigError, Strict
 from stepstack.records import Problem
 from stepstack.rl.types import Prompt
 
@@ -20,13 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared(Strict):
-    """A folder that ``data/orz_math.py`` prepared (``stepstack data orz_math``). ``select`` and ``test`` name its eval
-    sets; ``hard`` keeps only the problems listed in that file of indices (the annealing stage)."""
+    """A folder that ``make data`` prepares from ``source`` (files, folders or hf:names, in ORZ's train schema) and
+    ``evals`` (ORZ's eval schema), which are kept out of training. ``select`` and ``test`` name eval sets.
+
+    ``hard``: an eval result of the training split (``stepstack eval NAME --split train --samples 64``); training then
+    keeps the problems with fewer than 4 right, as ORZ mines its annealing set.
+    """
 
     type: Literal["prepared"] = "prepared"
     folder: str = "prepared/orz_math"
+    source: tuple[str, ...] = ()
+    evals: tuple[str, ...] = ()
     select: tuple[str, ...] = ("aime2024",)
-    test: tuple[str, ...] = ("math500",)
+    test: tuple[str, ...] = ("aime2024", "math500")
+    hard: str | None = None
     limit: int | None = None  # the first so many training and eval problems, for a trial
 
 
@@ -70,8 +79,17 @@ def _encode(problems: Sequence[Problem], tokenizer: Any, cfg: PromptConfig) -> l
 
 def _prepared(cfg: Prepared) -> list[list[Problem]]:
     folder = ROOT / cfg.folder
-    train = orz_math.load(folder, "train")[: cfg.limit]
-    evals = [_renumbered([p for name in names for p in orz_math.load(folder, name)[: cfg.limit]]) for names in (cfg.select, cfg.test)]
+    train = orz_math.load(folder, "train")
+    if cfg.hard is not None:
+        right: Counter[int] = Counter()
+        for sample in json.loads((ROOT / cfg.hard).read_text())["samples"]:
+            right[sample["index"]] += sample["score"] > 0
+        train = orz_math.hard_set(train, [right[problem.index] for problem in train])
+    train = train[: cfg.limit]
+    evals = [
+        _renumbered([p for name in names for p in orz_math.load(folder, name)[: cfg.limit]])
+        for names in (cfg.select, cfg.test)
+    ]
     return [train, *evals]
 
 
@@ -90,3 +108,15 @@ def _reasoning_gym(cfg: ReasoningGym) -> list[list[Problem]]:
     select, test = split(cfg.select, cfg.seed + 1), split(cfg.test, cfg.seed + 2)
     seen = {p.text for p in (*select, *test)}
     return [[p for p in split(cfg.train, cfg.seed) if p.text not in seen], select, test]
+
+
+def prepare(cfg: Config) -> str:
+    """``make data``: write the data that a config reads; returns a line to print."""
+    match cfg.data:
+        case Prepared() as kind:
+            if not kind.source:
+                raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
+            manifest = orz_math.prepare(ROOT / kind.folder, kind.source, kind.evals)
+            return f"{ROOT / kind.folder}: {manifest.counts}"
+        case _:
+            return f"{cfg.name}: the data ({cfg.data.type}) is made while training; there is nothing to prepare"

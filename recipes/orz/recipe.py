@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
-from recipes.orz.data import Prepared, ReasoningGym, load_prompts
+from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
 from recipes.orz.models import Pretrained, SmolLm2, load_model
-from recipes.orz.outcome import report_outcome, save_evaluation
+from recipes.orz.outcome import evaluate_model, report_outcome, save_evaluation, write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
 from stepstack.core.run import Run
@@ -25,6 +25,8 @@ from stepstack.rl.prompts import Prompts
 from stepstack.rl.types import Generator, Prompt
 from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
 
+__all__ = ["Config", "describe", "evaluate_model", "prepare", "train", "write_report"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(ppo.PpoConfig):
@@ -35,27 +37,38 @@ class Config(ppo.PpoConfig):
     prompt: PromptConfig = PromptConfig()
     reward: RewardConfig = RewardConfig()
 
+    def __post_init__(self) -> None:
+        ppo.PpoConfig.__post_init__(self)
+        sampling = self.rollout.sampling
+        longest = min(self.prompt.max_tokens + sampling.max_tokens, sampling.max_length or 1 << 60)
+        if self.layout.max_tokens < longest:
+            raise ValueError(
+                f"a rollout may have {longest} tokens (prompt.max_tokens + rollout.sampling.max_tokens, at most "
+                f"rollout.sampling.max_length), which layout.max_tokens={self.layout.max_tokens} does not hold"
+            )
+
 
 def train(run: Run[Config]) -> None:
     """The whole recipe: compose the parts, call one loop, show what was learned."""
     cfg = run.config
-    lm, tokenizer = load_model(run, cfg)
+    lm, tokenizer, source = load_model(run)
     prompts = load_prompts(cfg, tokenizer)
     reward = make_reward(cfg.reward)
 
     critic_lm = copy.deepcopy(lm) if cfg.uses_critic else None
-    reference = run.frozen(Policy(copy.deepcopy(lm))) if cfg.kl.weight > 0 else None
+    reference_lm = copy.deepcopy(lm) if cfg.kl.weight > 0 else None
+    generator = make_generator(cfg, lm, tokenizer, source)
     actor = run.trainable("actor", Policy(lm), cfg.actor, cfg.steps * cfg.actor_updates)
-    critic = critic_lm and run.trainable("critic", Value(critic_lm), cfg.critic, cfg.steps * cfg.critic_updates)
-    generator = make_generator(run, cfg, lm, tokenizer)
+    critic = None
+    if critic_lm is not None:
+        critic = run.trainable("critic", Value(critic_lm), cfg.critic, cfg.steps * cfg.critic_updates)
+    reference = None if reference_lm is None else run.frozen(Policy(reference_lm))
 
-    def score(split: list[Prompt], samples: int = 1) -> Evaluation:
-        sampling = cfg.rollout.sampling.but(n=samples, seed=cfg.seed + 1)
-        share = {"gather": run.gather, "rank": run.rank, "processes": run.processes}
-        return evaluate(generator, split, sampling, reward, **share)
+    def score(split: list[Prompt]) -> Evaluation:
+        sampling = cfg.rollout.sampling.but(n=1, seed=cfg.seed + 1)
+        return evaluate(generator, split, sampling, reward, run)
 
-    run.resume()
-    generator.load(actor.named_weights(), version=run.step)
+    generator.load(actor.named_weights(), version=run.resume())
     if run.step == 0:
         save_evaluation(run, "before", score(prompts.test))
     ppo.train(
@@ -75,11 +88,34 @@ def train(run: Run[Config]) -> None:
     run.finish()
 
 
-def make_generator(run: Run[Config], cfg: Config, lm, tokenizer) -> Generator:
+def make_generator(cfg: Config, lm: Any, tokenizer: Any, source: str) -> Generator:
     match cfg.rollout.generator:
         case HfConfig() as kind:
             return HfGenerator(lm, tokenizer, kind)
         case VllmConfig() as kind:
-            return VllmGenerator(lm, tokenizer, kind)
+            return VllmGenerator(source, kind)
         case VllmServerConfig() as kind:
-            return VllmServerGenerator(tokenizer, kind)
+            return VllmServerGenerator(kind)
+
+
+def describe(cfg: Config) -> dict[str, Any]:
+    """What a run of this config would do, for ``--dry-run``: the numbers that follow from the config's."""
+    sampling, steps = cfg.rollout.sampling, cfg.steps
+    facts: dict[str, Any] = {
+        "rollouts per step": f"{cfg.rollouts_per_step} = {cfg.rollout.prompts} prompts x {sampling.n} samples",
+        "rollouts in all": f"{cfg.rollouts_per_step * steps} in {steps} steps",
+        "actor updates": f"{cfg.actor_updates} a step, {cfg.actor_updates * steps} in all",
+        "actor warm-up ends in step": -(-cfg.actor.optim.schedule.warmup // cfg.actor_updates),
+    }
+    if cfg.uses_critic:
+        facts["critic updates"] = f"{cfg.critic_updates} a step, {cfg.critic_updates * steps} in all"
+        facts["critic warm-up ends in step"] = -(-cfg.critic.optim.schedule.warmup // cfg.critic_updates)
+    return facts | {
+        "trained roles": "actor, critic" if cfg.uses_critic else "actor",
+        "reference model": "loaded" if cfg.kl.weight > 0 else "not loaded (kl.weight is 0)",
+        "rollouts from": cfg.rollout.generator.type,
+        "longest response": f"{sampling.max_tokens} tokens; with its prompt {sampling.max_length or 'the model limit'}",
+        "micro-batch": f"up to {cfg.layout.max_tokens} tokens, {'packed' if cfg.layout.pack else 'padded'}",
+        "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",
+        "folder": Run.folder(cfg),
+    }

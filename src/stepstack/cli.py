@@ -15,7 +15,13 @@ EXPECTED = (ConfigError, ValueError, FileNotFoundError)  # the user's to mend: s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in args]
+    if strange:
+        top.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:  # argparse takes a list of words in one piece only; overrides may also follow a flag
+        args.overrides = [*args.overrides, *rest]
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
         return args.run(args)

@@ -269,11 +269,11 @@ def _merge(into: dict, layer: Mapping, sources: dict[str, str], source: str, pre
     key of another choice remains."""
     for key, value in layer.items():
         dotted = f"{prefix}{key}"
-        old = into.get(key)
-        if isinstance(value, Mapping) and isinstance(old, dict):
-            if value.get("type", old.get("type")) == old.get("type"):
-                _merge(old, value, sources, source, f"{dotted}.")
-                continue
+        old: Any = into.get(key)
+        maps = isinstance(value, Mapping) and isinstance(old, Mapping)
+        if maps and value.get("type", old.get("type")) == old.get("type"):
+            _merge(into[key], value, sources, source, f"{dotted}.")
+            continue
         for stale in [k for k in sources if k == dotted or k.startswith(f"{dotted}.")]:
             del sources[stale]
         into[key] = json.loads(json.dumps(value)) if isinstance(value, Mapping | list) else value

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from stepstack.rl.experience import Scored
-from stepstack.rl.types import Generator, Prompt, Reward, Sampling
+from stepstack.rl.types import Generator, Prompt, Reward, Sampling, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,12 @@ def evaluate(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     reward: Reward,
-    *,
-    gather: Callable[[list], list] = lambda items: items,
-    rank: int = 0,
-    processes: int = 1,
+    world: World,
 ) -> Evaluation:
     """Each process samples its share; all get the whole result, the same for any number of processes."""
-    groups = list(generator.generate(list(prompts)[rank::processes], sampling))
+    groups = list(generator.generate(list(prompts)[world.rank :: world.processes], sampling))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored: list[Scored] = gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
     scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
     by_question: dict[int, list[float]] = {}
     for rollout, score in scored:

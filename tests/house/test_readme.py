@@ -1,4 +1,4 @@
-"""The commands in the READMEs exist. Those that have a dry run are run dry."""
+"""The commands in the READMEs and in docs exist. Those that have a dry run are run dry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from stepstack import config
 from stepstack.config import CONFIGS, ROOT
 from tests.house.tree import files, text
 
-READMES = [p for p in files(".md") if p.name == "README.md" and (len(p.parts) == 1 or p.parts[0] == "recipes")]
+FOLDERS = ("recipes", "docs")
+READMES = [p for p in files(".md") if p.name == "README.md" or p.parts[0] in FOLDERS]
 FENCE = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED = ("launch", "train", "config", "eval")  # subcommands whose first word is a config
 

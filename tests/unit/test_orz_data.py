@@ -164,7 +164,7 @@ def test_a_folder_of_lines_and_lists(tmp_path):
     (folder / "a.jsonl").write_text(json.dumps(train_row("first", "1")) + "\n\n")
     manifest = prepare(tmp_path / "out", str(folder), [])
     assert [p.text for p in load(tmp_path / "out", "train")] == ["first", "second"]
-    assert set(manifest.source["sha256"]) == {"a.jsonl", "b.json"}
+    assert set(manifest.sources[0]["sha256"]) == {"a.jsonl", "b.json"}
 
 
 def test_rows_of_the_hub_are_the_same_pairs(tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_rows_of_the_hub_are_the_same_pairs(tmp_path, monkeypatch):
     manifest = prepare(tmp_path / "out", "hf:Open-Reasoner-Zero/orz_math_57k_collection", [])
     assert asked == [("Open-Reasoner-Zero/orz_math_57k_collection", "train")]
     assert [p.gold for p in load(tmp_path / "out", "train")] == ["1", "2"]
-    assert list(manifest.source["sha256"]) == ["Open-Reasoner-Zero/orz_math_57k_collection"]
+    assert list(manifest.sources[0]["sha256"]) == ["Open-Reasoner-Zero/orz_math_57k_collection"]
 
 
 def test_names_of_evals(tmp_path):

@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recipes.orz.prompt import STOP, encode, render
+from recipes.orz.prompt import STOP, Overlong, encode, render
 from recipes.orz.reward import MathReward
 from stepstack.records import Problem
-from stepstack.rl.types import Prompt, Rollout
+from stepstack.rl.types import Finish, Prompt, Rollout
 from stepstack.scoring.pool import GraderPool
 
 
@@ -25,6 +25,12 @@ def tokenizer(bos: bool, adds_bos: bool = False) -> PreTrainedTokenizerFast:
         model.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     names = {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", **names)
+
+
+def ids_of(problem: Problem, tokens: PreTrainedTokenizerFast, max_tokens: int, overlong: Overlong = "error"):
+    prompt = encode(problem, tokens, max_tokens, overlong)
+    assert prompt is not None
+    return prompt.ids
 
 
 QWEN_LIKE, GPT_LIKE, LLAMA_LIKE = tokenizer(False), tokenizer(True), tokenizer(True, adds_bos=True)
@@ -44,7 +50,7 @@ def test_the_published_wording():
 
 @pytest.mark.parametrize(("tokens", "count"), [(QWEN_LIKE, 0), (GPT_LIKE, 1), (LLAMA_LIKE, 1)])
 def test_exactly_one_bos(tokens, count):
-    ids = encode(PROBLEM, tokens, 2048).ids
+    ids = ids_of(PROBLEM, tokens, 2048)
     assert ids.count(0) == count
     assert ids[:count] == (0,) * count
     assert tokens.decode(ids[count:]) == render(PROBLEM.text)
@@ -53,7 +59,7 @@ def test_exactly_one_bos(tokens, count):
 @pytest.mark.parametrize("tokens", [QWEN_LIKE, GPT_LIKE, LLAMA_LIKE])
 def test_special_tokens_inside_a_problem_are_plain_text(tokens):
     problem = Problem(0, "What does <s> or </s> mean?", "1")
-    ids = encode(problem, tokens, 2048).ids
+    ids = ids_of(problem, tokens, 2048)
     assert ids.count(0) == (tokens.bos_token_id is not None)
     assert tokens.eos_token_id not in ids
     assert problem.text in tokens.decode(ids)
@@ -61,13 +67,13 @@ def test_special_tokens_inside_a_problem_are_plain_text(tokens):
 
 @pytest.mark.parametrize("tokens", [QWEN_LIKE, LLAMA_LIKE])
 def test_a_long_prompt_never_loses_its_end(tokens):
-    whole = encode(PROBLEM, tokens, 2048).ids
+    whole = ids_of(PROBLEM, tokens, 2048)
     room = len(whole)
-    assert encode(PROBLEM, tokens, room).ids == whole
+    assert ids_of(PROBLEM, tokens, room) == whole
     with pytest.raises(ValueError, match=f"problem 7: its prompt has {room} tokens, more than max_tokens={room - 1}"):
         encode(PROBLEM, tokens, room - 1)
     assert encode(PROBLEM, tokens, room - 1, "drop") is None
-    cut = encode(PROBLEM, tokens, room - 5, "left").ids
+    cut = ids_of(PROBLEM, tokens, room - 5, "left")
     bos = int(tokens.bos_token_id is not None)
     assert len(cut) == room - 5
     assert cut == whole[:bos] + whole[bos + 5 :]
@@ -75,10 +81,10 @@ def test_a_long_prompt_never_loses_its_end(tokens):
     with pytest.raises(ValueError, match="does not hold even"):
         encode(PROBLEM, tokens, 3, "left")
     with pytest.raises(ValueError, match="is not one of"):
-        encode(PROBLEM, tokens, 3, "right")
+        encode(PROBLEM, tokens, 3, "right")  # type: ignore[arg-type]
 
 
-def rollout(text: str, finish: str = "stop", gold: str = "73", **meta) -> Rollout:
+def rollout(text: str, finish: Finish = "stop", gold: str = "73", **meta) -> Rollout:
     return Rollout(Prompt(Problem(0, "p", gold, meta), (1,)), 0, (1,), (0.0,), text, finish, 0)
 
 

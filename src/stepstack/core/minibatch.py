@@ -29,9 +29,7 @@ def minibatches(run: Run, batch: Batch, updates: int, layout: Layout) -> list[Mi
     counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)
     totals = run.sum(counts).tolist()
     most = run.max(counts[:, 2].clone()).long().tolist()
-    return [
-        Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)
-    ]
+    return [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)]
 
 
 def _counts(part: list[list[Row]]) -> tuple[float, float, float]:

@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-SHOWN = {"reward": "reward", "eval/accuracy": "held-out", "length": "tokens", "loss": "loss", "actor/entropy": "entropy"}
+SHOWN = {
+    "reward": "reward",
+    "eval/accuracy": "held-out",
+    "length": "tokens",
+    "loss": "loss",
+    "actor/entropy": "entropy",
+}
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 

@@ -50,6 +50,11 @@ class Run(Generic[C]):
         self.accelerator = Accelerator(
             mixed_precision=config.precision, log_with=list(config.trackers), project_dir=self.dir
         )
+        if self.processes != config.launch.processes:
+            raise ConfigError(
+                f"launch.nodes x launch.processes_per_node is {config.launch.processes}, but {self.processes} process(es) "
+                f"were started: start it with `python -m stepstack launch {config.name}`, whose line --dry-run prints"
+            )
         if self.device.type == "cpu":
             torch.set_num_threads(config.launch.threads)
         set_seed(config.seed)
@@ -116,7 +121,7 @@ class Run(Generic[C]):
     # -- the steps -----------------------------------------------------------------------------------------------
 
     def steps(self, total: int, evaluate: Callable[[], Mapping[str, float]] | None = None) -> Iterator[int]:
-        """Yield step numbers from where the run stands; after each: evaluate and save on schedule, log, stop on SIGTERM.
+        """Yield step numbers from where the run stands; after each, evaluate and save on schedule, log, heed SIGTERM.
 
         ``evaluate`` also runs before the first step and after the last.
         """
@@ -144,7 +149,9 @@ class Run(Generic[C]):
         signal.signal(signal.SIGTERM, previous)
         if self.step < total:
             self.finish()
-            raise SystemExit(self._say(f"stopped after step {self.step} of {total}; the same command goes on from there"))
+            raise SystemExit(
+                self._say(f"stopped after step {self.step} of {total}; the same command goes on from there")
+            )
 
     def timer(self, name: str) -> contextlib.AbstractContextManager:
         """Wall seconds of a phase, logged as ``time/<name>``."""
@@ -251,7 +258,9 @@ class Run(Generic[C]):
     def _rewind_metrics(self) -> None:
         """Rows later than the checkpoint will be computed again."""
         if self.metrics_file.is_file():
-            rows = [r for r in jsonl.read(self.metrics_file) if r["step"] <= self.step and self.resumed_from is not None]
+            rows = [
+                r for r in jsonl.read(self.metrics_file) if r["step"] <= self.step and self.resumed_from is not None
+            ]
             jsonl.write_text_atomic(self.metrics_file, "".join(json.dumps(r) + "\n" for r in rows))
 
     def _begin_step(self) -> None:
@@ -315,4 +324,3 @@ def stage(run: Run, name: str, **changes: Any) -> Run:
     """A run inside a run (a warm start, a data stage): its own folder, checkpoints and metrics, the same machines."""
     config = dataclasses.replace(run.config, **changes)
     return Run(config, folder=run.dir / name, stop_after=None)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,18 +39,31 @@ class Trainable:
         if cfg.gradient_checkpointing:
             body.gradient_checkpointing_enable({"use_reentrant": False})
         for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0):
-            raise ConfigError(f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0")
+            raise ConfigError(
+                f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"
+            )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in module.parameters())
         accelerator = run.accelerator
         if accelerator.distributed_type == DistributedType.DEEPSPEED and run.trainables:
             raise ConfigError(
-                f"role {role!r}: DeepSpeed holds one trained model per process and {next(iter(run.trainables))!r} is one "
-                "already. Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
+                f"role {role!r}: DeepSpeed trains one model per process, and {next(iter(run.trainables))!r} is one. "
+                "Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
             )
-        self.module, *self.optimizers = accelerator.prepare(module.train(), *optimizers(module, cfg.optim))
+        made = optimizers(module, cfg.optim)
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self._fit_deepspeed(made)
+        self.module, *self.optimizers = accelerator.prepare(module.train(), *made)
         # FSDP replaces the parameters by sharded ones.
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+
+    def _fit_deepspeed(self, made: list[torch.optim.Optimizer]) -> None:
+        """DeepSpeed clips by itself, takes one optimizer, and wants a batch size where there is no data loader."""
+        if len(made) > 1:
+            raise ConfigError(f"{self.role}: DeepSpeed takes one optimizer, optim.type=muon is two: use adamw")
+        settings = self.run.accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = 1
+        settings["gradient_clipping"] = self.cfg.clip
 
     def update(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
@@ -90,7 +103,9 @@ class Trainable:
         seen = values.pop("seen", tokens)
         out = {name: value / tokens for name, value in values.items()}
         if peaks:
-            out |= dict(zip(peaks, self.run.max(torch.stack([sums[n].double().cpu() for n in peaks])).tolist(), strict=True))
+            out |= dict(
+                zip(peaks, self.run.max(torch.stack([sums[n].double().cpu() for n in peaks])).tolist(), strict=True)
+            )
         return {"loss": summed / denominator, **out, "seen": seen}
 
     def _step(self) -> dict[str, float]:
@@ -113,7 +128,7 @@ class Trainable:
             optimizer.zero_grad(set_to_none=True)
         if self.skipped_in_a_row > self.run.config.max_skipped:
             raise NonFiniteGradient(
-                f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (loss or data is NaN). "
+                f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (a NaN loss). "
                 f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}"
             )
         return {"grad_norm": size}

@@ -1,21 +1,21 @@
 """PPO, in verbs. GRPO, RLOO and Dr. GRPO are this same loop without the critic.
 
-    prompts --generate--> groups --score--> batch --annotate--> values, logprobs --credit--> advantages
-       ^                                                                                        |
-       +---- generator.load(weights) <---- actor.update <---- critic.update <-------------------+
+prompts --generate--> groups --score--> batch --annotate--> values, logprobs --credit--> advantages
+   ^                                                                                        |
+   +---- generator.load(weights) <---- actor.update <---- critic.update <-------------------+
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from stepstack.config import RunConfig, Strict
+from stepstack.config import RunConfig
 from stepstack.core.minibatch import Minibatch, minibatches
 from stepstack.core.optim import TrainableConfig
 from stepstack.core.run import Run
@@ -23,27 +23,26 @@ from stepstack.core.trainable import Trainable
 from stepstack.rl.advantage import Gae, Grpo, Rloo, explained_variance, gae, group_relative, whiten
 from stepstack.rl.batch import Batch, Layout, Micro
 from stepstack.rl.experience import collect
-from stepstack.rl.generate import HfConfig
 from stepstack.rl.loss import (
-    Kl, LossOut, PolicyLoss, denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error,
+    Kl,
+    LossOut,
+    PolicyLoss,
+    ValueLoss,
+    denominator,
+    kl_estimate,
+    surrogate,
+    token_weights,
+    truncated_importance,
+    value_error,
 )  # fmt: skip
 from stepstack.rl.prompts import Prompts
-from stepstack.rl.types import Generator, Reward, Sampling, row_seed
-from stepstack.rl.vllm import VllmConfig, VllmServerConfig
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutConfig(Strict):
-    """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
-
-    prompts: int = 128
-    sampling: Sampling = Sampling(n=64)
-    generator: Annotated[HfConfig | VllmConfig | VllmServerConfig, Field(discriminator="type")] = HfConfig()
+from stepstack.rl.rollout import RolloutConfig
+from stepstack.rl.types import Generator, Reward, row_seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PpoConfig(RunConfig):
-    """Everything PPO. The critic exists only where ``advantage.type`` is gae; the reference only where kl.weight > 0."""
+    """Everything PPO. The critic exists only where advantage.type is gae, the reference only where kl.weight > 0."""
 
     steps: int
     rollout: RolloutConfig = RolloutConfig()
@@ -52,8 +51,8 @@ class PpoConfig(RunConfig):
     actor_updates: int = 1
     critic: TrainableConfig = TrainableConfig()
     critic_updates: int = 12
-    value_clip: float | None = 0.2
     policy_loss: PolicyLoss = PolicyLoss()
+    value_loss: ValueLoss = ValueLoss()
     entropy_weight: float = 0.0
     kl: Kl = Kl()
     layout: Layout = Layout()
@@ -64,8 +63,8 @@ class PpoConfig(RunConfig):
             raise ValueError(f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}")
         if not self.uses_critic and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2")
-        if self.policy_loss.aggregate == "pack-mean" and not self.layout.pack:
-            raise ValueError("policy_loss.aggregate=pack-mean is a mean over packs: set layout.pack=true")
+        if "pack-mean" in (self.policy_loss.aggregate, self.value_loss.aggregate) and not self.layout.pack:
+            raise ValueError("aggregate=pack-mean is a mean over packs: set layout.pack=true")
 
     @property
     def rollouts_per_step(self) -> int:
@@ -77,7 +76,7 @@ class PpoConfig(RunConfig):
 
 
 def train(
-    run: Run[PpoConfig], *, actor: Trainable, critic: Trainable | None, reference: nn.Module | None,
+    run: Run[Any], *, actor: Trainable, critic: Trainable | None, reference: nn.Module | None,
     generator: Generator, prompts: Prompts, reward: Reward, evaluate: Callable[[], Mapping[str, float]],
 ) -> None:  # fmt: skip
     """Every rollout of a step is sampled by the policy that the step then updates: on-policy."""
@@ -87,10 +86,10 @@ def train(
         with run.timer("rollout"):
             mine = prompts.take(step, cfg.rollout.prompts)[run.rank :: run.processes]
             groups = list(generator.generate(mine, cfg.rollout.sampling.but(seed=row_seed(cfg.seed, step, 0))))
+            generator.sleep()
         with run.timer("reward"):
             chunks = cfg.critic_updates if critic else cfg.actor_updates
-            share = {"gather": run.gather, "rank": run.rank, "processes": run.processes}
-            batch, metrics = collect(groups, reward, **share, seed=step, chunks=chunks)
+            batch, metrics = collect(run, groups, reward, seed=step, chunks=chunks)
         run.log(**metrics)
         for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
         for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
@@ -100,16 +99,16 @@ def train(
         if critic:
             with run.timer("critic"):
                 for minibatch in for_critic:
-                    run.log(**critic.update(minibatch.micros, value_loss(cfg), minibatch.tokens))
+                    run.log(**critic.update(minibatch.micros, value_loss(cfg), over(cfg.value_loss, minibatch)))
         with run.timer("actor"):
             for minibatch in for_actor:
-                run.log(**actor.update(minibatch.micros, policy_loss(cfg), policy_denominator(cfg, minibatch)))
+                run.log(**actor.update(minibatch.micros, policy_loss(cfg), over(cfg.policy_loss, minibatch)))
         with run.timer("sync"):
             generator.load(actor.named_weights(), version=step + 1)
 
 
 @torch.no_grad()
-def annotate(run, for_actor: list[Minibatch], for_critic: list[Minibatch], actor, critic, reference) -> None:
+def annotate(run: Run, for_actor: list[Minibatch], for_critic: list[Minibatch], actor, critic, reference) -> None:
     """Per-token fields that updates need and that no update may change: value, old and ref log-probabilities.
 
     With one actor update the old log-probabilities are those of the update itself, and no forward is spent here.
@@ -119,13 +118,14 @@ def annotate(run, for_actor: list[Minibatch], for_critic: list[Minibatch], actor
     for micro in (m for minibatch in for_critic for m in minibatch.micros):
         with run.accelerator.autocast():
             micro.store("value", critic.module(micro.input_ids, micro.position_ids, micro.select))
-    for name, module in (("old", actor.module if needs_old else None), ("ref", reference)):
+    scorers = {"old": actor.module if needs_old else None, "ref": reference}
+    for name, module in scorers.items():
         for micro in (m for minibatch in for_actor for m in minibatch.micros if module is not None):
             with run.accelerator.autocast():
                 micro.store(name, forward(module, micro, cfg)[0])
 
 
-def credit(run: Run[PpoConfig], batch: Batch, cfg: PpoConfig) -> None:
+def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
     """Fill the fields advantage and return. The reward sits on the last response token."""
     lengths, kind = batch.lengths, cfg.advantage
     if isinstance(kind, Gae):
@@ -178,15 +178,17 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, Micro], LossOut]:
     return loss
 
 
-def policy_denominator(cfg: PpoConfig, minibatch: Minibatch) -> float:
-    aggregate = cfg.policy_loss.aggregate
-    return denominator(aggregate, tokens=minibatch.tokens, rows=minibatch.rows, packs=minibatch.packs)
-
-
 def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, Micro], LossOut]:
     def loss(module: nn.Module, micro: Micro) -> LossOut:
         value_N = module(micro.input_ids, micro.position_ids, micro.select)
-        error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_clip)
-        return LossOut(error_N.sum(), {"value": value_N.sum(), **micro.counts()})
+        error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
+        weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
+        total = (error_N * weight_N.to(error_N.device)).sum()
+        return LossOut(total, {"value": value_N.sum(), **micro.counts()})
 
     return loss
+
+
+def over(cfg: PolicyLoss | ValueLoss, minibatch: Minibatch) -> float:
+    """What the summed loss of a mini-batch is divided by, over all processes."""
+    return denominator(cfg.aggregate, tokens=minibatch.tokens, rows=minibatch.rows, packs=minibatch.packs)

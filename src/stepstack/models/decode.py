@@ -8,7 +8,7 @@ of the time. ``Module`` runs any Hugging Face causal LM with its own cache class
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +45,13 @@ class Fused:
             raise ValueError(f"Fused decodes {', '.join(FUSED)}, not {config.model_type}")
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.layers: list[dict[str, Tensor]] = []
+        self.head_dim = config.to_dict().get("head_dim") or config.hidden_size // self.heads
+        self.layers: list[dict[str, Any]] = []
         rope = config.rope_parameters
-        if rope.get("rope_type", "default") != "default" or getattr(config, "use_sliding_window", False):
-            raise ValueError(f"Fused knows plain RoPE without sliding windows; this model has {rope}: use decoder=module")
+        if rope.get("rope_type", "default") != "default" or config.to_dict().get("use_sliding_window"):
+            raise ValueError(
+                f"Fused knows plain RoPE without sliding windows; this model has {rope}: use decoder=module"
+            )
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self.frequency = (1.0 / rope["rope_theta"] ** exponent).to(self.device)
 

@@ -18,7 +18,7 @@ def tokenizer(max_length: int = 4096) -> Qwen2Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((PAD, EOS, *alphabet))}
     made = Qwen2Tokenizer(
-        vocab=vocab, merges=[], pad_token=PAD, eos_token=EOS, unk_token=None, model_max_length=max_length
+        vocab=vocab, merges=[], pad_token=PAD, eos_token=EOS, unk_token=PAD, model_max_length=max_length
     )
     made.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES])
     return made

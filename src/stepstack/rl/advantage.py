@@ -110,6 +110,8 @@ def explained_variance(values_N: Tensor, returns_N: Tensor, total: Sum = lambda 
     """1 - Var(returns - values) / Var(returns) over all processes; 0 when the returns do not vary."""
     v, r = values_N.double(), returns_N.double()
     e = r - v
-    n, r1, r2, e1, e2 = total(torch.stack([torch.tensor(float(len(r))).double(), r.sum(), (r * r).sum(), e.sum(), (e * e).sum()]))
+    n, r1, r2, e1, e2 = total(
+        torch.stack([torch.tensor(float(len(r))).double(), r.sum(), (r * r).sum(), e.sum(), (e * e).sum()])
+    )
     var_r, var_e = r2 / n - (r1 / n) ** 2, e2 / n - (e1 / n) ** 2
     return float(1 - var_e / var_r) if var_r > 1e-12 else 0.0

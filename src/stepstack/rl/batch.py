@@ -215,4 +215,5 @@ def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool
         [torch.arange(s + len(r.prompt_ids) - 1, s + len(r) - 1) for s, r in zip(starts, rows, strict=True)]
     )
     labels = torch.cat([torch.tensor(row.ids) for row in rows])
-    return Micro(rows, *(x.to(device) for x in (input_ids, position_ids, select, labels)), blank=blank)
+    input_ids, position_ids, select, labels = (x.to(device) for x in (input_ids, position_ids, select, labels))
+    return Micro(rows, input_ids, position_ids, select, labels, blank)

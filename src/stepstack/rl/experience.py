@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from stepstack.records import Score
 from stepstack.rl.batch import Batch, Row, chunk_of, owners
-from stepstack.rl.types import Group, Reward, Rollout
+from stepstack.rl.types import Group, Reward, Rollout, World
 
 Scored = tuple[Rollout, Score]
 
 
 def collect(
-    groups: Sequence[Group],
-    reward: Reward,
-    *,
-    gather: Callable[[list], list],
-    rank: int,
-    processes: int,
-    seed: int,
-    chunks: int,
+    world: World, groups: Sequence[Group], reward: Reward, *, seed: int, chunks: int
 ) -> tuple[Batch, dict[str, float]]:
     """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics.
 
@@ -29,18 +22,15 @@ def collect(
     number of processes matters. Groups are keyed by problem index: two prompts of one text stay two groups.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored: list[Scored] = gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
     scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
     scores: dict[int, list[float]] = defaultdict(list)
     for rollout, score in scored:
         scores[rollout.prompt.problem.index].append(score.value)
     lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in scored]
-    owner = owners(lengths, chunk_of(len(scored), min(chunks, len(scored)), seed), processes)
-    rows = [
-        Row.of(rollout, score.value, index)
-        for index, (rollout, score) in enumerate(scored)
-        if owner[index] == rank
-    ]
+    owner = owners(lengths, chunk_of(len(scored), min(chunks, len(scored)), seed), world.processes)
+    mine = [index for index in range(len(scored)) if owner[index] == world.rank]
+    rows = [Row.of(scored[index][0], scored[index][1].value, index) for index in mine]
     return Batch(rows, len(scored), seed, dict(scores)), summary(scored, scores)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +43,7 @@ class HfGenerator:
             self.decoder = Fused(lm.config, lm.device, lm.dtype)
             self.decoder.load(lm.state_dict().items())
         else:
-            self.decoder = Module(_clone(lm) if copy else lm)
+            self.decoder = Module(deepcopy(lm) if copy else lm)
         eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
         eos = lm.config.eos_token_id if eos is None else eos
         self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=lm.device)
@@ -53,6 +54,9 @@ class HfGenerator:
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.decoder.load(weights)
         self.version = version
+
+    def sleep(self) -> None:
+        """Nothing to lend: the cache lives only while a wave does."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error."""
@@ -146,7 +150,7 @@ class HfGenerator:
     def _completing_tokens(self, stop: tuple[str, ...]) -> Tensor:
         """[V] True for tokens that can be the last of a stop string; only those rows are decoded and searched."""
         if stop not in self._completers:
-            texts = [self.tokenizer.decode([i], skip_special_tokens=False) for i in range(len(self.tokenizer))]
+            texts = [str(self.tokenizer.decode([i], skip_special_tokens=False)) for i in range(len(self.tokenizer))]
             can = [
                 any(s in text or any(text.startswith(s[k:]) for k in range(1, len(s))) for s in stop) for text in texts
             ]
@@ -195,9 +199,3 @@ def response_text(tokenizer, ids: Sequence[int], eos: Sequence[int], stop: Seque
     text = tokenizer.decode(list(body), skip_special_tokens=False)
     ends = [text.index(s) + len(s) for s in stop if s in text]
     return text[: min(ends)] if ends else text
-
-
-def _clone(lm: PreTrainedModel) -> PreTrainedModel:
-    twin = type(lm)(lm.config).to(lm.device, lm.dtype)
-    twin.load_state_dict(lm.state_dict())
-    return twin

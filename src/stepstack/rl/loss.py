@@ -34,6 +34,14 @@ class PolicyLoss(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ValueLoss(Strict):
+    """The critic's regression; ``clip`` keeps a value near the one it had when the rollout was made (null: free)."""
+
+    clip: float | None = 0.2
+    aggregate: Aggregate = "token-mean"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Kl(Strict):
     """KL to the reference model. No reference is loaded while ``weight`` is 0. ``place``: a term of the loss, or a
     penalty taken off the reward token by token."""

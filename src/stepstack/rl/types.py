@@ -82,9 +82,36 @@ class Generator(Protocol):
         """Yield a group as soon as its n rollouts have ended, in any order."""
         ...
 
+    def sleep(self) -> None:
+        """Lend the device's memory to training until the next ``load``; an engine that holds none does nothing."""
+        ...
+
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take new policy weights under their Hugging Face names; ``version`` marks the rollouts that follow."""
         ...
+
+
+class World(Protocol):
+    """The processes of a run, as the parts see them."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def processes(self) -> int: ...
+
+    def gather(self, items: list) -> list:
+        """Items of all processes in rank order, on every process."""
+        ...
+
+
+class Alone:
+    """A world of one process."""
+
+    rank, processes = 0, 1
+
+    def gather(self, items: list) -> list:
+        return items
 
 
 def row_seed(seed: int, index: int, sample: int) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from stepstack.config import Strict
 from stepstack.rl.types import Group, Prompt, Rollout, Sampling, row_seed
-from stepstack.rl.vllm_http import INITIAL, Bucket, EngineError, Server, buckets, everywhere, send_by_disk
+from stepstack.rl.vllm_http import INITIAL, Bucket, EngineError, Server, ask, buckets, everywhere, send_by_disk
 
 Weights = Iterable[tuple[str, Tensor]]
 
@@ -457,51 +456,33 @@ class _NcclSender:
 
         self.servers, self.bytes = servers, int(cfg.bucket_gib * 2**30)
         sizes = [server.call("/get_world_size")["world_size"] for server in servers]
-        group = {
-            "master_address": cfg.nccl_address or get_ip(),
-            "master_port": cfg.nccl_port,
-            "world_size": 1 + sum(sizes),
-        }
+        group = {"master_address": cfg.nccl_address or get_ip(), "master_port": cfg.nccl_port}
+        group |= {"world_size": 1 + sum(sizes)}
         packing = {"packed": True, "packed_buffer_size_bytes": self.bytes, "packed_num_buffers": 2}
-        offsets = itertools.accumulate(sizes, initial=1)
-        bodies = [
-            {"init_info": {**group, **packing, "rank_offset": offset}}
-            for _, offset in zip(sizes, offsets, strict=False)
-        ]
-        joining = everywhere(
-            servers, "/init_weight_transfer_engine", bodies, again=False
-        )  # workers wait for the trainer in it
+        offsets = list(itertools.accumulate(sizes, initial=1))[:-1]
+        bodies = [{"init_info": {**group, **packing, "rank_offset": offset}} for offset in offsets]
+        # The workers wait for the trainer inside this request.
+        joining = everywhere(servers, "/init_weight_transfer_engine", bodies, again=False)
         self.group = trainer_init(group)
         for future in joining:
             future.result()
 
     def send(self, pieces: Iterator[Bucket], tag: str) -> None:
-        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer as broadcast
 
-        everyone = len(self.servers)
-        for future in everywhere(self.servers, "/start_weight_update", [{}] * everyone, again=False):
-            future.result()
+        ask(self.servers, "/start_weight_update", {}, again=False)
         for bucket in pieces:
             info = {
                 "names": [name for name, _ in bucket],
                 "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
                 "shapes": [list(tensor.shape) for _, tensor in bucket],
             }
-            receiving = everywhere(self.servers, "/update_weights", [{"update_info": info}] * everyone, again=False)
+            bodies = [{"update_info": info}] * len(self.servers)
+            receiving = everywhere(self.servers, "/update_weights", bodies, again=False)
             for future in receiving:
                 if future.done():  # refused before any NCCL call: raise here instead of waiting in the broadcast
                     future.result()
-            packed_nccl_broadcast_producer(
-                iter(bucket),
-                self.group,
-                src=0,
-                post_iter_func=itemgetter(1),
-                buffer_size_bytes=self.bytes,
-                num_buffers=2,
-            )
+            broadcast(iter(bucket), self.group, 0, lambda item: item[1].cuda(), self.bytes, 2)
             for future in receiving:
                 future.result()
-        for future in everywhere(
-            self.servers, "/finish_weight_update", [{"weight_version": tag}] * everyone, again=False
-        ):
-            future.result()
+        ask(self.servers, "/finish_weight_update", {"weight_version": tag}, again=False)

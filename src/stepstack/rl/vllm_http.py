@@ -155,6 +155,12 @@ def everywhere(
     return futures
 
 
+def ask(servers: Sequence[Server], path: str, body: Any, *, again: bool = True) -> None:
+    """The same POST to every server at once; returns when all have answered."""
+    for future in everywhere(servers, path, [body] * len(servers), again=again):
+        future.result()
+
+
 def send_by_disk(servers: Sequence[Server], pieces: Iterator[Bucket], folder: Path, tag: str) -> None:
     """Write ``folder``/weights-<tag>/*.safetensors, let every server read it, delete older versions."""
     from safetensors.torch import save_file
@@ -169,11 +175,8 @@ def send_by_disk(servers: Sequence[Server], pieces: Iterator[Bucket], folder: Pa
         tensors = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in bucket}
         save_file(tensors, partial / f"model-{number:05d}.safetensors")
     partial.rename(final)
-    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(final)}}
-    for future in everywhere(servers, "/collective_rpc", [reload] * len(servers)):
-        future.result()
-    for future in everywhere(servers, "/update_weight_version", [{"new_version": tag}] * len(servers)):
-        future.result()
+    ask(servers, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(final)}})
+    ask(servers, "/update_weight_version", {"new_version": tag})
     for old in folder.glob("weights-*"):
         if old != final:
             shutil.rmtree(old)

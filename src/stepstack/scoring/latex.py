@@ -131,7 +131,7 @@ class _Reader:
             operator = self.take(*_PRODUCTS)
             if operator is not None:
                 factor = self.signed()
-                total = total / factor if operator in ("/", "\\div") else total * factor
+                total = _quotient(total, factor) if operator in ("/", "\\div") else total * factor
             elif self.starts_factor():
                 total = total * self.factor()
             else:
@@ -214,10 +214,10 @@ class _Reader:
             return sympy.oo
         if name in ("frac", "binom"):
             top, bottom = self.digit_or_group(), self.digit_or_group()
-            return top / bottom if name == "frac" else _binomial(top, bottom)
+            return _quotient(top, bottom) if name == "frac" else _binomial(top, bottom)
         if name == "sqrt":
             index = self.group("[") if self.peek() == "[" else sympy.Integer(2)
-            return _power(self.digit_or_group(), 1 / index)
+            return _power(self.digit_or_group(), _quotient(sympy.Integer(1), index))
         if name == "log":
             base = self.argument() if self.take("_") else None
             inside = self.applied()
@@ -242,6 +242,12 @@ def _same(a: sympy.Expr, b: sympy.Expr) -> bool:
     if a == b:
         return True
     return not (a.is_Rational and b.is_Rational) and bool(a.evalf() == b.evalf())
+
+
+def _quotient(top: sympy.Expr, bottom: sympy.Expr) -> sympy.Expr:
+    if bottom.is_zero:
+        raise Unreadable("a division by zero")
+    return top / bottom
 
 
 def _power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
