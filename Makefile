@@ -32,7 +32,7 @@ test: $(READY) ; $(PYTEST) $(ARGS)
 # the tests that need an accelerator
 test-gpu: $(READY) ; $(PYTEST) -m gpu $(ARGS)
 # the tests that need the real vLLM engine
-test-vllm: $(READY) ; $(PYTEST) -m vllm $(ARGS)
+test-vllm: ; bash scripts/test_vllm.sh $(ARGS)
 # the tests with real downloads or many minutes
 test-optin: $(READY) ; $(PYTEST) -m optin $(ARGS)
 

@@ -12,6 +12,7 @@ CHECKS = (
     (str(BIN / "ruff"), "format", "--quiet", "--check", "--diff", "."),
     (sys.executable, "-m", "mypy", "--no-error-summary"),
     (str(BIN / "lint-imports"),),
+    (sys.executable, "-m", "stepstack", "table", "--check"),
 )
 
 

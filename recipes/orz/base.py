@@ -6,6 +6,7 @@ The result is what the paper starts from, in small: a model that can reason and 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,8 @@ from stepstack.rl.batch import Row
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TinyBase(Strict):
     """The model's shape, the SFT's length, and the mix of (blurted, worked, useless) demonstrations in the phase that
-    teaches and in the phase that buries; ``slip`` is the chance of a wrong step in a worked one."""
+    teaches and in the phase that buries; ``slip`` is the chance of a wrong step in a worked one, ``guess`` that of a
+    blurted answer being off by up to 3, as guesses are."""
 
     type: Literal["tiny"] = "tiny"
     hidden: int = 96
@@ -36,8 +38,9 @@ class TinyBase(Strict):
     batch: int = 128
     teach: float = 0.6  # fraction of the steps
     teach_mix: tuple[float, float, float] = (0.10, 0.85, 0.05)
-    bury_mix: tuple[float, float, float] = (0.76, 0.14, 0.10)
+    bury_mix: tuple[float, float, float] = (0.72, 0.18, 0.10)
     slip: float = 0.04
+    guess: float = 0.6
     optim: Optim = Muon(lr=0.02, adamw_lr=3e-3, schedule=Schedule(kind="linear", warmup=10))
 
 
@@ -54,9 +57,10 @@ def untrained(cfg: TinyBase, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     return tiny.qwen2(len(tokenizer), seed=seed, **shape), tokenizer
 
 
-def keep(run: Run, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write a model that exists only in memory as a folder, once."""
+def keep(run: Run, make: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]], out: Path) -> None:
+    """Write a model that would exist only in memory as a folder, once."""
     if run.is_main and not out.is_dir():
+        lm, tokenizer = make()
         partial = out.with_name(f".{out.name}.partial")
         lm.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
@@ -89,20 +93,20 @@ def demonstrations(cfg: TinyBase, chains: Chains, tokenizer, seed: int, step: in
         if split_of(text) != "train":
             continue
         kind = rng.choices(("blurted", "worked", "useless"), mix)[0]
-        response = demonstration(kind, terms, rng, cfg.slip)
+        response = demonstration(kind, terms, rng, cfg)
         prompt_ids = tuple(tokenizer(render(text, "short")).input_ids)
         rows.append(Row(len(rows), prompt_ids, tuple(tokenizer(response).input_ids)))
     return rows
 
 
-def demonstration(kind: str, terms: list[int], rng: random.Random, slip: float) -> str:
-    """blurted: the right answer with no reasoning · worked: step by step · useless: no answer one could extract."""
+def demonstration(kind: str, terms: list[int], rng: random.Random, cfg: TinyBase) -> str:
+    """blurted: an answer with no reasoning · worked: step by step · useless: no answer one could extract."""
     total = sum(terms)
     match kind:
         case "blurted":
-            return answer(total)
+            return answer(max(0, total + rng.randint(-3, 3)) if rng.random() < cfg.guess else total)
         case "worked":
-            return worked(terms, rng, slip)
+            return worked(terms, rng, cfg.slip)
         case _:
             forms = (f"It is {total}.", f"</think>{total}", f"</think><answer>{total}</answer>")
             return rng.choice(forms) + tiny.EOS

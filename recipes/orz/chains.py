@@ -10,10 +10,11 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-from stepstack.config import Strict
+from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
 
 Split = Literal["train", "select", "test"]
+PATIENCE = 100_000  # draws without a new chain after which there are taken to be no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +46,20 @@ def split_of(text: str) -> Split:
 
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:
-    """The distinct chains of a split, a pure function of the config."""
+    """The distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
     found: dict[str, int] = {}
+    in_vain = 0
     while len(found) < wanted:
         terms = draw(rng, cfg)
         text = show(terms)
-        if split_of(text) == split:
-            found.setdefault(text, sum(terms))
+        if split_of(text) == split and text not in found:
+            found[text], in_vain = sum(terms), 0
+        elif (in_vain := in_vain + 1) == PATIENCE:
+            raise ConfigError(
+                f"data.{split}={wanted}: only {len(found)} such chains were found; ask for fewer, or for more terms"
+            )
     return [Problem(i, text, str(total)) for i, (text, total) in enumerate(found.items())]
 
 

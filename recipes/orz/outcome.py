@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoTokenizer
 
 from recipes.orz.data import load_prompts
-from recipes.orz.models import Pretrained, pretrained
+from recipes.orz.models import Pretrained, make_generator, weights_of
 from recipes.orz.reward import make_reward
 from stepstack.config import digest
 from stepstack.core.run import Run
@@ -19,7 +20,6 @@ from stepstack.evaluate import Evaluation, evaluate
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 from stepstack.report.provenance import provenance
-from stepstack.rl.generate import HfConfig, HfGenerator
 from stepstack.rl.types import Alone
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ def evaluate_model(cfg: Config, folder: Path, samples: int, split: str = "test")
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no model: train first (make train RECIPE={cfg.name}) or give --model")
-    lm, tokenizer = pretrained(Pretrained(path=str(folder)))
     torch.set_num_threads(cfg.launch.threads)
-    generator = HfGenerator(lm, tokenizer, HfConfig(), copy=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = make_generator(cfg, weights_of(Pretrained(path=str(folder))), tokenizer, str(folder), device)
     sampling = cfg.rollout.sampling.but(n=samples, seed=cfg.seed + 1)
     prompts = getattr(load_prompts(cfg, tokenizer), split)
     result = evaluate(generator, prompts, sampling, make_reward(cfg.reward), Alone())

@@ -30,15 +30,23 @@ _INSTRUCTION = (
 )
 _END = "\nAssistant: <think>"
 
+_EXAMPLES = (
+    ("What is 4 + 9?", "4 + 9 = 13.", "13"),
+    ("What is 30 - 12 + 5?", "30 - 12 = 18. 18 + 5 = 23.", "23"),
+    ("What is 8 - 15?", "8 - 15 = -7.", "-7"),
+)
+
 Overlong = Literal["error", "drop", "left"]
+Style = Literal["orz", "examples", "short"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig(Strict):
-    """``style``: orz, or short (the question alone, for a tiny model whose window and skill are small). ``max_tokens``
-    bounds the prompt; ``overlong`` says what becomes of a longer one (never a cut at its end, as in ORZ's code)."""
+    """``style``: orz; examples (three solved sums in the answer format, for a small model that ORZ's words alone leave
+    at reward 0); short (the question alone, for a tiny model). ``max_tokens`` bounds the prompt; ``overlong`` says what
+    becomes of a longer one (never a cut at its end, as in ORZ's code)."""
 
-    style: Literal["orz", "short"] = "orz"
+    style: Style = "orz"
     max_tokens: int = 2048
     overlong: Overlong = "drop"
 
@@ -51,10 +59,13 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]: ...
 
 
-def render(problem: str, style: Literal["orz", "short"] = "orz") -> str:
+def render(problem: str, style: Style = "orz") -> str:
     """The prompt text of a problem, without the begin-of-sequence token."""
     if style == "short":
         return f"User: {problem}=?{_END}"
+    if style == "examples":
+        shots = (f"User: {q}{_END}{why}</think> <answer>\\boxed{{{a}}}</answer>\n\n" for q, why, a in _EXAMPLES)
+        return "".join(shots) + f"User: {problem}{_END}"
     return f"{_SYSTEM}User: {_INSTRUCTION}{problem}{_END}"
 
 
@@ -63,7 +74,7 @@ def encode(
     tokenizer: Tokenizer,
     max_tokens: int,
     overlong: Overlong = "error",
-    style: Literal["orz", "short"] = "orz",
+    style: Style = "orz",
 ) -> Prompt | None:
     """Token ids of ``problem``'s prompt: at most ``max_tokens``, begin-of-sequence included.
 

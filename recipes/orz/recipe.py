@@ -11,7 +11,7 @@ from pydantic import Field
 from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
-from recipes.orz.models import Pretrained, SmolLm2, load_model
+from recipes.orz.models import Pretrained, SmolLm2, load_model, make_generator
 from recipes.orz.outcome import evaluate_model, report_outcome, save_evaluation, write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
@@ -20,10 +20,8 @@ from stepstack.evaluate import Evaluation, evaluate
 from stepstack.loops import ppo
 from stepstack.models.policy import Policy
 from stepstack.models.value import Value
-from stepstack.rl.generate import HfConfig, HfGenerator
 from stepstack.rl.prompts import Prompts
-from stepstack.rl.types import Generator, Prompt
-from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
+from stepstack.rl.types import Prompt
 
 __all__ = ["Config", "describe", "evaluate_model", "prepare", "train", "write_report"]
 
@@ -39,6 +37,10 @@ class Config(ppo.PpoConfig):
 
     def __post_init__(self) -> None:
         ppo.PpoConfig.__post_init__(self)
+        if self.kl.weight > 0 and self.kl.place == "reward" and not self.uses_critic:
+            raise ValueError(
+                "kl.place=reward is a penalty token by token, which needs advantage.type=gae: use kl.place=loss"
+            )
         sampling = self.rollout.sampling
         longest = min(self.prompt.max_tokens + sampling.max_tokens, sampling.max_length or 1 << 60)
         if self.layout.max_tokens < longest:
@@ -53,11 +55,13 @@ def train(run: Run[Config]) -> None:
     cfg = run.config
     lm, tokenizer, source = load_model(run)
     prompts = load_prompts(cfg, tokenizer)
+    training = Prompts(prompts.train, cfg.seed)
+    run.reseed()
     reward = make_reward(cfg.reward)
 
     critic_lm = copy.deepcopy(lm) if cfg.uses_critic else None
     reference_lm = copy.deepcopy(lm) if cfg.kl.weight > 0 else None
-    generator = make_generator(cfg, lm, tokenizer, source)
+    generator = make_generator(cfg, lm, tokenizer, source, run.device)
     actor = run.trainable("actor", Policy(lm), cfg.actor, cfg.steps * cfg.actor_updates)
     critic = None
     if critic_lm is not None:
@@ -77,7 +81,7 @@ def train(run: Run[Config]) -> None:
         critic=critic,
         reference=reference,
         generator=generator,
-        prompts=Prompts(prompts.train, cfg.seed),
+        prompts=training,
         reward=reward,
         evaluate=lambda: score(prompts.select).metrics("eval"),
     )
@@ -86,16 +90,6 @@ def train(run: Run[Config]) -> None:
         run.export("actor", run.dir / "model", tokenizer)
     report_outcome(run)
     run.finish()
-
-
-def make_generator(cfg: Config, lm: Any, tokenizer: Any, source: str) -> Generator:
-    match cfg.rollout.generator:
-        case HfConfig() as kind:
-            return HfGenerator(lm, tokenizer, kind)
-        case VllmConfig() as kind:
-            return VllmGenerator(source, kind)
-        case VllmServerConfig() as kind:
-            return VllmServerGenerator(kind)
 
 
 def describe(cfg: Config) -> dict[str, Any]:

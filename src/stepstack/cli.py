@@ -11,7 +11,8 @@ from pathlib import Path
 from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
 
-EXPECTED = (ConfigError, ValueError, FileNotFoundError)  # the user's to mend: shown without a traceback
+# The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
+EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
     command("data", _data, "prepare the data of a config, with a manifest of hashes")
     score = command("eval", _eval, "evaluate a config's model, or any folder in its place")
     score.add_argument("--model", help="Hugging Face folder; default: runs/<name>/model")
+    score.add_argument("--split", default="test", choices=("train", "select", "test"))
     score.add_argument("--samples", type=int, default=1, help="rollouts a question (avg@k)")
-    report = command("report", _report, "write runs/<name>/report.html anew, also while the run goes on")
-    del report
+    command("report", _report, "write runs/<name>/report.html anew, also while the run goes on")
+    command("record", _record, "keep a finished run's figures in evals/results, for the tables")
     table = command("table", _table, "generate the tables in the READMEs from evals/results", named=False)
     table.add_argument("--check", action="store_true", help="change nothing; fail when a table is stale")
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
@@ -117,7 +119,7 @@ def _eval(args: argparse.Namespace) -> int:
     loaded = config.load(args.name, args.overrides)
     quiet_libraries()
     folder = Path(args.model) if args.model else Run.folder(loaded) / "model"
-    print(config.recipe_module(loaded.recipe).evaluate_model(loaded, folder, args.samples))
+    print(config.recipe_module(loaded.recipe).evaluate_model(loaded, folder, args.samples, args.split))
     return 0
 
 
@@ -126,6 +128,15 @@ def _report(args: argparse.Namespace) -> int:
 
     loaded = config.load(args.name, args.overrides)
     print(config.recipe_module(loaded.recipe).write_report(Run.folder(loaded)))
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from stepstack.core.run import Run
+    from stepstack.report import tables
+
+    loaded = config.load(args.name, args.overrides)
+    print(tables.record(Run.folder(loaded)))
     return 0
 
 

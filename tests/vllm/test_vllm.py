@@ -432,7 +432,7 @@ def test_nccl_needs_a_server_that_was_started_for_it(served):
 @pytest.mark.parametrize("mode", ["1", "2", "served"])
 def test_two_ranks(mode, folder, servers, tmp_path):
     """torchrun with gloo: an engine per rank, one engine of two ranks (tensor parallel), or both as clients."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     arguments = [mode, str(folder), str(tmp_path), *(server.url for server in servers)]
     run = subprocess.run([*command, __file__, *arguments], capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -466,11 +466,11 @@ def one_rank(mode: str, folder: str, shared: str, *urls: str) -> None:
 def test_server_goes_away_and_comes_back(folder, servers, lm, tmp_path):
     """Last: it kills the second server."""
     urls = tuple(server.url for server in servers)
-    cfg = VllmServerConfig(urls=urls, transfer="disk", dir=str(tmp_path), patience=2.0)
+    cfg = VllmServerConfig(urls=urls, transfer="disk", dir=str(tmp_path), patience=2.0, concurrency=2)
     generator = VllmServerGenerator(cfg)
     generator.load(lm.named_parameters(), 1)
     iterator = generator.generate(some_prompts(4), Sampling(n=8, max_tokens=100))
-    next(iterator)
+    next(iterator)  # with two rollouts at a time, most are still to come
     servers[1].kill()
     with pytest.raises(EngineError, match=rf"{urls[1]} did not answer .* for 2 s .* start `vllm serve` there again"):
         list(iterator)

@@ -39,15 +39,15 @@ def problem(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"{MANIFEST} is missing"
     try:
-        files = json.loads(manifest.read_text())["files"]
-    except (json.JSONDecodeError, KeyError) as error:
+        files = [(str(name), dict(known)) for name, known in json.loads(manifest.read_bytes())["files"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # any of its bytes may have changed
         return f"{MANIFEST} cannot be read ({error})"
-    for name, known in files.items():
+    for name, known in files:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != known["bytes"]:
-            return f"{name} has {file.stat().st_size} of {known['bytes']} bytes"
+        if file.stat().st_size != known.get("bytes"):
+            return f"{name} has {file.stat().st_size} of {known.get('bytes')} bytes"
         if _describe(file) != known:
             return f"{name} does not match its sha256"
     return None
@@ -59,11 +59,14 @@ def newest_first(folder: Path) -> Iterator[tuple[int, Path]]:
     yield from sorted(found, reverse=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep``, and whatever a killed save left."""
+def prune(folder: Path, keep: int, step: int) -> None:
+    """Delete all but the newest ``keep`` up to ``step``, whatever a killed save left, and what is later than ``step``:
+    torn ones that the run has gone back from, which must not count among the kept."""
     for partial in folder.glob(".partial-*"):
         shutil.rmtree(partial)
-    for _, path in list(newest_first(folder))[max(keep, 1) :]:
+    found = list(newest_first(folder))
+    later = [path for at, path in found if at > step]
+    for path in later + [path for at, path in found if at <= step][max(keep, 1) :]:
         shutil.rmtree(path)
 
 

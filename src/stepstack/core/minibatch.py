@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from stepstack.core.run import Run
-from stepstack.rl.batch import Batch, Layout, Micro, Row, collate, plan
+from stepstack.rl.batch import Batch, Layout, Micro, Row, collate, partition, plan
 
 
 @dataclass
 class Minibatch:
-    """What one optimizer step sees: this process's micro-batches and the counts over all processes."""
+    """What one optimizer step sees: this process's micro-batches and the counts over all processes.
+
+    ``spare``: rows that no update sees (orz-parity drops packs), to be annotated all the same.
+    """
 
     micros: list[Micro]
     tokens: float
     rows: float
     packs: float
+    spare: list[Micro] = field(default_factory=list)
 
 
 def minibatches(run: Run, batch: Batch, updates: int, layout: Layout) -> list[Minibatch]:
     """Cut a batch for ``updates`` optimizer steps. A process with fewer micro-batches gets blank ones, because under
     FSDP every process must run as many forwards."""
-    if not batch.rows:
-        raise ValueError(f"process {run.rank} got no rollout: {batch.size} rollouts are too few for {run.processes}")
+    if batch.size < run.processes:
+        raise ValueError(f"{batch.size} rollouts are too few for {run.processes} processes")
     parts = plan(batch, updates, layout)
+    parts += [[] for _ in range(int(run.max(torch.tensor([float(len(parts))]))) - len(parts))]
     counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)
     totals = run.sum(counts).tolist()
     most = run.max(counts[:, 2].clone()).long().tolist()
-    return [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)]
+    made = [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)]
+    used = {row.index for part in parts for micro in part for row in micro}
+    spare = partition([row for row in batch.rows if row.index not in used], layout)
+    made[-1].spare = _micros(run, spare, int(run.max(torch.tensor([float(len(spare))]))), layout, batch)
+    return made
 
 
 def _counts(part: list[list[Row]]) -> tuple[float, float, float]:

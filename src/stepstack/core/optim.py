@@ -91,8 +91,10 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
         case AdamW():
             made = [_adamw([p for _, p in named], cfg.lr, cfg)]
         case Muon():
-            hidden = [p for n, p in named if p.ndim == 2 and not _is_table(n)]
-            rest = [p for n, p in named if p.ndim != 2 or _is_table(n)]
+            tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+            by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
+            hidden = [p for (_, p), chosen in zip(named, by_muon, strict=True) if chosen]
+            rest = [p for (_, p), chosen in zip(named, by_muon, strict=True) if not chosen]
             muon = torch.optim.Muon(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
             made = [muon, _adamw(rest, cfg.adamw_lr, cfg)]
     for optimizer in made:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, init_empty_weights
+from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
 from stepstack.config import ROOT, ConfigError, RunConfig, difference, digest, to_dict
@@ -30,6 +31,7 @@ from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
 C = TypeVar("C", bound=RunConfig)
+M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 # A resumed run may change these: they decide where and how it is watched, not what it computes.
@@ -48,21 +50,21 @@ class Run(Generic[C]):
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
         self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=list(config.trackers), project_dir=self.dir
+            mixed_precision=config.precision, log_with=list(config.trackers) or None, project_dir=self.dir
         )
         if self.processes != config.launch.processes:
             raise ConfigError(
-                f"launch.nodes x launch.processes_per_node is {config.launch.processes}, but {self.processes} process(es) "
-                f"were started: start it with `python -m stepstack launch {config.name}`, whose line --dry-run prints"
+                f"the config asks for {config.launch.processes} processes (launch.nodes x launch.processes_per_node), "
+                f"{self.processes} were started: use `stepstack launch {config.name}`, whose line --dry-run prints"
             )
         if self.device.type == "cpu":
             torch.set_num_threads(config.launch.threads)
-        set_seed(config.seed)
+        self.reseed()
         self.trainables: dict[str, Trainable] = {}
         self.step = 0
         self.resumed_from: int | None = None
         self.fallbacks = 0
-        self.stop_after = stop_after
+        self.stop_after, self.inner = stop_after, folder is not None
         self._stop = self._looked = False
         self._claim_folder()
         self._begin_step()
@@ -106,6 +108,11 @@ class Run(Generic[C]):
         torch.distributed.all_reduce(y, op=op)
         return y.to(x.device)
 
+    def reseed(self) -> None:
+        """From here on random numbers depend on the seed alone, not on what this process did before. A recipe calls it
+        before it draws weights: a resumed run has not trained the stages that a first one has."""
+        set_seed(self.config.seed)
+
     # -- models --------------------------------------------------------------------------------------------------
 
     def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
@@ -115,8 +122,24 @@ class Run(Generic[C]):
         return made
 
     def frozen(self, module: nn.Module) -> nn.Module:
-        """Placed on the device, without gradients, never in a checkpoint. Under FSDP each process holds it whole."""
-        return module.requires_grad_(False).eval().to(self.device)
+        """Placed on the device (under FSDP: sharded), without gradients, never in a checkpoint."""
+        module.requires_grad_(False).eval()
+        if self.sharded:
+            return fsdp2_prepare_model(self.accelerator, module)
+        return module.to(self.device)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether models are spread over the processes (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def load(self, whole: Callable[[], M], empty: Callable[[], M]) -> M:
+        """A model as this process needs it. Under FSDP only process 0 reads weights, which ``trainable`` and ``frozen``
+        broadcast shard by shard; the others build the ``empty`` one, whose parameters take no memory."""
+        if not self.sharded or self.is_main:
+            return whole()
+        with init_empty_weights(include_buffers=False):
+            return empty()
 
     # -- the steps -----------------------------------------------------------------------------------------------
 
@@ -128,22 +151,23 @@ class Run(Generic[C]):
         self.resume()
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         every = self.config.eval_every
+        self._begin_step()
         with Progress(self.config.name, total, self.step, shown=self.is_main) as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
             while self.step < total:
-                self._begin_step()
                 yield self.step
                 self.step += 1
                 if evaluate and (self.step == total or (every and self.step % every == 0)):
                     with self.timer("evaluate"):
                         self.log(**evaluate())
                 stop = self._should_stop(total)
-                if self.step == total or stop or (self.config.save.every and self.step % self.config.save.every == 0):
-                    with self.timer("save"):
-                        self.save()
+                # Before the save: killed in between, the row is written again; the other way round it would be lost.
                 self._write_row(self.step)
+                if self.step == total or stop or (self.config.save.every and self.step % self.config.save.every == 0):
+                    with self.timer("save"):  # counted in the row of the next step
+                        self.save()
                 if stop:
                     break
         signal.signal(signal.SIGTERM, previous)
@@ -173,11 +197,12 @@ class Run(Generic[C]):
         """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
         partial = self.checkpoints / f".partial-{self.step:08d}"
         self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
             state = {"step": self.step, "trainables": {r: t.state_dict() for r, t in self.trainables.items()}}
             (partial / "state.json").write_text(json.dumps(state))
             checkpoint.finish(partial, self.checkpoints / f"step-{self.step:08d}", {"step": self.step})
-            checkpoint.prune(self.checkpoints, self.config.save.keep)
+            checkpoint.prune(self.checkpoints, self.config.save.keep, self.step)
         self.accelerator.wait_for_everyone()
 
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
@@ -197,8 +222,12 @@ class Run(Generic[C]):
         return folder
 
     def finish(self) -> None:
-        if self.config.trackers:
+        """Close the trackers. The outer run also leaves the process group, which a stage still shares with it."""
+        if not self.inner:
             self.accelerator.end_training()
+            return
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -238,6 +267,8 @@ class Run(Generic[C]):
                 continue
             self._load(step, folder)
             break
+        if self.fallbacks and self.resumed_from is None:
+            self._say("no whole checkpoint is left: starting from step 0")
         if self.is_main:
             self._rewind_metrics()
         self.accelerator.wait_for_everyone()
@@ -267,7 +298,7 @@ class Run(Generic[C]):
         self._pending: dict[str, list[float]] = {}
         self._times: dict[str, float] = {}
         self._flops = self._work_seconds = 0.0
-        self._started = time.perf_counter()
+        self._started, self._cpu = time.perf_counter(), time.process_time()
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -292,6 +323,7 @@ class Run(Generic[C]):
             row["mfu"] = self._flops / self._work_seconds / peak
         for role, trainable in self.trainables.items():
             row |= {f"{role}/{name}": value for name, value in trainable.standing().items()}
+        row["cpu_s"] = time.process_time() - self._cpu  # of this process, all its threads
         row["memory_gib"] = self._memory()
         row["checkpoint_fallbacks"] = self.fallbacks
         if self.is_main:
@@ -299,7 +331,7 @@ class Run(Generic[C]):
             self.progress.advance(step, row)
         if self.config.trackers:
             self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
-        self._pending = {}
+        self._begin_step()
 
     def _memory(self) -> float:
         if self.device.type == "cuda":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stepstack.rl.loss import LossOut
 
 
-class NonFiniteGradient(RuntimeError):
+class NonFiniteGradient(FloatingPointError):
     """Too many updates in a row had a gradient that is NaN or infinite."""
 
 
@@ -38,7 +38,7 @@ class Trainable:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
             body.gradient_checkpointing_enable({"use_reentrant": False})
-        for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0):
+        for dropout in active_dropout(module, body):
             raise ConfigError(
                 f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"
             )
@@ -85,8 +85,8 @@ class Trainable:
                 # Not multiplied by 0 for a blank: 0 x inf is NaN.
                 total = torch.where(torch.tensor(micro.blank, device=out.total.device), 0.0, out.total) * weight
                 accelerator.backward(total)
-            if not micro.blank:
-                _accumulate(sums, {"loss": out.total.detach(), **out.metrics})
+            new = {"loss": out.total, **out.metrics}
+            _accumulate(sums, {k: torch.zeros_like(v) for k, v in new.items()} if micro.blank else new)
         metrics = self._reduce(sums, denominator)
         metrics |= self._step()
         spent = time.perf_counter() - started
@@ -126,7 +126,7 @@ class Trainable:
             self.skipped_in_a_row += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        if self.skipped_in_a_row > self.run.config.max_skipped:
+        if self.skipped_in_a_row >= max(1, self.run.config.max_skipped):
             raise NonFiniteGradient(
                 f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (a NaN loss). "
                 f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}"
@@ -169,6 +169,13 @@ def pretrained(module: nn.Module) -> PreTrainedModel:
         if isinstance(child, PreTrainedModel):
             return child
     raise TypeError(f"{type(module).__name__} holds no transformers model")
+
+
+def active_dropout(module: nn.Module, body: PreTrainedModel) -> Iterator[str]:
+    """Dropout that is not 0: modules, and the attention's, which is a number that no module shows."""
+    yield from (str(m) for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0)
+    if attention := body.config.to_dict().get("attention_dropout"):
+        yield f"attention_dropout={attention}"
 
 
 def add_lora(body: PreTrainedModel, cfg: Lora) -> None:

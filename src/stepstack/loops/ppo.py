@@ -63,8 +63,11 @@ class PpoConfig(RunConfig):
             raise ValueError(f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}")
         if not self.uses_critic and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2")
-        if "pack-mean" in (self.policy_loss.aggregate, self.value_loss.aggregate) and not self.layout.pack:
-            raise ValueError("aggregate=pack-mean is a mean over packs: set layout.pack=true")
+        if self.rollout.sampling.temperature <= 0:
+            raise ValueError("rollout.sampling.temperature must be above 0: a greedy policy explores nothing")
+        means = self.policy_loss.aggregate, self.value_loss.aggregate
+        if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
+            raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")
 
     @property
     def rollouts_per_step(self) -> int:
@@ -90,7 +93,7 @@ def train(
         with run.timer("reward"):
             chunks = cfg.critic_updates if critic else cfg.actor_updates
             batch, metrics = collect(run, groups, reward, seed=step, chunks=chunks)
-        run.log(**metrics)
+            run.log(**metrics)
         for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
         for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
         with run.timer("annotate"):
@@ -111,16 +114,19 @@ def train(
 def annotate(run: Run, for_actor: list[Minibatch], for_critic: list[Minibatch], actor, critic, reference) -> None:
     """Per-token fields that updates need and that no update may change: value, old and ref log-probabilities.
 
-    With one actor update the old log-probabilities are those of the update itself, and no forward is spent here.
+    The first mini-batch is updated by the policy that sampled it: its old log-probabilities are those of the update
+    itself, and no forward is spent on them here.
     """
     cfg = run.config
-    needs_old = cfg.actor_updates > 1 or (cfg.kl.weight > 0 and cfg.kl.place == "reward")
-    for micro in (m for minibatch in for_critic for m in minibatch.micros):
+    penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
+    for micro in (m for minibatch in for_critic for m in (*minibatch.micros, *minibatch.spare)):
         with run.accelerator.autocast():
             micro.store("value", critic.module(micro.input_ids, micro.position_ids, micro.select))
-    scorers = {"old": actor.module if needs_old else None, "ref": reference}
-    for name, module in scorers.items():
-        for micro in (m for minibatch in for_actor for m in minibatch.micros if module is not None):
+    for name, module, parts in (
+        ("old", actor.module, for_actor if penalty else for_actor[1:]),
+        ("ref", reference, for_actor if reference is not None else []),
+    ):
+        for micro in (m for minibatch in parts for m in (*minibatch.micros, *minibatch.spare)):
             with run.accelerator.autocast():
                 micro.store(name, forward(module, micro, cfg)[0])
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+BEHIND_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some models still do to logits
 CHUNK = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
 
@@ -25,6 +26,9 @@ class Policy(nn.Module):
 
     def __init__(self, lm: PreTrainedModel):
         super().__init__()
+        for key in BEHIND_HEAD:
+            if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
+                raise ValueError(f"{key}={value}: Policy takes the logits of {lm.config.model_type} as they are")
         self.lm = lm
         self.config = lm.config
         self._no_split_modules = lm._no_split_modules  # what accelerate shards by under FSDP

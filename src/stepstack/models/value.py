@@ -17,7 +17,7 @@ class Value(nn.Module):
         super().__init__()
         self.body = lm.base_model
         self.config = lm.config
-        self.value_head = nn.Linear(lm.config.hidden_size, 1, bias=False)
+        self.value_head = nn.Linear(lm.config.hidden_size, 1, bias=False, dtype=lm.dtype)
         nn.init.normal_(self.value_head.weight, std=1.0 / (lm.config.hidden_size + 1))
         self._no_split_modules = lm._no_split_modules
 

@@ -87,7 +87,9 @@ class Micro:
         return torch.cat([row.fields[name] for row in self.rows]).to(self.input_ids.device)
 
     def store(self, name: str, flat_N: Tensor) -> None:
-        """Cut [N] back into the rows."""
+        """Cut [N] back into the rows; a blank leaves its row what the row's own micro-batch computed."""
+        if self.blank:
+            return
         for row, part in zip(self.rows, flat_N.detach().float().cpu().split(self.lengths), strict=True):
             row.fields[name] = part
 

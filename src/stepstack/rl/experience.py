@@ -27,11 +27,12 @@ def collect(
     scores: dict[int, list[float]] = defaultdict(list)
     for rollout, score in scored:
         scores[rollout.prompt.problem.index].append(score.value)
-    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in scored]
-    owner = owners(lengths, chunk_of(len(scored), min(chunks, len(scored)), seed), world.processes)
-    mine = [index for index in range(len(scored)) if owner[index] == world.rank]
-    rows = [Row.of(scored[index][0], scored[index][1].value, index) for index in mine]
-    return Batch(rows, len(scored), seed, dict(scores)), summary(scored, scores)
+    kept = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
+    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in kept]
+    owner = owners(lengths, chunk_of(len(kept), min(chunks, len(kept)), seed), world.processes)
+    mine = [index for index in range(len(kept)) if owner[index] == world.rank]
+    rows = [Row.of(kept[index][0], kept[index][1].value, index) for index in mine]
+    return Batch(rows, len(kept), seed, dict(scores)), summary(scored, scores)
 
 
 def summary(scored: Sequence[Scored], scores: dict[int, list[float]]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.config import Strict
-from stepstack.models.decode import FUSED, Decoder, Fused, Module
-from stepstack.rl.types import Group, Prompt, Rollout, Sampling, row_seed
+from stepstack.models.decode import Decoder, Fused, Module, unfit
+from stepstack.rl.types import Finish, Group, Prompt, Rollout, Sampling, room, row_seed
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +33,29 @@ class HfConfig(Strict):
 class HfGenerator:
     """Generator on this process's device, with its own copy of the weights."""
 
-    def __init__(self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: HfConfig, copy: bool = True):
-        """``copy=False`` decodes from ``lm`` itself (evaluation); with True ``load`` must come before ``generate``."""
+    def __init__(
+        self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: HfConfig, device: torch.device | None = None
+    ):
+        """Starts with the weights of ``lm``; where it has none (the meta device) ``load`` must come first."""
+        self.device = lm.device if device is None else device
         self.tokenizer, self.cfg, self.version = tokenizer, cfg, 0
-        kind = cfg.decoder if cfg.decoder != "auto" else ("fused" if lm.config.model_type in FUSED else "module")
+        kind = cfg.decoder if cfg.decoder != "auto" else ("module" if unfit(lm.config) else "fused")
         log.info("hf generator: decoder %s (asked: %s) for %s", kind, cfg.decoder, lm.config.model_type)
         self.decoder: Decoder
         if kind == "fused":
-            self.decoder = Fused(lm.config, lm.device, lm.dtype)
-            self.decoder.load(lm.state_dict().items())
+            self.decoder = Fused(lm.config, self.device, lm.dtype)
+            if lm.device.type != "meta":
+                self.decoder.load(lm.named_parameters())
         else:
-            self.decoder = Module(deepcopy(lm) if copy else lm)
+            twin = deepcopy(lm)
+            twin.to(self.device)  # type: ignore[arg-type] # transformers' decorator hides the signature
+            self.decoder = Module(twin)
         eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
         eos = lm.config.eos_token_id if eos is None else eos
-        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], device=lm.device)
-        self.device = lm.device
+        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)
         self.max_positions = lm.config.max_position_embeddings
-        self._completers: dict[tuple[str, ...], Tensor] = {}
+        self._tables: dict[tuple[str, ...], Tensor] = {}
+        self.vocab_size = lm.config.vocab_size
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.decoder.load(weights)
@@ -61,62 +67,61 @@ class HfGenerator:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error."""
         for prompt in prompts:
-            self._budget(prompt, sampling)
+            room(prompt, sampling, self.max_positions)
         per_wave = max(1, self.cfg.batch // sampling.n)
         ordered = sorted(prompts, key=lambda p: len(p.ids))
         for start in range(0, len(ordered), per_wave):
             yield from self._wave(ordered[start : start + per_wave], sampling)
 
-    def _budget(self, prompt: Prompt, sampling: Sampling) -> int:
-        limit = min(self.max_positions, sampling.max_length or self.max_positions)
-        room = min(sampling.max_tokens, limit - len(prompt.ids))
-        if room < 1:
-            raise ValueError(
-                f"prompt {prompt.problem.index} has {len(prompt.ids)} tokens and leaves no room within {limit}: "
-                "drop it when preparing the data (prompt.overlong=drop) or raise max_length"
-            )
-        return room
-
     @torch.no_grad()
     def _wave(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         n, rows = sampling.n, len(prompts) * sampling.n
         width = max(len(p.ids) for p in prompts)
-        budgets = torch.tensor([self._budget(p, sampling) for p in prompts], device=self.device).repeat_interleave(n)
-        horizon = int(budgets.max())
+        budgets = torch.tensor(
+            [room(p, sampling, self.max_positions) for p in prompts], device=self.device
+        ).repeat_interleave(n)
+        horizon, shortest = int(budgets.max()), int(budgets.min())
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
         pad = torch.tensor([width - len(p.ids) for p in prompts])
         noise = self._noise(prompts, sampling, horizon)
-        completes = self._completing_tokens(sampling.stop)
-        tokens = torch.zeros(rows, horizon, dtype=torch.long, device=self.device)
-        logps = torch.zeros(rows, horizon, device=self.device)
-        alive = torch.arange(rows, device=self.device)
-        ends: dict[int, tuple[int, Literal["stop", "length"]]] = {}
-        done = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        kinds = self._kinds(sampling.stop)
+        alive = torch.arange(
+            rows, device=self.device
+        )  # the rows that still decode, ended ones that have not left among them
+        going = torch.ones_like(alive, dtype=torch.bool)
+        trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
+        ends: dict[int, tuple[int, Finish]] = {}
         logits = self.decoder.prefill(ids, pad, n, horizon)
         for t in range(horizon):
-            token, logp = sample(logits, noise[alive, t], sampling)
-            tokens[alive, t], logps[alive, t] = token, logp
-            eos = torch.isin(token, self.eos)
-            candidate = completes[token] & ~done[alive]
-            stopped = eos.clone()
-            for at in candidate.nonzero()[:, 0].tolist():
-                stopped[at] |= self._ends_with_stop(tokens[alive[at], : t + 1].tolist(), sampling.stop)
-            full = (budgets[alive] <= t + 1) & ~stopped
-            ended = (stopped | full) & ~done[alive]
-            for at in ended.nonzero()[:, 0].tolist():
-                ends[int(alive[at])] = (t + 1, "stop" if stopped[at] else "length")
-            done[alive[ended]] = True
+            token, logp = sample(logits, noise[t], sampling)
+            trail.append((alive, token, logp))
+            for at in ((kinds[token] > 0) & going).nonzero()[:, 0].tolist():
+                if self._stops(trail, at, sampling.stop):
+                    ends[int(alive[at])] = (t + 1, "stop")
+                    going[at] = False
+            if t + 1 >= shortest:
+                for at in ((budgets <= t + 1) & going).nonzero()[:, 0].tolist():
+                    ends[int(alive[at])] = (t + 1, "length")
+                    going[at] = False
             if len(ends) == rows:
                 break
-            going = ~done[alive]
             # Copying the cache costs about one step; leave when enough have ended to win it back.
-            if int(going.sum()) <= 0.8 * len(alive):
+            if rows - len(ends) <= 0.8 * len(alive):
                 self.decoder.keep(going.nonzero()[:, 0])
-                alive, token = alive[going], token[going]
+                alive, token, budgets, noise = alive[going], token[going], budgets[going], noise[:, going]
+                going = going[going]
             logits = self.decoder.step(token)
-        yield from self._groups(prompts, sampling, tokens.tolist(), logps.tolist(), ends)
+        yield from self._groups(prompts, sampling, *self._gathered(trail, rows), ends)
+
+    def _gathered(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], rows: int) -> tuple[list, list]:
+        """Tokens and log-probabilities by row; what a row sampled after its end is cut off by its length."""
+        tokens = torch.zeros(rows, len(trail), dtype=torch.long, device=self.device)
+        logps = torch.zeros(rows, len(trail), device=self.device)
+        for t, (alive, token, logp) in enumerate(trail):
+            tokens[alive, t], logps[alive, t] = token, logp
+        return tokens.tolist(), logps.tolist()
 
     def _groups(self, prompts, sampling: Sampling, tokens: list, logps: list, ends: dict) -> Iterator[Group]:
         for i, prompt in enumerate(prompts):
@@ -139,30 +144,39 @@ class HfGenerator:
             yield Group(prompt, tuple(rollouts))
 
     def _noise(self, prompts: Sequence[Prompt], sampling: Sampling, horizon: int) -> Tensor:
-        """Uniform noise [rows, horizon] that belongs to (seed, problem, sample) and to nothing else."""
+        """Uniform noise [horizon, rows]; a column belongs to (seed, problem, sample) and to nothing else."""
         rows = [
             np.random.Generator(np.random.Philox(row_seed(sampling.seed, p.problem.index, s))).random(horizon)
             for p in prompts
             for s in range(sampling.n)
         ]
-        return torch.from_numpy(np.stack(rows)).to(self.device)
+        return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
 
-    def _completing_tokens(self, stop: tuple[str, ...]) -> Tensor:
-        """[V] True for tokens that can be the last of a stop string; only those rows are decoded and searched."""
-        if stop not in self._completers:
+    def _kinds(self, stop: tuple[str, ...]) -> Tensor:
+        """[V] 2 for EOS, 1 for tokens that can be the last of a stop string (only those rows are decoded and searched),
+        else 0."""
+        if stop not in self._tables:
             texts = [str(self.tokenizer.decode([i], skip_special_tokens=False)) for i in range(len(self.tokenizer))]
             can = [
                 any(s in text or any(text.startswith(s[k:]) for k in range(1, len(s))) for s in stop) for text in texts
             ]
-            size = max(len(can), self.tokenizer.vocab_size, 1 << 18)  # models pad their vocabulary
-            table = torch.zeros(size, dtype=torch.bool, device=self.device)
+            if not all(s.isascii() for s in stop):  # part of a letter of several bytes shows as a replacement mark
+                can = [known or "\ufffd" in text for known, text in zip(can, texts, strict=True)]
+            table = torch.zeros(max(len(can), self.vocab_size), dtype=torch.uint8, device=self.device)
             table[: len(can)] = torch.tensor(can, device=self.device)
-            self._completers[stop] = table
-        return self._completers[stop]
+            table[self.eos] = 2
+            self._tables[stop] = table
+        return self._tables[stop]
 
-    def _ends_with_stop(self, ids: list[int], stop: tuple[str, ...]) -> bool:
-        """True if the newest token completed a stop string in the response (the prompt is not looked at)."""
-        tail = self.tokenizer.decode(ids[-2 * max(map(len, stop), default=1) :], skip_special_tokens=False)
+    def _stops(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], at: int, stop: tuple[str, ...]) -> bool:
+        """True if the newest token of a row is EOS or completed a stop string in the response (never in the prompt)."""
+        rows, tokens, _ = trail[-1]
+        if int(tokens[at]) in self.eos.tolist():
+            return True
+        row, ids = rows[at], []
+        for alive, token, _ in trail[-2 * max(len(s.encode()) for s in stop) :]:
+            ids.append(int(token[alive == row]))
+        tail = str(self.tokenizer.decode(ids, skip_special_tokens=False))
         return any(s in tail for s in stop)
 
 

@@ -26,6 +26,6 @@ class Prompts:
     def _order(self, epoch: int) -> list[int]:
         if epoch not in self._orders:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._orders = {epoch - 1: self._orders.get(epoch - 1, []), epoch: []}
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = torch.randperm(len(self.prompts), generator=generator).tolist()
         return self._orders[epoch]

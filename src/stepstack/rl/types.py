@@ -91,6 +91,18 @@ class Generator(Protocol):
         ...
 
 
+def room(prompt: Prompt, sampling: Sampling, limit: int) -> int:
+    """Tokens that a response to ``prompt`` may have within the model's ``limit``; ValueError if none."""
+    limit = min(limit, sampling.max_length or limit)
+    left = min(sampling.max_tokens, limit - len(prompt.ids))
+    if left < 1:
+        raise ValueError(
+            f"prompt {prompt.problem.index} has {len(prompt.ids)} tokens and leaves no room within {limit}: "
+            "lower prompt.max_tokens, which drops it when the data is loaded, or raise max_length (and max_model_len)"
+        )
+    return left
+
+
 class World(Protocol):
     """The processes of a run, as the parts see them."""
 

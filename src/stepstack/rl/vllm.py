@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stepstack.config import Strict
-from stepstack.rl.types import Group, Prompt, Rollout, Sampling, row_seed
+from stepstack.rl.types import Group, Prompt, Rollout, Sampling, room, row_seed
 from stepstack.rl.vllm_http import INITIAL, Bucket, EngineError, Server, ask, buckets, everywhere, send_by_disk
 
 Weights = Iterable[tuple[str, Tensor]]
@@ -70,18 +70,6 @@ class VllmServerConfig(Strict):
             raise ValueError("urls is empty: name at least one server, e.g. http://localhost:8000")
         if self.transfer == "disk" and not self.dir:
             raise ValueError("transfer: disk needs dir: a folder that the trainer and the servers share")
-
-
-def room(prompt: Prompt, sampling: Sampling, max_model_len: int) -> int:
-    """Tokens that a response to ``prompt`` may have; ValueError if none."""
-    limit = min(max_model_len, sampling.max_length or max_model_len)
-    left = min(sampling.max_tokens, limit - len(prompt.ids))
-    if left < 1:
-        raise ValueError(
-            f"prompt {prompt.problem.index} has {len(prompt.ids)} tokens and leaves no room within {limit}: "
-            "drop it when preparing the data or raise max_length and the engine's max_model_len"
-        )
-    return left
 
 
 def request(prompt: Prompt, sample: int, sampling: Sampling, max_model_len: int) -> dict[str, Any]:
@@ -139,7 +127,7 @@ class VllmGenerator:
     ``load`` and ``sleep`` together (with as many prompts as each has, also none), and each gets its own groups back.
 
     Memory: call ``sleep()`` before training; ``load`` and ``generate`` wake what they need.
-    Run on CPU: everything but sleep. Not run (no GPU here): sleep and wake on CUDA.
+    Run on CPU, also with two ranks and with tensor_parallel_size 2. Not run (no GPU here): sleep and wake on CUDA.
     """
 
     def __init__(self, model: str | Path, cfg: VllmConfig):
@@ -214,11 +202,13 @@ class VllmGenerator:
 
     def sleep(self) -> None:
         """Free the KV cache, and the weights as ``sleep_level`` says, for the training phase. Level 0: nothing."""
-        if self.cfg.sleep_level == 0 or self._asleep:
+        everything = {"weights", "kv_cache"}
+        if self.cfg.sleep_level == 0 or self._asleep == everything:
             return
         self._idle("sleep")
+        self.wake()  # vLLM ignores a sleep while a part of it is asleep
         self.llm.sleep(level=self.cfg.sleep_level)
-        self._asleep = {"weights", "kv_cache"}
+        self._asleep = everything
         self._valid = self._valid and self.cfg.sleep_level == 1  # level 2 wakes with arbitrary memory, not with weights
 
     def wake(self) -> None:
@@ -334,6 +324,9 @@ class VllmServerGenerator:
         self._gate = threading.Condition()
         self._active, self._loading = 0, False
         self._nccl: _NcclSender | None = None
+
+    def sleep(self) -> None:
+        """Nothing to lend: the servers have devices of their own."""
 
     @property
     def retries(self) -> int:
