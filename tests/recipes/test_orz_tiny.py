@@ -1,0 +1,137 @@
+"""orz-tiny learns to reason: accuracy and length rise together, on problems that no stage of training saw."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.orz.base import TinyBase, demonstrations
+from recipes.orz.chains import Chains, draw, problems, show, split_of
+from recipes.orz.outcome import CURVES
+from stepstack import config
+from stepstack.config import ConfigError
+from stepstack.models import tiny
+
+SHORT = ("model.steps=220", "steps=36", "eval_every=12", "data.test=512", "data.select=64", "seed=1")
+
+
+def stepstack(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "stepstack", *words], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> tuple[Path, str, tuple[str, ...]]:
+    folder = tmp_path_factory.mktemp("orz")
+    words = ("orz-tiny", "name=short", f"dir={folder}", *SHORT)
+    return folder / "short", stepstack("train", *words), words
+
+
+def result(run: Path, when: str) -> dict:
+    return json.loads((run / f"{when}.json").read_text())
+
+
+@pytest.mark.slow
+def test_it_learns(learned):
+    run, _, _ = learned
+    before, after = result(run, "before"), result(run, "after")
+    print({k: (before[k], after[k]) for k in ("accuracy", "length", "truncated")})
+    assert before["n"] == after["n"] == 512
+    assert after["accuracy"] - before["accuracy"] >= 0.25
+    assert after["length"] >= 1.4 * before["length"]
+    assert after["truncated"] < 0.2
+
+
+@pytest.mark.slow
+def test_it_shows_what_it_learned(learned):
+    run, out, _ = learned
+    for when in ("before", "after"):
+        assert f"{result(run, when)['accuracy']:.3f}" in out
+        assert f"{result(run, when)['length']:.1f}" in out
+    assert re.search(r"accuracy\s.*±.*±", out)
+    assert out.count("(answer ") == 6
+    page = (run / "report.html").read_text()
+    for curve in CURVES:
+        assert f'alt="{curve}"' in page
+    assert page.count("data:image/") == len(CURVES) + 1  # and where a step's seconds go
+    assert "Before and after" in page
+    assert not re.findall(r'(?:src|href)="https?://', page)
+
+
+@pytest.mark.slow
+def test_the_exported_model_is_the_trained_one(learned):
+    """`from_pretrained` loads it, and `stepstack eval` gives what the run said."""
+    run, _, words = learned
+    lm = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert sum(p.numel() for p in lm.parameters()) < 500_000
+    assert (
+        AutoTokenizer.from_pretrained(run / "model")("User: 1+1=?").input_ids
+        == tiny.tokenizer()("User: 1+1=?").input_ids
+    )
+    line = stepstack("eval", *words)
+    after, again = result(run, "after"), json.loads((run / "model" / "eval-test.json").read_text())
+    assert f"accuracy {after['accuracy']:.3f}" in line
+    assert again["accuracy"] == after["accuracy"]
+    assert [s["response"] for s in again["samples"]] == [s["response"] for s in after["samples"]]
+
+
+def test_no_train_chain_is_held_out():
+    cfg = Chains()
+    splits = {name: {p.text for p in problems(cfg, name)} for name in ("train", "select", "test")}
+    assert [len(splits[name]) for name in ("train", "select", "test")] == [cfg.train, cfg.select, cfg.test]
+    assert not splits["train"] & splits["test"]
+    assert not splits["train"] & splits["select"]
+    assert not splits["select"] & splits["test"]
+    rng = random.Random(1)
+    drawn = [show(draw(rng, cfg)) for _ in range(20_000)]
+    shares = {name: sum(split_of(text) == name for text in drawn) / len(drawn) for name in splits}
+    assert shares == pytest.approx({"train": 0.8, "select": 0.1, "test": 0.1}, abs=0.02)
+
+
+def test_every_sum_is_right_and_within_bounds():
+    for problem in problems(Chains(), "test"):
+        terms = [int(term) for term in re.findall(r"[+-]?\d+", problem.text)]
+        partial = [sum(terms[: i + 1]) for i in range(len(terms))]
+        assert sum(terms) == int(problem.gold)
+        assert all(0 <= value <= 20 for value in partial)
+        assert 5 <= len(terms) <= 7
+
+
+def test_more_chains_than_there_are():
+    with pytest.raises(ConfigError, match=r"data\.test=100: only \d+ such chains were found"):
+        problems(Chains(terms=(2, 2), largest_term=2, largest_sum=3, test=100), "test")
+
+
+def test_no_demonstration_is_held_out():
+    """Over many steps and seeds, in both phases."""
+    cfg, tokenizer = TinyBase(batch=64), tiny.tokenizer()
+    held_out = {p.text for split in ("select", "test") for p in problems(Chains(), split)}
+    texts = [
+        tokenizer.decode(row.prompt_ids)
+        for seed in range(3)
+        for step in range(0, cfg.steps, 12)
+        for row in demonstrations(cfg, Chains(), tokenizer, seed, step)
+    ]
+    chains = [re.fullmatch(r"User: (.+)=\?\nAssistant: <think>", text)[1] for text in texts]
+    assert len(chains) == 3 * 25 * 64
+    assert not held_out & set(chains)
+    assert {split_of(chain) for chain in chains} == {"train"}
+
+
+def test_the_size_of_the_model():
+    cfg = config.load("orz-tiny").model
+    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
+    lm = tiny.qwen2(len(tiny.tokenizer()), seed=0, **shape)
+    assert 250_000 < sum(p.numel() for p in lm.parameters()) < 400_000
+    assert lm.dtype == torch.float32
