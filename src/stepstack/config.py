@@ -73,7 +73,7 @@ class RunConfig(Strict):
     name: str = ""  # "" takes the config file's stem
     dir: str = "runs"
     seed: int = 42
-    precision: Literal["no", "bf16", "fp16"] = "no"  # accelerate's mixed_precision
+    precision: Literal["no", "bf16"] = "no"  # accelerate's mixed_precision
     launch: Launch = Launch()
     save: Save = Save()
     eval_every: Count = 10  # 0: only before the first and after the last step

@@ -1,7 +1,6 @@
 """GraderPool: hostile answers cost one timeout, verdicts keep their order, nothing is swallowed."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -14,34 +13,7 @@ from hypothesis import strategies as st
 from stepstack.scoring.maths import GRADERS, MAX_ANSWER, grade
 from stepstack.scoring.pool import GraderError, GraderPool
 
-HERE = "tests.unit.test_grader_pool"
-
-
-# Graders of these tests, called in the workers by their dotted names.
-def sleeps(gold: str, answer: str) -> bool:
-    time.sleep(100)
-    return True
-
-
-def spins(gold: str, answer: str) -> bool:
-    return 9**9**9 > 0  # one C call that holds the interpreter: no signal handler would run
-
-
-def raises(gold: str, answer: str) -> bool:
-    raise KeyError("a table has no such row")
-
-
-def dies(gold: str, answer: str) -> bool:
-    os._exit(7)
-
-
-def prints(gold: str, answer: str) -> bool:
-    print("chatter on stdout")
-    return True
-
-
-def process(gold: str, answer: str) -> bool:
-    raise LookupError(json.dumps({"pid": os.getpid(), "torch": "torch" in sys.modules}))
+HERE = "tests.unit.graders"
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_fsdp2_as_the_training_process_will_see_it(file):
     assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
     assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
     assert plugin.backward_prefetch is None
-    assert not plugin.cpu_ram_efficient_loading
+    assert plugin.cpu_ram_efficient_loading
     assert not plugin.activation_checkpointing
 
 

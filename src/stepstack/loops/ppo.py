@@ -63,8 +63,8 @@ class PpoConfig(RunConfig):
             raise ValueError(f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}")
         if not self.uses_critic and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2")
-        if self.rollout.sampling.temperature <= 0:
-            raise ValueError("rollout.sampling.temperature must be above 0: a greedy policy explores nothing")
+        if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:
+            raise ValueError("rollouts are samples of the policy itself: temperature above 0, top_p 1, top_k -1")
         means = self.policy_loss.aggregate, self.value_loss.aggregate
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")

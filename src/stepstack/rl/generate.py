@@ -191,7 +191,7 @@ def sample(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> tuple[Tens
         token = logp.argmax(-1)
         return token, logp.gather(-1, token[:, None])[:, 0]
     logp = torch.log_softmax(logits_BV.float() / sampling.temperature, -1)
-    if sampling.top_k > 0 or sampling.top_p < 1:
+    if sampling.cuts:
         logp = torch.log_softmax(_cut(logp, sampling), -1)
     cumulative = logp.double().exp().cumsum(-1)
     target = noise_B[:, None].double() * cumulative[:, -1:]

@@ -41,6 +41,11 @@ class Sampling(Strict):
     stop: tuple[str, ...] = ()
     seed: int = 0
 
+    @property
+    def cuts(self) -> bool:
+        """Whether the distribution is cut before it is sampled."""
+        return self.top_k > 0 or self.top_p < 1
+
     def but(self, **changes) -> Sampling:
         return replace(self, **changes)
 

@@ -72,7 +72,7 @@ def _orz_span(response: str) -> str | None:
     box = "\\boxed{"
     start = response.find(OPEN)
     end = response.rfind(CLOSE)
-    first = response.find(box, start + len(OPEN), end) if start >= 0 else -1
+    first = response.find(box, start + len(OPEN), end) if start >= 0 and end >= 0 else -1
     last = response.rfind("}", first + len(box), end) if first >= 0 else -1
     if last < 0:
         return None

@@ -1,0 +1,216 @@
+"""The result of an update depends on the rollouts alone: not on micro-batches, packing or accumulation. And the first
+update after a rollout is on-policy to the last bit."""
+
+import pytest
+import torch
+
+from stepstack.core.minibatch import minibatches
+from stepstack.core.optim import AdamW, TrainableConfig
+from stepstack.loops import ppo
+from stepstack.models.policy import Policy
+from stepstack.models.value import Value
+from stepstack.rl.advantage import Gae, Grpo
+from stepstack.rl.batch import Layout, collate
+from stepstack.rl.loss import Kl, PolicyLoss, ValueLoss
+from stepstack.rl.rollout import RolloutConfig
+from stepstack.rl.types import Sampling
+from tests import tools
+
+SHAPES = [(3, 5), (9, 2), (4, 17), (6, 6), (2, 11), (8, 1), (5, 9), (7, 3)]
+LAYOUTS = {
+    "one padded": Layout(max_tokens=10_000),
+    "one packed": Layout(pack=True, max_tokens=10_000),
+    "several padded": Layout(max_tokens=45),
+    "several packed": Layout(pack=True, max_tokens=32),
+    "one row each": Layout(max_tokens=21),
+}
+
+
+class Roles:
+    """An actor and a critic of the same weights each time, and one step of the loop's verbs."""
+
+    def __init__(self, folder, **overrides):
+        rollout = RolloutConfig(prompts=4, sampling=Sampling(n=2, max_tokens=20))
+        self.run = run = tools.make_run(folder, rollout=rollout, **overrides)
+        plain = TrainableConfig(optim=AdamW(lr=1e-3), clip=1e9)
+        lms = [tools.qwen2(seed=seed) for seed in (0, 1, 2)]
+        self.actor = run.trainable("actor", Policy(lms[0]), plain, total_updates=10)
+        value = Value(lms[1])
+        torch.nn.init.normal_(value.value_head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+        self.critic = run.trainable("critic", value, plain, total_updates=10)
+        self.reference = run.frozen(Policy(lms[2])) if run.config.kl.weight else None
+        self.grads: dict[str, torch.Tensor] = {}
+        for role in (self.actor, self.critic):
+            role._step = self._spied(role, role._step)
+
+    def _spied(self, role, step):
+        """Look at the gradients before they are used."""
+
+        def spied():
+            self.grads[role.role] = torch.cat([p.grad.flatten() for p in role.parameters])
+            return step()
+
+        return spied
+
+    def step(self, rows=None):
+        """(metrics of each actor update, batch)"""
+        run, cfg = self.run, self.run.config
+        batch = tools.batch(rows or tools.rows(SHAPES, n=2))
+        critic = self.critic if cfg.uses_critic else None
+        for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
+        for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
+        ppo.annotate(run, for_actor, for_critic, self.actor, critic, self.reference)
+        ppo.credit(run, batch, cfg)
+        for part in for_critic:
+            critic.update(part.micros, ppo.value_loss(cfg), ppo.over(cfg.value_loss, part))
+        losses = [self.actor.update(p.micros, ppo.policy_loss(cfg), ppo.over(cfg.policy_loss, p)) for p in for_actor]
+        return losses, batch
+
+    def weights(self):
+        """Of the roles that were updated, in the order of ``grads``."""
+        return torch.cat([p.detach().flatten() for role in self.grads for p in self.run.trainables[role].parameters])
+
+
+# -- invariance -----------------------------------------------------------------------------------------------------
+
+
+def outcome(folder, layout, **overrides):
+    roles = Roles(folder, layout=layout, **overrides)
+    metrics, _ = roles.step()
+    return metrics[0], torch.cat(list(roles.grads.values())), roles.weights()
+
+
+@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize("advantage", [Gae(), Grpo()])
+def test_an_update_does_not_depend_on_micro_batches(tmp_path, aggregate, advantage):
+    same = {
+        "policy_loss": PolicyLoss(aggregate=aggregate),
+        "value_loss": ValueLoss(aggregate=aggregate),
+        "advantage": advantage,
+        "entropy_weight": 0.01,
+        "kl": Kl(weight=0.1),
+    }
+    found = {name: outcome(tmp_path / name, layout, **same) for name, layout in LAYOUTS.items()}
+    metrics, grads, weights = found.pop("one padded")
+    assert grads.abs().max() > 1e-3
+    for name, other in found.items():
+        scale = grads.abs().max().item()
+        torch.testing.assert_close(other[1], grads, rtol=1e-5, atol=1e-5 * scale, msg=name)
+        # AdamW's first step is lr * sign(g), which rounding decides where g is next to nothing.
+        clear = (grads.abs() > 1e-4 * scale).nonzero()[:, 0]
+        assert len(clear) > 0.5 * len(grads)
+        torch.testing.assert_close(other[2][clear], weights[clear], rtol=1e-5, atol=1e-6, msg=name)
+        for key in ("actor/loss", "actor/entropy", "actor/kl", "actor/ref_kl", "actor/clip_fraction"):
+            assert other[0][key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), (name, key)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
+def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
+    rows = tools.rows([(4, 4 + 3 * i) for i in range(8)], n=2)  # micro-batches of very unequal token counts
+    roles = Roles(tmp_path, advantage=Grpo())
+    run, cfg = roles.run, roles.run.config
+    batch = tools.batch(rows)
+    [part] = minibatches(run, batch, 1, cfg.layout)
+    ppo.credit(run, batch, cfg)
+    size = len(rows) // accumulate
+    micros = [collate(rows[i : i + size], False, "cpu") for i in range(0, len(rows), size)]
+    assert len(micros) == accumulate
+    roles.actor.update(micros, ppo.policy_loss(cfg), ppo.over(cfg.policy_loss, part))
+    module = Policy(tools.qwen2(seed=0))
+    (ppo.policy_loss(cfg)(module, collate(rows, False, "cpu")).total / part.tokens).backward()
+    whole = torch.cat([p.grad.flatten() for p in module.parameters()])
+    torch.testing.assert_close(roles.grads["actor"], whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
+
+
+def test_orz_pack_mean_does_depend_on_the_packs(tmp_path):
+    """Parity, and the reason why it is not our default."""
+    parity = {"policy_loss": PolicyLoss(aggregate="pack-mean"), "value_loss": ValueLoss(aggregate="pack-mean")}
+    found = [outcome(tmp_path / str(limit), Layout(pack=True, max_tokens=limit), **parity)[1] for limit in (10_000, 32)]
+    assert (found[0] - found[1]).abs().max() > 0.01 * found[0].abs().max()
+
+
+def test_pack_mean_is_the_mean_over_packs_of_their_token_means(tmp_path):
+    parity = {"policy_loss": PolicyLoss(aggregate="pack-mean"), "advantage": Grpo()}
+    roles = Roles(tmp_path, layout=Layout(pack=True, max_tokens=32, orz_parity=True), **parity)
+    batch = tools.batch(tools.rows(SHAPES, n=2))
+    [part] = minibatches(roles.run, batch, 1, roles.run.config.layout)
+    ppo.credit(roles.run, batch, roles.run.config)
+    expected = torch.stack([-micro.field("advantage").mean() for micro in part.micros]).mean()
+    assert len(part.micros) > 2
+    metrics = roles.actor.update(part.micros, ppo.policy_loss(roles.run.config), part.packs)
+    assert metrics["actor/loss"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_orz_parity_trains_with_packs_to_drop(tmp_path):
+    """Eight packs in three updates: six are trained on, eight have values, advantages and returns."""
+    roles = Roles(tmp_path, critic_updates=3, actor_updates=3, layout=Layout(pack=True, max_tokens=12, orz_parity=True))
+    losses, batch = roles.step(tools.rows([(5, 7)] * 8, n=2))
+    assert (roles.critic.updates, roles.actor.updates, len(losses)) == (3, 3, 3)
+    assert all({"value", "advantage", "return"} <= set(row.fields) for row in batch.rows)
+
+
+# -- on-policy ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_update_is_exactly_on_policy(tmp_path, annotated, updates, layout):
+    """Ratio 1, no clip, KL 0: equal, not nearly. Old log-probabilities of the first update are those of the update
+    itself; where a KL penalty needs them before, they come from the very micro-batches of the update."""
+    changes = {"kl": Kl(weight=0.1, place="reward")} if annotated else {}
+    roles = Roles(tmp_path, layout=LAYOUTS[layout], actor_updates=updates, critic_updates=2, **changes)
+    metrics, batch = roles.step()
+    assert all(row.fields.keys() >= {"value", "advantage", "return"} for row in batch.rows)
+    assert sum("old" in row.fields for row in batch.rows) == (8 if annotated else 8 - 8 // updates)
+    first = metrics[0]
+    assert first["actor/ratio_max"] == 1.0
+    assert first["actor/clip_fraction"] == 0.0
+    assert first["actor/kl"] == 0.0
+    assert first["actor/grad_norm"] > 1e-3
+    advantage_N = batch.field("advantage")
+    assert advantage_N.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert advantage_N.std(correction=0).item() == pytest.approx(1.0, abs=1e-5)
+    if updates == 1:
+        assert first["actor/loss"] == pytest.approx(-advantage_N.mean().item(), abs=1e-6)
+    else:
+        assert metrics[1]["actor/kl"] > 0.0
+        assert metrics[1]["actor/ratio_max"] != 1.0
+
+
+def test_the_rewards_place_and_the_critics_values(tmp_path):
+    """gamma = lambda = 1: the return of every token is the reward, the advantage before whitening reward - value."""
+    roles = Roles(tmp_path, advantage=Gae(whiten=False))
+    _, batch = roles.step()
+    for row in batch.rows:
+        torch.testing.assert_close(row.fields["return"], torch.full((len(row.ids),), row.reward))
+        torch.testing.assert_close(row.fields["advantage"], row.reward - row.fields["value"])
+
+
+def test_kl_as_a_penalty_comes_off_the_reward(tmp_path):
+    roles = Roles(tmp_path, advantage=Gae(whiten=False), kl=Kl(weight=0.5, place="reward", estimator="k1"))
+    _, batch = roles.step()
+    for row in batch.rows:
+        penalty = 0.5 * (row.fields["old"] - row.fields["ref"])
+        to_come = penalty.flip(0).cumsum(0).flip(0)
+        torch.testing.assert_close(row.fields["return"], row.reward - to_come, atol=1e-5, rtol=1e-5)
+
+
+def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
+    _, batch = Roles(tmp_path).step()
+    assert all("ref" not in row.fields for row in batch.rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"critic_updates": 9}, "9 updates a step need at least as many rollouts, not 8"),
+        ({"advantage": Grpo(), "n": 1}, "sampling.n of at least 2"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"layout": Layout(orz_parity=True)}, "layout.pack=true"),
+        ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),
+    ],
+)
+def test_a_config_that_cannot_train_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tools.config(tmp_path, **changes)
