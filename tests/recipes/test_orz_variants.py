@@ -96,7 +96,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         ("actor.gradient_checkpointing=true", "critic.gradient_checkpointing=true"),
         ("actor.optim={type: muon}", "critic.optim={type: muon}"),
         ("actor.optim.schedule={kind: cosine, warmup: 1}", "critic.optim.schedule={kind: linear}"),
-        ("rollout.sampling.temperature=0.7", "rollout.sampling.top_k=20", "rollout.sampling.top_p=0.9"),
+        ("rollout.sampling.temperature=0.7",),
         ("rollout.generator={type: hf, decoder: module}",),
     ],
     ids=lambda words: " ".join(words),
@@ -141,6 +141,12 @@ def test_the_reference_exists_only_with_a_weight(go, monkeypatch, words, made):
     if made == 2:
         assert not any(p.requires_grad for p in frozen[0].parameters())
         assert row["actor/ref_kl"] != 0  # in the second step the actor has left the reference
+
+
+@pytest.mark.parametrize("cut", ["temperature=0", "top_k=20", "top_p=0.9"])
+def test_rollouts_of_a_cut_distribution_are_refused(cut):
+    with pytest.raises(ConfigError, match="rollouts are samples of the policy itself"):
+        config.load(MINI, (f"rollout.sampling.{cut}",))
 
 
 def test_kl_in_the_reward_of_a_critic_less_advantage_is_refused():

@@ -107,7 +107,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     for checkpointing in (False, True):
         lm = tools.qwen2()
         if checkpointing:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
+            lm.activation_checkpointing_enable({"use_reentrant": False})
         lm.train()
         logprobs(lm, ROWS, True)[0].sum().backward()
         found.append([p.grad for p in lm.parameters()])

@@ -37,7 +37,7 @@ class Trainable:
         if cfg.lora is not None:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
-            body.gradient_checkpointing_enable({"use_reentrant": False})
+            body.activation_checkpointing_enable({"use_reentrant": False})
         for dropout in active_dropout(module, body):
             raise ConfigError(
                 f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"

@@ -183,13 +183,16 @@ class Fused:
             if mask is not None:
                 scores.view(batch, self.heads, end).add_(mask)
             return torch.bmm(scores.softmax(-1), values).view(batch, -1)
-        q = q_BTHd.reshape(batch, width, self.kv_heads, groups, self.head_dim).permute(0, 2, 3, 1, 4)
-        q = q.reshape(batch * self.kv_heads, groups * width, self.head_dim)
-        scores = torch.bmm(q, keys)
-        if mask is not None:
-            scores = scores.view(batch, self.kv_heads, groups, width, end).add_(mask).view_as(scores)
-        mixed = torch.bmm(scores.softmax(-1), values).view(batch, self.kv_heads, groups, width, self.head_dim)
-        return mixed.permute(0, 3, 1, 2, 4).reshape(batch * width, -1)
+        mixed = F.scaled_dot_product_attention(
+            q_BTHd.transpose(1, 2),
+            cache[0][..., :end].transpose(2, 3),
+            cache[1][:, :, :end],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=1.0,  # it is in the q rows
+            enable_gqa=True,
+        )
+        return mixed.transpose(1, 2).reshape(batch * width, -1)
 
     def _rotation(self, width: int) -> tuple[Tensor, Tensor]:
         """cos and sin of the new columns: one row for all where nothing is padded and one column is new."""
@@ -200,15 +203,17 @@ class Fused:
         return self.cos[position], self.sin[position]
 
     def _attention_mask(self, width: int, end: int) -> Tensor | None:
-        """Additive: [B, 1, end] for one column or None where everything is seen; [B, 1, 1, T, end] or [T, end]."""
-        mask = self.mask[..., :end] if self.padded else None
+        """Additive: [B, 1, end] for one column, [B, 1, T, end] for several; None where nothing is padded."""
+        if not self.padded:
+            return None
+        mask = self.mask[..., :end]
         if width == 1:
             return mask
-        causal = torch.full((width, end), float("-inf"), device=self.device, dtype=self.dtype).triu(end - width + 1)
-        mask = causal if mask is None else mask + causal
+        causal = torch.full((width, end), float("-inf"), device=self.device, dtype=self.dtype).triu(1)
+        mask = (mask + causal)[:, None]
         # A padded query would see no key and give NaN: it sees column 0, and nobody reads its output.
         mask[..., 0].clamp_(min=torch.finfo(self.dtype).min)
-        return mask if mask.ndim == 2 else mask[:, None, None]
+        return mask
 
 
 class Module:

@@ -19,6 +19,8 @@ from stepstack.rl.types import Finish, Group, Prompt, Rollout, Sampling, room, r
 
 log = logging.getLogger(__name__)
 
+MAY_STOP, STOPS = 1, 2  # what a token can do to its row
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HfConfig(Strict):
@@ -87,9 +89,7 @@ class HfGenerator:
         pad = torch.tensor([width - len(p.ids) for p in prompts])
         noise = self._noise(prompts, sampling, horizon)
         kinds = self._kinds(sampling.stop)
-        alive = torch.arange(
-            rows, device=self.device
-        )  # the rows that still decode, ended ones that have not left among them
+        alive = torch.arange(rows, device=self.device)  # rows that decode; some may have ended and not left yet
         going = torch.ones_like(alive, dtype=torch.bool)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
         ends: dict[int, tuple[int, Finish]] = {}
@@ -97,8 +97,9 @@ class HfGenerator:
         for t in range(horizon):
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
-            for at in ((kinds[token] > 0) & going).nonzero()[:, 0].tolist():
-                if self._stops(trail, at, sampling.stop):
+            kind = kinds[token]
+            for at in ((kind > 0) & going).nonzero()[:, 0].tolist():
+                if kind[at] == STOPS or self._completes_stop(trail, at, sampling.stop):
                     ends[int(alive[at])] = (t + 1, "stop")
                     going[at] = False
             if t + 1 >= shortest:
@@ -153,27 +154,23 @@ class HfGenerator:
         return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
 
     def _kinds(self, stop: tuple[str, ...]) -> Tensor:
-        """[V] 2 for EOS, 1 for tokens that can be the last of a stop string (only those rows are decoded and searched),
-        else 0."""
+        """[V] STOPS for EOS and for tokens that hold a whole stop string, MAY_STOP for tokens that can be the last of
+        one (only those rows are decoded and searched), else 0."""
         if stop not in self._tables:
             texts = [str(self.tokenizer.decode([i], skip_special_tokens=False)) for i in range(len(self.tokenizer))]
-            can = [
-                any(s in text or any(text.startswith(s[k:]) for k in range(1, len(s))) for s in stop) for text in texts
-            ]
+            can = [any(text.startswith(s[k:]) for s in stop for k in range(1, len(s))) for text in texts]
             if not all(s.isascii() for s in stop):  # part of a letter of several bytes shows as a replacement mark
                 can = [known or "\ufffd" in text for known, text in zip(can, texts, strict=True)]
             table = torch.zeros(max(len(can), self.vocab_size), dtype=torch.uint8, device=self.device)
-            table[: len(can)] = torch.tensor(can, device=self.device)
-            table[self.eos] = 2
+            table[: len(can)] = torch.tensor(can, device=self.device) * MAY_STOP
+            table[[i for i, text in enumerate(texts) if any(s in text for s in stop)]] = STOPS
+            table[self.eos] = STOPS
             self._tables[stop] = table
         return self._tables[stop]
 
-    def _stops(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], at: int, stop: tuple[str, ...]) -> bool:
-        """True if the newest token of a row is EOS or completed a stop string in the response (never in the prompt)."""
-        rows, tokens, _ = trail[-1]
-        if int(tokens[at]) in self.eos.tolist():
-            return True
-        row, ids = rows[at], []
+    def _completes_stop(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], at: int, stop: tuple[str, ...]) -> bool:
+        """True if the newest token of a row completed a stop string in the response (never in the prompt)."""
+        row, ids = trail[-1][0][at], []
         for alive, token, _ in trail[-2 * max(len(s.encode()) for s in stop) :]:
             ids.append(int(token[alive == row]))
         tail = str(self.tokenizer.decode(ids, skip_special_tokens=False))

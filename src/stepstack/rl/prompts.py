@@ -10,22 +10,21 @@ from stepstack.rl.types import Prompt
 
 
 class Prompts:
-    """Endless epochs over ``prompts``, each in a permutation of its own."""
+    """Endless epochs over ``prompts``, each a permutation of its own cut into whole steps. What does not fill a step is
+    left out of that epoch, so that no problem comes twice in a step (its two groups would be one)."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int):
         if not prompts:
             raise ValueError("no training prompts: the prepared set is empty or every prompt was dropped")
         self.prompts, self.seed = prompts, seed
-        self._orders: dict[int, list[int]] = {}
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def take(self, step: int, count: int) -> list[Prompt]:
-        """The ``count`` prompts of a step; a step may cross into the next epoch."""
-        places = range(step * count, (step + 1) * count)
-        return [self.prompts[self._order(p // len(self.prompts))[p % len(self.prompts)]] for p in places]
-
-    def _order(self, epoch: int) -> list[int]:
-        if epoch not in self._orders:
+        """The ``count`` different prompts of a step."""
+        if count > len(self.prompts):
+            raise ValueError(f"rollout.prompts is {count}, but there are only {len(self.prompts)} training prompts")
+        epoch, place = divmod(step, len(self.prompts) // count)
+        if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = torch.randperm(len(self.prompts), generator=generator).tolist()
-        return self._orders[epoch]
+            self._epoch, self._order = epoch, torch.randperm(len(self.prompts), generator=generator)
+        return [self.prompts[i] for i in self._order[place * count : (place + 1) * count].tolist()]

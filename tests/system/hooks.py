@@ -1,0 +1,129 @@
+"""What tests do to a training process from inside: watch it, kill it at a chosen moment, spoil its numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recipes.orz import recipe
+from recipes.orz.reward import MathReward
+from stepstack.core import checkpoint
+from stepstack.core.run import Run
+from stepstack.core.trainable import Trainable
+from stepstack.loops import ppo
+from stepstack.rl.generate import HfGenerator
+from stepstack.scoring import pool
+from stepstack.scoring.pool import GraderPool
+
+
+def record(file: Path) -> None:
+    """Append every rollout to ``file``, and draw from each global random source in each step, so that a resumed run
+    shows whether it has them back."""
+    generate, credit = HfGenerator.generate, ppo.credit
+
+    def recorded(self, prompts, sampling):
+        for group in generate(self, prompts, sampling):
+            with file.open("a") as out:
+                for r in group.rollouts:
+                    key = f"{self.version} {sampling.seed} {r.prompt.problem.text} {r.sample}"
+                    value = [list(r.ids), [p.hex() for p in r.logprobs], r.finish]
+                    out.write(json.dumps({"key": key, "value": value}) + "\n")
+            yield group
+
+    def credited(run, batch, cfg):
+        credit(run, batch, cfg)
+        run.log(random_torch=torch.rand(()).item(), random_numpy=np.random.random(), random_python=random.random())
+
+    HfGenerator.generate, ppo.credit = recorded, credited
+
+
+def signal_in_step(role: str, step: int, number: int) -> None:
+    """The process gets the signal in the middle of a step: before the first update of ``role`` in it."""
+    update = Trainable.update
+
+    def updated(self, *arguments):
+        if self.role == role and self.run.step == step:
+            os.kill(os.getpid(), number)
+        return update(self, *arguments)
+
+    Trainable.update = updated
+
+
+def kill_in_save(step: int, moment: str) -> None:
+    """kill -9 in the middle of writing the checkpoint of ``step``. moment: files (the last one is cut), manifest (all
+    files there, nothing describes them), renamed (the checkpoint counts, nothing after it has happened)."""
+    finish = checkpoint.finish
+
+    def finished(partial, final, extra):
+        if extra["step"] == step:
+            if moment == "files":
+                last = sorted(partial.glob("*.bin"))[-1]
+                os.truncate(last, last.stat().st_size // 2)
+            if moment == "renamed":
+                finish(partial, final, extra)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(partial, final, extra)
+
+    checkpoint.finish = finished
+
+
+def nan_loss(first: int, last: int) -> None:
+    """The actor's loss is NaN in the steps ``first`` to ``last``."""
+    surrogate, take = ppo.surrogate, ppo.Prompts.take
+    now = {"step": -1}
+
+    def poisoned(*arguments):
+        loss_N, *rest = surrogate(*arguments)
+        return (loss_N * float("nan") if first <= now["step"] <= last else loss_N, *rest)
+
+    def taken(self, step, count):
+        now["step"] = step
+        return take(self, step, count)
+
+    ppo.surrogate, ppo.Prompts.take = poisoned, taken
+
+
+def grader(name: str, timeout: float) -> None:
+    """Grade by ``module:function``."""
+    recipe.make_reward = lambda cfg: MathReward(GraderPool(2, timeout), grader=name)
+
+
+def no_grader_processes() -> None:
+    """A worker of the grader pool cannot import what it needs."""
+    pool.sys.path[:] = []
+
+
+def slow_rank(seconds: float) -> None:
+    """Rank 1 is late in writing its part of a checkpoint."""
+    import time
+
+    from accelerate import Accelerator
+
+    save_state = Accelerator.save_state
+
+    def saved(self, folder):
+        if self.process_index == 1:
+            time.sleep(seconds)
+        return save_state(self, folder)
+
+    Accelerator.save_state = saved
+
+
+def save_base_often(every: int) -> None:
+    """The SFT stage saves more often than it would, so that a short one can be killed between two saves."""
+    import dataclasses
+
+    from recipes.orz import base
+    from stepstack.core.run import stage
+
+    def staged(run: Run, name: str, **changes):
+        changes["save"] = dataclasses.replace(changes["save"], every=every)
+        return stage(run, name, **changes)
+
+    base.stage = staged

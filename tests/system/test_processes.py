@@ -1,0 +1,137 @@
+"""Two true processes over gloo give the trajectory of one: same rollouts, rewards and metrics, weights to rounding."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stepstack.core import checkpoint as checkpoints
+from tests.system import hooks
+from tests.system.processes import MINI, checkpoint, differences, ok, rollouts, rows, samples, train, train_ranks
+
+GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
+GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
+UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
+
+
+def recorder(run: Path) -> tuple:
+    return hooks.record, run.parent / f"{run.name}-rollouts.jsonl"
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """Metrics that both must share. The draws of the test's own recorder are made in each process."""
+    return [{k: v for k, v in row.items() if not k.startswith("random_")} for row in rows(run)]
+
+
+def distance(a: Path, b: Path, step: int) -> float:
+    """Largest difference of any weight of actor and critic."""
+    one, two = (checkpoint(run, step) for run in (a, b))
+    names = [name for name in one if name.endswith(".safetensors")]
+    assert names == [name for name in two if name.endswith(".safetensors")]
+    return max((one[name][k] - two[name][k]).abs().max().item() for name in names for k in one[name])
+
+
+def sampled(run: Path) -> dict[str, tuple]:
+    return {key: (ids, finish) for key, (ids, _, finish) in rollouts(run).items()}
+
+
+@pytest.mark.parametrize(
+    "words", [GAE, GRPO, UNEVEN, (*GAE, "layout.pack=true")], ids=["gae", "grpo", "uneven", "pack"]
+)
+def test_two_processes_give_the_trajectory_of_one(new_run, words, record_property):
+    """``uneven``: 3 prompts on 2 processes, and mini-batches of one row, where a process has nothing of its own."""
+    one, two = new_run("one"), new_run("two")
+    ok(train(one, *words, hooks=[recorder(one)]))
+    for ended in train_ranks(two, 2, *words, hooks=[recorder(two)]):
+        ok(ended)
+    assert sampled(two) == sampled(one)
+    assert len(sampled(one)) > 40
+    for a, b in zip(numbers(one), numbers(two), strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
+    assert differences(samples(two, "before"), samples(one, "before")) == []
+    assert differences(samples(two, "after"), samples(one, "after")) == []
+    apart = distance(one, two, 4)
+    record_property("largest_weight_difference", apart)
+    print(f"largest difference of a weight after 4 steps: {apart:.2e}")
+    assert apart < 5e-6
+    moved = distance(one, one_step_earlier(one), 4)
+    assert moved > 100 * apart
+
+
+def one_step_earlier(run: Path) -> Path:
+    """A view of the run whose checkpoint of step 4 is that of step 2: the scale that differences are compared with."""
+    view = run.parent / f"{run.name}-earlier" / "checkpoints"
+    view.mkdir(parents=True)
+    (view / "step-00000004").symlink_to(run / "checkpoints" / "step-00000002")
+    return view.parent
+
+
+def test_base_and_all_by_launch(whole, tmp_path):
+    """What `make train` types, two processes, from the SFT on: the stage must leave the process group to the rest."""
+    run = tmp_path / "q"
+    words = ["launch.file=cpu-ddp", "launch.processes_per_node=2", "trackers=[tensorboard]", "launch.port=29533"]
+    command = [sys.executable, "-m", "stepstack", "launch", MINI, f"name={run.name}", f"dir={run.parent}", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out problems") == 1
+    assert done.stderr.count("mini 4/4") <= 1
+    losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]
+    assert losses[1][:5] == pytest.approx(losses[0][:5], abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)  # Muon's orthogonalisation magnifies rounding on the way
+    assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4]
+    assert all(math.isfinite(value) for row in rows(run) for value in row.values())
+
+
+def test_a_checkpoint_waits_for_the_slowest_process(new_run):
+    """Rank 1 writes its random state late; the manifest describes it all the same, and nothing is torn."""
+    run = new_run()
+    for ended in train_ranks(run, 2, "steps=2", hooks=[(hooks.slow_rank, 1.0)]):
+        ok(ended)
+    folder = run / "checkpoints" / "step-00000002"
+    assert checkpoints.problem(folder) is None
+    assert "random_states_1.pkl" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(new_run):
+    one, mixed = new_run("one"), new_run("mixed")
+    ok(train(one, *GAE))
+    for ended in train_ranks(mixed, 2, *GAE, "--stop-after", "2"):
+        ok(ended)
+    ok(train(mixed, *GAE))
+    assert distance(one, mixed, 4) < 5e-6
+    for a, b in zip(numbers(one), numbers(mixed), strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
+
+
+def test_another_number_of_processes_than_the_config_says(new_run):
+    """`stepstack train` in one process with a config of two: one error that says how to start it; nothing written."""
+    run = new_run()
+    refused = train(run, "launch.file=cpu-ddp", "launch.processes_per_node=2")
+    assert refused.code == 2
+    assert refused.err.startswith("stepstack train: the config asks for 2 processes")
+    assert "1 were started: use `stepstack launch" in refused.err
+    assert "Traceback" not in refused.err
+    assert sorted(p.name for p in run.iterdir()) == ["base"]
+
+
+def test_launch_file_that_cannot_start_that_many(new_run):
+    run = new_run()
+    command = [sys.executable, "-m", "stepstack", "launch", MINI, f"name={run.name}", f"dir={run.parent}"]
+    done = subprocess.run(
+        [*command, "launch.processes_per_node=2"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "launch.file=cpu starts one process" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_config_of_these_tests_is_still_orz_tiny():
+    """It changes sizes, and nothing of the algorithm."""
+    changed = yaml.safe_load(Path(MINI).read_text())
+    assert not changed.keys() & {"advantage", "policy_loss", "value_loss", "kl", "reward", "actor", "critic"}
