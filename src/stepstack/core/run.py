@@ -209,7 +209,10 @@ class Run(Generic[C]):
         """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
         trainable = self.trainables[role]
         body = pretrained(self.accelerator.unwrap_model(trainable.module))
-        weights = {name: value.cpu().clone() for name, value in trainable.named_weights()}
+        weights = {}
+        for name, value in trainable.named_weights():  # every process takes part, one keeps them
+            if self.is_main:
+                weights[name] = value.cpu().clone()
         if self.is_main:
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
