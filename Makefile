@@ -19,7 +19,7 @@ train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS)
 data: $(READY) ; $(STEP) data $(RECIPE) $(ARGS)
 # evaluate RECIPE, or the weights in MODEL=dir by it
 eval: $(READY) ; $(STEP) eval $(RECIPE) $(ARGS) $(if $(MODEL),--model $(MODEL))
-# write evals/tables from evals/results; CHECK=1 only compares
+# write the tables of the READMEs from evals/; CHECK=1 only compares
 table: $(READY) ; $(STEP) table $(if $(CHECK),--check)
 # measure and write evals/results: BENCH=rl
 bench: $(READY) ; $(STEP) bench $(BENCH) $(ARGS)
@@ -30,7 +30,7 @@ check: $(READY) ; $(PY) scripts/check.py
 # every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 2"
 test: $(READY) ; $(PYTEST) $(ARGS)
 # the tests that need an accelerator
-test-gpu: $(READY) ; $(PYTEST) -m gpu $(ARGS)
+test-gpu: $(READY) ; $(PYTEST) -m gpu tests/gpu $(ARGS)
 # the tests that need the real vLLM engine
 test-vllm: ; bash scripts/test_vllm.sh $(ARGS)
 # the tests with real downloads or many minutes

@@ -1,4 +1,4 @@
-"""The command line. ``stepstack --help`` is the manual; every command is a function of a few lines."""
+"""The command line: every command is a function of a few lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
 
 # The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
+MANUAL = """StepFun's published training systems as recipes that run.
+
+  stepstack config                              the menu: every file in configs/
+  stepstack config orz-tiny --explain           every value, and the file that set it
+  stepstack launch orz-tiny seed=1 name=trial   train; killed, the same line goes on
+  stepstack launch orz-32b --dry-run            the accelerate line that would be typed
+  stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
+"""
+
 EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError)
 
 
@@ -35,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="stepstack", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    top = argparse.ArgumentParser(prog="stepstack", description=MANUAL, formatter_class=argparse.RawTextHelpFormatter)
     top.add_argument("--version", action="version", version=__version__)
     top.add_argument("--verbose", action="store_true", help="log decisions, and show tracebacks of expected errors")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
