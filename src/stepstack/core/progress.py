@@ -48,4 +48,4 @@ class Progress:
         now = time.monotonic()
         if self.shown and not self.console.is_terminal and (now - self.said > LINE_EVERY or step == self.total):
             self.said = now
-            self.console.print(f"{self.name} {step}/{self.total}  {notes}", highlight=False)
+            self.console.print(f"{self.name} {step}/{self.total}  {notes}", highlight=False, soft_wrap=True)

@@ -253,7 +253,7 @@ class Run(Generic[C]):
             jsonl.write_json_atomic(file, record)
         self.accelerator.wait_for_everyone()
         if self.config.trackers:
-            self.accelerator.init_trackers(self.config.name)
+            self.accelerator.init_trackers("stepstack", init_kwargs={"wandb": {"name": self.config.name}})
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, once; a torn one is passed over, said and counted. The step it stands at.

@@ -63,7 +63,7 @@ class Fused:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.to_dict().get("head_dim") or config.hidden_size // self.heads
-        self.eps = config.rms_norm_eps
+        self.eps_1 = torch.tensor([config.rms_norm_eps], device=self.device)
         self.theta = config.rope_parameters["rope_theta"]
         self.layers: list[dict[str, Any]] = []
 
@@ -146,7 +146,7 @@ class Fused:
     def _scale(self, x_ND: Tensor) -> Tensor:
         """[N, 1] 1 / RMS."""
         norm = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=torch.float32)
-        return norm.square_().div_(x_ND.shape[-1]).add_(self.eps).rsqrt_().to(x_ND.dtype)
+        return torch.addcmul(self.eps_1, norm, norm, value=1 / x_ND.shape[-1]).rsqrt_().to(x_ND.dtype)
 
     def _logits(self, x_BD: Tensor) -> Tensor:
         return (x_BD @ self.head).mul_(self._scale(x_BD))

@@ -141,4 +141,6 @@ def _italic(value: float | None) -> str:
 
 
 def _origins(results: Sequence[dict[str, Any]]) -> str:
-    return "; ".join(dict.fromkeys(describe(result["provenance"]) for result in results))
+    """Where and when, once for results of one commit, day and machine."""
+    days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
+    return "; ".join(dict.fromkeys(map(describe, days)))
