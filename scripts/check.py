@@ -1,4 +1,4 @@
-"""`make check`: style, format, types, floors. Every check runs, so that one call shows all that is wrong."""
+"""`make check`: style, format, types, floors, tables, the house's tests. All run: one call shows all that is wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ CHECKS = (
     (sys.executable, "-m", "mypy", "--no-error-summary"),
     (str(BIN / "lint-imports"),),
     (sys.executable, "-m", "stepstack", "table", "--check"),
+    (sys.executable, "-m", "pytest", "tests/house"),
 )
 
 
