@@ -217,6 +217,7 @@ class VllmGenerator:
             self._wake(set(self._asleep))
 
     def _wake(self, tags: set[str]) -> None:
+        torch.cuda.empty_cache()  # what training no longer uses, its allocator would keep from the engine
         self.llm.wake_up(tags=sorted(tags))
         self._asleep -= tags
 
