@@ -132,9 +132,7 @@ def evaluate_model(cfg: Config, folder: Path, samples: int, split: str = "test")
     generator = make_generator(cfg, weights_of(Pretrained(path=str(folder))), tokenizer, str(folder), device)
     sampling = cfg.rollout.sampling.but(n=samples, seed=cfg.seed + 1)
     prompts = getattr(load_prompts(cfg, tokenizer), split)
-    reward = make_reward(cfg.reward)
-    result = evaluate(generator, prompts, sampling, reward, Alone())
-    reward.close()
+    result = evaluate(generator, prompts, sampling, make_reward(cfg.reward), Alone())
     file = folder / f"eval-{split}.json"
     jsonl.write_json_atomic(file, as_record(result, config=digest(cfg), model=str(folder)))
     return (

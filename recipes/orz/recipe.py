@@ -89,7 +89,6 @@ def train(run: Run[Config]) -> None:
     if cfg.save.export:
         run.export("actor", run.dir / "model", tokenizer)
     report_outcome(run)
-    reward.close()
     run.finish()
 
 

@@ -69,10 +69,6 @@ class MathReward:
             scores.append(Score(float(grade.correct and finished), parts))
         return scores
 
-    def close(self) -> None:
-        """End the grader processes."""
-        self.pool.close()
-
     def grader(self, rollout: Rollout) -> str:
         """The grader's name for a rollout: log it with the result, since verdicts depend on it."""
         if self.parity:
