@@ -11,11 +11,15 @@ from typing import Any
 class Score:
     """What a reward or a metric says of one rollout.
 
-    ``value`` is what the algorithm sees; ``parts`` are logged one by one and never enter the loss.
+    ``value`` is what the algorithm sees; ``parts`` are logged one by one and never enter the loss. ``answer`` is what
+    was read out of the response (None: nothing). ``failure`` says why there is no verdict ("timeout", "error: ..."):
+    training then takes ``value``, an evaluation counts the sample as failed.
     """
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    answer: str | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from stepstack.records import Problem
 from stepstack.rl.types import Group, Prompt, Sampling
-from stepstack.rl.vllm import EngineError, VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
+from stepstack.rl.types import EngineError
+from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")
 pytestmark = pytest.mark.vllm

@@ -295,7 +295,7 @@ class Run(Generic[C]):
             rows = [
                 r for r in jsonl.read(self.metrics_file) if r["step"] <= self.step and self.resumed_from is not None
             ]
-            jsonl.write_text_atomic(self.metrics_file, "".join(json.dumps(r) + "\n" for r in rows))
+            jsonl.write_rows_atomic(self.metrics_file, rows)
 
     def _begin_step(self) -> None:
         self._pending: dict[str, list[float]] = {}

@@ -22,16 +22,16 @@ class Rows(list[dict[str, Any]]):
         self.torn = torn
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line with one write, so that a kill tears at most the last line. A torn one there is cut off first.
+def append(path: Path, *rows: Mapping[str, Any]) -> None:
+    """Add lines with one write, so that a kill tears at most one line. A torn last one is cut off first.
 
     TypeError where a value is no JSON; the file then is as it was. NaN and infinities are written as JavaScript names.
     """
-    line = (json.dumps(row) + "\n").encode()
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as handle:
         _cut_torn_line(handle.fileno())
-        handle.write(line)
+        handle.write(lines)
 
 
 def read(path: Path) -> Rows:
@@ -47,6 +47,11 @@ def read(path: Path) -> Rows:
             raise JsonlError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
         rows.append(row)
     return Rows(rows, torn=1 if last else 0)
+
+
+def write_rows_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A whole file of rows at once."""
+    write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -83,6 +83,11 @@ Reward = Callable[[Sequence[Rollout]], list[Score]]
 class Generator(Protocol):
     """The one seam behind which any engine samples."""
 
+    @property
+    def max_positions(self) -> int:
+        """Tokens that prompt and response may have together."""
+        ...
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         """Yield a group as soon as its n rollouts have ended, in any order."""
         ...
@@ -94,6 +99,10 @@ class Generator(Protocol):
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take new policy weights under their Hugging Face names; ``version`` marks the rollouts that follow."""
         ...
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot do what was asked: the message names it and what to do."""
 
 
 def room(prompt: Prompt, sampling: Sampling, limit: int) -> int:

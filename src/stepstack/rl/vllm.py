@@ -25,7 +25,8 @@ from torch import Tensor
 
 from stepstack.config import Strict
 from stepstack.rl.types import Group, Prompt, Rollout, Sampling, room, row_seed
-from stepstack.rl.vllm_http import INITIAL, Bucket, EngineError, Server, ask, buckets, everywhere, send_by_disk
+from stepstack.rl.types import EngineError
+from stepstack.rl.vllm_http import INITIAL, Bucket, Server, ask, buckets, everywhere, send_by_disk
 
 Weights = Iterable[tuple[str, Tensor]]
 
@@ -162,7 +163,7 @@ class VllmGenerator:
                 **kv_cache,
             )
         self.engine = self.llm.llm_engine
-        self.max_model_len: int = self.engine.model_config.max_model_len
+        self.max_positions: int = self.engine.model_config.max_model_len
         self._valid = cfg.load_format != "dummy"  # the engine holds the weights of self.version
         self._asleep: set[str] = set()
 
@@ -230,7 +231,7 @@ class VllmGenerator:
         from vllm.inputs import TokensPrompt
 
         rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.n)]
-        params = [SamplingParams(**request(prompts[i], s, sampling, self.max_model_len)) for i, s in rows]
+        params = [SamplingParams(**request(prompts[i], s, sampling, self.max_positions)) for i, s in rows]
         inputs = [TokensPrompt(prompt_token_ids=list(prompts[i].ids)) for i, _ in rows]
         tickets = self.llm.enqueue(inputs, params, use_tqdm=False) if rows else []
         # Outputs carry the part of the ticket before the random suffix.
@@ -318,7 +319,7 @@ class VllmServerGenerator:
         if cfg.transfer == "nccl" and deaf:
             flag = """--weight-transfer-config '{"backend": "nccl"}'"""
             raise EngineError(f"{', '.join(deaf)} cannot receive weights by nccl: start with {flag}, or transfer: disk")
-        self.max_model_len = min(server.max_model_len for server in self.servers)
+        self.max_positions = min(server.max_model_len for server in self.servers)
         # Weights of an earlier run must not pass for this run's initial ones.
         self._tag = INITIAL if all(server.weights() == INITIAL for server in self.servers) else None
         self._turn = itertools.count()
@@ -344,7 +345,7 @@ class VllmServerGenerator:
         for server in self.servers:
             server.require(tag)
         rows = [
-            (prompt, request(prompt, s, sampling, self.max_model_len), s)
+            (prompt, request(prompt, s, sampling, self.max_positions), s)
             for prompt in prompts
             for s in range(sampling.n)
         ]

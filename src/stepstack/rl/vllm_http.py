@@ -17,12 +17,10 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
+from stepstack.rl.types import EngineError
+
 INITIAL = "default"  # the weight version that a vLLM engine reports until somebody sets one
 Bucket = list[tuple[str, Tensor]]
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot do what was asked: the message names it and what to do."""
 
 
 class Server:

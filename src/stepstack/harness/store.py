@@ -1,0 +1,117 @@
+"""An evaluation's folder: what has been generated survives a kill, and is never generated again. No torch.
+
+    plan.json               what is evaluated: task, version, rows, sampling, model, engine; its digest is in the name
+    generated-<rank>.jsonl  while it goes on: one line a question, written as soon as its samples are there
+    samples.jsonl           every sample with its score, in order
+    result.json             the figures, last: where it stands the evaluation is over
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepstack.harness import samples
+from stepstack.harness.samples import Completion, Sample
+from stepstack.records import Problem
+from stepstack.report import jsonl
+from stepstack.rl.types import Sampling
+
+PLAN, SAMPLES, RESULT = "plan.json", "samples.jsonl", "result.json"
+
+
+def digest(value: Any) -> str:
+    """sha256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def plan(
+    task: str, version: int, problems: Sequence[Problem], sampling: Sampling, model: Mapping, engine: Mapping
+) -> dict[str, Any]:
+    """What decides every sample. Where the model lies does not, so only its hash counts where it has one."""
+    rows = digest([[p.index, p.text, p.gold, dict(p.meta)] for p in problems])
+    return {
+        "task": task,
+        "version": version,
+        "n": len(problems),
+        "rows": rows,
+        "sampling": dataclasses.asdict(sampling) | {"stop": list(sampling.stop)},
+        "model": model["sha256"] or model["name"],
+        "engine": dict(engine),
+    }
+
+
+class Store:
+    """The folder of one plan under ``root``."""
+
+    def __init__(self, root: Path, plan: Mapping[str, Any]):
+        sampling = plan["sampling"]
+        how = "greedy" if sampling["temperature"] == 0 else f"avg{sampling['n']}"
+        self.folder = root / f"{plan['task']}-{how}-{digest(plan)[:8]}"
+        self.plan = plan
+
+    def begin(self) -> None:
+        """Make the folder; by one process."""
+        jsonl.write_json_atomic(self.folder / PLAN, self.plan)
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of an evaluation that is over."""
+        file = self.folder / RESULT
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def append(self, rank: int, done: Sequence[tuple[int, Sequence[Completion]]], seconds: float) -> None:
+        """Questions with all their completions, in one write."""
+        rows = [_row(index, made) for index, made in done]
+        if rows:
+            rows[0]["seconds"] = seconds
+            jsonl.append(self.folder / f"generated-{rank}.jsonl", *rows)
+
+    def generated(self) -> tuple[dict[int, list[Completion]], float]:
+        """Questions that are done, by whichever process, and the seconds that they took."""
+        done, seconds = {}, 0.0
+        for file in sorted(self.folder.glob("generated-*.jsonl")):
+            for row in jsonl.read(file):
+                done[row["index"]] = [Completion(**made) for made in row["completions"]]
+                seconds += row.get("seconds", 0.0)
+        return done, seconds
+
+    def forget_failures(self) -> int:
+        """Let the questions be asked again that the engine failed on, and everything be graded again; returns how many
+        questions. By one process, before others look."""
+        if (old := self.result()) is None:
+            done, seconds = self.generated()
+        else:
+            done, seconds = _completions(samples.read(self.folder / SAMPLES)), old["timing"]["generation_s"]
+        kept = {index: made for index, made in done.items() if all(c.error is None for c in made)}
+        rows = [_row(index, made) for index, made in kept.items()]
+        if rows:
+            rows[0]["seconds"] = seconds
+        jsonl.write_rows_atomic(self.folder / "generated-0.jsonl", rows)
+        for file in self.folder.glob("generated-*.jsonl"):
+            if file.name != "generated-0.jsonl":
+                file.unlink()
+        (self.folder / RESULT).unlink(missing_ok=True)
+        return len(done) - len(kept)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The result last, then the parts go."""
+        jsonl.write_json_atomic(self.folder / RESULT, result)
+        for file in self.folder.glob("generated-*.jsonl"):
+            file.unlink()
+
+
+def _row(index: int, made: Sequence[Completion]) -> dict[str, Any]:
+    return {"index": index, "completions": [dataclasses.asdict(completion) for completion in made]}
+
+
+def _completions(done: Sequence[Sample]) -> dict[int, list[Completion]]:
+    """What the engine had said, out of scored samples."""
+    made: dict[int, list[Completion]] = {}
+    for s in done:
+        error = s.failure.removeprefix("engine: ") if s.failure and s.finish == "error" else None
+        made.setdefault(s.index, []).append(Completion(s.text, s.ids, s.tokens, s.finish, error))
+    return made

@@ -1,0 +1,68 @@
+"""A task is data: rows, a request, a score, metrics. One short file each under evals/tasks; its stem is its name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stepstack.config import ROOT, ConfigError
+from stepstack.harness import metrics
+from stepstack.harness.metrics import Metric
+from stepstack.records import Problem
+from stepstack.rl.prompts import Request
+from stepstack.rl.types import Reward, Sampling
+
+TASKS = ROOT / "evals" / "tasks"
+DATA = ROOT / "evals" / "data"  # where tasks look for their rows; not in git
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """``version`` goes up by one whenever rows, request, score or metrics change: results of two versions are never
+    compared in silence.
+
+    ``rows`` reads the problems, given the folder of benchmark data; ``score`` is a reward; ``metrics`` makes the
+    figures from how it was sampled, the first being the one that tables show unless told; ``about`` is a line for the
+    menu, with the source.
+    """
+
+    name: str
+    version: int
+    about: str
+    rows: Callable[[Path], Sequence[Problem]]
+    request: Callable[[Problem], Request]
+    score: Reward
+    sampling: Sampling
+    metrics: Callable[[Sampling], Sequence[Metric]] = field(default=metrics.of_samples)
+
+
+def load(name: str, own: Sequence[Task] = (), folder: Path = TASKS) -> Task:
+    """The task of a name (one of ``own``, the recipe's, or a file in evals/tasks) or of a path to a .py file.
+
+    ConfigError for an unknown name, listing the menu, and for a file without ``TASK`` or whose task has another name.
+    """
+    for task in own:
+        if task.name == name:
+            return task
+    path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
+    if not path.is_file():
+        menu = ", ".join([*(task.name for task in own), *menu_of(folder)])
+        raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
+    spec = importlib.util.spec_from_file_location(f"stepstack_task_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task = vars(module).get("TASK")
+    if not isinstance(task, Task):
+        raise ConfigError(f"{path} defines no TASK = Task(...)")
+    if task.name != path.stem or not re.fullmatch(r"[\w.-]+", task.name):
+        raise ConfigError(f"{path}: its task is named {task.name!r}; the file's stem must be the name")
+    return task
+
+
+def menu_of(folder: Path = TASKS) -> list[str]:
+    """Names of the tasks in a folder."""
+    return sorted(path.stem for path in folder.glob("*.py"))
