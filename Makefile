@@ -17,8 +17,8 @@ setup: $(READY)
 train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS)
 # prepare the data of RECIPE
 data: $(READY) ; $(STEP) data $(RECIPE) $(ARGS)
-# evaluate RECIPE, or the weights in MODEL=dir by it
-eval: $(READY) ; $(STEP) eval $(RECIPE) $(ARGS) $(if $(MODEL),--model $(MODEL))
+# evaluate RECIPE, or MODEL=dir by it, on its tasks or TASKS=a,b: a table and a page of samples
+eval: $(READY) ; $(STEP) eval $(RECIPE) $(ARGS) $(if $(MODEL),--model $(MODEL)) $(if $(TASKS),--tasks $(TASKS)) --open
 # write the tables of the READMEs from evals/; CHECK=1 only compares
 table: $(READY) ; $(STEP) table $(if $(CHECK),--check)
 # measure and write evals/results: BENCH=rl

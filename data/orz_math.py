@@ -18,9 +18,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
-import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,17 +28,14 @@ from typing import Any
 from stepstack import __version__
 from stepstack.records import Problem
 from stepstack.scoring.boxes import unbox
+from stepstack.scoring.overlap import NGRAM, Index, normal_text
 
 SCHEMA = 1
-NGRAM = 13  # words; the usual length in published decontamination since GPT-3
 SHOWN_ERRORS = 20
 MANIFEST = "manifest.json"
 
 TRAIN_FORM = '[{"from": "human", "value": problem}, {"from": "assistant", "ground_truth": {"value": answer}}]'
 EVAL_FORM = '{"prompt": [{"from": "user", "value": problem}], "final_answer": answer}'
-
-# A word is a run of letters and digits, or one CJK character (no spaces to split at).
-_WORD = re.compile(r"[㐀-鿿豈-﫿]|[^\W_㐀-鿿豈-﫿]+")
 
 
 class DataError(ValueError):
@@ -106,9 +101,7 @@ def prepare(
     for name, place in named.items():
         eval_rows[name], eval_records[name] = _read(place, _eval_row, errors)
     _refuse_empty(eval_rows.values() if drop_empty else [train, *eval_rows.values()], errors)
-    if errors:
-        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
-        raise DataError(f"{len(errors)} bad rows, nothing written:\n" + "\n".join(errors[:SHOWN_ERRORS]) + more)
+    _refuse(errors, ", nothing written")
 
     kept, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
@@ -147,43 +140,33 @@ def load(place: Path, split: str) -> list[Problem]:
     return problems
 
 
+def read_eval(source: str | Path, hint: str = "") -> list[Problem]:
+    """The problems of an eval as it was published (a source, see above), in order, checked as ``prepare`` does.
+
+    ``meta`` holds the choices where the answer is a letter, and not the source: where a file lies must not tell two
+    evaluations of it apart. ``hint`` says in the error for a missing file how to get it.
+
+    Raises DataError with up to 20 bad rows.
+    """
+    if hint and not _on_hub(str(source)) and not Path(source).exists():
+        raise DataError(f"{source} does not exist: {hint}")
+    errors: list[str] = []
+    rows, _ = _read(str(source), _eval_row, errors)
+    return _problems(rows, errors)
+
+
+def parse_eval(name: Path, content: bytes) -> list[Problem]:
+    """``read_eval`` of the bytes of a file; ``name`` is for its suffix and the errors."""
+    errors: list[str] = []
+    return _problems(_parse(json_rows(name, content), _eval_row, errors), errors)
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a prepared folder. DataError for another schema version."""
     content = json.loads(Path(path).read_text())
     if content.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; prepare the data again")
     return Manifest(**content)
-
-
-def overlap(train: Sequence[str], evals: Mapping[str, Sequence[str]], n: int = NGRAM) -> list[dict[str, Any]]:
-    """Contamination table, one row an eval: how many of its problems share their text or an ``n``-gram with ``train``.
-
-    Keys: eval, problems, exact, ngram (eval problems hit, an exact one not counted again), train_rows (rows that
-    hit), share.
-    """
-    index = _EvalIndex(evals, n)
-    exact: dict[str, set[int]] = {name: set() for name in evals}
-    ngram: dict[str, set[int]] = {name: set() for name in evals}
-    rows = dict.fromkeys(evals, 0)
-    for text in train:
-        whole, parts = index.hits(text)
-        for name, number in whole:
-            exact[name].add(number)
-        for name, number in parts:
-            ngram[name].add(number)
-        for name in {name for name, _ in whole | parts}:
-            rows[name] += 1
-    return [
-        {
-            "eval": name,
-            "problems": len(texts),
-            "exact": len(exact[name]),
-            "ngram": len(ngram[name] - exact[name]),
-            "train_rows": rows[name],
-            "share": len(exact[name] | ngram[name]) / max(len(texts), 1),
-        }
-        for name, texts in evals.items()
-    ]
 
 
 def hard_set(problems: Sequence[Problem], correct_counts: Sequence[int], fewer_than: int = 4) -> list[Problem]:
@@ -196,32 +179,9 @@ def hard_set(problems: Sequence[Problem], correct_counts: Sequence[int], fewer_t
     return [problem for problem, count in zip(problems, correct_counts, strict=True) if count < fewer_than]
 
 
-class _EvalIndex:
-    """Whole texts and word n-grams of the eval problems, each with (eval, problem number)."""
-
-    def __init__(self, evals: Mapping[str, Sequence[str]], n: int):
-        if n < 1:
-            raise ValueError(f"ngram={n} must be at least 1")
-        self.n = n
-        self.whole: dict[str, set[tuple[str, int]]] = {}
-        self.grams: dict[tuple[str, ...], set[tuple[str, int]]] = {}
-        for name, texts in evals.items():
-            for number, text in enumerate(texts):
-                self.whole.setdefault(_squeezed(text), set()).add((name, number))
-                for gram in _grams(text, n):
-                    self.grams.setdefault(gram, set()).add((name, number))
-
-    def hits(self, text: str) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
-        """(eval problems with the same text, eval problems that share an n-gram); under n words there is none."""
-        parts: set[tuple[str, int]] = set()
-        for gram in _grams(text, self.n):
-            parts |= self.grams.get(gram, set())
-        return self.whole.get(_squeezed(text), set()), parts
-
-
 def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -> tuple[list[_Row], dict[str, Any]]:
     """The rows that stay, and the counts of the rest."""
-    index = _EvalIndex(evals, n)
+    index = Index(evals, n)
     counts = {"read": len(train), "empty_gold": 0, "duplicates": 0, "conflicts": 0, "contaminated": 0}
     by_eval = {name: {"exact": 0, "ngram": 0} for name in evals}
     golds: dict[str, str] = {}
@@ -245,21 +205,6 @@ def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -
         else:
             kept.append(row)
     return kept, {**counts, "kept": len(kept), "contaminated_by": by_eval}
-
-
-def normal_text(text: str) -> str:
-    """The key of exact duplicates: Unicode NFC, runs of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _squeezed(text: str) -> str:
-    """The key of whole-text contamination: also without case, white space and dollar signs; operators stay."""
-    return re.sub(r"[\s$]+", "", unicodedata.normalize("NFKC", text).casefold())
-
-
-def _grams(text: str, n: int) -> Iterator[tuple[str, ...]]:
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
-    return zip(*(words[i:] for i in range(n)), strict=False)
 
 
 def _named(entry: str) -> tuple[str, str]:
@@ -291,8 +236,15 @@ def _read(source: str, parse: Any, errors: list[str]) -> tuple[list[_Row], dict[
         for file in files:
             content = file.read_bytes()
             digests[file.name] = hashlib.sha256(content).hexdigest()
-            entries.extend(_entries(file, content))
-    rows: list[_Row] = []
+            entries.extend(json_rows(file, content))
+    if not entries:
+        raise DataError(f"{source}: no rows")
+    return _parse(entries, parse, errors), {"name": source, "rows": len(entries), "sha256": digests}
+
+
+def _parse(entries: Iterable[tuple[str, Any]], parse: Any, errors: list[str]) -> list[_Row]:
+    """Rows of (place, JSON value); bad ones are added to ``errors``."""
+    rows = []
     for where, raw in entries:
         try:
             text, gold, meta = parse(raw)
@@ -300,12 +252,16 @@ def _read(source: str, parse: Any, errors: list[str]) -> tuple[list[_Row], dict[
             errors.append(f"{where}: {bad}")
         else:
             rows.append(_Row(where, text, gold, meta))
-    if not entries:
-        raise DataError(f"{source}: no rows")
-    return rows, {"name": source, "rows": len(entries), "sha256": digests}
+    return rows
 
 
-def _entries(file: Path, content: bytes) -> list[tuple[str, Any]]:
+def _problems(rows: Sequence[_Row], errors: list[str]) -> list[Problem]:
+    _refuse_empty([rows], errors)
+    _refuse(errors)
+    return [Problem(index, row.text, row.gold, row.meta) for index, row in enumerate(rows)]
+
+
+def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
     """(place, JSON value) of each row of a file."""
     if content.startswith(b"version https://git-lfs"):
         raise DataError(f"{file}: a Git LFS pointer, not the data: run `git lfs pull` in its repository")
@@ -401,6 +357,12 @@ def _refuse_empty(groups: Iterable[Sequence[_Row]], errors: list[str]) -> None:
             for row in rows
             if not unbox(row.gold)
         )
+
+
+def _refuse(errors: Sequence[str], outcome: str = "") -> None:
+    if errors:
+        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:SHOWN_ERRORS]) + more)
 
 
 def _lines(rows: Sequence[_Row], source: str, first: int = 0) -> bytes:

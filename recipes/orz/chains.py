@@ -5,7 +5,9 @@ Which chains are held out is decided by a hash of the text, so no stage of train
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Literal
@@ -72,6 +74,12 @@ def draw(rng: random.Random, cfg: Chains) -> list[int]:
         if 0 <= sum(terms) + term <= cfg.largest_sum:
             terms.append(term)
     return terms
+
+
+def beyond(problem: Problem, cfg: Chains) -> bool:
+    """Whether a chain has a term or a partial sum that those of ``cfg`` never have."""
+    terms = [int(term) for term in re.findall(r"[+-]?\d+", problem.text)]
+    return max(map(abs, terms)) > cfg.largest_term or max(itertools.accumulate(terms)) > cfg.largest_sum
 
 
 def show(terms: list[int]) -> str:

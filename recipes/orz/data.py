@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data import orz_math
 from recipes.orz import chains
-from recipes.orz.chains import Chains
+from recipes.orz.chains import Chains, Split
 from recipes.orz.prompt import PromptConfig, encode
 from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.harness import samples
 from stepstack.records import Problem
 from stepstack.rl.types import Prompt
 
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPLITS: tuple[Split, ...] = ("train", "select", "test")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared(Strict):
     """A folder that ``make data`` prepares from ``source`` (files, folders or hf:names, in ORZ's train schema) and
     ``evals`` (ORZ's eval schema), which are kept out of training. ``select`` and ``test`` name eval sets.
 
-    ``hard``: an eval result of the training split (``stepstack eval NAME --split train --samples 64``); training then
-    keeps the problems with fewer than 4 right, as ORZ mines its annealing set.
+    ``hard``: the samples.jsonl of the training split (``stepstack eval NAME --tasks train --samples 64``); training
+    then keeps the problems with fewer than 4 right, as ORZ mines its annealing set.
     """
 
     type: Literal["prepared"] = "prepared"
@@ -63,16 +65,21 @@ class Splits:
     test: list[Prompt]
 
 
+def problems(cfg: Chains | Prepared | ReasoningGym) -> dict[str, list[Problem]]:
+    """Each split's problems; indices are unique within a split."""
+    match cfg:
+        case Chains():
+            splits = [chains.problems(cfg, split) for split in SPLITS]
+        case Prepared():
+            splits = _prepared(cfg)
+        case ReasoningGym():
+            splits = _reasoning_gym(cfg)
+    return dict(zip(SPLITS, splits, strict=True))
+
+
 def load_prompts(cfg: Config, tokenizer: Any) -> Splits:
     """Tokenised splits; prompts that are too long go by ``prompt.overlong``."""
-    match cfg.data:
-        case Chains() as kind:
-            train, select, test = (chains.problems(kind, split) for split in ("train", "select", "test"))
-        case Prepared() as kind:
-            train, select, test = _prepared(kind)
-        case ReasoningGym() as kind:
-            train, select, test = _reasoning_gym(kind)
-    named = {"train": train, "select": select, "test": test}
+    named = problems(cfg.data)
     return Splits(**{name: _encode(name, split, tokenizer, cfg.prompt) for name, split in named.items()})
 
 
@@ -92,8 +99,8 @@ def _prepared(cfg: Prepared) -> list[list[Problem]]:
     train = orz_math.load(folder, "train")
     if cfg.hard is not None:
         right: Counter[int] = Counter()
-        for sample in json.loads((ROOT / cfg.hard).read_text())["samples"]:
-            right[sample["index"]] += sample["score"] > 0
+        for sample in samples.read(ROOT / cfg.hard):
+            right[sample.index] += bool(sample.score)
         train = orz_math.hard_set(train, [right[problem.index] for problem in train])
     train = train[: cfg.limit]
     evals = [

@@ -6,25 +6,24 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
-from recipes.orz.data import load_prompts
-from recipes.orz.models import Pretrained, make_generator, weights_of
-from recipes.orz.reward import make_reward
+from recipes.orz.tasks import own
 from stepstack.config import digest
-from stepstack.core.run import Run
-from stepstack.evaluate import Evaluation, evaluate
-from stepstack.report import jsonl
+from stepstack.core.run import FREE, Run
+from stepstack.harness.engine import Engine
+from stepstack.harness.model import folder_of, record
+from stepstack.harness.samples import Sample, by_question, read
+from stepstack.harness.suite import evaluate_all
+from stepstack.report import jsonl, viewer
 from stepstack.report.html import Report
-from stepstack.report.provenance import provenance
-from stepstack.rl.types import Alone
 
 if TYPE_CHECKING:
     from recipes.orz.recipe import Config
 
+WHEN = ("before", "after")
+Result = tuple[Path, dict[str, Any]]
 SHOWN = 6  # sample completions in the terminal and in the report
 
 # Title -> the metrics drawn together.
@@ -44,106 +43,111 @@ CURVES = {
 }
 
 
-def save_evaluation(run: Run[Config], when: str, result: Evaluation) -> None:
-    """runs/<name>/<when>.json: scores with provenance, and every sample."""
-    if run.is_main:
-        jsonl.write_json_atomic(run.dir / f"{when}.json", as_record(result, when=when, step=run.step))
+def measure(run: Run[Config], when: str, engine: Engine, source: str) -> None:
+    """Evaluate the config's ``evals`` with the weights that the engine has now, into runs/<name>/evals/<when>.
 
-
-def as_record(result: Evaluation, **more: Any) -> dict[str, Any]:
-    samples = [
-        {
-            "index": rollout.prompt.problem.index,
-            "problem": rollout.prompt.problem.text,
-            "gold": rollout.prompt.problem.gold,
-            "response": rollout.text,
-            "tokens": len(rollout.ids),
-            "finish": rollout.finish,
-            "score": score.value,
-        }
-        for rollout, score in result.scored
-    ]
-    summary = {name: getattr(result, name) for name in ("accuracy", "stderr", "n", "k", "length", "truncated")}
-    return {**more, **summary, "provenance": provenance(), "samples": samples}
+    ``source``: the folder or hub name of these weights.
+    """
+    model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
+    about = {"config": digest(run.config, FREE), "step": run.step}
+    place = run.dir / "evals" / when
+    evaluate_all(run.config.evals, engine, run, own=own(run.config), root=place, model=model, about=about)
 
 
 def report_outcome(run: Run[Config]) -> None:
     """Print the before/after table and samples; write runs/<name>/report.html."""
     if not run.is_main:
         return
-    before, after = (_read(run.dir, when) for when in ("before", "after"))
+    before, after = (results(run.dir / "evals" / when) for when in WHEN)
     console = Console()
-    table = Table(
-        title=f"{run.config.name}: {after['n']} held-out problems, T={run.config.rollout.sampling.temperature}"
-    )
-    for column in ("", "before", "after"):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(title=f"{run.config.name}: held-out problems, before and after")
+    for column in ("task", "", *WHEN):
+        table.add_column(column, justify="right" if column in WHEN else "left")
     for row in outcome_rows(before, after):
         table.add_row(*row)
     console.print(table)
-    pairs = list(zip(before["samples"], after["samples"], strict=True))[:SHOWN]
-    for old, new in pairs:
-        console.print(f"[bold]{old['problem']}[/bold]  (answer {old['gold']})", highlight=False)
-        for label, sample in (("before", old), ("after", new)):
-            mark = "right" if sample["score"] else "wrong"
+    for pair in side_by_side(before, after)[:SHOWN]:
+        console.print(f"[bold]{pair[0].problem}[/bold]  (answer {pair[0].gold})", highlight=False)
+        for label, sample in zip(WHEN, pair, strict=True):
+            mark = "right" if sample.score else "wrong"
             console.print(f"  {label} [{mark}] ", end="", markup=False, highlight=False)
-            console.print(sample["response"], markup=False, highlight=False)
+            console.print(sample.text, markup=False, highlight=False)
     page = write_report(run.dir)
     console.print(f"report: {page}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
 
 
-def outcome_rows(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        ("accuracy", *(f"{r['accuracy']:.3f} ± {r['stderr']:.3f}" for r in (before, after))),
-        ("response length, tokens", *(f"{r['length']:.1f}" for r in (before, after))),
-        ("truncated", *(f"{r['truncated']:.3f}" for r in (before, after))),
-    ]
+def results(place: Path) -> dict[str, Result]:
+    """Finished evaluations under a folder: task -> (folder, result), in order of the task's name."""
+    found = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
+    return {result["task"]: (folder, result) for folder, result in found}
+
+
+def outcome_rows(*columns: dict[str, Result]) -> list[tuple[str, ...]]:
+    """Per task: its first metric, response length and share of truncated responses, a column a moment."""
+    rows = []
+    for task in columns[0]:
+        done = [column[task][1] for column in columns]
+        rows += [
+            (task, done[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in done)),
+            ("", "response tokens", *(f"{r['length']:.1f}" for r in done)),
+            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in done)),
+        ]
+    return rows
+
+
+def side_by_side(*columns: dict[str, Result]) -> list[tuple[Sample, ...]]:
+    """The first sample of each question of the first task, at each moment."""
+    task = next(iter(columns[0]))
+    return list(zip(*(_first_samples(column[task][0]) for column in columns), strict=True))
 
 
 def write_report(folder: Path) -> Path:
-    """runs/<name>/report.html from what stands in the folder; a run that is not over has no "after"."""
-    record = json.loads((folder / "config.json").read_text())
+    """runs/<name>/report.html from what stands in the folder; a run that is not over has no "after".
+
+    Where both are there, runs/<name>/samples.html shows every sample of both.
+    """
+    run = json.loads((folder / "config.json").read_text())
     metrics = folder / "metrics.jsonl"
     rows = list(jsonl.read(metrics)) if metrics.is_file() else []
-    report = Report(record["config"]["name"])
-    done = [when for when in ("before", "after") if (folder / f"{when}.json").is_file()]
-    results = [_read(folder, when) for when in done]
-    if len(results) == 2:
-        report.table("Before and after", ("", *done), outcome_rows(*results))
+    report = Report(run["config"]["name"])
+    columns = {when: found for when in WHEN if (found := results(folder / "evals" / when))}
+    if columns:
+        report.table("Held-out problems", ("task", "", *columns), outcome_rows(*columns.values()))
+        page = viewer.write(
+            folder / "samples.html",
+            {when: [place for place, _ in column.values()] for when, column in columns.items()},
+        )
+        report.link("Every sample, side by side", page.name)
     report.curves("Curves", rows, CURVES)
+    if curve := checkpoint_rows(folder):
+        report.curves("Checkpoints on the selection set", curve, {"Accuracy by checkpoint": ("accuracy",)})
     report.stack("Where a step's seconds go", rows, "time/")
-    samples = list(zip(*(result["samples"] for result in results), strict=True))[: 4 * SHOWN]
-    cells = [(versions[0]["problem"], versions[0]["gold"], *map(_marked, versions)) for versions in samples]
-    report.table("Samples from the held-out problems", ("problem", "gold", *done), cells)
-    report.details("Configuration and provenance", record)
+    if columns:
+        shown = side_by_side(*columns.values())[: 4 * SHOWN]
+        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in shown]
+        report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
+    report.details("Configuration and provenance", run)
     return report.write(folder / "report.html")
 
 
-def evaluate_model(cfg: Config, folder: Path, samples: int, split: str = "test") -> str:
-    """Score a Hugging Face folder on a split of the config's data; returns a line to print.
-
-    The result with every sample goes to ``<folder>/eval-<split>.json``.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: train first (make train RECIPE={cfg.name}) or give --model")
-    torch.set_num_threads(cfg.launch.threads)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = make_generator(cfg, weights_of(Pretrained(path=str(folder))), tokenizer, str(folder), device)
-    sampling = cfg.rollout.sampling.but(n=samples, seed=cfg.seed + 1)
-    prompts = getattr(load_prompts(cfg, tokenizer), split)
-    result = evaluate(generator, prompts, sampling, make_reward(cfg.reward), Alone())
-    file = folder / f"eval-{split}.json"
-    jsonl.write_json_atomic(file, as_record(result, config=digest(cfg), model=str(folder)))
-    return (
-        f"{cfg.name} {split}: accuracy {result.accuracy:.3f} ± {result.stderr:.3f} (n={result.n}, avg@{result.k}, "
-        f"T={sampling.temperature}), {result.length:.1f} tokens -> {file}"
-    )
+def checkpoint_rows(folder: Path) -> list[dict[str, float]]:
+    """(step, accuracy) of the checkpoints that `stepstack eval --checkpoints` has scored."""
+    rows = []
+    for place in sorted(folder.glob("evals/checkpoints/step-*")):
+        for _, result in results(place).values():
+            rows.append({"step": float(result["step"]), "accuracy": result["metrics"][0]["value"]})
+    return rows
 
 
-def _read(folder: Path, when: str) -> dict[str, Any]:
-    return json.loads((folder / f"{when}.json").read_text())
+def _first_samples(folder: Path) -> list[Sample]:
+    return [question[0] for question in by_question(read(folder / "samples.jsonl"))]
 
 
-def _marked(sample: dict[str, Any]) -> str:
-    return f"{'✓' if sample['score'] else '✗'} {sample['response']}"
+def _figure(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return "-"
+    return f"{metric['value']:.3f}" + ("" if metric["stderr"] is None else f" ± {metric['stderr']:.3f}")
+
+
+def _marked(sample: Sample) -> str:
+    return f"{'✓' if sample.score else '✗'} {sample.text}"

@@ -10,10 +10,12 @@ so a response begins there, and its template engine drops the newline after the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from stepstack.config import Strict
 from stepstack.records import Problem
+from stepstack.rl import prompts
+from stepstack.rl.prompts import Tokenizer
 from stepstack.rl.types import Prompt
 
 STOP = ("User:", "Human:", "Assistant:", "</answer>")  # kept in the response: the grader needs </answer>
@@ -51,14 +53,6 @@ class PromptConfig(Strict):
     overlong: Overlong = "drop"
 
 
-class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that a prompt needs."""
-
-    bos_token_id: int | None
-
-    def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]: ...
-
-
 def render(problem: str, style: Style = "orz") -> str:
     """The prompt text of a problem, without the begin-of-sequence token."""
     if style == "short":
@@ -78,26 +72,24 @@ def encode(
 ) -> Prompt | None:
     """Token ids of ``problem``'s prompt: at most ``max_tokens``, begin-of-sequence included.
 
-    Exactly one BOS where the tokenizer has one, whether or not it adds one itself; the names of special tokens inside
-    a problem are read as plain text. A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens
+    A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens
     after the BOS ("left"): never its end, which opens the response.
     """
-    text = render(problem.text, style)
-    ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    if len(bos) + len(ids) > max_tokens:
+    ids = prompts.encode(render(problem.text, style), tokenizer)
+    if len(ids) > max_tokens:
         if overlong == "drop":
             return None
         if overlong == "error":
             raise ValueError(
-                f"problem {problem.index}: its prompt has {len(bos) + len(ids)} tokens, more than "
-                f"max_tokens={max_tokens}; raise it, or set overlong to 'drop' or 'left'"
+                f"problem {problem.index}: its prompt has {len(ids)} tokens, more than max_tokens={max_tokens}; raise "
+                "it, or set overlong to 'drop' or 'left'"
             )
         if overlong != "left":
             raise ValueError(f"overlong={overlong!r} is not one of 'error', 'drop', 'left'")
+        bos = ids[: tokenizer.bos_token_id is not None]
         keep = max_tokens - len(bos)
         end = tokenizer(_END, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if keep < len(end):
             raise ValueError(f"max_tokens={max_tokens} does not hold even {_END!r} ({len(end)} tokens)")
-        ids = ids[-keep:]
-    return Prompt(problem, tuple(bos + ids))
+        ids = bos + ids[-keep:]
+    return Prompt(problem, ids)

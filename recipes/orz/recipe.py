@@ -11,19 +11,19 @@ from pydantic import Field
 from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
-from recipes.orz.models import Pretrained, SmolLm2, load_model, make_generator
-from recipes.orz.outcome import evaluate_model, report_outcome, save_evaluation, write_report
+from recipes.orz.models import Pretrained, SmolLm2, load_model, make_engine, make_generator, open_engine
+from recipes.orz.outcome import measure, report_outcome, write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
+from recipes.orz.tasks import own
 from stepstack.core.run import Run
-from stepstack.evaluate import Evaluation, evaluate
+from stepstack.evaluate import evaluate
 from stepstack.loops import ppo
 from stepstack.models.policy import Policy
 from stepstack.models.value import Value
 from stepstack.rl.prompts import Prompts
-from stepstack.rl.types import Prompt
 
-__all__ = ["Config", "describe", "evaluate_model", "prepare", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "own", "prepare", "train", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,13 +68,15 @@ def train(run: Run[Config]) -> None:
         critic = run.trainable("critic", Value(critic_lm), cfg.critic, cfg.steps * cfg.critic_updates)
     reference = None if reference_lm is None else run.frozen(Policy(reference_lm))
 
-    def score(split: list[Prompt]) -> Evaluation:
+    engine = make_engine(cfg, generator, tokenizer, lm=None)
+
+    def select() -> dict[str, float]:
         sampling = cfg.rollout.sampling.but(n=1, seed=cfg.seed + 1)
-        return evaluate(generator, split, sampling, reward, run)
+        return evaluate(generator, prompts.select, sampling, reward, run).metrics("eval")
 
     generator.load(actor.named_weights(), version=run.resume())
     if run.step == 0:
-        save_evaluation(run, "before", score(prompts.test))
+        measure(run, "before", engine, source)
     ppo.train(
         run,
         actor=actor,
@@ -83,11 +85,9 @@ def train(run: Run[Config]) -> None:
         generator=generator,
         prompts=training,
         reward=reward,
-        evaluate=lambda: score(prompts.select).metrics("eval"),
+        evaluate=select,
     )
-    save_evaluation(run, "after", score(prompts.test))
-    if cfg.save.export:
-        run.export("actor", run.dir / "model", tokenizer)
+    measure(run, "after", engine, str(run.export("actor", run.dir / "model", tokenizer)))
     report_outcome(run)
     run.finish()
 

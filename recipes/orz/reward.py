@@ -66,7 +66,8 @@ class MathReward:
                 "grader_error": float(grade.reason.startswith("error")),
                 "reflections": float(len(REFLECTION.findall(rollout.text))),
             }
-            scores.append(Score(float(grade.correct and finished), parts))
+            failure = grade.reason if grade.reason == "timeout" or grade.reason.startswith("error") else None
+            scores.append(Score(float(grade.correct and finished), parts, answer, failure))
         return scores
 
     def grader(self, rollout: Rollout) -> str:

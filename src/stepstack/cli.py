@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
+from stepstack.rl.types import EngineError
 
 # The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
 MANUAL = """StepFun's published training systems as recipes that run.
@@ -19,9 +20,10 @@ MANUAL = """StepFun's published training systems as recipes that run.
   stepstack launch orz-tiny seed=1 name=trial   train; killed, the same line goes on
   stepstack launch orz-32b --dry-run            the accelerate line that would be typed
   stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
+  stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
 """
 
-EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError)
+EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError, EngineError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,14 +71,22 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="a.b.c=value")
     show.add_argument("--explain", action="store_true", help="with the file or flag that set each value")
     command("data", _data, "prepare the data of a config, with a manifest of hashes")
-    score = command("eval", _eval, "evaluate a config's model, or any folder in its place")
-    score.add_argument("--model", help="Hugging Face folder; default: runs/<name>/model")
-    score.add_argument("--split", default="test", choices=("train", "select", "test"))
-    score.add_argument("--samples", type=int, default=1, help="rollouts a question (avg@k)")
+    _eval_options(command("eval", _eval, "evaluate a config's model, or any other in its place, on benchmark tasks"))
+    tasks = command("tasks", _tasks, "the menu of evaluation tasks; `tasks fetch NAME` gets their data", named=False)
+    tasks.add_argument("fetch", nargs="*", metavar="fetch NAME", help="benchmarks to download into evals/data")
+    tasks.add_argument("--from", dest="source", help="a file or folder that has the data, in place of a download")
+    view = command("view", _view, "a page with every sample of one evaluation, or two side by side", named=False)
+    view.add_argument("folders", nargs="+", help="runs/<name>/evals/<label>, or one task's folder in it")
+    view.add_argument("--out", default="samples.html", help="the page to write")
+    overlap = command("contamination", _contamination, "which questions of evaluation tasks the training data holds")
+    overlap.add_argument("--tasks", default="", help="names or files, separated by commas; default: the config's evals")
+    overlap.add_argument("--ngram", type=int, default=13, help="words in a row that count as overlap")
     command("report", _report, "write runs/<name>/report.html anew, also while the run goes on")
     command("record", _record, "keep a finished run's figures in evals/results, for the tables")
     table = command("table", _table, "generate the tables in the READMEs from evals/results", named=False)
     table.add_argument("--check", action="store_true", help="change nothing; fail when a table is stale")
+    table.add_argument("table", nargs="?", help="print this layout of evals/tables instead")
+    table.add_argument("--format", choices=("md", "tex", "html"), default="md", help="of the table that is printed")
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
     bench.add_argument("bench", choices=("rl",))
     bench.add_argument("options", nargs="*", metavar="key=value")
@@ -123,13 +133,88 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
+def _eval_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", help="folder or hub name; default: runs/<name>/model")
+    sub.add_argument(
+        "--tasks", default="", help="names, files, lm_eval:<task>; with commas; default: the config's evals"
+    )
+    sub.add_argument("--samples", type=int, metavar="K", help="samples a question, in place of the task's own number")
+    sub.add_argument("--greedy", action="store_true", help="one sample at temperature 0")
+    sub.add_argument("--max-tokens", type=int, help="bound of a response, in place of the task's")
+    sub.add_argument("--seed", type=int, default=0, help="of the samples")
+    sub.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
+    sub.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
+    sub.add_argument("--retry-failed", action="store_true", help="ask failed questions again")
+    sub.add_argument("--checkpoints", action="store_true", help="the curve of a run's checkpoints, on its select split")
+    sub.add_argument("--server", metavar="URL", help="an OpenAI-compatible server answers, e.g. http://host:8000/v1")
+    sub.add_argument("--server-model", help="its model's name; default: the only one it has")
+    sub.add_argument("--key-file", help="file that holds the server's API key")
+    sub.add_argument("--open", action="store_true", help="show the page of samples in a browser")
+
+
 def _eval(args: argparse.Namespace) -> int:
-    from stepstack.core.run import Run
+    from stepstack.harness import checkpoints, command
+    from stepstack.harness.server import ServerConfig
+    from stepstack.harness.suite import Options
+    from stepstack.harness.task import DATA
 
     loaded = config.load(args.name, args.overrides)
+    recipe = config.recipe_module(loaded.recipe)
     quiet_libraries()
-    folder = Path(args.model) if args.model else Run.folder(loaded) / "model"
-    print(config.recipe_module(loaded.recipe).evaluate_model(loaded, folder, args.samples, args.split))
+    options = Options(
+        samples=args.samples, greedy=args.greedy, max_tokens=args.max_tokens, seed=args.seed, limit=args.limit,
+        retry=args.retry_failed, data=args.data or DATA,
+    )  # fmt: skip
+    names = _words(args.tasks)
+    if args.checkpoints:
+        return checkpoints.run(loaded, recipe, names or ["select"], options)
+    server = None
+    if args.server:
+        server = ServerConfig(url=args.server, model=args.server_model, key_file=args.key_file)
+    command.run(loaded, recipe, model=args.model, tasks=names, options=options, server=server, show=args.open)
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from data import benchmarks
+    from stepstack.harness import task
+
+    if args.fetch:
+        if args.fetch[0] != "fetch" or len(args.fetch) == 1:
+            raise ConfigError(f"tasks {' '.join(args.fetch)}: write tasks fetch NAME ... [--from PATH]")
+        for file in benchmarks.fetch(args.fetch[1:], task.DATA, args.source):
+            print(file)
+        return 0
+    for name in task.menu_of():
+        found = task.load(name)
+        print(f"{name:24} v{found.version}  {found.about}")
+    return 0
+
+
+def _view(args: argparse.Namespace) -> int:
+    from stepstack.harness import command
+    from stepstack.report import viewer
+
+    print(viewer.write(Path(args.out), command.places_of(args.folders)))
+    return 0
+
+
+def _contamination(args: argparse.Namespace) -> int:
+    from stepstack.core.run import Run
+    from stepstack.harness import contamination
+    from stepstack.harness.suite import LM_EVAL
+    from stepstack.harness.task import DATA, load
+    from stepstack.report import jsonl
+
+    loaded = config.load(args.name, args.overrides)
+    recipe = config.recipe_module(loaded.recipe)
+    names = _words(args.tasks) or [name for name in loaded.evals if not name.startswith(LM_EVAL)]
+    tasks = [load(name, recipe.own(loaded)) for name in names]
+    training = {loaded.name: [problem.text for problem in load("train", recipe.own(loaded)).rows(DATA)]}
+    found = contamination.report(training, tasks, DATA, n=args.ngram)
+    file = Run.folder(loaded) / "contamination.json"
+    jsonl.write_json_atomic(file, found)
+    print(contamination.markdown(found) + f"\n{file}")
     return 0
 
 
@@ -153,6 +238,9 @@ def _record(args: argparse.Namespace) -> int:
 def _table(args: argparse.Namespace) -> int:
     from stepstack.report import tables
 
+    if args.table is not None:
+        print(tables.render(args.table, args.format), end="")
+        return 0
     return tables.generate(check=args.check)
 
 
@@ -160,6 +248,10 @@ def _bench(args: argparse.Namespace) -> int:
     from stepstack import bench
 
     return bench.main(args.bench, args.options)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def quiet_libraries() -> None:

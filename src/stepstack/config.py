@@ -62,7 +62,6 @@ class Save(Strict):
 
     every: Count = 50
     keep: Positive = 2
-    export: bool = True  # write runs/<name>/model in Hugging Face format at the end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +75,7 @@ class RunConfig(Strict):
     precision: Literal["no", "bf16"] = "no"  # accelerate's mixed_precision
     launch: Launch = Launch()
     save: Save = Save()
+    evals: tuple[str, ...] = ("test",)  # tasks before and after training, and of `stepstack eval`
     eval_every: Count = 10  # 0: only before the first and after the last step
     trackers: tuple[str, ...] = ("tensorboard",)  # any of accelerate's: tensorboard wandb mlflow comet_ml aim ...
     peak_tflops: float | None = None  # per device, for MFU; None: known GPUs by name, else a measured matmul

@@ -21,7 +21,7 @@ from stepstack.rl.types import Prompt, Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-SMALL = ("steps=4", "model.steps=60", "eval_every=2", "data.test=64", "data.select=32", "save.every=2")
+SMALL = ("steps=4", "model.steps=60", "eval_every=2", "evals=[test]", "data.test=64", "data.select=32", "save.every=2")
 
 
 def launch(folder: Path, *overrides: str) -> list[dict]:

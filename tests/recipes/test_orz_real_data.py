@@ -17,6 +17,7 @@ from recipes.orz.prompt import STOP, render
 from stepstack import cli, config
 from stepstack.config import ROOT
 from stepstack.core.run import Run
+from stepstack.harness.samples import Sample, read
 from stepstack.models import tiny
 from stepstack.report import jsonl
 from stepstack.rl.generate import HfGenerator
@@ -87,6 +88,11 @@ def seen(words):
     return Run.folder(loaded), sampled, graded
 
 
+def result(run: Path, when: str) -> tuple[dict, list[Sample]]:
+    [file] = (run / "evals" / when).glob("*/result.json")
+    return json.loads(file.read_text()), read(file.parent / "samples.jsonl")
+
+
 def source() -> dict[str, str]:
     """Gold by problem of all 530 rows, as published."""
     rows = [row for name in ("aime2024", "math500") for row in json.loads((SHARED / f"{name}.json").read_text())]
@@ -124,9 +130,9 @@ def test_every_row_is_sampled_and_graded(seen):
 
 def test_every_row_is_trained_on_or_tested_on(seen):
     run, sampled, _ = seen
-    before = json.loads((run / "before.json").read_text())
-    texts = [s["problem"] for s in before["samples"]]
-    assert before["n"] == len(texts) == len(set(texts))
+    _, scored = result(run, "before")
+    texts = [s.problem for s in scored]
+    assert len(texts) == len(set(texts))
     trained = {text for text, _ in sampled} - set(texts)
     assert len(trained) + len(texts) == 530
 
@@ -142,8 +148,9 @@ def test_it_trains_and_scores_nothing(seen):
         assert row["actor/mismatch_max"] < 1e-4
         assert all(math.isfinite(value) for value in row.values())
     for when in ("before", "after"):
-        result = json.loads((run / f"{when}.json").read_text())
-        assert result["accuracy"] < 0.02
-        assert all(s["tokens"] <= 16 for s in result["samples"])
-        assert all((s["finish"] == "stop") or s["tokens"] == 16 for s in result["samples"])
-        assert not any(stop in s["response"][:-12] for s in result["samples"] for stop in STOP)
+        found, scored = result(run, when)
+        assert found["metrics"][0]["value"] < 0.02
+        assert found["failed"] == {"engine": 0, "grader": 0}
+        assert all(s.tokens <= 16 for s in scored)
+        assert all((s.finish == "stop") or s.tokens == 16 for s in scored)
+        assert not any(stop in s.text[:-12] for s in scored for stop in STOP)

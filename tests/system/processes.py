@@ -95,7 +95,7 @@ def train(run: Path, *words: str, hooks: Sequence[tuple] = (), report: bool = Fa
     return stepstack(run, *words, hooks=hooks, report=report).wait()
 
 
-def train_ranks(run: Path, count: int, *words: str, hooks: Sequence[tuple] = ()) -> list[Ended]:
+def train_ranks(run: Path, count: int, *words: str, hooks: Sequence[tuple] = (), verb: str = "train") -> list[Ended]:
     """The same in ``count`` processes with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ def train_ranks(run: Path, count: int, *words: str, hooks: Sequence[tuple] = ())
     shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     words = ("launch.file=cpu-ddp", f"launch.processes_per_node={count}", *words)
     ranks = [
-        stepstack(run, *words, hooks=hooks, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        stepstack(run, *words, verb=verb, hooks=hooks, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
     return [rank.wait() for rank in ranks]
@@ -135,7 +135,8 @@ def checkpoint(run: Path, step: int) -> dict[str, Any]:
 
 
 def samples(run: Path, when: str) -> list[dict[str, Any]]:
-    return json.loads((run / f"{when}.json").read_text())["samples"]
+    """Rows of samples.jsonl of all evaluations at a moment."""
+    return [row for file in sorted((run / "evals" / when).glob("*/samples.jsonl")) for row in jsonl.read(file)]
 
 
 def rollouts(run: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def test_an_empty_training_set(tmp_path, new_run):
     run = new_run()
     error = refused(train(run, *words, *sources))
     assert "no training prompts: the prepared set is empty" in error
-    assert not (run / "before.json").exists()
+    assert not (run / "evals").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_empty_training_set(tmp_path, new_run):
     [
         (("prompt.max_tokens=5", "prompt.overlong=error"), "its prompt has 9 tokens, more than max_tokens=5"),
         (("prompt.max_tokens=5",), "no training prompts"),
-        (("rollout.sampling.max_length=6",), "has 7 tokens and leaves no room within 6"),
+        (("rollout.sampling.max_length=6",), "tokens and leaves no room within 6"),
         (("data.test=500",), "data.test=500: only 9 such chains were found"),
         (("data.select=0",), "nothing to evaluate"),
     ],

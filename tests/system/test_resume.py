@@ -43,7 +43,7 @@ def test_clean_stop(new_run, whole):
     run = new_run()
     stopped = ok(train(run, "--stop-after", "1", hooks=[recorder(run)]))
     assert "stopped after step 1 of 4" in stopped.err
-    assert not (run / "after.json").exists()
+    assert not (run / "evals" / "after").exists()
     resumed = ok(train(run, hooks=[recorder(run)]))
     assert "resumed from" in resumed.err
     same(run, whole)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from data import orz_math
-from data.orz_math import DataError, hard_set, load, overlap, prepare, read_manifest
+from data.orz_math import DataError, hard_set, load, prepare, read_manifest
 from stepstack.records import Problem
+from stepstack.scoring.overlap import overlap
 
 SHARED = Path(os.environ.get("STEPSTACK_SHARED", Path(__file__).parents[2].parent / "shared")) / "data" / "orz"
 LONG = "A train leaves the old station at noon and travels north at sixty miles per hour until it stops"
@@ -252,16 +253,30 @@ def test_overwrite_replaces_only_a_prepared_folder(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["home", "old.json", "out", "t.json"]
 
 
-def test_overlap_table():
-    evals = {"aime": [LONG, "Find $2+3$.", "untouched"], "math": ["other"]}
-    rows = overlap([f"so {LONG}", "find 2+3.", "find 2-3.", LONG], evals)
-    assert rows == [
-        {"eval": "aime", "problems": 3, "exact": 2, "ngram": 0, "train_rows": 3, "share": 2 / 3},
-        {"eval": "math", "problems": 1, "exact": 0, "ngram": 0, "train_rows": 0, "share": 0.0},
-    ]
-    assert overlap([f"so {LONG}"], evals)[0]["ngram"] == 1
-    chinese = "小明从家里出发去学校每小时走五公里问他几小时到"
-    assert overlap([f"题目{chinese}"], {"cn": [f"{chinese}吗"]})[0]["ngram"] == 1
+def test_a_published_eval_is_read_without_preparing(tmp_path, evals):
+    gpqa = orz_math.read_eval(evals[1])
+    assert gpqa == [Problem(0, "Which is even?\nA. one\nB. two", "B", {"choices": {"A": "one", "B": "two"}})]
+    lines = tmp_path / "aime.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in json.loads(Path(evals[0]).read_text())))
+    aime = orz_math.read_eval(lines)
+    assert aime == orz_math.read_eval(evals[0])
+    assert [(p.index, p.gold, p.meta) for p in aime] == [(0, "12", {}), (1, "5", {})]
+
+
+def test_a_published_eval_is_checked_as_prepare_does(tmp_path):
+    rows = [eval_row("fine", "1"), eval_row("q", "E", choices={"A": "x"}), {"final_answer": "1"}, eval_row("p", "")]
+    bad = write(tmp_path / "bad.json", rows)
+    with pytest.raises(DataError) as caught:
+        orz_math.read_eval(bad)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "3 bad rows:"
+    assert lines[0].endswith("bad.json row 2: key final_answer is 'E', not one of the choices A")
+    assert "bad.json row 3: key prompt must be a list of one turn" in lines[1]
+    assert "bad.json row 4: the answer is empty" in lines[2]
+    with pytest.raises(DataError, match=r"nothing\.json does not exist: get it there"):
+        orz_math.read_eval(tmp_path / "nothing.json", hint="get it there")
+    with pytest.raises(DataError, match=r"nothing\.json does not exist: give a \.json"):
+        orz_math.read_eval(tmp_path / "nothing.json")
 
 
 def test_hard_set_is_fewer_than_four_of_sixty_four():

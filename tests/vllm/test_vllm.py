@@ -20,8 +20,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from stepstack.records import Problem
-from stepstack.rl.types import Group, Prompt, Sampling
-from stepstack.rl.types import EngineError
+from stepstack.rl.types import EngineError, Group, Prompt, Sampling
 from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")

@@ -15,6 +15,8 @@ SHOWN = {
     "length": "tokens",
     "loss": "loss",
     "actor/entropy": "entropy",
+    "score": "score",
+    "failed": "failed",
 }
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -25,7 +27,7 @@ class Progress:
     def __init__(self, name: str, total: int, done: int, shown: bool = True):
         self.name, self.total, self.shown = name, total, shown
         self.console = Console(stderr=True)
-        self.said = 0.0
+        self.done, self.began, self.said = done, time.monotonic(), 0.0
         self.latest: dict[str, float] = {}
         columns = (
             TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[notes]}"),
@@ -48,4 +50,6 @@ class Progress:
         now = time.monotonic()
         if self.shown and not self.console.is_terminal and (now - self.said > LINE_EVERY or step == self.total):
             self.said = now
-            self.console.print(f"{self.name} {step}/{self.total}  {notes}", highlight=False, soft_wrap=True)
+            done, spent = step - self.done, now - self.began
+            clock = f"  {spent:.0f} s, {(self.total - step) * spent / done:.0f} s left" if done > 0 else ""
+            self.console.print(f"{self.name} {step}/{self.total}  {notes}{clock}", highlight=False, soft_wrap=True)

@@ -62,7 +62,8 @@ class GeneratorEngine:
         lm: Callable[[], PreTrainedModel] | None = None,
     ):
         self.generator, self.tokenizer, self.batch, self.facts = generator, tokenizer, batch, facts
-        self._make_lm, self._lm = lm, None
+        self._make_lm = lm
+        self._lm: PreTrainedModel | None = None
 
     def complete(
         self, questions: Sequence[Question], sampling: Sampling

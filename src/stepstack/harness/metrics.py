@@ -77,7 +77,7 @@ def clustered(values: Sequence[float]) -> Measured:
 
 
 def of_samples(sampling: Sampling) -> list[Metric]:
-    """What one reads off 0/1 scores: greedy accuracy at temperature 0; else avg@k, unbiased pass@2, @4 ... @k, maj@k."""
+    """Figures of 0/1 scores: greedy accuracy at temperature 0, else avg@k, unbiased pass@2, @4 ... @k and maj@k."""
     if sampling.temperature == 0:
         return [mean("greedy", average)]
     k = sampling.n

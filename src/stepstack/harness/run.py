@@ -182,10 +182,9 @@ def _scored(task: Task, made: Sequence[tuple[Question, list[Completion]]]) -> li
     for question, number, completion in pairs:
         problem = question.problem
         verdict = next(scores) if completion.finish != "error" else None
-        if verdict is None:
-            failure = f"engine: {completion.error}"
-        else:
-            failure = verdict.failure and f"grader: {verdict.failure}"
+        failure = f"engine: {completion.error}" if verdict is None else None
+        if verdict is not None and verdict.failure is not None:
+            failure = f"grader: {verdict.failure}"
         found.append(
             Sample(
                 index=problem.index,
@@ -197,8 +196,8 @@ def _scored(task: Task, made: Sequence[tuple[Question, list[Completion]]]) -> li
                 ids=None if completion.ids is None else list(completion.ids),
                 tokens=completion.tokens,
                 finish=completion.finish,
-                answer=verdict and verdict.answer,
-                score=None if verdict is None or verdict.failure else verdict.value,
+                answer=None if verdict is None else verdict.answer,
+                score=None if verdict is None or failure else verdict.value,
                 failure=failure,
                 parts=dict(verdict.parts) if verdict else {},
             )

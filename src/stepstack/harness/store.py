@@ -1,9 +1,9 @@
 """An evaluation's folder: what has been generated survives a kill, and is never generated again. No torch.
 
-    plan.json               what is evaluated: task, version, rows, sampling, model, engine; its digest is in the name
-    generated-<rank>.jsonl  while it goes on: one line a question, written as soon as its samples are there
-    samples.jsonl           every sample with its score, in order
-    result.json             the figures, last: where it stands the evaluation is over
+plan.json               what is evaluated: task, version, rows, sampling, model, engine; its digest is in the name
+generated-<rank>.jsonl  while it goes on: one line a question, written as soon as its samples are there
+samples.jsonl           every sample with its score, in order
+result.json             the figures, last: where it stands the evaluation is over
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def digest(value: Any) -> str:
 def plan(
     task: str, version: int, problems: Sequence[Problem], sampling: Sampling, model: Mapping, engine: Mapping
 ) -> dict[str, Any]:
-    """What decides every sample. Where the model lies does not, so only its hash counts where it has one."""
-    rows = digest([[p.index, p.text, p.gold, dict(p.meta)] for p in problems])
+    """What decides every sample. Where the model and the rows lie does not: of a model that has a hash only that
+    counts, and of a problem not its ``source``."""
+    rows = digest([[p.index, p.text, p.gold, {k: v for k, v in p.meta.items() if k != "source"}] for p in problems])
     return {
         "task": task,
         "version": version,

@@ -52,15 +52,16 @@ def load(name: str, own: Sequence[Task] = (), folder: Path = TASKS) -> Task:
         menu = ", ".join([*(task.name for task in own), *menu_of(folder)])
         raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
     spec = importlib.util.spec_from_file_location(f"stepstack_task_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, path
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    task = vars(module).get("TASK")
-    if not isinstance(task, Task):
+    found = vars(module).get("TASK")
+    if not isinstance(found, Task):
         raise ConfigError(f"{path} defines no TASK = Task(...)")
-    if task.name != path.stem or not re.fullmatch(r"[\w.-]+", task.name):
-        raise ConfigError(f"{path}: its task is named {task.name!r}; the file's stem must be the name")
-    return task
+    if found.name != path.stem or not re.fullmatch(r"[\w.-]+", found.name):
+        raise ConfigError(f"{path}: its task is named {found.name!r}; the file's stem must be the name")
+    return found
 
 
 def menu_of(folder: Path = TASKS) -> list[str]:

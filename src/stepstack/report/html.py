@@ -54,6 +54,10 @@ class Report:
             image = _stack_plot([row["step"] for row in rows], layers)
             self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
 
+    def link(self, title: str, href: str) -> None:
+        """To another page, by a path from this one."""
+        self.parts.append(f'<p><a href="{html.escape(href)}">{html.escape(title)}</a></p>')
+
     def details(self, title: str, value: Any) -> None:
         text = html.escape(json.dumps(value, indent=2))
         self.parts.append(f"<h2>{html.escape(title)}</h2><details><summary>show</summary><pre>{text}</pre></details>")

@@ -1,39 +1,45 @@
-"""Tables in the READMEs, generated from evals/: a number in a table is in a file with its provenance.
+"""Tables in the READMEs, generated from evals/: a number in a table is in a file with its provenance. No torch.
 
-``measured`` (evals/results, ours) and ``reported`` (evals/reported, published, with source) never share a table, and
-reported figures are in italics. A table stands between ``<!-- table: name -->`` and ``<!-- end -->``.
+A table stands between ``<!-- table: name -->`` and ``<!-- end -->``; the name is that of a layout (evals/tables, see
+``layout``) or of one of the makers here, whose shape no layout has. ``measured`` (evals/results, ours) and ``reported``
+(evals/reported, published, with source) never share a row.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.config import ROOT
-from stepstack.report import jsonl
-from stepstack.report.provenance import describe
+from stepstack.report import formats, jsonl, layout
+from stepstack.report.formats import Format, Table
+from stepstack.report.layout import origins
 
-RESULTS, REPORTED = ROOT / "evals" / "results", ROOT / "evals" / "reported"
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of single runs
 
 
-def record(run: Path) -> Path:
-    """evals/results/<name>.json of a finished run: config, provenance, before and after, CPU seconds; no samples."""
+def record(run: Path, root: Path = ROOT) -> Path:
+    """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...) and
+    CPU seconds; no samples.
+
+    FileNotFoundError where nothing of the run was evaluated.
+    """
     facts = json.loads((run / "config.json").read_text())
-    results: dict[str, Any] = {}
-    for when in ("before", "after"):
-        file = run / f"{when}.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist: the run is not over; the same make train goes on with it")
-        results[when] = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("samples", "provenance")}
+    evals: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted((run / "evals").glob("*/*/result.json")):
+        evals.setdefault(file.parent.parent.name, []).append(json.loads(file.read_text()))
+    if not evals:
+        raise FileNotFoundError(f"{run / 'evals'} holds no result.json: train to the end, or `stepstack eval` the run")
     stages = [run / "base" / "metrics.jsonl", run / "metrics.jsonl"]
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
-    out = RESULTS / f"{facts['config']['name']}.json"
-    jsonl.write_json_atomic(out, {"kind": "run", **facts, **results, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds})
+    out = root / "evals" / "results" / f"{facts['config']['name']}.json"
+    kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
+    jsonl.write_json_atomic(out, kept)
     return out
 
 
@@ -42,7 +48,7 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
     stale = []
     for page in [root / "README.md", *sorted(root.glob("recipes/*/README.md")), *sorted(root.glob("docs/*.md"))]:
         old = page.read_text() if page.is_file() else ""
-        new = BLOCK.sub(lambda m: f"{m[1]}{render(m['name'])}{m[3]}", old)
+        new = BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], root=root)}{m[3]}", old)
         if new != old:
             stale.append(page.relative_to(root))
             if not check:
@@ -52,95 +58,77 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
     return 1 if check and stale else 0
 
 
-def render(name: str) -> str:
-    """Markdown of one table."""
-    makers: dict[str, Callable[[], str]] = {
-        "orz-tiny": orz_tiny,
-        "bench-rl": bench_rl,
-        "orz-reported": lambda: reported(REPORTED / "orz.json"),
-    }
-    if name not in makers:
-        raise ValueError(f"no table {name!r}: there are {', '.join(makers)}")
-    return makers[name]()
+def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
+    """One table, by its name, as Markdown, LaTeX or HTML."""
+    makers: dict[str, Callable[[Path], Sequence[Table]]] = {"orz-tiny": orz_tiny, "bench-rl": bench_rl}
+    if name in makers:
+        return formats.render(makers[name](root), format)
+    if name not in layout.names(root):
+        raise ValueError(f"no table {name!r}: there are {', '.join([*makers, *layout.names(root)])}")
+    return layout.render(name, format, root)
 
 
-def orz_tiny() -> str:
-    runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("orz-tiny-seed*.json"))]
-    if not runs:
-        return "No run has been recorded.\n"
-    rows = [
-        (
-            str(run["config"]["seed"]),
-            *(f"{run[when]['accuracy']:.3f} ± {run[when]['stderr']:.3f}" for when in ("before", "after")),
-            *(f"{run[when]['length']:.1f}" for when in ("before", "after")),
-            " + ".join(f"{seconds:.0f}" for seconds in run["cpu_s_by_stage"]),
+def orz_tiny(root: Path) -> list[Table]:
+    """Each recorded run before and after: what a mean over seeds does not show."""
+    files = sorted((root / "evals" / "results").glob("orz-tiny-seed*.json"))
+    if not files:
+        return [Table((), (), ["No run has been recorded."])]
+    rows, results = [], []
+    for file in files:
+        run = json.loads(file.read_text())
+        found = [layout.find(file.stem, when, SUMS, ACCURACY, root) for when in ("before", "after")]
+        results += [result for result, _ in found]
+        rows.append(
+            (
+                str(run["config"]["seed"]),
+                *(f"{metric['value']:.3f} ± {metric['stderr']:.3f}" for _, metric in found),
+                *(f"{result['length']:.1f}" for result, _ in found),
+                " + ".join(f"{seconds:.0f}" for seconds in run["cpu_s_by_stage"]),
+            )
         )
-        for run in runs
-    ]
     head = ("seed", "accuracy before", "after", "response tokens before", "after", "CPU-s (SFT + PPO)")
-    n, k = runs[0]["after"]["n"], runs[0]["after"]["k"]
-    note = f"measured, n={n} held-out problems, avg@{k}, T=1, ± stderr; {_origins(runs)}"
-    return markdown(head, rows) + f"\n{note}\n"
+    how = f"n={results[0]['n']} held-out problems, {ACCURACY}, {layout.sampled(results[0])}, ± stderr"
+    notes = [f"measured, {how}; {origins(results)}"]
+    if differ := layout.differences(results):
+        notes.append(f"not comparable: {'; '.join(differ)}")
+    return [Table(head, rows, notes)]
 
 
-def bench_rl() -> str:
-    file = RESULTS / "bench-rl.json"
+def bench_rl(root: Path) -> list[Table]:
+    """Against TRL, and against model.generate."""
+    file = root / "evals" / "results" / "bench-rl.json"
     if not file.is_file():
-        return "Not measured yet.\n"
+        return [Table((), (), ["Not measured yet."])]
     result = json.loads(file.read_text())
     by_who: dict[str, list[dict[str, Any]]] = {}
     for race in result["races"]:
         by_who.setdefault(race["who"], []).append(race)
     peer = _seconds(by_who["TRL GRPO"])
-    rows = []
-    for who, races in by_who.items():
-        seconds = _seconds(races)
-        error = stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else float("nan")
-        rate = fmean(race["rollout_tokens_per_s"] for race in races)
-        rows.append(
-            (
-                who,
-                f"{fmean(seconds):.1f} ± {error:.1f}",
-                f"{fmean(peer) / fmean(seconds):.1f}x",
-                f"{fmean(race['steps'] for race in races):.0f}",
-                f"{rate:.0f}",
-                f"{len(seconds)} of {len(races)}",
-            )
-        )
-    head = (f"to {result['goal']:.2f} held-out", "CPU-s", "speed", "steps", "rollout tokens/s", "seeds that reached it")
-    text = markdown(head, rows) + "\n"
+    goal = f"to {result['goal']:.2f} held-out"
+    head = (goal, "CPU-s", "speed", "steps", "rollout tokens/s", "seeds that reached it")
+    races = Table(head, [_race(who, runs, peer) for who, runs in by_who.items()])
     sampler = []
     for shape in dict.fromkeys(row["shape"] for row in result["sampler"]):
         pairs = [(row["ours"], row["generate"]) for row in result["sampler"] if row["shape"] == shape]
         own, other = (median(column) for column in zip(*pairs, strict=True))
         ratio = median(a / b for a, b in pairs)
         sampler.append((shape, f"{own:.0f}", f"{other:.0f}", f"{ratio:.2f}x", str(len(pairs))))
-    text += markdown(("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs"), sampler)
-    return text + f"\nmeasured; {_origins([result])}\n"
+    columns = ("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs")
+    return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
 
 
-def reported(file: Path) -> str:
-    """Published figures in italics, with their source."""
-    facts = json.loads(file.read_text())
-    rows = [(row["model"], *(_italic(row.get(column)) for column in facts["columns"])) for row in facts["rows"]]
-    return markdown(("model", *facts["columns"]), rows) + f"\nreported, not measured by us: {facts['source']}\n"
+def _race(who: str, races: Sequence[Mapping[str, Any]], peer: Sequence[float]) -> tuple[str, ...]:
+    seconds = _seconds(races)
+    error = stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else float("nan")
+    return (
+        who,
+        f"{fmean(seconds):.1f} ± {error:.1f}",
+        f"{fmean(peer) / fmean(seconds):.1f}x",
+        f"{fmean(race['steps'] for race in races):.0f}",
+        f"{fmean(race['rollout_tokens_per_s'] for race in races):.0f}",
+        f"{len(seconds)} of {len(races)}",
+    )
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _seconds(races: Sequence[dict[str, Any]]) -> list[float]:
+def _seconds(races: Sequence[Mapping[str, Any]]) -> list[float]:
     return [race["seconds"] for race in races if race["seconds"] is not None]
-
-
-def _italic(value: float | None) -> str:
-    return "-" if value is None else f"*{value}*"
-
-
-def _origins(results: Sequence[dict[str, Any]]) -> str:
-    """Where and when, once for results of one commit, day and machine."""
-    days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
-    return "; ".join(dict.fromkeys(map(describe, days)))

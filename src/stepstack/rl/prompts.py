@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
-
 from stepstack.rl.types import Prompt
 
 
@@ -28,7 +26,9 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]: ...
 
-    def apply_chat_template(self, conversation: list[dict], *, add_generation_prompt: bool, tokenize: bool, return_dict: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: list[dict], *, add_generation_prompt: bool, tokenize: bool, return_dict: bool
+    ) -> Any: ...
 
 
 def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -41,9 +41,7 @@ def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
         ids = tokenizer(request, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return (*(() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), *ids)
     turns = [message._asdict() for message in request]
-    return tuple(
-        tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
-    )
+    return tuple(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
 
 
 class Prompts:
@@ -54,7 +52,7 @@ class Prompts:
         if not prompts:
             raise ValueError("no training prompts: the prepared set is empty or every prompt was dropped")
         self.prompts, self.seed = prompts, seed
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self._epoch, self._order = -1, list[int]()
 
     def take(self, step: int, count: int) -> list[Prompt]:
         """The ``count`` different prompts of a step."""
@@ -62,6 +60,8 @@ class Prompts:
             raise ValueError(f"rollout.prompts is {count}, but there are only {len(self.prompts)} training prompts")
         epoch, place = divmod(step, len(self.prompts) // count)
         if epoch != self._epoch:
+            import torch  # here, because the menu of tasks needs this file and no torch
+
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.prompts), generator=generator)
-        return [self.prompts[i] for i in self._order[place * count : (place + 1) * count].tolist()]
+            self._epoch, self._order = epoch, torch.randperm(len(self.prompts), generator=generator).tolist()
+        return [self.prompts[i] for i in self._order[place * count : (place + 1) * count]]

@@ -24,8 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stepstack.config import Strict
-from stepstack.rl.types import Group, Prompt, Rollout, Sampling, room, row_seed
-from stepstack.rl.types import EngineError
+from stepstack.rl.types import EngineError, Group, Prompt, Rollout, Sampling, room, row_seed
 from stepstack.rl.vllm_http import INITIAL, Bucket, Server, ask, buckets, everywhere, send_by_disk
 
 Weights = Iterable[tuple[str, Tensor]]

@@ -1,0 +1,44 @@
+"""Which model was evaluated: a hash over what decides its answers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from stepstack.config import ConfigError
+
+WEIGHTS = (".safetensors", ".bin")
+SMALL = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PART = 1 << 24
+
+
+def folder_of(name: str) -> Path:
+    """A Hugging Face folder with weights and tokenizer, or the local snapshot of a hub name (downloaded if need be).
+
+    ConfigError that says what is missing.
+    """
+    folder = Path(name)
+    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
+        folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + SMALL]))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
+    if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
+        raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)})")
+    if not any((folder / file).is_file() for file in TOKENIZER):
+        raise ConfigError(f"{name} holds no tokenizer ({', '.join(TOKENIZER)}): save the one it was trained with there")
+    return folder
+
+
+def record(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """name and sha256 of a model folder: weights, configs and tokenizer, not training state."""
+    total = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.suffix in WEIGHTS + SMALL):
+        total.update(file.name.encode())
+        with file.open("rb") as handle:
+            while part := handle.read(PART):
+                total.update(part)
+    return {"name": name or str(folder), "sha256": total.hexdigest()}

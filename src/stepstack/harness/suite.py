@@ -1,0 +1,83 @@
+"""Several tasks on one model: what `stepstack eval` and a run before and after training do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepstack.harness.engine import Engine
+from stepstack.harness.run import evaluate
+from stepstack.harness.task import DATA, Task, load
+from stepstack.rl.types import Sampling, World
+
+LM_EVAL = "lm_eval:"
+
+Evaluated = list[tuple[Path, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Changes to every task of a suite: None keeps the task's own. ``limit``: the first so many rows."""
+
+    samples: int | None = None
+    greedy: bool = False
+    max_tokens: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    retry: bool = False
+    data: Path = DATA
+
+    def sampling(self, task: Task) -> Sampling:
+        changes: dict[str, Any] = {"seed": self.seed}
+        if self.greedy:
+            changes |= {"temperature": 0.0, "n": 1}
+        if self.samples is not None:
+            changes["n"] = self.samples
+        if self.max_tokens is not None:
+            changes["max_tokens"] = self.max_tokens
+        return dataclasses.replace(task.sampling, **changes)
+
+
+def evaluate_all(
+    names: Sequence[str],
+    engine: Engine,
+    world: World,
+    *,
+    own: Sequence[Task],
+    root: Path,
+    model: Mapping[str, Any],
+    options: Options | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Evaluated:
+    """(folder under ``root``, result) of each task in order, those of lm-evaluation-harness (``lm_eval:<task>``) last.
+
+    Every name is known before the first question is asked.
+    """
+    options = options or Options()
+    tasks = [load(name, own) for name in names if not name.startswith(LM_EVAL)]
+    foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
+    found = [
+        evaluate(
+            task,
+            engine,
+            world,
+            root=root,
+            data=options.data,
+            model=model,
+            sampling=options.sampling(task),
+            limit=options.limit,
+            retry=options.retry,
+            about=about,
+        )
+        for task in tasks
+    ]
+    if foreign:
+        from stepstack.harness import lm_eval_bridge  # an extra: imported where it is asked for
+
+        found += lm_eval_bridge.evaluate(
+            foreign, engine, world, root=root, model=model, limit=options.limit, seed=options.seed, about=about
+        )
+    return found

@@ -1,0 +1,336 @@
+"""Benchmark tables from evals/tables/<name>.yaml: rows are models, columns tasks. No torch.
+
+    title: orz-tiny on its held-out sets
+    columns:
+      - {task: orz_tiny, metric: avg@1, head: sums of 5-7 terms}
+    rows:
+      - {model: after PPO, results: [orz-tiny-seed1, orz-tiny-seed2], label: after}
+      - {model: ORZ-32B, reported: orz, key: ORZ-32B}
+
+``results`` are names in evals/results (measured), ``reported`` is one in evals/reported (published, with source).
+
+A row is measured or reported, never both. Where measured results of a column are not comparable, the table says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.report import formats
+from stepstack.report.formats import Cell, Format, Table
+from stepstack.report.provenance import describe
+
+SHOWN = 40  # characters of a value in a note: a hash is cut
+Some = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Strict):
+    """``metric``: the name of one in the results. ``head``: "" shows the task's name."""
+
+    task: str
+    metric: str
+    head: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Strict):
+    """``results``: names of evals/results/<name>.json, one a seed. ``label``: which of the evaluations in them."""
+
+    model: str
+    results: Annotated[tuple[str, ...], Some]
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published(Strict):
+    """``reported``: the name of evals/reported/<name>.json. ``key``: a row in it."""
+
+    model: str
+    reported: str
+    key: str
+
+
+Row = Annotated[
+    Annotated[Measured, Tag("measured")] | Annotated[Published, Tag("reported")],
+    Discriminator(lambda row: "reported" if "reported" in row else "measured"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Strict):
+    """``percent``: fractions are shown times 100; published figures must say the same of themselves."""
+
+    title: str
+    columns: Annotated[tuple[Column, ...], Some]
+    rows: Annotated[tuple[Row, ...], Some]
+    percent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure(Strict):
+    """A published figure: values by task; ``source``: one of the file's."""
+
+    key: str
+    source: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Publication(Strict):
+    """evals/reported/<name>.json. ``sources``: where the figures were published and how they were measured."""
+
+    percent: bool
+    sources: Mapping[str, str]
+    rows: tuple[Figure, ...]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A measured cell in the making. ``evals``: the results behind it, one a seed."""
+
+    model: str
+    evals: Sequence[Mapping[str, Any]]
+    value: float
+    stderr: float | None
+    higher_is_better: bool
+    marks: list[str] = field(default_factory=list)
+
+
+def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
+    """The table of a layout as Markdown, LaTeX or HTML."""
+    return formats.render([build(name, root)], format)
+
+
+def names(root: Path = ROOT) -> list[str]:
+    """The layouts there are."""
+    return sorted(path.stem for path in (root / "evals" / "tables").glob("*.yaml"))
+
+
+def load(name: str, root: Path = ROOT) -> Layout:
+    """ConfigError that names file and key for what is no layout."""
+    file = root / "evals" / "tables" / f"{name}.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{_shown(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_shown(file, root)}: not YAML: {error}") from None
+    for row in values.get("rows") or [] if isinstance(values, dict) else []:
+        if isinstance(row, dict) and isinstance(row.get("results"), str):
+            row["results"] = [row["results"]]
+    return _valid(Layout, values, _shown(file, root))
+
+
+def build(name: str, root: Path = ROOT) -> Table:
+    """The table of a layout. ConfigError for figures that are not there."""
+    layout = load(name, root)
+    sources: dict[str, int] = {}  # in order of appearance: their number in the table
+    grid: list[list[Entry | Cell]] = []
+    for row in layout.rows:
+        if isinstance(row, Measured):
+            grid.append(_measured(row, layout, name, root))
+        else:
+            grid.append(_published(row, layout, sources, root))
+    notes = []
+    for place, column in enumerate(layout.columns):
+        entries = [entry for line in grid if isinstance(entry := line[place], Entry)]
+        notes += _compare(column, entries)
+    best = [id(entry) for column in zip(*grid, strict=True) for entry in _best(column)]
+    cells: list[list[str | Cell]] = [
+        [row.model, *(_cell(entry, id(entry) in best, layout.percent) for entry in line)]
+        for row, line in zip(layout.rows, grid, strict=True)
+    ]
+    entries = [entry for line in grid for entry in line if isinstance(entry, Entry)]
+    notes += _footer(layout.columns, entries)
+    notes += [f"[{number}] reported, not measured by us: {source}" for source, number in sources.items()]
+    return Table(["model", *(c.head or c.task for c in layout.columns)], cells, notes, layout.title)
+
+
+def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
+    """label -> results, of evals/results/<name>.json."""
+    file = root / "evals" / "results" / f"{name}.json"
+    if not file.is_file():
+        raise ConfigError(f"{_shown(file, root)} does not exist: `stepstack record` makes it from a finished run")
+    facts = json.loads(file.read_text())
+    if "evals" not in facts:
+        raise ConfigError(f"{_shown(file, root)} has no key 'evals': record the run again (stepstack record)")
+    return facts["evals"]
+
+
+def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(result, metric) of a task under a label of evals/results/<name>.json. ConfigError where there is not one."""
+    by_label = evals(name, root)
+    where = f"evals/results/{name}.json"
+    if label not in by_label:
+        raise ConfigError(f"{where} has no label {label!r}: there are {', '.join(by_label)}")
+    results = [result for result in by_label[label] if result["task"] == task]
+    found = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
+    if not found:
+        have = [m["name"] for result in results for m in result["metrics"]]
+        said = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
+        raise ConfigError(f"{where}, {label}: {said}")
+    if len(found) > 1:
+        raise ConfigError(
+            f"{where}, {label}: {task} was evaluated with {metric} {len(found)} times: remove all but one"
+        )
+    if found[0][1]["value"] is None:
+        raise ConfigError(
+            f"{where}, {label}: {metric} of {task} has no value: every sample failed; eval again, --retry"
+        )
+    return found[0]
+
+
+def _measured(row: Measured, layout: Layout, name: str, root: Path) -> list[Entry | Cell]:
+    """A cell is empty where none of the row's files has the task; where only some have, that is an error."""
+    line: list[Entry | Cell] = []
+    for column in layout.columns:
+        tasks = [{r["task"] for r in evals(seed, root).get(row.label, [])} for seed in row.results]
+        if any(tasks) and not any(column.task in there for there in tasks):
+            line.append(Cell("-"))
+            continue
+        found = [find(seed, row.label, column.task, column.metric, root) for seed in row.results]
+        values = [metric["value"] for _, metric in found]
+        stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else found[0][1]["stderr"]
+        results = [result for result, _ in found]
+        line.append(Entry(row.model, results, fmean(values), stderr, found[0][1]["higher_is_better"]))
+    return line
+
+
+def _published(row: Published, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | Cell]:
+    file = root / "evals" / "reported" / f"{row.reported}.json"
+    shown = _shown(file, root)
+    if not file.is_file():
+        raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
+    published = _valid(Publication, json.loads(file.read_text()), shown)
+    if published.percent != layout.percent:
+        raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
+    figures = {figure.key: figure for figure in published.rows}
+    if row.key not in figures:
+        raise ConfigError(f"{shown} has no row {row.key!r}: there are {', '.join(figures)}")
+    figure = figures[row.key]
+    if figure.source not in published.sources:
+        raise ConfigError(f"{shown}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
+    number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
+    values = [figure.values.get(column.task) for column in layout.columns]
+    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
+
+
+def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
+    """Mark what may not be compared (†) and what lost samples (‡); the notes that say so."""
+    notes = []
+    if differ := differences([result for entry in entries for result in entry.evals]):
+        notes.append(f"† {column.task}: {'; '.join(differ)}")
+        for entry in entries:
+            entry.marks.append("†")
+    for entry in entries:
+        lost = {why: sum(result["failed"][why] for result in entry.evals) for why in ("engine", "grader")}
+        if any(lost.values()):
+            entry.marks.append("‡")
+            asked = sum(result["samples"] for result in entry.evals)
+            why = ", ".join(f"{why} {count}" for why, count in lost.items() if count)
+            lost_all = sum(lost.values())
+            notes.append(f"‡ {column.task}, {entry.model}: {lost_all} of {asked} samples failed ({why}), not counted")
+    return notes
+
+
+def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In plain words, what keeps results of one task from being compared: its version, rows or sampling, or whatever
+    else their plans hold. Model, engine and seed may differ."""
+    facts = []
+    for result in results:
+        plan = {
+            k: v for k, v in result["plan"].items() if k not in ("task", "model", "engine", "seed", "sampling", "parts")
+        }
+        sampling = {"samples a question" if k == "n" else k: v for k, v in _sampling(result).items() if k != "seed"}
+        facts.append(plan | sampling)
+    said: list[str] = []
+    for key in dict.fromkeys(key for fact in facts for key in fact):
+        values = list(dict.fromkeys(json.dumps(fact.get(key)) for fact in facts))
+        if len(values) > 1 and not (key == "rows" and said):  # another version or n has other rows by nature
+            shown = [value if len(value) <= SHOWN else value.strip('"')[:8] for value in values]
+            said.append(f"{key} differs ({', '.join(shown)})")
+    return said
+
+
+def _best(column: Sequence[Entry | Cell]) -> list[Entry]:
+    """The best measured entries of a column of several; none where they cannot be compared."""
+    entries = [entry for entry in column if isinstance(entry, Entry)]
+    if len(entries) < 2 or any("†" in entry.marks for entry in entries):
+        return []
+    choose = max if entries[0].higher_is_better else min
+    best = choose(entry.value for entry in entries)
+    return [entry for entry in entries if entry.value == best]
+
+
+def _cell(entry: Entry | Cell, best: bool, percent: bool) -> Cell:
+    if isinstance(entry, Cell):
+        return entry
+    scale, digits = (100, 1) if percent else (1, 3)
+    seeds = f" ({len(entry.evals)} seeds)" if len(entry.evals) > 1 else ""
+    spread = "" if entry.stderr is None else f" ± {scale * entry.stderr:.{digits}f}"
+    return Cell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
+
+
+def _footer(columns: Sequence[Column], entries: Sequence[Entry]) -> list[str]:
+    """How the measured figures came to be."""
+    results = [result for entry in entries for result in entry.evals]
+    if not results:
+        return []
+    how = []
+    for task in dict.fromkeys(column.task for column in columns):
+        said = dict.fromkeys(
+            ", ".join(filter(None, (f"n={r['n']}, k={r['k']}", sampled(r)))) for r in results if r["task"] == task
+        )
+        how += [f"{task} {' or '.join(said)}"] if said else []
+    seeds = " over seeds (mean and its standard error)" if any(len(entry.evals) > 1 for entry in entries) else ""
+    return [f"measured, value ± standard error{seeds}: {'; '.join(how)}; {origins(results)}"]
+
+
+def sampled(result: Mapping[str, Any]) -> str:
+    """T=1, top_p=1, max_tokens=64: what decides a sample, but for seeds and stop strings."""
+    facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
+    facts["shots"] = result["plan"].get("shots")
+    shown = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
+    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in shown.items())
+
+
+def origins(results: Sequence[Mapping[str, Any]]) -> str:
+    """Where and when, once for results of one commit, day and machine."""
+    days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
+    return "; ".join(dict.fromkeys(map(describe, days)))
+
+
+def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Tasks of lm-evaluation-harness sample as their own config says, whose digest is in the plan instead."""
+    return result["plan"].get("sampling", {})
+
+
+def _valid(cls: type, values: Any, file: str) -> Any:
+    """As JSON, because there strict still lets a list be a tuple and an int be a float."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{file}: {_said(item)}" for item in error.errors(include_url=False))) from None
+
+
+def _said(item: Mapping[str, Any]) -> str:
+    place = [str(part) for i, part in enumerate(item["loc"]) if not (i == 2 and part in ("measured", "reported"))]
+    key = ".".join(place) or "the file"
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        hint = "; a row has model, results, label, or model, reported, key" if place[0] == "rows" else ""
+        return f"{key}: unknown key{hint}"
+    return f"{key}: {item['msg']}"
+
+
+def _shown(file: Path, root: Path) -> str:
+    return str(file.relative_to(root))

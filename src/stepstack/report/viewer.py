@@ -1,0 +1,179 @@
+"""Every sample of one or two models' evaluations in one HTML page, which needs no network and no other file. No torch.
+
+The page carries its data as JSON and shows some fifty questions at a time (viewer.js), so that 500 questions with 16
+samples each stay fast. Only the page's own script may run in it, whatever a model wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from stepstack.report import jsonl, paired
+
+HERE = Path(__file__).parent
+SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
+MOST = 2  # models side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One folder as read. ``result``: result.json; ``rows``: those of samples.jsonl."""
+
+    result: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """What it is compared by: the task, and where it is not one sample a question, how it was sampled."""
+        greedy, k = self.result["plan"].get("sampling", {}).get("temperature") == 0, self.result["k"]
+        return self.result["task"] + (" greedy" if greedy else f" x{k}" if k > 1 else "")
+
+
+def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
+    """One page of all evaluation ``folders``; the keys are the models' labels, at most two.
+
+    Where two labels have the same task, their samples stand side by side, with the paired test of their difference.
+    ValueError for no folder, a third label, an evaluation that is not over, or two of one task under one label.
+    """
+    if not any(folders.values()):
+        raise ValueError("no evaluation to show: give folders with result.json and samples.jsonl")
+    if len(folders) > MOST:
+        raise ValueError(f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MOST}")
+    by_label = {label: _read_all(places, label) for label, places in folders.items()}
+    keys = list(dict.fromkeys(key for found in by_label.values() for key in found))
+    tasks = [_task(key, {label: found.get(key) for label, found in by_label.items()}) for key in keys]
+    data = {"labels": list(by_label), "tasks": tasks}
+    title = f"Samples: {' and '.join(by_label)}"
+    jsonl.write_text_atomic(page, _page(title, _summary(keys, by_label), data))
+    return page
+
+
+def _read_all(places: Sequence[Path], label: str) -> dict[str, Evaluation]:
+    found: dict[str, Evaluation] = {}
+    where: dict[str, Path] = {}
+    for place in places:
+        file = place / "result.json"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist: the evaluation is not over; the same command goes on with it")
+        one = Evaluation(json.loads(file.read_text()), jsonl.read(place / "samples.jsonl"))
+        if one.key in found:
+            raise ValueError(f"{label}: {place} and {where[one.key]} are both {one.key}: give one of them")
+        found[one.key], where[one.key] = one, place
+    return found
+
+
+def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]:
+    """What viewer.js reads. Questions are those of any label; ``by`` has an entry a label, None where it lacks it."""
+    there = {label: one for label, one in by_label.items() if one is not None}
+    questions: dict[tuple[int, str, str], dict[str, Any]] = {}
+    for label, one in there.items():
+        for row in one.rows:
+            identity = (row["index"], row["problem"], row["gold"])
+            question = questions.setdefault(identity, {"by": dict.fromkeys(by_label)})
+            if question["by"][label] is None:  # the prompt of a question's samples is one, and stored once
+                question["by"][label] = {"prompt": row["prompt"], "samples": []}
+            question["by"][label]["samples"].append(_sample(row))
+    return {
+        "key": key,
+        "paired": _paired(there),
+        "questions": [
+            {"index": index, "problem": problem, "gold": gold, "by": _columns(found["by"])}
+            for (index, problem, gold), found in sorted(questions.items())
+        ],
+    }
+
+
+def _columns(by: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any] | None]:
+    """A question's columns; a prompt that equals the one before is left out."""
+    columns = [None if column is None else dict(column) for column in by.values()]
+    if len(columns) == MOST and columns[0] and columns[1] and columns[0]["prompt"] == columns[1]["prompt"]:
+        del columns[1]["prompt"]
+    return columns
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without what the page does not show; keys of no value are left out, since there are thousands."""
+    kept = {key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None}
+    parts = {name: value if math.isfinite(value) else str(value) for name, value in row["parts"].items()}
+    return kept | ({"parts": parts} if parts else {})
+
+
+def _paired(there: Mapping[str, Evaluation]) -> str | None:
+    """The test in words, for two models; where it cannot be made, why."""
+    if len(there) < MOST:
+        return None
+    (a, left), (b, right) = there.items()
+    try:
+        return paired.compare(left.rows, right.rows).words(a, b)
+    except paired.NotPaired as error:
+        return f"{a} and {b} are not compared: {error}"
+
+
+def _summary(keys: Sequence[str], by_label: Mapping[str, Mapping[str, Evaluation]]) -> str:
+    """The table on top, which also is there without JavaScript."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in SUMMARY)
+    body = ""
+    for key in keys:
+        for label, found in by_label.items():
+            if key in found:
+                link = f'<a href="#{html.escape(urlencode({"task": key}))}">{html.escape(key)}</a>'
+                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(label, found[key].result))
+                body += f"<tr><td>{link} <small>v{found[key].result['version']}</small></td>{cells}</tr>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _cells(label: str, result: Mapping[str, Any]) -> Iterator[str]:
+    """The columns of SUMMARY behind the task."""
+    yield label
+    yield "\n".join(_metric(metric, result["n"]) for metric in result["metrics"])
+    yield f"{result['n']} x {result['k']}"
+    lost = {what: count for what, count in result["failed"].items() if count}
+    yield ", ".join(f"{what} {count}" for what, count in lost.items()) or "0"
+    yield f"{result['truncated']} of {result['samples']}"
+    yield "-" if result["length"] is None else f"{result['length']:.1f}"
+    yield _sampling(result["plan"])
+    yield (result["model"]["sha256"] or result["model"]["name"])[:12]
+    source = result["provenance"]
+    yield (source["commit"] or "none")[:8] + ("+changes" if source["dirty"] else "")
+
+
+def _metric(metric: Mapping[str, Any], n: int) -> str:
+    if metric["value"] is None:
+        return f"{metric['name']} -"
+    few = f" (n={metric['n']})" if metric["n"] != n else ""
+    less = "" if metric["higher_is_better"] else " (less is better)"
+    spread = "" if metric["stderr"] is None else f" ± {metric['stderr']:.3f}"
+    return f"{metric['name']} {metric['value']:.3f}{spread}{few}{less}"
+
+
+def _sampling(plan: Mapping[str, Any]) -> str:
+    """What was set, in a line; stop strings are the prompt's matter. Tasks of lm-evaluation-harness have their own."""
+    facts = dict(plan.get("sampling", {})) | {key: plan[key] for key in ("shots", "seed") if key in plan}
+    known = {key: value for key, value in facts.items() if key not in ("n", "stop") and value not in (None, -1)}
+    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in known.items())
+
+
+def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
+    """No text of a model is ever markup: here it is JSON in which no tag can end, and viewer.js only sets text."""
+    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("viewer.js", "viewer.css"))
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    # ASCII only: U+2028 and half surrogates too are escaped
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{summary}"
+        '<main id="main"></main><noscript><p>The samples need JavaScript.</p></noscript>'
+        f'<script id="data" type="application/json">{text}</script><script>{script}</script></html>\n'
+    )
