@@ -91,7 +91,7 @@ def load(name: str, folder: Path) -> list[Problem]:
     DataError for a file that is not there (saying how to get it), that has bad rows, or another number of them.
     """
     known = benchmark(name)
-    hint = f"run `stepstack tasks fetch {name}`, or, without network, `... --from PATH` with a copy of {known.url}"
+    hint = f"run `stepstack tasks --fetch {name}`, or, without network, `... --from PATH` with a copy of {known.url}"
     path = folder / known.file
     return _counted(known, read_eval(path, hint), str(path))
 
@@ -139,7 +139,7 @@ def _counted(known: Benchmark, problems: list[Problem], place: str) -> list[Prob
     if len(problems) != known.rows:
         raise DataError(
             f"{place} has {len(problems)} rows, {known.name} has {known.rows}: fetch it again "
-            f"(`stepstack tasks fetch {known.name}`)"
+            f"(`stepstack tasks --fetch {known.name}`)"
         )
     return problems
 
@@ -161,7 +161,7 @@ def _download(known: Benchmark) -> tuple[str, bytes]:
     except (OSError, HTTPException) as error:  # no network, no such host, 404, cut off in the middle
         raise DataError(
             f"{known.name}: {known.url} cannot be downloaded ({error}): get it on a machine that can, then run "
-            f"`stepstack tasks fetch {known.name} --from PATH`"
+            f"`stepstack tasks --fetch {known.name} --from PATH`"
         ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != known.sha256:

@@ -72,9 +72,12 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--explain", action="store_true", help="with the file or flag that set each value")
     command("data", _data, "prepare the data of a config, with a manifest of hashes")
     _eval_options(command("eval", _eval, "evaluate a config's model, or any other in its place, on benchmark tasks"))
-    tasks = command("tasks", _tasks, "the menu of evaluation tasks; `tasks fetch NAME` gets their data", named=False)
-    tasks.add_argument("fetch", nargs="*", metavar="fetch NAME", help="benchmarks to download into evals/data")
-    tasks.add_argument("--from", dest="source", help="a file or folder that has the data, in place of a download")
+    tasks = command("tasks", _tasks, "the menu of evaluation tasks; get their data, give them to lm-eval", named=False)
+    tasks.add_argument("tasks", nargs="*", metavar="NAME", help="a task, or a benchmark with --fetch; default: all")
+    tasks.add_argument("--fetch", action="store_true", help="download the benchmarks' rows into --data")
+    tasks.add_argument("--from", dest="source", help="a file or folder that has them, in place of a download")
+    tasks.add_argument("--export", type=Path, metavar="DIR", help="write them for `lm_eval --include_path DIR`")
+    tasks.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
     view = command("view", _view, "a page with every sample of one evaluation, or two side by side", named=False)
     view.add_argument("folders", nargs="+", help="runs/<name>/evals/<label>, or one task's folder in it")
     view.add_argument("--out", default="samples.html", help="the page to write")
@@ -144,6 +147,7 @@ def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", type=int, default=0, help="of the samples")
     sub.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
     sub.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
+    sub.add_argument("--include", type=Path, help="folder with more tasks for lm_eval:<task>")
     sub.add_argument("--retry-failed", action="store_true", help="ask failed questions again")
     sub.add_argument("--checkpoints", action="store_true", help="the curve of a run's checkpoints, on its select split")
     sub.add_argument("--server", metavar="URL", help="an OpenAI-compatible server answers, e.g. http://host:8000/v1")
@@ -163,7 +167,7 @@ def _eval(args: argparse.Namespace) -> int:
     quiet_libraries()
     options = Options(
         samples=args.samples, greedy=args.greedy, max_tokens=args.max_tokens, seed=args.seed, limit=args.limit,
-        retry=args.retry_failed, data=args.data or DATA,
+        retry=args.retry_failed, data=args.data or DATA, include=args.include,
     )  # fmt: skip
     names = _words(args.tasks)
     if args.checkpoints:
@@ -179,15 +183,19 @@ def _tasks(args: argparse.Namespace) -> int:
     from data import benchmarks
     from stepstack.harness import task
 
+    data = args.data or task.DATA
     if args.fetch:
-        if args.fetch[0] != "fetch" or len(args.fetch) == 1:
-            raise ConfigError(f"tasks {' '.join(args.fetch)}: write tasks fetch NAME ... [--from PATH]")
-        for file in benchmarks.fetch(args.fetch[1:], task.DATA, args.source):
+        for file in benchmarks.fetch(args.tasks or list(benchmarks.BENCHMARKS), data, args.source):
             print(file)
         return 0
-    for name in task.menu_of():
-        found = task.load(name)
-        print(f"{name:24} v{found.version}  {found.about}")
+    found = [task.load(name) for name in args.tasks or task.menu_of()]
+    if args.export:
+        from stepstack.harness import lm_eval_export
+
+        print(lm_eval_export.export(found, args.export, data))
+        return 0
+    for one in found:
+        print(f"{one.name:24} v{one.version}  {one.about}")
     return 0
 
 

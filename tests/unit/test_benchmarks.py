@@ -67,7 +67,7 @@ def test_a_missing_file_says_how_to_get_it(tmp_path):
         with pytest.raises(DataError) as caught:
             load(name, tmp_path)
         assert str(caught.value).startswith(f"{tmp_path / benchmark(name).file} does not exist: run")
-        assert f"`stepstack tasks fetch {name}`" in str(caught.value)
+        assert f"`stepstack tasks --fetch {name}`" in str(caught.value)
         assert "--from PATH" in str(caught.value)
         assert benchmark(name).url in str(caught.value)
 
@@ -156,7 +156,7 @@ def test_without_network_it_says_what_to_do(tmp_path, monkeypatch):
         with pytest.raises(DataError) as caught:
             fetch(["aime24"], tmp_path / "out")
         assert str(caught.value).startswith(f"aime24: {url} cannot be downloaded (")
-        assert str(caught.value).endswith("then run `stepstack tasks fetch aime24 --from PATH`")
+        assert str(caught.value).endswith("then run `stepstack tasks --fetch aime24 --from PATH`")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from stepstack.config import ConfigError
 from stepstack.harness import samples as io
@@ -169,6 +170,17 @@ def test_failed_questions_can_be_asked_again(tmp_path):
     assert result["failed"] == {"engine": 0, "grader": 0}
     after = (folder / "samples.jsonl").read_bytes()
     assert after.splitlines()[:6] == before.splitlines()[:6]
+
+
+def test_log_likelihoods_are_those_of_the_model_up_to_its_last_position():
+    lm = tools.gpt2(positions=12)  # absolute positions: one too many is an error
+    generator = HfGenerator(lm, tiny.tokenizer(), HfConfig(decoder="module"))
+    scorer = GeneratorEngine(generator, tiny.tokenizer(), batch=8, facts={}, lm=lambda: lm)
+    pairs = [((3, 4, 5), (6, 7)), ((8,), (9,)), (tuple(range(3, 15)), (15,))]
+    for (context, after), (total, greedy) in zip(pairs, scorer.loglikelihood(pairs), strict=True):
+        logits = lm(torch.tensor([[*context, *after][:-1]])).logits[0].log_softmax(-1)[-len(after) :]
+        assert total == pytest.approx(float(logits[range(len(after)), list(after)].sum()), abs=1e-5)
+        assert greedy == (logits.argmax(-1).tolist() == list(after))
 
 
 def test_a_chat_goes_through_the_template(tmp_path):

@@ -100,13 +100,11 @@ def test_without_usage_the_pieces_are_counted(server, local):
 
 
 def test_stop_strings_stay_and_what_follows_is_hung_up(server, local):
-    """Stop strings out of what the model says, one within a token's neighbours and one over several."""
+    """Tokens of this model are letters, so the longer ones come in several pieces."""
     texts = {index: made.text for index, [made] in answers(local).items()}
-    longest = max(texts.values(), key=len)
-    sampling = GREEDY.but(stop=(longest[4:7], longest[9:11], "never"))
+    sampling = GREEDY.but(stop=("3V", 'QQ"', "never", "n"))
     want = answers(local, sampling=sampling)
-    cut = [made.text for [made] in want.values() if made.text.endswith(sampling.stop)]
-    assert cut
+    assert {made.text[-2:] for [made] in want.values()} >= {"3V", 'Q"', "Vn"}
     assert any(made.text != texts[index] for index, [made] in want.items())
     server.pause = 0.01
     found = answers(engine(server), sampling=sampling)

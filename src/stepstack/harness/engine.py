@@ -93,16 +93,14 @@ class GeneratorEngine:
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         for start in range(0, len(order), LIKELIHOOD_BATCH):
             rows = order[start : start + LIKELIHOOD_BATCH]
-            texts = [[*pairs[i][0], *pairs[i][1]] for i in rows]
+            texts = [[*pairs[i][0], *pairs[i][1]][:-1] for i in rows]  # nothing follows the last token
             ids_BT = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long)
             for row, text in enumerate(texts):  # padded at the right, which causal attention never looks at
                 ids_BT[row, : len(text)] = torch.tensor(text)
             hidden_BTD = lm.base_model(input_ids=ids_BT.to(lm.device), use_cache=False).last_hidden_state
             for row, i in enumerate(rows):
                 size, end = len(pairs[i][1]), len(texts[row])
-                logp_NV = torch.log_softmax(
-                    lm.get_output_embeddings()(hidden_BTD[row, end - size - 1 : end - 1]).float(), -1
-                )
+                logp_NV = torch.log_softmax(lm.get_output_embeddings()(hidden_BTD[row, end - size : end]).float(), -1)
                 labels_N = torch.tensor(list(pairs[i][1]), device=logp_NV.device)
                 total = float(logp_NV.gather(-1, labels_N[:, None]).sum())
                 found[i] = total, bool((logp_NV.argmax(-1) == labels_N).all())

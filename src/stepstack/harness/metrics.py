@@ -32,11 +32,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """``measure`` gets the questions, in order. Made by ``mean`` or ``corpus``."""
+    """``measure`` gets the questions, in order. ``whole``: a figure of the set that no question has by itself. Made by
+    ``mean`` or ``corpus``."""
 
     name: str
     measure: Callable[[Sequence[Question]], Measured | None]
     higher_is_better: bool = True
+    whole: bool = False
 
 
 def mean(name: str, of: Callable[[Question], float | None], *, higher_is_better: bool = True) -> Metric:
@@ -67,7 +69,7 @@ def corpus(
         known = [figure for figure in again if figure is not None]
         return Measured(value, stdev(known) if len(known) > 1 else 0.0, len(questions))
 
-    return Metric(name, measure, higher_is_better)
+    return Metric(name, measure, higher_is_better, whole=True)
 
 
 def clustered(values: Sequence[float]) -> Measured:

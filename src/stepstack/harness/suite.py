@@ -29,6 +29,7 @@ class Options:
     limit: int | None = None
     retry: bool = False
     data: Path = DATA
+    include: Path | None = None  # more tasks for lm-eval
 
     def sampling(self, task: Task) -> Sampling:
         changes: dict[str, Any] = {"seed": self.seed}
@@ -52,15 +53,30 @@ def evaluate_all(
     options: Options | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """(folder under ``root``, result) of each task in order, those of lm-evaluation-harness (``lm_eval:<task>``) last.
+    """(folder under ``root``, result) of each task, those of lm-evaluation-harness (``lm_eval:<task>``) first.
 
     Every name is known before the first question is asked.
     """
     options = options or Options()
     tasks = [load(name, own) for name in names if not name.startswith(LM_EVAL)]
     foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
-    found = [
-        evaluate(
+    found: Evaluated = []
+    if foreign:
+        from stepstack.harness import lm_eval_bridge  # an extra: imported where it is asked for
+
+        found += lm_eval_bridge.evaluate(
+            foreign,
+            engine,
+            world,
+            root=root,
+            model=model,
+            limit=options.limit,
+            seed=options.seed,
+            include=options.include,
+            about=about,
+        )
+    for task in tasks:
+        done = evaluate(
             task,
             engine,
             world,
@@ -72,12 +88,5 @@ def evaluate_all(
             retry=options.retry,
             about=about,
         )
-        for task in tasks
-    ]
-    if foreign:
-        from stepstack.harness import lm_eval_bridge  # an extra: imported where it is asked for
-
-        found += lm_eval_bridge.evaluate(
-            foreign, engine, world, root=root, model=model, limit=options.limit, seed=options.seed, about=about
-        )
+        found.append(done)
     return found

@@ -24,11 +24,13 @@ MAY_STOP, STOPS = 1, 2  # what a token can do to its row
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HfConfig(Strict):
-    """``batch`` rows decode together. decoder: fused (Qwen2, Llama) or module (any model); auto takes fused where it
-    can and logs what it took."""
+    """``batch`` rows decode together; at most ``prefill`` prompt tokens, padding counted, are read at a time, whose
+    attention takes memory. decoder: fused (Qwen2, Llama) or module (any model); auto takes fused where it can and logs
+    what it took."""
 
     type: Literal["hf"] = "hf"
     batch: int = 256
+    prefill: int = 65536
     decoder: Literal["auto", "fused", "module"] = "auto"
 
 
@@ -70,10 +72,15 @@ class HfGenerator:
         """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error."""
         for prompt in prompts:
             room(prompt, sampling, self.max_positions)
-        per_wave = max(1, self.cfg.batch // sampling.n)
-        ordered = sorted(prompts, key=lambda p: len(p.ids))
-        for start in range(0, len(ordered), per_wave):
-            yield from self._wave(ordered[start : start + per_wave], sampling)
+        wave: list[Prompt] = []
+        for prompt in sorted(prompts, key=lambda p: len(p.ids)):
+            size = len(wave) + 1
+            if wave and (size * sampling.n > self.cfg.batch or size * len(prompt.ids) > self.cfg.prefill):
+                yield from self._wave(wave, sampling)
+                wave = []
+            wave.append(prompt)
+        if wave:
+            yield from self._wave(wave, sampling)
 
     @torch.no_grad()
     def _wave(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:

@@ -45,7 +45,9 @@ def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 class Prompts:
-    """A pure function of (seed, step), so that a resumed run needs no cursor. Endless epochs over ``prompts``, each a permutation of its own cut into whole steps. What does not fill a step is
+    """The stream of training prompts: a pure function of (seed, step), so that a resumed run needs no cursor.
+
+    Endless epochs over ``prompts``, each a permutation of its own cut into whole steps. What does not fill a step is
     left out of that epoch, so that no problem comes twice in a step (its two groups would be one)."""
 
     def __init__(self, prompts: Sequence[Prompt], seed: int):

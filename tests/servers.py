@@ -1,0 +1,204 @@
+"""A small OpenAI-compatible server over real HTTP, whose answers come from a real model, with faults to switch on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+from stepstack.records import Problem
+from stepstack.rl.generate import HfGenerator
+from stepstack.rl.prompts import Message, encode
+from stepstack.rl.types import Prompt, Rollout, Sampling
+
+
+class ModelServer:
+    """Serves ``generator`` on loopback until ``close``; a context manager.
+
+    Faults, to be set at any time: ``statuses`` answers the next requests with these instead; ``refuse`` answers prompts
+    that hold this text with 400; ``torn`` breaks so many streams off in their middle ("end": as if they were over,
+    "reset": against HTTP); ``usage`` False tells no token counts; ``leave_after`` so many answers the server goes away;
+    ``pause`` seconds between tokens. ``asked`` are the bodies of requests for answers, ``keys`` their API keys,
+    ``answered`` counts those that were answered to the end, ``hung_up`` those whose client went away.
+    """
+
+    def __init__(
+        self, generator: HfGenerator, *, models: tuple[str, ...] = ("tiny",), key: str = "none", port: int = 0
+    ):
+        self.generator, self.models, self.key = generator, models, key
+        self.statuses: list[int] = []
+        self.refuse: str | None = None
+        self.torn: list[Literal["end", "reset"]] = []
+        self.usage, self.leave_after, self.pause = True, 0, 0.0
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.answered = self.hung_up = 0
+        self.lock = threading.Lock()
+        self._http = Http(("127.0.0.1", port), self)
+        self.port: int = self._http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+        self.gone = False
+
+    def close(self) -> None:
+        """Refuse connections from now on."""
+        with self.lock:
+            was, self.gone = self.gone, True
+        if not was:
+            self._http.shutdown()
+            self._http.server_close()
+
+    def __enter__(self) -> ModelServer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def rollout(self, body: dict[str, Any]) -> Rollout:
+        """The model's answer to a request. ValueError where it does not fit."""
+        if "messages" in body:
+            request = [Message(**turn) for turn in body["messages"]]
+        else:
+            request = body["prompt"]
+        prompt = Prompt(Problem(0, "", ""), encode(request, self.generator.tokenizer))
+        names = ("temperature", "top_p", "max_tokens", "seed")
+        sampling = Sampling(**{name: body[name] for name in names}, top_k=body.get("top_k", -1))
+        with self.lock:  # a generator decodes one batch at a time
+            [group] = self.generator.generate([prompt], sampling)
+        return group.rollouts[0]
+
+    def pieces(self, rollout: Rollout) -> Iterator[str]:
+        """An answer token by token; bytes of a letter that is not whole wait for the rest."""
+        eos = set(self.generator.eos.tolist())
+        ids = [i for i in rollout.ids if i not in eos]
+        shown = ""
+        for end in range(1, len(ids) + 1):
+            text = self.generator.tokenizer.decode(ids[:end], skip_special_tokens=False)
+            whole = end == len(ids) or not text.endswith("\ufffd")
+            yield text[len(shown) :] if whole else ""
+            shown = text if whole else shown
+
+
+class Http(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], model: ModelServer):
+        super().__init__(address, Handler)
+        self.model = model
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Http
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def model(self) -> ModelServer:
+        return self.server.model
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (BrokenPipeError, ConnectionResetError):
+            self.model.hung_up += 1
+
+    def do_GET(self) -> None:
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"} for name in self.model.models]
+        if self.allowed():
+            self.reply(200, {"object": "list", "data": rows})
+
+    def do_POST(self) -> None:
+        size = int(self.headers["Content-Length"])
+        data = self.rfile.read(size)
+        if self.model.gone or len(data) < size:
+            self.close_connection = True
+            return
+        body = json.loads(data)
+        with self.model.lock:
+            self.model.asked.append(body)
+            self.model.keys.append(self.headers["Authorization"])
+            status = self.model.statuses.pop(0) if self.model.statuses else 200
+            torn = self.model.torn.pop(0) if status == 200 and self.model.torn else None
+        if not self.allowed():
+            return
+        if body["model"] not in self.model.models:
+            self.fail(404, f"the model {body['model']} does not exist")
+        elif status != 200:
+            self.fail(status, f"made to answer {status}")
+        elif self.model.refuse and self.model.refuse in json.dumps(body):
+            self.fail(400, "this prompt is refused")
+        else:
+            self.answer(body, torn)
+
+    def answer(self, body: dict[str, Any], torn: str | None) -> None:
+        try:
+            rollout = self.model.rollout(body)
+        except ValueError as error:
+            self.fail(400, str(error))
+            return
+        self.stream(body, rollout, torn)
+
+    def stream(self, body: dict[str, Any], rollout: Rollout, torn: str | None) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        if torn == "end":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        chat = "messages" in body
+        pieces = list(self.model.pieces(rollout))
+        for number, piece in enumerate(pieces):
+            if torn and number >= len(pieces) // 2:
+                self.close_connection = True
+                return
+            self.event({"choices": [self.choice(chat, piece, None)]}, torn)
+            time.sleep(self.model.pause)
+        self.event({"choices": [self.choice(chat, "", rollout.finish)]}, torn)
+        if self.model.usage and body["stream_options"]["include_usage"]:
+            self.event({"choices": [], "usage": usage(len(rollout.ids))}, torn)
+        self.send("data: [DONE]\n\n", torn)
+        self.wfile.write(b"0\r\n\r\n")
+        with self.model.lock:
+            self.model.answered += 1
+            leaving = self.model.answered == self.model.leave_after
+        if leaving:
+            self.model.close()
+
+    def choice(self, chat: bool, piece: str, finish: str | None) -> dict[str, Any]:
+        words = {"delta": {"content": piece}} if chat else {"text": piece}
+        return {"index": 0, "finish_reason": finish, **words}
+
+    def event(self, value: dict[str, Any], torn: str | None) -> None:
+        row = {"id": "1", "object": "chunk", "created": 0, "model": self.model.models[0], "usage": None, **value}
+        self.send(f"data: {json.dumps(row)}\n\n", torn)
+
+    def send(self, text: str, torn: str | None) -> None:
+        data = text.encode()
+        self.wfile.write(data if torn == "end" else b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    def allowed(self) -> bool:
+        if self.headers["Authorization"] == f"Bearer {self.model.key}":
+            return True
+        self.fail(401, "wrong API key")
+        return False
+
+    def fail(self, status: int, message: str) -> None:
+        self.reply(status, {"error": {"message": message, "type": "error", "param": None, "code": status}})
+
+    def reply(self, status: int, value: dict[str, Any]) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
