@@ -72,20 +72,18 @@ def label_of(model: dict[str, Any]) -> str:
 
 
 def print_table(title: str, found: Evaluated) -> None:
-    """Task, version, metric, value, stderr, n, and what was lost on the way."""
+    """Task, metrics with standard errors, and what was lost on the way."""
     table = Table(title=title)
-    for column in ("task", "version", "metric", "value", "stderr", "n", "truncated", "failed", "tokens"):
-        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for column in ("task", "metric", "value", "n", "truncated", "failed", "tokens"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
     for _, result in found:
         for place, metric in enumerate(result["metrics"]):
             first = place == 0
             failed = sum(result["failed"].values())
             table.add_row(
-                result["task"] if first else "",
-                str(result["version"]) if first else "",
+                f"{result['task']} v{result['version']}" if first else "",
                 metric["name"] + ("" if metric["higher_is_better"] else " (less is better)"),
-                figure(metric["value"]),
-                figure(metric["stderr"]),
+                f"{figure(metric['value'])} ± {figure(metric['stderr'])}",
                 str(metric["n"]),
                 f"{result['truncated']}/{result['samples']}" if first else "",
                 f"{failed}/{result['samples']}" if first else "",
