@@ -141,7 +141,7 @@ class Scripted:
     def load(self, weights: Any) -> None:
         raise AssertionError("a script has no weights")
 
-    def prefill(self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int) -> Tensor:
+    def prefill(self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Any = ()) -> Tensor:
         known = [self.of_prompt[tuple(ids[pad:])] for ids, pad in zip(ids_BT.tolist(), pad_B.tolist(), strict=True)]
         self.scripts = [script for script in known for _ in range(copies)]
         self.at = 0

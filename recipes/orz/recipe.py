@@ -12,12 +12,13 @@ from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
 from recipes.orz.models import Pretrained, SmolLm2, load_model, make_engine, make_generator, open_engine
-from recipes.orz.outcome import measure, report_outcome, write_report
+from recipes.orz.outcome import write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
 from recipes.orz.tasks import own
 from stepstack.core.run import Run
 from stepstack.evaluate import evaluate
+from stepstack.harness.outcome import measure, report_outcome
 from stepstack.loops import ppo
 from stepstack.models.policy import Policy
 from stepstack.models.value import Value
@@ -76,7 +77,7 @@ def train(run: Run[Config]) -> None:
 
     generator.load(actor.named_weights(), version=run.resume())
     if run.step == 0:
-        measure(run, "before", engine, source)
+        measure(run, "before", engine, source, own(cfg))
     ppo.train(
         run,
         actor=actor,
@@ -87,8 +88,8 @@ def train(run: Run[Config]) -> None:
         reward=reward,
         evaluate=select,
     )
-    measure(run, "after", engine, str(run.export("actor", run.dir / "model", tokenizer)))
-    report_outcome(run)
+    measure(run, "after", engine, str(run.export("actor", run.dir / "model", tokenizer)), own(cfg))
+    report_outcome(run, write_report)
     run.finish()
 
 

@@ -83,7 +83,7 @@ def seen(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfGenerator, "generate", generated)
         patch.setattr(GraderPool, "map", mapped)
-        patch.setattr(recipe, "report_outcome", lambda run: None)
+        patch.setattr(recipe, "report_outcome", lambda run, write: None)
         loaded = config.load(words[0], words[1:])
         recipe.train(Run(loaded))
     return Run.folder(loaded), sampled, graded

@@ -88,7 +88,7 @@ def stepstack(
 def no_report() -> None:
     from recipes.orz import recipe
 
-    recipe.report_outcome = lambda run: None
+    recipe.report_outcome = lambda run, write: None
 
 
 def train(run: Path, *words: str, hooks: Sequence[tuple] = (), report: bool = False) -> Ended:

@@ -154,7 +154,7 @@ def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
 def forward(module: nn.Module, micro: Micro, cfg: PpoConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """(logprob, entropy) [N] of the distribution that was sampled from."""
     temperature = cfg.rollout.sampling.temperature
-    return module(micro.input_ids, micro.position_ids, micro.select, micro.labels, temperature)
+    return module(**micro.inputs(), temperature=temperature)
 
 
 def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, Micro], LossOut]:

@@ -39,5 +39,5 @@ def share(run: Run, rows: list[Row], seed: int) -> Batch:
 
 def likelihood(module: nn.Module, micro: Micro) -> LossOut:
     """Negative log-likelihood of the response tokens, summed."""
-    logp_N, entropy_N = module(micro.input_ids, micro.position_ids, micro.select, micro.labels)
+    logp_N, entropy_N = module(**micro.inputs())
     return LossOut(-logp_N.sum(), {"entropy": entropy_N.sum(), **micro.counts()})

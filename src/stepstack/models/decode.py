@@ -7,7 +7,7 @@ of the time. ``Module`` runs any Hugging Face causal LM with its own cache class
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
-FUSED = ("qwen2", "llama")
+FUSED = ("qwen2", "llama", "qwen2_vl_text", "qwen2_5_vl_text")
 
 
 def unfit(config: PretrainedConfig) -> str | None:
@@ -35,9 +35,12 @@ class Decoder(Protocol):
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None: ...
 
-    def prefill(self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int) -> Tensor:
+    def prefill(
+        self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Any]] = ()
+    ) -> Tensor:
         """Start a batch from left-padded prompts (``pad_B`` columns of padding each), repeat each row ``copies`` times,
-        with ``room`` columns for what follows. Returns the logits after the last column, [B * copies, V]."""
+        with ``room`` columns for what follows; ``pictures`` row by row where there are any. Returns the logits after
+        the last column, [B * copies, V]."""
         ...
 
     def step(self, ids_B: Tensor) -> Tensor:
@@ -70,8 +73,7 @@ class Fused:
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         w = {name: value.detach().to(self.device) for name, value in weights}
         self.embed = w["model.embed_tokens.weight"].to(self.dtype, copy=True)
-        head = self.embed if self.config.tie_word_embeddings else w["lm_head.weight"]
-        self.head = self._folded(head, w["model.norm.weight"])
+        self.head = self._folded(w.get("lm_head.weight", self.embed), w["model.norm.weight"])  # tied: it has none
         self.layers = [self._layer(w, f"model.layers.{i}.") for i in range(self.config.num_hidden_layers)]
 
     def _layer(self, w: dict[str, Tensor], p: str) -> dict[str, Any]:
@@ -101,7 +103,9 @@ class Fused:
         """[I, O] of a matrix behind an RMSNorm."""
         return (matrix_OI.float() * norm_I.float()).t().to(self.dtype).contiguous()
 
-    def prefill(self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int) -> Tensor:
+    def prefill(
+        self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Any]] = ()
+    ) -> Tensor:
         batch, width = ids_BT.shape
         total = width + room
         # Keys lie transposed, [B, K, d, T] beside values' [B, K, T, d]: the faster product on CPU.
@@ -155,7 +159,7 @@ class Fused:
         """Hidden states [B * T, D] before the last norm; appends T columns to the cache."""
         batch, width = ids_BT.shape
         end = self.at + width
-        x = F.embedding(ids_BT.flatten(), self.embed)
+        x = self._embedded(ids_BT)
         cos, sin = self._rotation(width)
         mask = self._attention_mask(width, end)
         for layer, cache in zip(self.layers, self.cache, strict=True):
@@ -172,6 +176,10 @@ class Fused:
             x = torch.addmm(x, F.silu(gate).mul_(up), layer["down"])
         self.at = end
         return x
+
+    def _embedded(self, ids_BT: Tensor) -> Tensor:
+        """[B * T, D]."""
+        return F.embedding(ids_BT.flatten(), self.embed)
 
     def _attend(self, q_BTHd: Tensor, cache: list[Tensor], end: int, mask: Tensor | None) -> Tensor:
         """[B * T, H * d]. The query heads of one KV head become rows of one product: no key is repeated."""
@@ -229,7 +237,11 @@ class Module:
             own[name].data.copy_(value)
 
     @torch.no_grad()
-    def prefill(self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int) -> Tensor:
+    def prefill(
+        self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Any]] = ()
+    ) -> Tensor:
+        if any(pictures):
+            raise ValueError(f"decoder=module reads no pictures ({self.lm.config.model_type}): use decoder=fused")
         self.pad = pad_B.to(self.device).repeat_interleave(copies)
         self.cache = DynamicCache(config=self.lm.config)
         self.at = 0

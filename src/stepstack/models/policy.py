@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 BEHIND_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some models still do to logits
+NEVER = -1e30  # a logit that no sampler takes; not -inf, whose product with probability 0 is NaN
 CHUNK = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
 
@@ -24,8 +27,10 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0
 class Policy(nn.Module):
     """Wraps a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
 
-    def __init__(self, lm: PreTrainedModel):
+    def __init__(self, lm: PreTrainedModel, banned: Sequence[int] = ()):
+        """``banned`` ids are never sampled, and have no part in the distribution here either."""
         super().__init__()
+        self.banned = list(banned)
         for key in BEHIND_HEAD:
             if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
                 raise ValueError(f"{key}={value}: Policy takes the logits of {lm.config.model_type} as they are")
@@ -44,9 +49,12 @@ class Policy(nn.Module):
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[select]
+        return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
+
+    def scored(self, hidden_ND: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """(logprob [N], entropy [N]) of labels from the last hidden states before them."""
         if len(labels) <= CHUNK:
-            return token_logprobs(self.lm.get_output_embeddings()(hidden_ND), labels, temperature)
+            return self._head(hidden_ND, labels, temperature)
         parts = [
             checkpoint(self._head, hidden, label, temperature, use_reentrant=False)
             for hidden, label in zip(hidden_ND.split(CHUNK), labels.split(CHUNK), strict=True)
@@ -54,4 +62,7 @@ class Policy(nn.Module):
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _head(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        return token_logprobs(self.lm.get_output_embeddings()(hidden_ND), labels_N, temperature)
+        logits_NV = self.lm.get_output_embeddings()(hidden_ND)
+        if self.banned:
+            logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), NEVER)
+        return token_logprobs(logits_NV, labels_N, temperature)

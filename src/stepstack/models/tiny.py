@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import AddedToken, pre_tokenizers
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+)
 
 PAD, EOS = "<pad>", "<eos>"
 PIECES = ("User: ", "\nAssistant: <think>", "</think>", "<answer>", "</answer>", "\\boxed{")
 
 
-def tokenizer(max_length: int = 4096) -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer without merges: one id a byte and one a template piece, so that every text encodes.
+# Qwen2-VL's own special tokens, by their published names.
+CHAT = ("<|im_start|>", "<|im_end|>")
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+BOXES = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
+
+
+def tokenizer(max_length: int = 4096, pieces: Sequence[str] = PIECES, special: Sequence[str] = ()) -> Qwen2Tokenizer:
+    """Qwen2's byte-level tokenizer without merges: one id a byte and one a piece, so that every text encodes. Where
+    pieces overlap the longest counts.
 
     The architecture's own tokenizer class, because AutoTokenizer takes the class from the model type.
     """
@@ -20,7 +36,8 @@ def tokenizer(max_length: int = 4096) -> Qwen2Tokenizer:
     made = Qwen2Tokenizer(
         vocab=vocab, merges=[], pad_token=PAD, eos_token=EOS, unk_token=PAD, model_max_length=max_length
     )
-    made.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES])
+    made.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    made.add_tokens([AddedToken(name, normalized=False, special=True) for name in special], special_tokens=True)
     return made
 
 
@@ -44,3 +61,76 @@ def qwen2(
             eos_token_id=1,
         )
     )
+
+
+def qwen2_5_vl(
+    made: Qwen2Tokenizer,
+    *,
+    hidden: int = 96,
+    layers: int = 3,
+    intermediate: int = 256,
+    tower: int = 64,
+    depth: int = 2,
+    patch: int = 14,
+    theta: float = 10.0,
+    spread: float = 0.08,
+    seed: int,
+    max_length: int = 512,
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL in small, for ``made = tokenizer(special=(*CHAT, *VISION, ...))``.
+
+    ``theta``: small, because rows and columns of a few patches must differ in the slow half of RoPE that M-RoPE gives
+    them. ``spread``: standard deviation of the weights at the start; the usual 0.02 is far slower at this width.
+    """
+    ids = {name: int(made.get_vocab()[name]) for name in (*CHAT, *VISION)}
+    head = hidden // 4
+    side = head // 2 // 3
+    text = {
+        "vocab_size": len(made),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": intermediate,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max_length,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": theta,
+            "mrope_section": [head // 2 - 2 * side, side, side],
+        },
+        "initializer_range": spread,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": ids["<|im_end|>"],
+    }
+    vision = {
+        "depth": depth,
+        "hidden_size": tower,
+        "intermediate_size": 2 * tower,
+        "num_heads": 4,
+        "patch_size": patch,
+        "out_hidden_size": hidden,
+        "window_size": 8 * patch,
+        "fullatt_block_indexes": list(range(depth)),
+        "initializer_range": spread,
+    }
+    torch.manual_seed(seed)
+    lm = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            tie_word_embeddings=True,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+        )
+    )
+    lm.generation_config.eos_token_id = ids["<|im_end|>"]
+    return lm
+
+
+def image_processor(patch: int = 14) -> Qwen2VLImageProcessorPil:
+    """Takes pictures of any multiple of two patches as they are."""
+    side = 2 * patch
+    return Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, min_pixels=side * side, max_pixels=1 << 22)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepstack.config import Strict
-from stepstack.rl.types import Rollout
+from stepstack.rl.types import Picture, Rollout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +47,14 @@ class Row:
     group: int = 0
     sample: int = 0
     fields: dict[str, Tensor] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
     @classmethod
     def of(cls, rollout: Rollout, reward: float, index: int) -> Row:
         fields = {"sampler": torch.tensor(rollout.logprobs)}
         group = rollout.prompt.problem.index
-        return cls(index, rollout.prompt.ids, rollout.ids, reward, group, rollout.sample, fields)
+        prompt = rollout.prompt
+        return cls(index, prompt.ids, rollout.ids, reward, group, rollout.sample, fields, prompt.pictures)
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.ids)
@@ -74,6 +77,13 @@ class Micro:
     @property
     def lengths(self) -> list[int]:
         return [len(row.ids) for row in self.rows]
+
+    def inputs(self) -> dict[str, Any]:
+        """What a policy's forward takes; pictures row by row where there are any."""
+        given: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        if any(row.pictures for row in self.rows):
+            given["pictures"] = [row.pictures for row in self.rows]
+        return given | {"select": self.select, "labels": self.labels}
 
     def has(self, name: str) -> bool:
         return name in self.rows[0].fields
@@ -201,6 +211,8 @@ def _neighbours(ordered: Sequence[Row], max_tokens: int) -> list[list[Row]]:
 
 def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool = False) -> Micro:
     """Tensors of one forward. select[i] is the flat position of the token before labels[i]."""
+    if pack and any(row.pictures for row in rows):
+        raise ValueError("rows with pictures are not packed: set layout.pack=false")
     sequences = [torch.tensor(row.prompt_ids + row.ids) for row in rows]
     if pack:
         starts = [0]

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.config import Strict
 from stepstack.models.decode import Decoder, Fused, Module, unfit
+from stepstack.models.decode_vision import FusedVision
+from stepstack.models.policy import NEVER
+from stepstack.models.vision import Reader
 from stepstack.rl.types import Finish, Group, Prompt, Rollout, Sampling, room, row_seed
 
 log = logging.getLogger(__name__)
@@ -38,16 +41,28 @@ class HfGenerator:
     """Generator on this process's device, with its own copy of the weights."""
 
     def __init__(
-        self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: HfConfig, device: torch.device | None = None
+        self,
+        lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cfg: HfConfig,
+        device: torch.device | None = None,
+        *,
+        reader: Reader | None = None,
+        banned: Sequence[int] = (),
     ):
-        """Starts with the weights of ``lm``; where it has none (the meta device) ``load`` must come first."""
+        """Starts with the weights of ``lm``; where it has none (the meta device) ``load`` must come first. ``reader``:
+        of a model that takes pictures; ``banned`` ids are never sampled."""
         self.device = lm.device if device is None else device
         self.tokenizer, self.cfg, self.version = tokenizer, cfg, 0
-        kind = cfg.decoder if cfg.decoder != "auto" else ("module" if unfit(lm.config) else "fused")
+        text = lm.config.get_text_config()
+        kind = cfg.decoder if cfg.decoder != "auto" else ("module" if unfit(text) else "fused")
         log.info("hf generator: decoder %s (asked: %s) for %s", kind, cfg.decoder, lm.config.model_type)
         self.decoder: Decoder
         if kind == "fused":
-            self.decoder = Fused(lm.config, self.device, lm.dtype)
+            if reader is None:
+                self.decoder = Fused(text, self.device, lm.dtype)
+            else:
+                self.decoder = FusedVision(lm, reader, self.device)
             if lm.device.type != "meta":
                 self.decoder.load(lm.named_parameters())
         else:
@@ -57,9 +72,10 @@ class HfGenerator:
         eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
         eos = lm.config.eos_token_id if eos is None else eos
         self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)
-        self.max_positions = lm.config.max_position_embeddings
+        self.max_positions = text.max_position_embeddings
+        self.banned = torch.tensor(list(banned), dtype=torch.long, device=self.device)
         self._tables: dict[tuple[str, ...], Tensor] = {}
-        self.vocab_size = lm.config.vocab_size
+        self.vocab_size = text.vocab_size
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.decoder.load(weights)
@@ -100,8 +116,10 @@ class HfGenerator:
         going = torch.ones_like(alive, dtype=torch.bool)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
         ends: dict[int, tuple[int, Finish]] = {}
-        logits = self.decoder.prefill(ids, pad, n, horizon)
+        logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
+            if len(self.banned):
+                logits = logits.index_fill(-1, self.banned, NEVER)
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
             kind = kinds[token]

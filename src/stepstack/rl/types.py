@@ -10,17 +10,26 @@ from stepstack.config import Strict
 from stepstack.records import Problem, Score
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 Finish = Literal["stop", "length"]
 
 
+class Picture(Protocol):
+    """A light, hashable reference to an image: rollouts carry it between processes, who needs the pixels opens it."""
+
+    def image(self) -> Image: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem as the model reads it. ``ids`` are exactly the tokens every engine gets: nobody tokenises again."""
+    """A problem as the model reads it. ``ids`` are exactly the tokens every engine gets: nobody tokenises again; each
+    of ``pictures`` has its image tokens among them, in order."""
 
     problem: Problem
     ids: tuple[int, ...]
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
