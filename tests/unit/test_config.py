@@ -41,6 +41,7 @@ class Config(RunConfig):
     stop: tuple[str, ...] = ()
     targets: str | tuple[str, ...] = "all"
     steps: int = 10
+    shuffle: bool = True
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_a_key_at_the_wrong_place_is_told_the_right_one(write):
         ("steps=1.5", "steps = 1.5: Input should be a valid integer"),
         ("policy.clip=x", "policy.clip = 'x': Input should be a valid number"),
         ("policy=3", "policy = 3: "),
-        ("save.export=1", "save.export = 1: Input should be a valid boolean"),
+        ("shuffle=1", "shuffle = 1: Input should be a valid boolean"),
         ("name=3", "valid string (in quotes it is one: '\"3\"')"),
         ("precision=int4", "precision = 'int4': Input should be 'no' or 'bf16'"),
         ("launch.nodes=0", "launch.nodes = 0: Input should be greater than or equal to 1"),

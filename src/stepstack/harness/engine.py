@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.harness.samples import Completion
 from stepstack.records import Problem
-from stepstack.rl.prompts import Request, encode
+from stepstack.rl.prompts import Pictured, Request, encode
 from stepstack.rl.types import EngineError, Generator, Prompt, Sampling, room
 
 LIKELIHOOD_BATCH = 16
@@ -49,7 +49,8 @@ class Engine(Protocol):
 class GeneratorEngine:
     """A rollout generator and the tokenizer of its model.
 
-    ``lm`` gives the same model as a module, for log-likelihoods; it is called when the first is asked for.
+    ``lm`` gives the same model as a module, for log-likelihoods; it is called when the first is asked for. ``prompt``
+    makes prompts of questions, where the text is not all.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class GeneratorEngine:
         batch: int,
         facts: Mapping[str, Any],
         lm: Callable[[], PreTrainedModel] | None = None,
+        prompt: Callable[[Question], Prompt] | None = None,
     ):
         self.generator, self.tokenizer, self.batch, self.facts = generator, tokenizer, batch, facts
-        self._make_lm = lm
+        self._make_lm, self._prompt = lm, prompt or self._of_text
         self._lm: PreTrainedModel | None = None
 
     def complete(
@@ -72,7 +74,7 @@ class GeneratorEngine:
         asked = {}
         prompts = []
         for question in questions:
-            prompt = Prompt(question.problem, encode(question.request, self.tokenizer))
+            prompt = self._prompt(question)
             try:
                 room(prompt, sampling, self.generator.max_positions)
             except ValueError as error:
@@ -83,6 +85,11 @@ class GeneratorEngine:
         for group in self.generator.generate(prompts, sampling):
             done = [Completion(r.text, r.ids, len(r.ids), r.finish) for r in group.rollouts]
             yield asked[group.prompt.problem.index], done
+
+    def _of_text(self, question: Question) -> Prompt:
+        if isinstance(question.request, Pictured):
+            raise EngineError(f"the engine {self.facts} reads no pictures: evaluate with a config of their recipe")
+        return Prompt(question.problem, encode(question.request, self.tokenizer))
 
     @torch.no_grad()
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:

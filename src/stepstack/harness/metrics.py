@@ -91,14 +91,14 @@ def of_samples(sampling: Sampling) -> list[Metric]:
     return made
 
 
-def part(name: str, *, higher_is_better: bool = True) -> Metric:
-    """The mean of one part of the scores."""
+def part(name: str, shown: str = "", *, higher_is_better: bool = True) -> Metric:
+    """The mean of one part of the scores, under its name or ``shown``."""
 
     def of(question: Question) -> float | None:
         values = [sample.parts[name] for sample in scored(question)]
         return fmean(values) if values else None
 
-    return mean(name, of, higher_is_better=higher_is_better)
+    return mean(shown or name, of, higher_is_better=higher_is_better)
 
 
 def average(question: Question) -> float | None:

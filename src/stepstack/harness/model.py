@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from stepstack.config import ConfigError
+from stepstack.config import ROOT, ConfigError
 
 WEIGHTS = (".safetensors", ".bin")
 SMALL = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
@@ -41,4 +41,12 @@ def record(folder: Path, name: str | None = None) -> dict[str, Any]:
         with file.open("rb") as handle:
             while part := handle.read(PART):
                 total.update(part)
-    return {"name": name or str(folder), "sha256": total.hexdigest()}
+    return {"name": _shown(name or str(folder)), "sha256": total.hexdigest()}
+
+
+def _shown(name: str) -> str:
+    """A hub name, or a path without what is one machine's: below the repository, else its last two parts."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(Path(*path.parts[-2:]))

@@ -22,7 +22,7 @@ from stepstack.harness.store import SAMPLES, Store, plan
 from stepstack.harness.task import Task
 from stepstack.records import Problem
 from stepstack.report.provenance import provenance
-from stepstack.rl.prompts import Request
+from stepstack.rl.prompts import Pictured, Request
 from stepstack.rl.types import EngineError, Prompt, Rollout, Sampling, World
 
 WRITE_EVERY = 1.0  # seconds; what an engine yields in between is written together
@@ -206,7 +206,9 @@ def _scored(task: Task, made: Sequence[tuple[Question, list[Completion]]]) -> li
 
 
 def shown(request: Request) -> str:
-    """A request as text: a chat as "role: content" lines."""
+    """A request as text: a chat as "role: content" lines, pictures as their references."""
+    if isinstance(request, Pictured):
+        return "\n".join([*map(repr, request.pictures), request.text])
     return request if isinstance(request, str) else "\n".join(f"{m.role}: {m.content}" for m in request)
 
 

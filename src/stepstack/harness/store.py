@@ -25,8 +25,8 @@ PLAN, SAMPLES, RESULT = "plan.json", "samples.jsonl", "result.json"
 
 
 def digest(value: Any) -> str:
-    """sha256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """sha256 of a value's JSON; what JSON does not know counts by its repr."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def plan(

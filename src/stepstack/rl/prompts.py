@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-from stepstack.rl.types import Prompt
+from stepstack.rl.types import Picture, Prompt
 
 
 class Message(NamedTuple):
@@ -15,8 +15,15 @@ class Message(NamedTuple):
     content: str
 
 
-# Plain text that the model continues, or a chat that the model's own template renders.
-Request = str | Sequence[Message]
+class Pictured(NamedTuple):
+    """Pictures and what is asked of them; the recipe of the model knows how to put it."""
+
+    pictures: tuple[Picture, ...]
+    text: str
+
+
+# Plain text that the model continues, a chat that the model's own template renders, or a question about pictures.
+Request = str | Sequence[Message] | Pictured
 
 
 class Tokenizer(Protocol):
@@ -31,7 +38,7 @@ class Tokenizer(Protocol):
     ) -> Any: ...
 
 
-def encode(request: Request, tokenizer: Tokenizer) -> tuple[int, ...]:
+def encode(request: str | Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Token ids of a prompt, in training and in evaluation alike.
 
     Plain text: exactly one BOS where the tokenizer has one, whether or not it adds one itself, and the names of special
