@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from stepstack.harness import samples as io
 from stepstack.harness.engine import GeneratorEngine
 from stepstack.harness.model import folder_of, record
 from stepstack.harness.run import Stopped, evaluate
+from stepstack.harness.store import Store
 from stepstack.harness.suite import Options, evaluate_all
 from stepstack.harness.task import Task, load
 from stepstack.models import tiny
@@ -280,3 +284,47 @@ def test_the_hash_of_a_model_is_that_of_its_weights_and_tokenizer(tmp_path):
     assert a == b != c
     (tmp_path / "b" / "tokenizer.json").write_text(json.dumps({}))
     assert record(tmp_path / "b")["sha256"] != a
+
+
+class Shared:
+    """One of two processes, as threads: everyone waits for everyone in ``gather``."""
+
+    processes = 2
+    barrier = threading.Barrier(2)
+    given: ClassVar[dict[int, list]] = {}
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def gather(self, items):
+        self.given[self.rank] = items
+        self.barrier.wait()
+        everything = [item for rank in range(2) for item in self.given[rank]]
+        self.barrier.wait()
+        return everything
+
+
+def test_a_slow_process_takes_nothing_that_a_fast_one_has_just_done(tmp_path, monkeypatch):
+    """What had been generated before is looked at by all before the first writes."""
+    whole, _ = run(tmp_path / "whole")
+    look = Store.generated
+
+    def late(self):
+        if threading.current_thread().name == "slow" and not self.folder.joinpath("looked").exists():
+            time.sleep(0.5)
+            self.folder.joinpath("looked").touch()
+        return look(self)
+
+    monkeypatch.setattr(Store, "generated", late)
+    generators = [Counting(), Counting()]
+    places = [tmp_path / "two"] * 2
+
+    def one(rank: int):
+        return evaluate(task(), engine(generators[rank]), Shared(rank), root=places[rank], data=tmp_path, model=MODEL)
+
+    slow = threading.Thread(target=one, args=(1,), name="slow")
+    slow.start()
+    folder, _ = one(0)
+    slow.join()
+    assert sorted(generators[0].made + generators[1].made) == list(range(11))
+    assert (folder / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()

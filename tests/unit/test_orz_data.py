@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data import orz_math
-from data.orz_math import DataError, hard_set, load, prepare, read_manifest
+from data import orz_math, prepared
+from data.orz_math import hard_set, load, prepare
+from data.prepared import DataError, named_sources, read_manifest
 from stepstack.records import Problem
 from stepstack.scoring.overlap import overlap
 
@@ -187,8 +188,8 @@ def test_rows_of_the_hub_are_the_same_pairs(tmp_path, monkeypatch):
 
 
 def test_names_of_evals(tmp_path):
-    assert orz_math._named("hf:owner/aime@test") == ("aime", "hf:owner/aime@test")
-    assert orz_math._named("mine=a/b.json") == ("mine", "a/b.json")
+    assert named_sources(["hf:owner/aime@test"]) == {"aime": "hf:owner/aime@test"}
+    assert named_sources(["mine=a/b.json"]) == {"mine": "a/b.json"}
     source = write(tmp_path / "x.json", [eval_row("p", "1")])
     with pytest.raises(DataError, match="each needs its own name"):
         prepare(tmp_path / "out", write(tmp_path / "t.json", [train_row("q", "1")]), [source, source])
@@ -213,8 +214,8 @@ def test_another_schema_is_refused(tmp_path):
     out = tmp_path / "out"
     prepare(out, write(tmp_path / "t.json", [train_row("q", "1")]), [])
     manifest = out / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 9'))
-    with pytest.raises(DataError, match="schema 9, this version reads 1"):
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 9'))
+    with pytest.raises(DataError, match="schema 9, this version reads 2"):
         load(out, "train")
 
 
@@ -231,7 +232,7 @@ def test_a_crash_in_the_middle_leaves_no_half_folder(tmp_path, monkeypatch, over
             raise OSError("disk full")
         path.write_bytes(content)
 
-    monkeypatch.setattr(orz_math, "_write_synced", crash)
+    monkeypatch.setattr(prepared, "write_synced", crash)
     with pytest.raises(OSError, match="disk full"):
         prepare(out, source, [], overwrite=overwrite)
     assert sorted(os.listdir(tmp_path)) == before

@@ -52,7 +52,7 @@ def prompts(reader) -> list[Prompt]:
     """One picture, two of different shapes, none; texts of different lengths, so that there is padding."""
 
     def prompt(index: int, *pictures: Box) -> Prompt:
-        ids = [t for p in pictures for t in (START, *[IMAGE] * reader.tokens(p), END)]
+        ids = [t for p in pictures for t in (START, *[IMAGE] * reader.tokens((p.width, p.height)), END)]
         return Prompt(Problem(index, "", ""), (*ids, *TOKENIZER(f"a box{'x' * index}").input_ids), pictures)
 
     return [prompt(0, Box(3)), prompt(1, Box(9, 84, 56), Box(20)), prompt(2), prompt(3, Box(30), Box(3, 56, 112))]

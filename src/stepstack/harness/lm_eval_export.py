@@ -18,6 +18,7 @@ from stepstack.harness.samples import Sample
 from stepstack.harness.task import TASKS, Task, load
 from stepstack.records import Problem
 from stepstack.report import jsonl
+from stepstack.rl.prompts import Pictured
 from stepstack.rl.types import Prompt, Reward, Rollout, Sampling
 
 MODULE = '''"""The task {name}, version {version}, for lm-eval: how its rows are read and its answers graded."""
@@ -147,6 +148,8 @@ def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Rollo
 
 def _row(task: Task, problem: Problem) -> dict[str, Any]:
     request = task.request(problem)
+    if isinstance(request, Pictured):
+        raise ConfigError(f"task {task.name}: its questions have pictures, which this export has not")
     if not isinstance(request, str):
         if [message.role for message in request] != ["user"]:
             raise ConfigError(

@@ -127,6 +127,7 @@ def _answer(
 ) -> list[Sample]:
     """This process's samples: of its pieces, and its share of what had been generated before."""
     done, _ = store.generated()
+    world.gather([])  # all have looked before the first writes
     known = [question for question in questions if question.problem.index in done]
     pieces = list(_pieces(questions, max(1, engine.batch // sampling.n)))[world.rank :: world.processes]
     found: list[Sample] = []

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stepstack.config import ConfigError, Strict
 from stepstack.harness.engine import Question
 from stepstack.harness.samples import Completion, Finish
+from stepstack.rl.prompts import Pictured
 from stepstack.rl.types import EngineError, Sampling, row_seed
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ class ServerEngine:
         """One streamed answer. ConnectionError for a stream that just ends."""
         async with asyncio.timeout(self.cfg.timeout):
             stream: Any
+            if isinstance(question.request, Pictured):
+                raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
             if isinstance(question.request, str):
                 stream = await client.completions.create(prompt=question.request, **options)
                 async with stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, pre_tokenizers
@@ -83,8 +84,8 @@ def qwen2_5_vl(
     them. ``spread``: standard deviation of the weights at the start; the usual 0.02 is far slower at this width.
     """
     ids = {name: int(made.get_vocab()[name]) for name in (*CHAT, *VISION)}
-    head = hidden // 4
-    side = head // 2 // 3
+    pairs = hidden // 4 // 2  # of rotated numbers in a head
+    side = pairs // 3
     text = {
         "vocab_size": len(made),
         "hidden_size": hidden,
@@ -96,24 +97,14 @@ def qwen2_5_vl(
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": theta,
-            "mrope_section": [head // 2 - 2 * side, side, side],
+            "mrope_section": [pairs - 2 * side, side, side],
         },
         "initializer_range": spread,
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": ids["<|im_end|>"],
     }
-    vision = {
-        "depth": depth,
-        "hidden_size": tower,
-        "intermediate_size": 2 * tower,
-        "num_heads": 4,
-        "patch_size": patch,
-        "out_hidden_size": hidden,
-        "window_size": 8 * patch,
-        "fullatt_block_indexes": list(range(depth)),
-        "initializer_range": spread,
-    }
+    vision = _tower(tower, depth, patch) | {"out_hidden_size": hidden, "initializer_range": spread}
     torch.manual_seed(seed)
     lm = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
@@ -128,6 +119,19 @@ def qwen2_5_vl(
     )
     lm.generation_config.eos_token_id = ids["<|im_end|>"]
     return lm
+
+
+def _tower(hidden: int, depth: int, patch: int) -> dict[str, Any]:
+    """A vision tower that looks at the whole picture in each block."""
+    return {
+        "depth": depth,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_heads": 4,
+        "patch_size": patch,
+        "window_size": 8 * patch,
+        "fullatt_block_indexes": list(range(depth)),
+    }
 
 
 def image_processor(patch: int = 14) -> Qwen2VLImageProcessorPil:

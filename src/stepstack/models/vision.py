@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stepstack.models.policy import Policy
+from stepstack.scoring.spatial import smart_resize
 
 if TYPE_CHECKING:
     from stepstack.rl.types import Picture
@@ -41,6 +42,14 @@ class Reader:
         self._kept: OrderedDict[Picture, Patches] = OrderedDict()
         self._bytes = 0
 
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Of a picture of (width, height) pixels, without reading it."""
+        p = self.processor
+        width, height = smart_resize(
+            *size, p.patch_size * p.merge_size, p.size["shortest_edge"], p.size["longest_edge"]
+        )
+        return 1, height // p.patch_size, width // p.patch_size
+
     @property
     def merge(self) -> int:
         """Patches a side that become one token."""
@@ -58,15 +67,10 @@ class Reader:
             self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
         return found
 
-    def tokens(self, picture: Picture) -> int:
-        """Image tokens of a picture."""
-        frames, rows, columns = self.patches(picture).grid
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Image tokens of a picture of (width, height) pixels."""
+        frames, rows, columns = self.grid(size)
         return frames * rows * columns // self.merge**2
-
-    def size(self, picture: Picture) -> tuple[int, int]:
-        """(width, height) in pixels of the picture as the model sees it."""
-        _, rows, columns = self.patches(picture).grid
-        return columns * self.processor.patch_size, rows * self.processor.patch_size
 
 
 def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge: int) -> Tensor:

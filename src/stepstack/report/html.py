@@ -19,6 +19,9 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bott
 table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #eee; text-align: left;
 vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre-wrap; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(23rem, 1fr)); gap: 1rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 15rem; }
+.pictures img { image-rendering: pixelated; border: 1px solid #ddd; }
+figcaption { font-size: .85rem; white-space: pre-wrap; }
 .grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 """
 
@@ -34,6 +37,15 @@ class Report:
         cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
         self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
+
+    def pictures(self, title: str, items: Sequence[tuple[bytes, str]], width: int = 224) -> None:
+        """A grid of (PNG, caption)."""
+        cells = "".join(
+            f'<figure><img width="{width}" alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for png, caption in items
+        )
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
 
     def curves(self, title: str, rows: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> None:
         """One small plot a group, of the metrics that the rows have; a group without any is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from stepstack.rl.types import Picture, Prompt
@@ -15,7 +16,8 @@ class Message(NamedTuple):
     content: str
 
 
-class Pictured(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pictured:
     """Pictures and what is asked of them; the recipe of the model knows how to put it."""
 
     pictures: tuple[Picture, ...]

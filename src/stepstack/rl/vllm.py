@@ -26,6 +26,7 @@ from torch import Tensor
 from stepstack.config import Strict
 from stepstack.rl.types import EngineError, Group, Prompt, Rollout, Sampling, room, row_seed
 from stepstack.rl.vllm_http import INITIAL, Bucket, Server, ask, buckets, everywhere, send_by_disk
+from stepstack.rl.vllm_vision import Sight
 
 Weights = Iterable[tuple[str, Tensor]]
 
@@ -130,8 +131,9 @@ class VllmGenerator:
     Run on CPU, also with two ranks and with tensor_parallel_size 2. Not run (no GPU here): sleep and wake on CUDA.
     """
 
-    def __init__(self, model: str | Path, cfg: VllmConfig):
-        """``model``: folder or hub name with config, tokenizer and (unless dummy) the initial weights, version 0."""
+    def __init__(self, model: str | Path, cfg: VllmConfig, sight: Sight | None = None):
+        """``model``: folder or hub name with config, tokenizer and (unless dummy) the initial weights, version 0.
+        ``sight``: of a model whose prompts have pictures."""
         # vLLM would start the engine in another process, where weights cannot be streamed to.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
@@ -143,7 +145,7 @@ class VllmGenerator:
         if cfg.sleep_level and not current_platform.is_sleep_mode_available():
             raise ValueError(f"vLLM cannot sleep on {current_platform.device_type}: set sleep_level: 0")
         kv_cache = {} if cfg.kv_cache_gib is None else {"kv_cache_memory_bytes": int(cfg.kv_cache_gib * 2**30)}
-        self.cfg, self.version = cfg, 0
+        self.cfg, self.version, self.sight = cfg, 0, sight
         with _random_state_kept():
             self.llm = LLM(
                 str(model),
@@ -160,6 +162,7 @@ class VllmGenerator:
                 enable_sleep_mode=cfg.sleep_level > 0,
                 logprobs_mode="processed_logprobs",
                 **kv_cache,
+                **({} if sight is None else sight.engine_options),
             )
         self.engine = self.llm.llm_engine
         self.max_positions: int = self.engine.model_config.max_model_len
@@ -230,8 +233,10 @@ class VllmGenerator:
         from vllm.inputs import TokensPrompt
 
         rows = [(i, s) for i in range(len(prompts)) for s in range(sampling.n)]
-        params = [SamplingParams(**request(prompts[i], s, sampling, self.max_positions)) for i, s in rows]
-        inputs = [TokensPrompt(prompt_token_ids=list(prompts[i].ids)) for i, _ in rows]
+        bias = {} if self.sight is None else {"logit_bias": self.sight.bias}
+        params = [SamplingParams(**request(prompts[i], s, sampling, self.max_positions), **bias) for i, s in rows]
+        plain = [{"prompt_token_ids": list(p.ids)} if self.sight is None else self.sight.inputs(p) for p in prompts]
+        inputs = [TokensPrompt(**plain[i]) for i, _ in rows]
         tickets = self.llm.enqueue(inputs, params, use_tqdm=False) if rows else []
         # Outputs carry the part of the ticket before the random suffix.
         owner = {ticket.rpartition("-")[0]: row for ticket, row in zip(tickets, rows, strict=True)}

@@ -1,0 +1,11 @@
+"""All objects of a drawn scene, named, as boxes: the held-out scenes of perception-tiny-detection."""
+
+from recipes.perception.tasks import scored
+from stepstack import config
+
+TASK = scored(
+    config.load("perception-tiny-detection"),
+    "test",
+    "all objects of a drawn scene, named, as boxes",
+    name="perception_detection",
+)

@@ -1,0 +1,101 @@
+"""The problems of a run: scenes made on the spot, or a prepared folder of a published set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from data import coco, page_ocr, pictures, pixmo_count, refcoco, scenes
+from data.pictures import Record
+from data.scenes import Objects, Words
+from recipes.perception.prompt import PromptConfig, encode
+from recipes.perception.reward import gold_of
+from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.records import Problem
+from stepstack.rl.types import Prompt
+
+if TYPE_CHECKING:
+    from recipes.perception.models import Kit
+    from recipes.perception.recipe import Config
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "select", "test"]
+SETS = {"refcoco": refcoco, "pixmo_count": pixmo_count, "page_ocr": page_ocr, "coco": coco}
+SPLITS: tuple[Split, ...] = ("train", "select", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared(Strict):
+    """A folder that ``make data`` prepares from ``source`` (training rows) and ``evals`` (``name=source``); ``select``
+    and ``test`` name evals. ``images``: where the folders of the pictures are now, if not where they were."""
+
+    type: Literal["prepared"] = "prepared"
+    set: Literal["refcoco", "pixmo_count", "page_ocr", "coco"]
+    folder: str
+    source: tuple[str, ...] = ()
+    evals: tuple[str, ...] = ()
+    options: pictures.Options = pictures.Options()
+    images: tuple[str, ...] = ()
+    select: str = "val"
+    test: str = "test"
+    limit: int | None = None  # the first so many of each split, for a trial
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    train: list[Prompt]
+    select: list[Prompt]
+    test: list[Prompt]
+
+
+def records(cfg: Objects | Words | Prepared, split: Split) -> Sequence[Record]:
+    match cfg:
+        case Objects() | Words():
+            return scenes.problems(cfg, split)
+        case Prepared():
+            name = {"train": "train", "select": cfg.select, "test": cfg.test}[split]
+            return SETS[cfg.set].load(ROOT / cfg.folder, name, cfg.images)[: cfg.limit]
+
+
+def problems(cfg: Config, split: Split) -> list[Problem]:
+    """Records as problems: the gold is JSON in pixels, the record itself is in ``meta``."""
+    found = []
+    for record in records(cfg.data, split):
+        if record.task != cfg.task:
+            raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}")
+        gold = gold_of(record, cfg.model.model_size(record.size))
+        found.append(Problem(record.index, record.question, gold, {"record": record}))
+    return found
+
+
+def as_prompt(problem: Problem, kit: Kit, cfg: PromptConfig) -> Prompt:
+    return encode(problem, problem.meta["record"], kit.tokenizer, kit.reader, cfg)
+
+
+def load_prompts(cfg: Config, kit: Kit) -> Splits:
+    """Prompts of every split; those that are too long are left out and counted."""
+    made = {}
+    for split in SPLITS:
+        prompts = [as_prompt(problem, kit, cfg.prompt) for problem in problems(cfg, split)]
+        made[split] = [prompt for prompt in prompts if len(prompt.ids) <= cfg.prompt.max_tokens]
+        if dropped := len(prompts) - len(made[split]):
+            log.warning(
+                "%d of %d %s prompts are longer than prompt.max_tokens=%d and left out",
+                dropped, len(prompts), split, cfg.prompt.max_tokens,
+            )  # fmt: skip
+    return Splits(**made)
+
+
+def prepare(cfg: Config) -> str:
+    """``make data``: write the data that a config reads; returns a line to print."""
+    match cfg.data:
+        case Prepared() as kind:
+            if not kind.source:
+                raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
+            manifest = SETS[kind.set].prepare(ROOT / kind.folder, kind.source, kind.evals, kind.options)
+            return f"{ROOT / kind.folder}: {manifest.counts}"
+        case kind:
+            return f"{cfg.name}: the data ({kind.type}) is drawn while training; there is nothing to prepare"

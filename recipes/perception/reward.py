@@ -1,0 +1,171 @@
+"""Rewards and figures of the four tasks: the parts of ``scoring.perception``, weighted, over rollouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from data.pictures import Record
+from stepstack.config import ConfigError, Strict
+from stepstack.records import Score
+from stepstack.rl.types import Reward, Rollout
+from stepstack.scoring import answers, perception, text
+from stepstack.scoring.answers import Form
+from stepstack.scoring.detection import box_figures, count_figures
+from stepstack.scoring.perception import Frame
+from stepstack.scoring.spatial import Box, Point, Space
+
+if TYPE_CHECKING:
+    from recipes.perception.recipe import Config
+
+# Sum of the parts, as the paper adds its rewards; ``exact`` of counting is ours and is left out unless asked for.
+WEIGHTS: dict[str, dict[str, float]] = {
+    "grounding": {"format": 1.0, "iou": 1.0},
+    "counting": {"format": 1.0, "points": 1.0, "exact": 0.0},
+    "ocr": {"format": 1.0, "similarity": 1.0},
+    "detection": {"format": 1.0, "location": 1.0, "cls": 1.0, "count_f1": 1.0, "missing": 1.0},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(Strict):
+    """``form`` and ``space``: how the model writes boxes. ``weights`` change those of single parts (0 leaves one out).
+    ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order."""
+
+    form: Literal["tokens", "json", "plain"] = "tokens"
+    space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
+    weights: dict[str, float] = field(default_factory=dict)
+    squared: bool = True
+    matching: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """What an answer is compared with: in pixels of the picture as it lies in the data."""
+
+    task: str
+    size: tuple[int, int]
+    model_size: tuple[int, int]
+    boxes: tuple[tuple[Box, str], ...] = ()
+    points: tuple[Point, ...] = ()
+    text: str = ""
+    count: int = 0
+
+    @classmethod
+    def read(cls, gold: str) -> Gold:
+        row = json.loads(gold)
+        return cls(
+            row["task"],
+            tuple(row["size"]),
+            tuple(row["model_size"]),
+            tuple((tuple(box), label) for box, label in row.get("boxes", [])),
+            tuple(tuple(point) for point in row.get("points", [])),
+            row.get("text", ""),
+            row.get("count", 0),
+        )
+
+    def frame(self, space: Space) -> Frame:
+        return Frame(space, self.size, self.model_size)
+
+    @property
+    def targets(self) -> list[Box | Point]:
+        return [box for box, _ in self.boxes] or list(self.points)
+
+
+def gold_of(record: Record, model_size: tuple[int, int]) -> str:
+    """A record's gold as JSON, in pixels: what samples.jsonl keeps and ``Gold.read`` reads."""
+    frame = Frame(record.space, record.size)
+    row: dict = {"task": record.task, "size": record.size, "model_size": model_size}
+    boxes = [(frame.pixels(t.box), t.label) for t in record.targets if t.box is not None]
+    points = [frame.pixels_of_point(t.point) for t in record.targets if t.point is not None]
+    if record.task == "ocr":
+        row["text"] = record.text
+    else:
+        row |= {"boxes": boxes, "points": points}
+    if record.task == "counting":
+        row["count"] = len(record.targets) if record.count is None else record.count
+    return json.dumps(row)
+
+
+def weights_of(task: str, cfg: RewardConfig) -> dict[str, float]:
+    if unknown := cfg.weights.keys() - WEIGHTS[task].keys():
+        raise ConfigError(f"reward.weights: {sorted(unknown)} are no parts of {task}: {sorted(WEIGHTS[task])}")
+    return WEIGHTS[task] | cfg.weights
+
+
+def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thinking: bool) -> dict[str, float]:
+    """The parts of one answer's reward."""
+    frame, form = gold.frame(cfg.space), cfg.form
+    match gold.task:
+        case "grounding":
+            target = gold.boxes[0][0]
+            return perception.grounding(
+                answer, target, frame, finished=finished, form=form, squared=cfg.squared, thinking=thinking
+            )
+        case "counting":
+            return perception.counting(
+                answer, gold.targets, frame, finished=finished, form=form, matching=cfg.matching, thinking=thinking
+            )
+        case "ocr":
+            return perception.ocr(answer, gold.text, finished=finished, thinking=thinking)
+        case _:
+            return perception.detection(
+                answer, gold.boxes, frame, finished=finished, form=form, matching=cfg.matching, thinking=thinking
+            )
+
+
+def make_reward(cfg: Config) -> Reward:
+    """The weighted sum of the parts."""
+    weights = weights_of(cfg.task, cfg.reward)
+
+    def reward(rollouts: Sequence[Rollout]) -> list[Score]:
+        scores = []
+        for rollout in rollouts:
+            gold = Gold.read(rollout.prompt.problem.gold)
+            finished = rollout.finish == "stop"
+            parts = parts_of(rollout.text, gold, cfg.reward, finished=finished, thinking=cfg.prompt.thinking)
+            scores.append(Score(perception.total(parts, weights), parts))
+        return scores
+
+    return reward
+
+
+def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float, Mapping[str, float]]:
+    """(the figure that tables show first, all figures) of one answer: the published metrics of its task."""
+    frame = gold.frame(space)
+    match gold.task:
+        case "grounding":
+            figures = box_figures(perception.grounded(answer, frame, form), gold.boxes[0][0])
+            return figures["acc50"], figures
+        case "counting":
+            figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
+            return figures["exact"], figures
+        case "ocr":
+            said, meant = answers.without_end(answer).split(), gold.text.split()
+            figures = {
+                "edit": text.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
+                **text.word_overlap(said, meant),
+                "bleu": text.bleu(said, meant),
+                "meteor": text.meteor(said, meant),
+            }
+            return 1 - figures["edit"], figures
+        case _:
+            parts = perception.detection(answer, gold.boxes, frame, finished=True, form=form)
+            return parts["count_f1"], parts
+
+
+def make_judge(cfg: Config) -> Reward:
+    """The published metrics, for evaluation; ``thinking`` answers are unwrapped first."""
+
+    def judge(rollouts: Sequence[Rollout]) -> list[Score]:
+        scores = []
+        for rollout in rollouts:
+            gold = Gold.read(rollout.prompt.problem.gold)
+            answer = answers.unwrap(rollout.text)[0] if cfg.prompt.thinking else rollout.text
+            value, figures = figures_of(answer, gold, cfg.reward.form, cfg.reward.space)
+            scores.append(Score(value, figures, answer))
+        return scores
+
+    return judge

@@ -1,0 +1,86 @@
+"""The four tasks as evaluation tasks: the published protocol is greedy, and so are these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from recipes.perception.data import SPLITS, Split, problems
+from recipes.perception.prompt import question
+from recipes.perception.reward import Gold, make_judge
+from stepstack.harness.metrics import Metric, Question, corpus, part
+from stepstack.harness.task import Task
+from stepstack.records import Problem
+from stepstack.rl.prompts import Pictured
+from stepstack.rl.types import Sampling
+from stepstack.scoring.answers import Form
+from stepstack.scoring.detection import Compared, compare, precision_of
+from stepstack.scoring.perception import detected
+from stepstack.scoring.spatial import Space
+
+if TYPE_CHECKING:
+    from recipes.perception.recipe import Config
+
+# (part of a score, its name in tables, whether higher is better); the first is what tables show unless told.
+FIGURES = {
+    "grounding": [("acc75", "acc@.75"), ("acc50", "acc@.5"), ("acc95", "acc@.95"), ("iou", "IoU")],
+    "counting": [("exact", "exact"), ("absolute_error", "MAE")],
+    "ocr": [
+        ("edit", "edit distance"), ("f1", "F1"), ("precision", "P"), ("recall", "R"), ("bleu", "BLEU"),
+        ("meteor", "METEOR"),
+    ],
+    "detection": [("location", "IoU of matched"), ("count_f1", "F1 at .5")],
+}  # fmt: skip
+LESS_IS_BETTER = ("absolute_error", "edit")
+
+
+def metrics_of(cfg: Config) -> list[Metric]:
+    """The published metrics of the config's task."""
+    found = [part(name, shown, higher_is_better=name not in LESS_IS_BETTER) for name, shown in FIGURES[cfg.task]]
+    if cfg.task == "detection":
+        form, space = cfg.reward.form, cfg.reward.space
+        found = [average_precision(name, form, space) for name in ("ap", "ap50", "ap75")] + found
+    return found
+
+
+def average_precision(name: str, form: Form, space: Space) -> Metric:
+    """COCO's AP under the no-confidence protocol: every box has score 1."""
+
+    @cache
+    def compared(gold_text: str, answer: str) -> Compared:
+        gold = Gold.read(gold_text)
+        return compare(list(gold.boxes), detected(answer, gold.frame(space), form)[0])
+
+    def of(questions: Sequence[Question]) -> float | None:
+        figures = precision_of([compared(q[0].gold, q[0].answer or "") for q in questions])
+        return None if figures is None else figures[name]
+
+    return corpus({"ap": "AP", "ap50": "AP50", "ap75": "AP75"}[name], of)
+
+
+def own(cfg: Config) -> list[Task]:
+    """The splits of a config's data: ``test`` is reported, ``select`` watched."""
+    return [scored(cfg, split, f"the {split} split of {cfg.name}'s data") for split in SPLITS]
+
+
+def scored(cfg: Config, split: Split, about: str, name: str = "") -> Task:
+    """A split as a task, in the config's way of asking and answering."""
+    return Task(
+        name=name or split,
+        version=1,
+        about=about,
+        rows=lambda data: problems(cfg, split),
+        request=as_request(cfg),
+        score=make_judge(cfg),
+        sampling=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),
+        metrics=lambda sampling: metrics_of(cfg),
+    )
+
+
+def as_request(cfg: Config) -> Callable[[Problem], Pictured]:
+    def request(problem: Problem) -> Pictured:
+        record = problem.meta["record"]
+        return Pictured(record.pictures, question(record, cfg.prompt))
+
+    return request
