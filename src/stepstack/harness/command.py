@@ -89,7 +89,10 @@ def print_table(title: str, found: Evaluated) -> None:
                 f"{failed}/{result['samples']}" if first else "",
                 f"{result['length']:.1f}" if first and result["length"] is not None else "",
             )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe, which rich takes for 80 columns wide
+        console.width = 120
+    console.print(table)
 
 
 def figure(value: float | None) -> str:
