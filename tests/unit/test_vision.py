@@ -15,6 +15,7 @@ from stepstack.records import Problem
 from stepstack.rl.batch import Row, collate
 from stepstack.rl.generate import HfConfig, HfGenerator
 from stepstack.rl.types import Prompt, Sampling
+from stepstack.rl.vllm_vision import Sight
 from tests import tools
 
 
@@ -193,3 +194,17 @@ def test_a_module_decoder_reads_no_pictures(prompts):
     plain = HfGenerator(tools.gpt2(), TOKENIZER, HfConfig(decoder="module"))
     with pytest.raises(ValueError, match="reads no pictures"):
         list(plain.generate([Prompt(prompts[0].problem, (3, 4), prompts[0].pictures)], Sampling()))
+
+
+def test_vllm_gets_one_placeholder_a_picture(prompts):
+    """It unfolds them itself; what may not be sampled is biased away."""
+    sight = Sight(IMAGE, tuple(BANNED), 784, 1 << 20)
+    for prompt in prompts:
+        given = sight.inputs(prompt)
+        assert given["prompt_token_ids"].count(IMAGE) == len(prompt.pictures)
+        assert [t for t in given["prompt_token_ids"] if t != IMAGE] == [t for t in prompt.ids if t != IMAGE]
+        shown = given.get("multi_modal_data", {"image": []})["image"]
+        assert [image.size for image in shown] == [(p.width, p.height) for p in prompt.pictures]
+    assert sight.bias == dict.fromkeys(BANNED, -100.0)
+    with pytest.raises(ValueError, match="has places for 1 pictures, and 0 pictures"):
+        sight.inputs(Prompt(Problem(0, "", ""), prompts[0].ids))
