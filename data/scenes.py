@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import random
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +16,9 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from data.pictures import Record, Target
+from data.splits import Split, split_of
 from stepstack.config import ConfigError, Count, Positive, Strict
 
-Split = Literal["train", "select", "test"]
 Shape = Literal["circle", "square", "triangle", "diamond", "cross"]
 Colour = Literal["red", "green", "blue", "yellow", "purple", "cyan", "orange", "black", "white"]
 Box = tuple[int, int, int, int]
@@ -171,7 +170,7 @@ def problems(cfg: Scenes, split: Split) -> list[Record]:
     in_vain = 0
     while len(found) < wanted:
         scene, asked = draw(rng, cfg)
-        if split_of(scene) == split and scene not in found:
+        if split_of_scene(scene) == split and scene not in found:
             found[scene], in_vain = asked, 0
         elif (in_vain := in_vain + 1) == PATIENCE:
             raise ConfigError(
@@ -181,16 +180,9 @@ def problems(cfg: Scenes, split: Split) -> list[Record]:
     return [record(index, cfg, scene, asked) for index, (scene, asked) in enumerate(found.items())]
 
 
-def split_of(scene: Scene) -> Split:
-    """A tenth of all scenes is test, a tenth select, by crc32 of the text or, without one, of the whole content."""
-    text = "\n".join(line.text for line in scene.lines) or str(scene)
-    match zlib.crc32(text.encode()) % 10:
-        case 0:
-            return "test"
-        case 1:
-            return "select"
-        case _:
-            return "train"
+def split_of_scene(scene: Scene) -> Split:
+    """By the text or, without one, by the whole content."""
+    return split_of("\n".join(line.text for line in scene.lines) or str(scene))
 
 
 def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:

@@ -13,7 +13,8 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recipes.orz.chains import Chains, answer, draw, show, split_of, worked
+from data.splits import split_of
+from recipes.orz.chains import Chains, answer, draw, show, worked
 from recipes.orz.prompt import render
 from stepstack.config import Save, Strict
 from stepstack.core.optim import Muon, Optim, Schedule, TrainableConfig

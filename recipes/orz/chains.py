@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 import random
 import re
-import zlib
 from dataclasses import dataclass
 from typing import Literal
 
+from data.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
 
-Split = Literal["train", "select", "test"]
 PATIENCE = 100_000  # draws without a new chain after which there are taken to be no more
 
 
@@ -34,17 +33,6 @@ class Chains(Strict):
     select: int = 256
     test: int = 1024
     seed: int = 0
-
-
-def split_of(text: str) -> Split:
-    """A tenth of all chains is test, a tenth select, by crc32 of the text."""
-    match zlib.crc32(text.encode()) % 10:
-        case 0:
-            return "test"
-        case 1:
-            return "select"
-        case _:
-            return "train"
 
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from data import orz_math
+from data.splits import SPLITS
 from recipes.orz import chains
-from recipes.orz.chains import Chains, Split
+from recipes.orz.chains import Chains
 from recipes.orz.prompt import PromptConfig, encode
 from stepstack.config import ROOT, ConfigError, Strict
 from stepstack.harness import samples
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from recipes.orz.recipe import Config
 
 log = logging.getLogger(__name__)
-
-SPLITS: tuple[Split, ...] = ("train", "select", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

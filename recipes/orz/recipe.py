@@ -11,14 +11,15 @@ from pydantic import Field
 from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
-from recipes.orz.models import Pretrained, SmolLm2, load_model, make_engine, make_generator, open_engine
+from recipes.orz.models import Pretrained, SmolLm2, load_model, make_generator, open_engine
 from recipes.orz.outcome import write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
 from recipes.orz.tasks import own
 from stepstack.core.run import Run
-from stepstack.evaluate import evaluate
+from stepstack.harness.engine import engine_of
 from stepstack.harness.outcome import measure, report_outcome
+from stepstack.harness.validation import validate
 from stepstack.loops import ppo
 from stepstack.models.policy import Policy
 from stepstack.models.value import Value
@@ -69,11 +70,11 @@ def train(run: Run[Config]) -> None:
         critic = run.trainable("critic", Value(critic_lm), cfg.critic, cfg.steps * cfg.critic_updates)
     reference = None if reference_lm is None else run.frozen(Policy(reference_lm))
 
-    engine = make_engine(cfg, generator, tokenizer, lm=None)
+    engine = engine_of(cfg.rollout.generator, generator, tokenizer)
 
     def select() -> dict[str, float]:
         sampling = cfg.rollout.sampling.but(n=1, seed=cfg.seed + 1)
-        return evaluate(generator, prompts.select, sampling, reward, run).metrics("eval")
+        return validate(generator, prompts.select, sampling, reward, run).metrics("eval")
 
     generator.load(actor.named_weights(), version=run.resume())
     if run.step == 0:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.splits import SPLITS, Split
 from recipes.orz import chains
-from recipes.orz.chains import Chains, Split
-from recipes.orz.data import SPLITS, problems
+from recipes.orz.chains import Chains
+from recipes.orz.data import problems
 from recipes.orz.prompt import STOP, render
 from recipes.orz.reward import Grader, RewardConfig, make_reward
 from stepstack.harness.task import Task

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from data import coco, page_ocr, pictures, pixmo_count, refcoco, scenes
 from data.pictures import Record
 from data.scenes import Objects, Words
+from data.splits import SPLITS, Split
 from recipes.perception.prompt import PromptConfig, encode
 from recipes.perception.reward import gold_of
 from stepstack.config import ROOT, ConfigError, Strict
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "select", "test"]
 SETS = {"refcoco": refcoco, "pixmo_count": pixmo_count, "page_ocr": page_ocr, "coco": coco}
-SPLITS: tuple[Split, ...] = ("train", "select", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

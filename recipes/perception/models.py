@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import (
@@ -22,19 +22,17 @@ from recipes.perception import base
 from recipes.perception.base import TinyVl
 from stepstack.config import ConfigError, Strict
 from stepstack.core.run import Run
-from stepstack.harness.engine import GeneratorEngine
+from stepstack.harness.engine import GeneratorEngine, Question, engine_of, refuse_server
 from stepstack.models.tiny import VISION
 from stepstack.models.vision import Reader
 from stepstack.rl.generate import HfConfig, HfGenerator
-from stepstack.rl.types import Generator
+from stepstack.rl.types import Generator, Prompt
 from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig
 from stepstack.rl.vllm_vision import Sight
 from stepstack.scoring.spatial import smart_resize
 
 if TYPE_CHECKING:
     from recipes.perception.recipe import Config
-
-VLLM_BATCH = 4096  # samples that a vLLM engine is given at a time; it schedules them itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,27 +129,19 @@ def make_generator(cfg: Config, lm: PreTrainedModel, kit: Kit, source: str, devi
             raise ConfigError("rollout.generator: vllm_server takes no pictures, take hf or vllm")
 
 
-def make_engine(
-    cfg: Config, generator: Generator, kit: Kit, lm: Callable[[], PreTrainedModel] | None = None
-) -> GeneratorEngine:
-    """The generator as the harness asks it: a request is a record, and becomes the prompt that training uses."""
+def asking(cfg: Config, kit: Kit) -> Callable[[Question], Prompt]:
+    """How the harness puts a question: as training does."""
     from recipes.perception.data import as_prompt
 
-    def prompt(question: Any) -> Any:
-        return as_prompt(question.problem, kit, cfg.prompt)
-
-    match cfg.rollout.generator:
-        case HfConfig() as kind:
-            facts = {"engine": "hf", "batch": kind.batch, "decoder": kind.decoder}
-            return GeneratorEngine(generator, kit.tokenizer, batch=kind.batch, facts=facts, lm=lm, prompt=prompt)
-        case kind:
-            facts = {"engine": kind.type}
-            return GeneratorEngine(generator, kit.tokenizer, batch=VLLM_BATCH, facts=facts, prompt=prompt)
+    return lambda question: as_prompt(question.problem, kit, cfg.prompt)
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
-    """A model folder, answering on ``device`` by the config's generator."""
+    """A model folder, answering on ``device`` by the config's generator; vLLM reads its weights by itself."""
+    refuse_server(kind := cfg.rollout.generator)
     place = dataclasses.replace(cfg.model, path=str(folder)) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder)
-    lm, kit = weights_of(place), kit_of(place)
+    lm = weights_of(place) if isinstance(kind, HfConfig) else skeleton_of(place)
+    kit = kit_of(place)
     generator = make_generator(cfg, lm, kit, str(folder), device)
-    return make_engine(cfg, generator, kit, lambda: lm.to(device))  # type: ignore[arg-type]
+    module = (lambda: lm.to(device)) if isinstance(kind, HfConfig) else None  # type: ignore[arg-type]
+    return engine_of(kind, generator, kit.tokenizer, lm=module, prompt=asking(cfg, kit))

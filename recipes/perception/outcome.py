@@ -57,7 +57,10 @@ def write_report(folder: Path) -> Path:
 
 def grid(cfg: Config, columns: Columns) -> list[tuple[bytes, str]]:
     """The first questions of the test split, at each moment: (PNG, caption). A task of other rows is not shown."""
-    task = next(iter(next(iter(columns.values()))))
+    tasks = outcome.common(*columns.values())
+    if not tasks:
+        return []
+    task = tasks[0]
     by_moment = {
         when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[task][0] / "samples.jsonl"))}
         for when, column in columns.items()

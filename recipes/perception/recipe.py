@@ -12,14 +12,15 @@ from data.pictures import Task
 from data.scenes import Objects, Words
 from recipes.perception.base import TinyVl
 from recipes.perception.data import Prepared, load_prompts, prepare
-from recipes.perception.models import PretrainedVl, load_model, make_engine, make_generator, open_engine
+from recipes.perception.models import PretrainedVl, asking, load_model, make_generator, open_engine
 from recipes.perception.outcome import write_report
 from recipes.perception.prompt import PromptConfig
 from recipes.perception.reward import RewardConfig, make_judge, make_reward, weights_of
 from recipes.perception.tasks import own
 from stepstack.core.run import Run
-from stepstack.evaluate import evaluate
+from stepstack.harness.engine import engine_of
 from stepstack.harness.outcome import measure, report_outcome
+from stepstack.harness.validation import validate
 from stepstack.loops import ppo
 from stepstack.models.vision import VisionPolicy
 from stepstack.rl.prompts import Prompts
@@ -56,11 +57,12 @@ def train(run: Run[Config]) -> None:
     generator = make_generator(cfg, lm, kit, source, run.device)
     actor = run.trainable("actor", VisionPolicy(lm, kit.reader, kit.banned), cfg.actor, cfg.steps * cfg.actor_updates)
     reference = None if reference_lm is None else run.frozen(VisionPolicy(reference_lm, kit.reader, kit.banned))
-    engine, judge = make_engine(cfg, generator, kit), make_judge(cfg)
+    judge = make_judge(cfg)
+    engine = engine_of(cfg.rollout.generator, generator, kit.tokenizer, prompt=asking(cfg, kit))
 
     def select() -> dict[str, float]:
         greedy = cfg.rollout.sampling.but(n=1, temperature=0.0)
-        return evaluate(generator, prompts.select, greedy, judge, run).metrics("eval")
+        return validate(generator, prompts.select, greedy, judge, run).metrics("eval")
 
     generator.load(actor.named_weights(), version=run.resume())
     if run.step == 0:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from recipes.perception.data import SPLITS, Split, problems
+from data.splits import SPLITS, Split
+from recipes.perception.data import problems
 from recipes.perception.prompt import question
 from recipes.perception.reward import Gold, make_judge
 from stepstack.harness.metrics import Metric, Question, corpus, part

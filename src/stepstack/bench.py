@@ -25,7 +25,7 @@ from recipes.orz.reward import make_reward
 from stepstack import config
 from stepstack.config import ROOT, Save
 from stepstack.core.run import Run
-from stepstack.evaluate import evaluate
+from stepstack.harness.validation import validate
 from stepstack.loops import ppo
 from stepstack.models.policy import Policy
 from stepstack.models.value import Value
@@ -109,7 +109,7 @@ def judge_of(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Callable[[An
 
     def accuracy(weights: Any) -> float:
         generator.load(weights, version=0)
-        return evaluate(generator, prompts.test[:512], sampling, reward, Alone()).accuracy
+        return validate(generator, prompts.test[:512], sampling, reward, Alone()).accuracy
 
     return accuracy
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data.splits import split_of
 from recipes.orz.base import TinyBase, demonstrations
-from recipes.orz.chains import Chains, draw, problems, show, split_of
+from recipes.orz.chains import Chains, draw, problems, show
 from recipes.orz.outcome import CURVES
 from stepstack import config
 from stepstack.config import ConfigError

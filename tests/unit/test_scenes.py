@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from data.scenes import RGB, Line, Objects, Scene, ScenePicture, Thing, Words, draw, problems, render, split_of
+from data.scenes import RGB, Line, Objects, Scene, ScenePicture, Thing, Words, draw, problems, render, split_of_scene
 from stepstack.config import ConfigError
 from stepstack.scoring import spatial
 
@@ -141,7 +141,7 @@ def test_no_split_holds_a_scene_of_another(cfg):
 def test_a_held_out_text_is_held_out_at_every_place_and_size():
     near = Scene((56, 56), "white", lines=(Line("A7", "black", (2, 3), 16),))
     far = Scene((112, 28), "yellow", lines=(Line("A7", "red", (40, 9), 20),))
-    assert split_of(near) == split_of(far)
+    assert split_of_scene(near) == split_of_scene(far)
     texts = {name: {r.text for r in problems(Words(**SMALL, length=(2, 2)), name)} for name in SMALL}
     assert not texts["train"] & texts["test"]
     assert not texts["train"] & texts["select"]
@@ -149,7 +149,7 @@ def test_a_held_out_text_is_held_out_at_every_place_and_size():
 
 def test_a_tenth_is_held_out_for_each_purpose():
     rng = random.Random(0)
-    shares = Counter(split_of(draw(rng, CONFIGS[0])[0]) for _ in range(3000))
+    shares = Counter(split_of_scene(draw(rng, CONFIGS[0])[0]) for _ in range(3000))
     assert shares["test"] == pytest.approx(300, abs=60)
     assert shares["select"] == pytest.approx(300, abs=60)
 
@@ -169,7 +169,7 @@ def test_scenes_do_not_change_between_versions():
     """Which scenes are held out must stay: a published figure is of these."""
     scenes = [Scene((56, 56), "white", (Thing("circle", "red", (x, 4, x + 17, 21)),)) for x in range(4)]
     assert str(scenes[3]) == "(56, 56) white; red circle (3, 4, 20, 21)"
-    assert [split_of(scene) for scene in scenes] == ["train", "select", "test", "train"]
+    assert [split_of_scene(scene) for scene in scenes] == ["train", "select", "test", "train"]
     first = problems(Objects(train=1, objects=(1, 1)), "train")[0]
     assert (first.question, first.targets[0].box) == ("red circle", (24, 25, 46, 47))
     assert problems(Words(test=1), "test")[0].text == "UMT"

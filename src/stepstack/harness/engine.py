@@ -9,12 +9,17 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stepstack.config import ConfigError
 from stepstack.harness.samples import Completion
 from stepstack.records import Problem
+from stepstack.rl.generate import HfConfig
 from stepstack.rl.prompts import Pictured, Request, encode
+from stepstack.rl.rollout import GeneratorConfig
 from stepstack.rl.types import EngineError, Generator, Prompt, Sampling, room
+from stepstack.rl.vllm import VllmConfig, VllmServerConfig
 
 LIKELIHOOD_BATCH = 16
+VLLM_BATCH = 4096  # samples that a vLLM engine is given at a time; it schedules them itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,34 @@ class Engine(Protocol):
         """(sum of log-probabilities of the continuation, whether it is the greedy one) of (context, continuation)
         token ids. Raises EngineError where the engine cannot tell."""
         ...
+
+
+def engine_of(
+    cfg: GeneratorConfig,
+    generator: Generator,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lm: Callable[[], PreTrainedModel] | None = None,
+    prompt: Callable[[Question], Prompt] | None = None,
+) -> GeneratorEngine:
+    """A run's generator as the harness asks it; ``lm`` and ``prompt`` as in ``GeneratorEngine``."""
+    match cfg:
+        case HfConfig():
+            batch, facts = cfg.batch, {"engine": "hf", "batch": cfg.batch, "decoder": cfg.decoder}
+        case VllmConfig():
+            batch, facts = VLLM_BATCH, {"engine": "vllm", "dtype": cfg.dtype}
+        case VllmServerConfig():
+            batch, facts = VLLM_BATCH, {"engine": "vllm_server"}
+    return GeneratorEngine(generator, tokenizer, batch=batch, facts=facts, lm=lm, prompt=prompt)
+
+
+def refuse_server(cfg: GeneratorConfig) -> None:
+    """ConfigError where the engine would answer with other weights than the model that is evaluated."""
+    if isinstance(cfg, VllmServerConfig):
+        raise ConfigError(
+            "rollout.generator.type=vllm_server answers with whatever weights its servers hold: give --server URL to "
+            "evaluate those, or rollout.generator={type: vllm} (or hf) to evaluate a model"
+        )
 
 
 class GeneratorEngine:

@@ -67,22 +67,27 @@ def results(place: Path) -> dict[str, Result]:
 
 
 def outcome_rows(*columns: Mapping[str, Result]) -> list[tuple[str, ...]]:
-    """Per task: its first metric, response length and share of truncated responses, a column a moment."""
+    """Per task that all have: its first metric, response length and share of truncated responses, a column a moment."""
     rows = []
-    for task in columns[0]:
+    for task in common(*columns):
         done = [column[task][1] for column in columns]
         rows += [
             (task, done[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in done)),
-            ("", "response tokens", *(f"{r['length']:.1f}" for r in done)),
+            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in done)),
             ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in done)),
         ]
     return rows
 
 
 def side_by_side(*columns: Mapping[str, Result]) -> list[tuple[Sample, ...]]:
-    """The first sample of each question of the first task, at each moment."""
-    task = next(iter(columns[0]))
-    return list(zip(*(_first_samples(column[task][0]) for column in columns), strict=True))
+    """The first sample of each question of the first task that all have, at each moment."""
+    tasks = common(*columns)
+    return list(zip(*(_first_samples(column[tasks[0]][0]) for column in columns), strict=True)) if tasks else []
+
+
+def common(*columns: Mapping[str, Result]) -> list[str]:
+    """Tasks that were evaluated at every moment: a run may go on with other ``evals`` than it began with."""
+    return [task for task in columns[0] if all(task in column for column in columns)]
 
 
 def write(
@@ -106,7 +111,8 @@ def write(
         show(report, columns)
     report.curves("Curves", rows, curves)
     if curve := checkpoint_rows(folder):
-        report.curves("Checkpoints on the selection set", curve, {"Accuracy by checkpoint": ("accuracy",)})
+        figures = sorted({name for row in curve for name in row} - {"step"})
+        report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
     if columns and show is None:
         shown = side_by_side(*columns.values())[: 4 * SHOWN]
@@ -117,11 +123,17 @@ def write(
 
 
 def checkpoint_rows(folder: Path) -> list[dict[str, float]]:
-    """(step, accuracy) of the checkpoints that `stepstack eval --checkpoints` has scored."""
+    """Step and first figure of each task, by "task metric", of checkpoints that `stepstack eval --checkpoints` scored."""
     rows = []
     for place in sorted(folder.glob("evals/checkpoints/step-*")):
+        row = {}
         for _, result in results(place).values():
-            rows.append({"step": float(result["step"]), "accuracy": result["metrics"][0]["value"]})
+            first = result["metrics"][0]
+            row["step"] = float(result["step"])
+            if first["value"] is not None:
+                row[f"{result['task']} {first['name']}"] = first["value"]
+        if row:
+            rows.append(row)
     return rows
 
 

@@ -57,7 +57,7 @@ def evaluate(
     store = Store(root, plan(task.name, task.version, problems, sampling, model, engine.facts))
     if world.rank == 0 and store.folder.is_dir() and retry:
         store.forget_failures()
-    if world.rank == 0 and not store.folder.is_dir():
+    if world.rank == 0:
         store.begin()
     world.gather([])  # the others look only now
     if (done := store.result()) is not None:

@@ -56,8 +56,11 @@ class Store:
         self.plan = plan
 
     def begin(self) -> None:
-        """Make the folder; by one process."""
-        jsonl.write_json_atomic(self.folder / PLAN, self.plan)
+        """Make the folder, or clear away what a kill left beside a result; by one process."""
+        if not (self.folder / PLAN).is_file():
+            jsonl.write_json_atomic(self.folder / PLAN, self.plan)
+        if self.result() is not None:
+            self._drop_parts()
 
     def result(self) -> dict[str, Any] | None:
         """The result of an evaluation that is over."""
@@ -101,6 +104,9 @@ class Store:
     def finish(self, result: Mapping[str, Any]) -> None:
         """The result last, then the parts go."""
         jsonl.write_json_atomic(self.folder / RESULT, result)
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
         for file in self.folder.glob("generated-*.jsonl"):
             file.unlink()
 

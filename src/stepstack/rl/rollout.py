@@ -12,6 +12,8 @@ from stepstack.rl.generate import HfConfig
 from stepstack.rl.types import Sampling
 from stepstack.rl.vllm import VllmConfig, VllmServerConfig
 
+GeneratorConfig = HfConfig | VllmConfig | VllmServerConfig
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig(Strict):
@@ -19,4 +21,4 @@ class RolloutConfig(Strict):
 
     prompts: int = 128
     sampling: Sampling = Sampling(n=64)
-    generator: Annotated[HfConfig | VllmConfig | VllmServerConfig, Field(discriminator="type")] = HfConfig()
+    generator: Annotated[GeneratorConfig, Field(discriminator="type")] = HfConfig()

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from stepstack.evaluate import evaluate
+from stepstack.harness.validation import validate
 from stepstack.records import Score
 from stepstack.rl.types import Alone, Group, Sampling
 from tests import tools
@@ -50,7 +50,7 @@ PROMPTS = [tools.prompt(index, (5,)) for index in SCORES]
 
 
 def test_accuracy_is_the_mean_over_questions_of_avg_at_k():
-    found = evaluate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
+    found = validate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
     means = [statistics.fmean(scores) for scores in SCORES.values()]
     assert found.accuracy == pytest.approx(statistics.fmean(means)) == pytest.approx(0.5)
     assert (found.n, found.k) == (4, 3)
@@ -60,7 +60,7 @@ def test_accuracy_is_the_mean_over_questions_of_avg_at_k():
 
 def test_the_standard_error_is_clustered_by_question():
     """Samples of one question are not independent: n is the number of questions."""
-    found = evaluate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
+    found = validate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
     means = [statistics.fmean(scores) for scores in SCORES.values()]
     assert found.stderr == pytest.approx(statistics.stdev(means) / math.sqrt(4))
     naive = statistics.stdev([x for scores in SCORES.values() for x in scores]) / math.sqrt(12)
@@ -68,13 +68,13 @@ def test_the_standard_error_is_clustered_by_question():
 
 
 def test_one_sample_a_question_gives_the_binomial_error():
-    found = evaluate(Known(), PROMPTS, Sampling(n=1), reward, Alone())
+    found = validate(Known(), PROMPTS, Sampling(n=1), reward, Alone())
     assert found.accuracy == 0.5
     assert found.stderr == pytest.approx(math.sqrt(0.5 * 0.5 / 3))
 
 
 def test_every_sample_is_kept_in_order():
-    found = evaluate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
+    found = validate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
     assert [(r.prompt.problem.index, r.sample) for r, _ in found.scored] == [
         (i, s) for i in (2, 4, 7, 9) for s in range(3)
     ]
@@ -82,22 +82,22 @@ def test_every_sample_is_kept_in_order():
 
 
 def test_two_processes_get_the_whole_result():
-    whole = evaluate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
+    whole = validate(Known(), PROMPTS, Sampling(n=3), reward, Alone())
     first = Share(0, [])
-    evaluate(Known(), PROMPTS, Sampling(n=3), reward, first)
+    validate(Known(), PROMPTS, Sampling(n=3), reward, first)
     assert {r.prompt.problem.index for r, _ in first.given} == {4, 2}
-    assert evaluate(Known(), PROMPTS, Sampling(n=3), reward, Share(1, first.given)) == whole
+    assert validate(Known(), PROMPTS, Sampling(n=3), reward, Share(1, first.given)) == whole
 
 
 def test_metrics_carry_their_prefix():
-    found = evaluate(Known(), PROMPTS, Sampling(n=3), reward, Alone()).metrics("eval")
+    found = validate(Known(), PROMPTS, Sampling(n=3), reward, Alone()).metrics("eval")
     assert set(found) == {"eval/accuracy", "eval/stderr", "eval/length", "eval/truncated"}
 
 
 def test_a_single_question_has_no_spread():
-    assert evaluate(Known(), PROMPTS[:1], Sampling(n=3), reward, Alone()).stderr == 0.0
+    assert validate(Known(), PROMPTS[:1], Sampling(n=3), reward, Alone()).stderr == 0.0
 
 
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(Known(), [], Sampling(), reward, Alone())
+        validate(Known(), [], Sampling(), reward, Alone())

@@ -1,18 +1,18 @@
-"""Score a generator on prompts: accuracy with its standard error, response length, samples to read."""
+"""A quick score of a generator on prompts while it trains: in memory, nothing is kept."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from stepstack.harness.metrics import clustered
 from stepstack.rl.experience import Scored
 from stepstack.rl.types import Generator, Prompt, Reward, Sampling, World
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Validation:
     """``accuracy`` is the mean reward over questions of the mean over samples (avg@k); ``stderr`` is clustered by
     question. ``scored`` holds every sample, ordered by (question, sample)."""
 
@@ -29,13 +29,13 @@ class Evaluation:
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def evaluate(
+def validate(
     generator: Generator,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     reward: Reward,
     world: World,
-) -> Evaluation:
+) -> Validation:
     """Each process samples its share; all get the whole result, the same for any number of processes."""
     if not prompts:
         raise ValueError("nothing to evaluate: the set is empty, or every prompt in it was dropped as too long")
@@ -46,13 +46,11 @@ def evaluate(
     by_question: dict[int, list[float]] = {}
     for rollout, score in scored:
         by_question.setdefault(rollout.prompt.problem.index, []).append(score.value)
-    means = [fmean(values) for values in by_question.values()]
-    accuracy = fmean(means)
-    spread = math.sqrt(sum((m - accuracy) ** 2 for m in means) / max(1, len(means) - 1))
-    return Evaluation(
-        accuracy=accuracy,
-        stderr=spread / math.sqrt(len(means)),
-        n=len(means),
+    figure = clustered([fmean(values) for values in by_question.values()])
+    return Validation(
+        accuracy=figure.value,
+        stderr=figure.stderr,
+        n=figure.n,
         k=sampling.n,
         length=fmean(len(rollout.ids) for rollout, _ in scored),
         truncated=fmean(rollout.finish == "length" for rollout, _ in scored),
