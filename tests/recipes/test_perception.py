@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
 from safetensors.torch import load_file
 
 from data.pictures import Record
@@ -85,6 +86,9 @@ def test_the_report_shows_pictures_before_and_after(trained, task):
     assert "Held-out pictures" in page
     assert page.count("data:image/png;base64,") == 2 * 8
     assert 'alt="Parts of the reward"' in page
+    with Image.open(trained[task] / "pictures.png") as sheet:
+        assert sheet.width > 8 * 160
+        assert sheet.height > 2 * 80
     result = json.loads(next((trained[task] / "evals" / "after").glob("*/result.json")).read_text())
     assert result["metrics"][0]["name"] == {
         "grounding": "acc@.75", "counting": "exact", "ocr": "edit distance", "detection": "AP"

@@ -130,7 +130,7 @@ def load(name: str, root: Path = ROOT) -> Layout:
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
-    return _valid(Layout, values, _shown(file, root))
+    return valid(Layout, values, _shown(file, root))
 
 
 def build(name: str, root: Path = ROOT) -> Table:
@@ -213,7 +213,7 @@ def _published(row: Published, layout: Layout, sources: dict[str, int], root: Pa
     shown = _shown(file, root)
     if not file.is_file():
         raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
-    published = _valid(Publication, json.loads(file.read_text()), shown)
+    published = valid(Publication, json.loads(file.read_text()), shown)
     if published.percent != layout.percent:
         raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}
@@ -317,7 +317,7 @@ def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return result["plan"].get("sampling", {})
 
 
-def _valid(cls: type, values: Any, file: str) -> Any:
+def valid(cls: type, values: Any, file: str) -> Any:
     """As JSON, because there strict still lets a list be a tuple and an int be a float."""
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)

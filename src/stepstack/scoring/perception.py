@@ -163,7 +163,8 @@ def detection(
     """Of N boxes and M targets, matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap):
 
     ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label (both
-    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``: 2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
+    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``:
+    2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
     ``missing``: -(M - matched) / M.
 
     An image without objects asks for an empty answer that is well-formed: all full. Any box there leaves 0 but for
