@@ -229,7 +229,7 @@ def _gathered(
     k, v = (torch.cat([here, there]) for here, there in zip((k, v), fetched.split(dim, dim=-1), strict=True))
     selection = _renumbered(local, need, owned, place, lengths)
     out = attend(q.reshape(1, 1, -1, dim), k[None, None], v[None, None], selection)
-    return out.view(q.shape)
+    return out.reshape(q.shape)
 
 
 def _asked_of_me(asked: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Counter) -> list[Tensor]:
