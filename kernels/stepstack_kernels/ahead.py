@@ -1,5 +1,5 @@
-"""Compile a Triton kernel for a GPU that is not there, and read what it uses: the test that every autotune configuration
-builds needs no device."""
+"""Compile a Triton kernel for a GPU that is not there, and read what it uses: the test that every autotune
+configuration builds needs no device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ USED = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one thread: ``registers``, ``spills`` in bytes (stored + loaded). Of one program: ``shared`` memory in bytes."""
+    """Of one thread: ``registers``, ``spills`` in bytes (stored + loaded). Of one program: ``shared`` memory in
+    bytes."""
 
     registers: int
     spills: int
@@ -28,9 +29,9 @@ class Usage:
 
 
 def build(kernel: Any, types: dict[str, Any], constants: dict[str, Any], options: dict[str, int], arch: int) -> Usage:
-    """``types``: Triton's name of each argument's type ("*bf16", "i32", a tuple of them); ``constants``: the values of
-    constexprs. Pointers and strides (tuples) are taken as multiples of 16, as those of whole tensors are; a launch finds
-    out by itself. Raises what the compiler raises."""
+    """``types``: Triton's name of each argument's type ("*bf16", "i32", a tuple of them); ``constants``: the values
+    of constexprs. Pointers and strides (tuples) are taken as multiples of 16, as those of whole tensors are; a launch
+    finds out by itself. Raises what the compiler raises."""
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned: list[tuple[int, ...]] = []
     for at, kind in enumerate(signature.values()):

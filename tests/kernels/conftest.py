@@ -1,5 +1,5 @@
-"""Triton decides on import whether kernels are interpreted or compiled, so the interpreted tests have a process of their
-own (test_interpreted.py starts it): TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted"""
+"""Triton decides on import whether kernels are interpreted or compiled, so the interpreted tests have a process of
+their own (test_interpreted.py starts it): TRITON_INTERPRET=1 python -m pytest tests/kernels/interpreted"""
 
 import triton
 

@@ -20,7 +20,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: floa
     for b in range(batch):
         for h in range(heads):
             for i in range(selection.queries.count):
-                seen = [t for j in indices[offsets[row] : offsets[row + 1]] for t in range(k_starts[j], k_starts[j + 1])]
+                seen = [
+                    t for j in indices[offsets[row] : offsets[row + 1]] for t in range(k_starts[j], k_starts[j + 1])
+                ]
                 query = q[b, h, q_starts[i] : q_starts[i + 1]]
                 p = torch.softmax(scale * query @ k[b, h, seen].T, dim=-1)
                 rows.append(p @ v[b, h, seen] if seen else query * 0)
@@ -37,7 +39,9 @@ def ragged(tokens: int, size: int, seed: int) -> Blocks:
     return Blocks(torch.tensor(starts, dtype=torch.int32), size)
 
 
-def choose(queries: Blocks, keys: Blocks, batch: int = 1, heads: int = 2, density: float = 0.4, seed: int = 0) -> Selection:
+def choose(
+    queries: Blocks, keys: Blocks, batch: int = 1, heads: int = 2, density: float = 0.4, seed: int = 0
+) -> Selection:
     """Random lists, of which the first query block's is empty, the second's holds all blocks and the third's one."""
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(batch, heads, queries.count, keys.count, generator=random) < density
@@ -66,8 +70,8 @@ def to(selection: Selection, device: str) -> Selection:
 def inputs(selection: Selection, dim: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> list[Tensor]:
     random = torch.Generator().manual_seed(seed)
     lengths = [selection.queries.tokens, selection.keys.tokens, selection.keys.tokens, selection.queries.tokens]
-    shape = selection.batch, selection.heads
-    return [(torch.randn(*shape, n, dim, generator=random) * s).to(dtype) for n, s in zip(lengths, (scale,) * 3 + (1,))]
+    shape, scales = (selection.batch, selection.heads), (scale, scale, scale, 1.0)
+    return [(torch.randn(*shape, n, dim, generator=random) * s).to(dtype) for n, s in zip(lengths, scales, strict=True)]
 
 
 def compare(selection: Selection, tensors: list[Tensor], impl: str, device: str = "cpu") -> Errors:

@@ -23,8 +23,12 @@ def sparse_attention(
 ) -> Tensor:
     """o_BHSD = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
 
-    ``mask_BHQK``: bool over blocks; ``query_of_S``, ``key_of_T``: the block of each token, int64.
+    ``mask_BHQK``: bool over blocks; ``query_of_S``, ``key_of_T``: the block of each token, int64. float16 and bfloat16
+    are computed in float32.
     """
+    dtype = q_BHSD.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        q_BHSD, k_BHTD, v_BHTD = q_BHSD.float(), k_BHTD.float(), v_BHTD.float()
     batch, heads, tokens, _ = q_BHSD.shape
     piece = max(1, SCORES // (batch * heads * k_BHTD.shape[2]))
     pieces = []
@@ -37,7 +41,7 @@ def sparse_attention(
             q_BHSD[:, :, start : start + piece], k_BHTD, v_BHTD, attn_mask=mask_BHST | blind_BHS1, scale=scale
         )
         pieces.append(out.masked_fill(blind_BHS1, 0))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    return torch.cat(pieces, dim=2).to(dtype)
 
 
 def block_means(x_BHSD: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor:

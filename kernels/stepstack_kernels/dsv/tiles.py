@@ -18,8 +18,8 @@ interpreted: bool = triton.knobs.runtime.interpret
 def load_tile(
     x, stride, desc, b, h, first, stop, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr
 ):  # fmt: skip
-    """[ROWS, COLS] of x [B, H, tokens, D] from token ``first``; tokens from ``stop`` on and columns from D on are 0. With
-    TMA, tokens from ``stop`` on are whatever the sequence holds there: scores must be masked anyway."""
+    """[ROWS, COLS] of x [B, H, tokens, D] from token ``first``; tokens from ``stop`` on and columns from D on are 0.
+    With TMA, tokens from ``stop`` on are whatever the sequence holds there: scores must be masked anyway."""
     if TMA:
         tile = desc.load([b, h, first, 0]).reshape(ROWS, COLS)
     else:
@@ -42,8 +42,8 @@ def store_tile(x, stride, tile, b, h, first, stop, D: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def dot(a, b, acc, UPCAST: tl.constexpr):
-    """acc + a b in float32; float32 operands as three TF32 products, which is nearly exact. UPCAST: the interpreter would
-    multiply the bits of bfloat16 as integers."""
+    """acc + a b in float32; float32 operands as three TF32 products, which is nearly exact. UPCAST: the interpreter
+    would multiply the bits of bfloat16 as integers."""
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
@@ -114,4 +114,6 @@ def is_float32s(c: triton.Config) -> bool:
 def autotuned(configs: list[triton.Config]) -> Any:
     """Autotune over a plain list; the interpreter, which cannot time, takes the first."""
     key = ["D", "TILE_M", "TILE_N"]
-    return triton.autotune(configs[:1] if interpreted else configs, key=key, prune_configs_by={"early_config_prune": usable})
+    return triton.autotune(
+        configs[:1] if interpreted else configs, key=key, prune_configs_by={"early_config_prune": usable}
+    )

@@ -1,8 +1,9 @@
 """Triton kernels of block-sparse attention: forward, dQ, and dK/dV.
 
-A program owns one tile of BLOCK_M queries (forward, dQ) or BLOCK_N keys (dK/dV) and walks its list. Programs start in the
-order of ``order``: longest list first, so that no long list is left for the end. The next block's bounds are read one
-iteration ahead. Scores are scaled in float32, never an operand; exponentials are base 2, as is the saved log-sum-exp.
+A program owns one tile of BLOCK_M queries (forward, dQ) or BLOCK_N keys (dK/dV) and walks its list. Programs start in
+the order of ``order``: longest list first, so that no long list is left for the end. The next block's bounds are read
+one iteration ahead. Scores are scaled in float32, never an operand; exponentials are base 2, as is the saved
+log-sum-exp.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def forward(
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, BLOCK_D], tl.float32)
     at, over = bounds(k_starts, indices, begin, end, 0, N)
-    for j in range(0, (end - begin) * PIECES):
+    for j in range((end - begin) * PIECES):
         key = load_tile(k, k_stride, k_desc, b, h, at, over, D, N, BLOCK_D, TMA)
         value = load_tile(v, v_stride, v_desc, b, h, at, over, D, N, BLOCK_D, TMA)
         inside = tl.arange(0, N) < over - at
@@ -130,7 +131,7 @@ def backward_q(
     tl.store(delta + line, dot_out, mask=mine)
     acc = tl.zeros([M, BLOCK_D], tl.float32)
     at, over = bounds(k_starts, indices, begin, end, 0, N)
-    for j in range(0, (end - begin) * PIECES):
+    for j in range((end - begin) * PIECES):
         key = load_tile(k, k_stride, k_desc, b, h, at, over, D, N, BLOCK_D, TMA)
         value = load_tile(v, v_stride, v_desc, b, h, at, over, D, N, BLOCK_D, TMA)
         inside = tl.arange(0, N) < over - at
@@ -165,7 +166,7 @@ def backward_kv(
     d_value = tl.zeros([N, BLOCK_D], tl.float32)
     line = (b * heads + h).to(tl.int64) * tokens + tl.arange(0, M)
     at, over = bounds(q_starts, indices, begin, end, 0, M)
-    for j in range(0, (end - begin) * PIECES):
+    for j in range((end - begin) * PIECES):
         query = load_tile(q, q_stride, q_desc, b, h, at, over, D, M, BLOCK_D, TMA)
         d_out = load_tile(do, do_stride, do_desc, b, h, at, over, D, M, BLOCK_D, TMA)
         inside = tl.arange(0, M) < over - at

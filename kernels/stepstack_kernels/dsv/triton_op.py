@@ -49,7 +49,8 @@ def attention(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     order, offsets, indices, q_starts, k_starts = (x.contiguous() for x in (*lists, q_starts, k_starts))
     kernels.forward[pieces(order.shape[0], "M")](
-        q, k, v, out, lse, strides(q), strides(k), strides(v), strides(out), descriptor(q), descriptor(k), descriptor(v),
+        q, k, v, out, lse, strides(q), strides(k), strides(v), strides(out),
+        descriptor(q), descriptor(k), descriptor(v),
         order, offsets, indices, q_starts, k_starts, q.shape[1], q_starts.shape[0] - 1, q.shape[2],
         scale * LOG2E, **sizes(q, q_size, k_size),
     )  # fmt: skip

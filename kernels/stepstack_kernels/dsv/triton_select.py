@@ -67,13 +67,13 @@ def at_least(scores, edge, length, SPAN: tl.constexpr):
 
 @triton.jit
 def top_kernel(scores, keep, offsets, indices, length, SPAN: tl.constexpr):
-    """The ``keep`` highest of a row, ties to the lowest index, written ascending. The keep-th value is built bit by bit,
-    by counting: nothing is sorted, and a row may be longer than what a program holds."""
+    """The ``keep`` highest of a row, ties to the lowest index, written ascending. The keep-th value is built bit by
+    bit, by counting: nothing is sorted, and a row may be longer than what a program holds."""
     row = tl.program_id(0).to(tl.int64)
     scores += row * length
     wanted = tl.load(keep + row)
     edge = tl.where(at_least(scores, 0, length, SPAN) >= wanted, 0, -0x80000000)  # the sign
-    for bit in range(0, 31):
+    for bit in range(31):
         trial = edge + (1 << (30 - bit))
         edge = tl.where(at_least(scores, trial, length, SPAN) >= wanted, trial, edge)
     spare = wanted - at_least(scores, edge + 1, length, SPAN)  # of those equal to the edge
@@ -115,9 +115,7 @@ def masses(proxies: Tensor, k: Tensor, starts: Tensor, size: int, scale: float) 
     side, run = 64, 32
     grid = (batch * heads, triton.cdiv(rows, side), triton.cdiv(blocks, run))
     tile: dict[str, Any] = {"D": dim, "BLOCK_D": power(dim), "TILE": power(size), "ROWS": side, "RUN": run}
-    score_kernel[grid](
-        proxies, k, strides(k), starts, out, heads, rows, blocks, scale * 1.4426950408889634, **tile
-    )
+    score_kernel[grid](proxies, k, strides(k), starts, out, heads, rows, blocks, scale * 1.4426950408889634, **tile)
     return out
 
 
@@ -128,8 +126,8 @@ def _(proxies, k, starts, size, scale):
 
 @torch.library.custom_op("stepstack::top_blocks", mutates_args=())
 def top(scores: Tensor, keep: Tensor, offsets: Tensor, total: int) -> Tensor:
-    """Of each row of scores [rows, blocks] the ``keep`` [rows] highest columns, ascending, one after another: int32 [total].
-    ``offsets`` [rows + 1]: where each row's begin."""
+    """Of each row of scores [rows, blocks] the ``keep`` [rows] highest columns, ascending, one after another: int32
+    [total]. ``offsets`` [rows + 1]: where each row's begin."""
     rows, length = scores.shape
     indices = torch.empty(total, dtype=torch.int32, device=scores.device)
     span = min(power(length), 64 if interpreted else 2048)

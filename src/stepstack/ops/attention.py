@@ -30,10 +30,10 @@ def sparse_attention(
 ) -> Tensor:
     """Attention over the selected key blocks only, o_BHSD (DSV, arXiv 2502.07590, section 5).
 
-    ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels, "auto"
-    the kernels where they run. ``check``: look at the selection's values the first time it is used, which waits for the
-    device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit together.
-    """
+    ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels,
+    "auto" the kernels where they run. ``check``: look at the selection's values the first time it is used, which
+    waits for the device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit
+    together."""
     check_layout(q_BHSD, k_BHTD, v_BHTD, selection)
     if check and not torch.compiler.is_compiling():
         selection.check()

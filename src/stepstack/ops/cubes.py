@@ -1,8 +1,8 @@
 """Tokens of a video in cubes: a permutation that makes every cube of frames x height x width one run of tokens.
 
-Neighbours in a cube share most of their critical keys (DSV, arXiv 2502.07590, section 3), so a cube is a block. At the far
-borders cubes are smaller; nothing is padded. The gather is torch's ``index_select``, whose rows of a token's features are
-long enough to move at memory bandwidth: once before the first layer, once after the last.
+Neighbours in a cube share most of their critical keys (DSV, arXiv 2502.07590, section 3), so a cube is a block. At
+the far borders cubes are smaller; nothing is padded. The gather is torch's ``index_select``, whose rows of a token's
+features are long enough to move at memory bandwidth: once before the first layer, once after the last.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Cubes:
     def of(
         cls, video: tuple[int, int, int], cube: tuple[int, int, int] = (4, 4, 4), device: torch.device | str = "cpu"
     ) -> Cubes:
-        """For ``video`` = (frames, height, width) in tokens. ``cube``: the sides, of at most 128 tokens for the kernels'
-        best tiles. Frames of different cubes are never mixed, and the same goes for rows and columns."""
+        """For ``video`` = (frames, height, width) in tokens. ``cube``: the sides, of at most 128 tokens for the
+        kernels' best tiles. Frames of different cubes are never mixed, and the same goes for rows and columns."""
         if min(*video, *cube) < 1:
             raise ValueError(f"sides of a video and of a cube are at least 1, not {video=} {cube=}")
         counts = [-(-side // edge) for side, edge in zip(video, cube, strict=True)]

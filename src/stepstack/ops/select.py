@@ -25,10 +25,10 @@ def pooled_selection(
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
-    how = chosen(impl, q_BHSD)
+    kept, how = _check(q_BHSD, k_BHTD, queries, keys, keep), chosen(impl, q_BHSD)
     q_BHQD = block_means(q_BHSD, queries, how)
     k_BHKD = block_means(k_BHTD, keys, how)
-    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, q_BHSD, k_BHTD, queries, keys, keep, how)
+    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, kept, q_BHSD, how)
 
 
 def low_rank_selection(
@@ -41,13 +41,14 @@ def low_rank_selection(
     scale: float = 1.0,
     impl: Impl = "auto",
 ) -> Selection:
-    """The blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590, section 5): the mean
-    query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its tokens.
+    """The blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590, section 5): the
+    mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
+    tokens.
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: what the scores are
     multiplied by before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
     """
-    how = chosen(impl, q_BHSR)
+    kept, how = _check(q_BHSR, k_BHTR, queries, keys, keep), chosen(impl, q_BHSR)
     proxies_BHQR = block_means(q_BHSR, queries, how)
 
     def masses(b: slice, h: slice) -> Tensor:
@@ -57,7 +58,7 @@ def low_rank_selection(
 
         return triton_select.masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, keys.size, scale)
 
-    return _select(masses, q_BHSR, k_BHTR, queries, keys, keep, how)
+    return _select(masses, queries, keys, kept, q_BHSR, how)
 
 
 def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
@@ -72,24 +73,26 @@ def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "trit
 
 @torch.no_grad()
 def _select(
-    scores: Callable[[slice, slice], Tensor], q: Tensor, k: Tensor, queries: Blocks, keys: Blocks,
-    keep: Tensor | Sequence[int], how: Literal["reference", "triton"],
+    scores: Callable[[slice, slice], Tensor], queries: Blocks, keys: Blocks, kept: list[int], q: Tensor,
+    how: Literal["reference", "triton"],
 ) -> Selection:  # fmt: skip
     """One selection from scores of [1, a few heads, queries, keys] at a time."""
     batch, heads = q.shape[:2]
-    kept = _check(q, k, queries, keys, keep)
     keep_BHQ = torch.tensor(kept, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
     found = []
     few = max(1, SCORES // (queries.count * keys.count))
     for b in range(batch):
         for h in range(0, heads, few):
             part = scores(slice(b, b + 1), slice(h, h + few)).flatten(0, 2)
-            found.append(top_blocks(part, keep_BHQ[b, h : h + few].flatten(), sum(kept[h : h + few]) * queries.count, how))
+            found.append(
+                top_blocks(part, keep_BHQ[b, h : h + few].flatten(), sum(kept[h : h + few]) * queries.count, how)
+            )
     return Selection(queries, keys, batch, heads, offsets_of(keep_BHQ.flatten()), torch.cat(found))
 
 
 def top_blocks(scores_RK: Tensor, keep_R: Tensor, total: int, impl: Literal["reference", "triton"]) -> Tensor:
-    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32 [total = keep's sum]."""
+    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32 [total =
+    keep's sum]."""
     if impl == "reference":
         return reference.top_blocks(scores_RK, keep_R)
     from stepstack_kernels.dsv import triton_select
@@ -99,7 +102,9 @@ def top_blocks(scores_RK: Tensor, keep_R: Tensor, total: int, impl: Literal["ref
 
 def _check(q: Tensor, k: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int]) -> list[int]:
     if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q {list(q.shape)} and k {list(k.shape)} must be [batch, heads, tokens, dim], equal but for tokens")
+        raise ValueError(
+            f"q {list(q.shape)} and k {list(k.shape)} must be [batch, heads, tokens, dim], equal but for tokens"
+        )
     for name, x, blocks in (("q", q, queries), ("k", k, keys)):
         if x.shape[2] != blocks.tokens or x.device != blocks.starts.device:
             where = f"{blocks.tokens} tokens on {blocks.starts.device}"
