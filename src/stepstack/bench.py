@@ -44,11 +44,12 @@ STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an 
 def main(name: str, options: Sequence[str]) -> int:
     """``stepstack bench rl [seeds=3] [steps=40]``, ``dsv [rounds=20] [longest=131072]``, ``dsv-cpu [tokens=2048]``."""
     asked = {k: int(v) for k, _, v in (o.partition("=") for o in options)}
-    measure, shown = {
+    benches: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
         "rl": (rl, show),
         "dsv": (bench_dsv.gpu, bench_dsv.show),
         "dsv-cpu": (bench_dsv.cpu, bench_dsv.show),
-    }[name]
+    }
+    measure, shown = benches[name]
     known = inspect.signature(measure).parameters
     if unknown := asked.keys() - known:
         raise ValueError(f"bench {name} has no option {', '.join(sorted(unknown))}: there are {', '.join(known)}")

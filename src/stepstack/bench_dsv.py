@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -92,7 +93,8 @@ def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float
     tensors = shape.tensors()
     rows: list[dict[str, Any]] = []
     row = {"dim": shape.dim, "tokens": shape.tokens, "sparsity": sparsity, "k": kind, "density": density}
-    ours = sparse_attention(*tensors[:3], selection, impl="triton").detach()
+    q, k, v, _ = tensors
+    ours = sparse_attention(q, k, v, selection, impl="triton").detach()
     for who, attend in contestants(selection):
         made = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
         rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in made]
@@ -236,15 +238,15 @@ def cpu(rounds: int = 5, tokens: int = 2048) -> dict[str, Any]:
         q, k, v = (torch.randn(1, 2, tokens, 64, requires_grad=True) for _ in range(3))
         keep = [max(1, round((1 - sparsity) * blocks.count))] * 2
         selection = pooled_selection(q, k, blocks, blocks, keep)
-        attend = {
-            "dense": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
-            "reference": lambda q=q, k=k, v=v, s=selection: sparse_attention(q, k, v, s, impl="reference"),
+        attend: dict[str, Attend] = {
+            "dense": F.scaled_dot_product_attention,
+            "reference": partial(sparse_attention, selection=selection, impl="reference"),
         }
         seconds: dict[str, list[float]] = {name: [] for name in (*attend, "selection")}
         for _ in range(rounds):
             for name, run in attend.items():
                 began = time.process_time()
-                run().sum().backward()
+                run(q, k, v).sum().backward()
                 seconds[name].append(time.process_time() - began)
             began = time.process_time()
             pooled_selection(q, k, blocks, blocks, keep)
@@ -256,14 +258,16 @@ def cpu(rounds: int = 5, tokens: int = 2048) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     console = Console()
     if result["bench"] == "dsv-cpu":
-        columns = ("sparsity", "dense, CPU-s", "reference", "ratio", "selection")
-        table = Table(*columns, title="forward + backward, one thread")
+        table = Table(title="forward + backward, one thread")
+        for column in ("sparsity", "dense, CPU-s", "reference", "ratio", "selection"):
+            table.add_column(column)
         for r in result["rows"]:
             figures = [r["dense"], r["reference"], r["reference"] / r["dense"], r["selection"]]
             table.add_row(f"{r['sparsity']:.2f}", *(f"{x:.3f}" for x in figures))
     else:
-        columns = ("D", "tokens", "sparsity", "k", "pass", "who", "ms", "x limit", "goal")
-        table = Table(*columns, title=f"block-sparse attention, bfloat16, {result['gpu']}")
+        table = Table(title=f"block-sparse attention, bfloat16, {result['gpu']}")
+        for column in ("D", "tokens", "sparsity", "k", "pass", "who", "ms", "x limit", "goal"):
+            table.add_column(column)
         for r in result["rows"]:
             goal = GOALS.get(r["pass"]) if r["sparsity"] == 0.9 and r["who"] == OURS else None
             table.add_row(
