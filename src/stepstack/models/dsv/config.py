@@ -51,4 +51,6 @@ class DsvConfig(Strict):
 
     def __post_init__(self) -> None:
         if self.rank % 8:
-            raise ConfigError(f"rank = {self.rank}: must be a multiple of 8, to split into 1/2, 1/4, 1/4 of whole pairs")
+            raise ConfigError(
+                f"rank = {self.rank}: must be a multiple of 8, to split into 1/2, 1/4, 1/4 of whole pairs"
+            )

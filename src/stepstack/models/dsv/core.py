@@ -13,9 +13,9 @@ from stepstack.models.dsv.config import DsvConfig
 from stepstack.models.dsv.layout import Layout
 from stepstack.models.dsv.observe import Observation, observe
 from stepstack.models.dsv.predictor import LowRankPredictor
-from stepstack.models.dsv.selectors import low_rank_selection, pooled_selection
 from stepstack.models.dsv.speed import Shape, SpeedProfile, device_name
 from stepstack.ops.attention import sparse_attention
+from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.ops.selection import Selection
 
 

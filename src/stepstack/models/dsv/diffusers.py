@@ -83,7 +83,12 @@ class DiffusersDsv(DsvAttention):
         return dispatch_attention_fn(*heads_last, backend=self._attention_backend).transpose(1, 2)
 
     def check(self, encoder: Tensor | None, mask: Tensor | None, rotary: Any) -> None:
-        if encoder is not None or mask is not None or not isinstance(rotary, Rotary) or self._parallel_config is not None:
+        if (
+            encoder is not None
+            or mask is not None
+            or not isinstance(rotary, Rotary)
+            or self._parallel_config is not None
+        ):
             raise ConfigError(
                 "DSV is for self-attention over the whole video: no text, no mask, the model's own rotary embedding, "
                 "and no enable_parallelism"

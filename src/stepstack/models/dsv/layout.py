@@ -1,4 +1,4 @@
-"""Tokens of a video in cubes, and back."""
+"""One size of video: its cubes, and the angles of its tokens in the predictors."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import torch
 from torch import Tensor
 
 from stepstack.models.dsv.predictor import Grid, rope_angles
-from stepstack.models.dsv.selectors import cube_order
+from stepstack.ops.cubes import Cubes
 from stepstack.ops.selection import Blocks
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """``blocks``: the cubes, in whose order the kernels see the tokens. ``angles``: of the predictors' RoPE, in the
-    model's order (frames, rows, columns)."""
+    """``angles`` [S, rank / 2] are in the model's order: frames, rows, columns."""
 
     grid: Grid
-    blocks: Blocks
-    order: Tensor
-    back: Tensor
+    cubes: Cubes
     angles: Tensor
 
     @classmethod
     def of(cls, grid: Grid, cube: Grid, rank: int, device: torch.device) -> Layout:
-        order, blocks = cube_order(grid, cube, device)
-        return cls(grid, blocks, order, order.argsort(), rope_angles(grid, rank, device=device))
+        return cls(grid, Cubes.of(grid, cube, device), rope_angles(grid, rank, device=device))
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.cubes.blocks
 
     @property
     def tokens(self) -> int:
-        return self.order.shape[0]
+        return self.angles.shape[0]
 
     def to_cubes(self, x_BHSD: Tensor) -> Tensor:
-        return x_BHSD[:, :, self.order]
+        return self.cubes.gather(x_BHSD, dim=2)
 
     def to_model(self, x_BHSD: Tensor) -> Tensor:
-        return x_BHSD[:, :, self.back]
+        return self.cubes.scatter(x_BHSD, dim=2)

@@ -12,8 +12,8 @@ from torch import Tensor
 from stepstack.models.dsv import profiler
 from stepstack.models.dsv.layout import Layout
 from stepstack.models.dsv.predictor import LowRankPredictor, low_rank, score_loss
-from stepstack.models.dsv.selectors import low_rank_selection, pooled_selection
-from stepstack.ops.selection import Blocks, Selection
+from stepstack.ops.select import low_rank_selection, pooled_selection
+from stepstack.ops.selection import Blocks
 
 SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
@@ -144,5 +144,3 @@ def own_graph(device: str) -> Iterator[None]:
     keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     with torch.enable_grad(), torch.autocast(device, enabled=False), keep:
         yield
-
-

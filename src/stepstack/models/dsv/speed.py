@@ -21,8 +21,8 @@ from stepstack.config import ConfigError, Strict
 from stepstack.models.dsv import profiler
 from stepstack.models.dsv.layout import Layout
 from stepstack.models.dsv.predictor import Grid, LowRankPredictor
-from stepstack.models.dsv.selectors import low_rank_selection, pooled_selection
 from stepstack.ops.attention import sparse_attention
+from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.report import jsonl
 from stepstack.report.provenance import host, provenance
 
