@@ -20,11 +20,11 @@ from stepstack.config import ROOT, to_dict
 from stepstack.models.dsv.config import DsvConfig, Fixed
 from stepstack.models.dsv.diffusers import enable_dsv
 from stepstack.report import jsonl
-from stepstack.report.provenance import LIBRARIES, provenance
+from stepstack.report.provenance import provenance
 
 FRAMES, SIDE, BATCH, HELD_OUT = 4, 16, 8, 256
-# On a CPU nothing is faster sparse, so the dispatch is by hand: every block, once the predictors are good. 400 steps are
-# few for the published loss of 0.01, hence the higher switch and learning rate.
+# On a CPU nothing is faster sparse, so the dispatch is by hand: every block, once the predictors are good. 400 steps
+# are few for the published loss of 0.01, hence the higher switch and learning rate.
 SPARSE = DsvConfig(dispatch=Fixed(), cube=(1, 2, 2), sampling=4, switch=0.03, lr=1e-2, lr_sparse=2e-3)
 
 
@@ -90,7 +90,7 @@ def main(options: list[str]) -> None:
     result: dict[str, Any] = {"example": "dsv-wan-tiny", "steps": steps, "config": to_dict(SPARSE)}
     result["dense"] = [train(seed, steps, None) for seed in seeds]
     result["sparse"] = [train(seed, steps, SPARSE) for seed in seeds]
-    result["provenance"] = provenance(libraries=(*LIBRARIES, "diffusers"))
+    result["provenance"] = provenance()
     for dense, sparse in zip(result["dense"], result["sparse"], strict=True):
         print(f"seed {dense['seed']}: dense {dense['held_out']:.4f}, DSV {sparse['held_out']:.4f}, {sparse['dsv']}")
     if options:

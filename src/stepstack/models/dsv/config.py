@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stepstack.config import ConfigError, Count, Positive, Strict
+from stepstack.config import Count, Positive, Strict
+from stepstack.models.dsv.predictor import rope_split
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured(Strict):
-    """A block goes sparse where that is faster: ``file`` is a speed profile of this device (`stepstack profile dsv`)."""
+    """A block goes sparse where that is faster, by the speed profile that `stepstack profile dsv` made."""
 
     type: Literal["measured"] = "measured"
     file: str
@@ -50,7 +51,4 @@ class DsvConfig(Strict):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank % 8:
-            raise ConfigError(
-                f"rank = {self.rank}: must be a multiple of 8, to split into 1/2, 1/4, 1/4 of whole pairs"
-            )
+        rope_split(self.rank)

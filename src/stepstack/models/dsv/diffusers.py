@@ -34,7 +34,7 @@ def enable_dsv(model: nn.Module, config: DsvConfig) -> Dsv:
 
 
 class Rotary(tuple):
-    """The model's (cos, sin) and the ``call`` that they belong to: what reaches every block, through checkpoints too."""
+    """The model's (cos, sin) and the ``call`` that they belong to: it reaches every block, also in checkpoints."""
 
     call: Call
 
@@ -83,12 +83,8 @@ class DiffusersDsv(DsvAttention):
         return dispatch_attention_fn(*heads_last, backend=self._attention_backend).transpose(1, 2)
 
     def check(self, encoder: Tensor | None, mask: Tensor | None, rotary: Any) -> None:
-        if (
-            encoder is not None
-            or mask is not None
-            or not isinstance(rotary, Rotary)
-            or self._parallel_config is not None
-        ):
+        whole = encoder is None and mask is None and self._parallel_config is None
+        if not whole or not isinstance(rotary, Rotary):
             raise ConfigError(
                 "DSV is for self-attention over the whole video: no text, no mask, the model's own rotary embedding, "
                 "and no enable_parallelism"

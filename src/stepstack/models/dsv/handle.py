@@ -21,8 +21,8 @@ from stepstack.models.dsv.speed import SpeedProfile
 
 
 class Dsv:
-    """Call ``step`` after each step of the model's optimizer, log ``metrics``, and save ``state_dict`` beside the model's
-    own, which carries the predictors.
+    """Call ``step`` after each step of the model's optimizer, log ``metrics``, and save ``state_dict`` beside the
+    model's own, which carries the predictors.
 
     Stage 1: dense attention, the predictors learn. It ends when their mean loss is under ``config.switch``. Stage 2:
     attentions whose mean sparsity reaches the dispatch's threshold are sparse (arXiv 2502.07590, section 5).

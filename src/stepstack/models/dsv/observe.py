@@ -17,15 +17,15 @@ from stepstack.ops.selection import Blocks
 
 SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
-# What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that low-rank
-# selection takes; that mass over what the best choice of as many holds; share of that best choice that it takes; the
-# second ratio for pooled selection; share of all score pairs that the choice computes.
+# What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
+# low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
+# takes; the second ratio for pooled selection; share of all score pairs that the choice computes.
 SEEN = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
 
 
 @dataclass(eq=False)
 class Observation:
-    """Sums over the forward passes of one step. ``seen_MH``: SEEN by head; ``gradients``: of the predictor's weights."""
+    """Sums over the forward passes of one step. ``seen_MH``: SEEN by head; ``gradients``: of the predictor."""
 
     count: int
     loss: Tensor

@@ -1,4 +1,4 @@
-"""How sparse attention is: the share of keys that holds nine tenths of the softmax (arXiv 2502.07590, sections 3, 5)."""
+"""How sparse attention is: the fewest keys that hold nine tenths of the softmax (arXiv 2502.07590, sections 3, 5)."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from stepstack.config import ConfigError, Strict
 from stepstack.models.dsv import profiler
 from stepstack.models.dsv.layout import Layout
-from stepstack.models.dsv.predictor import Grid, LowRankPredictor
+from stepstack.models.dsv.predictor import Grid, LowRankPredictor, rope_split
 from stepstack.ops.attention import sparse_attention
 from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.report import jsonl
@@ -83,13 +84,22 @@ class SpeedProfile(Strict):
         if differ:
             raise ConfigError(f"the speed profile is of another device or shape ({'; '.join(differ)}); {COMMAND}")
 
+    def lines(self) -> Iterator[str]:
+        """One a size: from which sparsity on sparse attention is faster, and how much at the highest."""
+        for grid in dict.fromkeys(row.grid for row in self.rows):
+            last = max((row for row in self.rows if row.grid == grid), key=lambda row: row.sparsity)
+            least = self.threshold(grid)
+            when = "never faster" if least is None else f"faster from sparsity {least:.2f} on"
+            ratio = last.dense_s / last.sparse_s
+            yield f"{shown(grid)}: {when}; {ratio:.2f}x dense at {last.sparsity}"
+
     def threshold(self, grid: Grid) -> float | None:
         """The sparsity from which on sparse is faster at this size, between measured ones on the straight line; None
         where it never is. ConfigError for a size that was not measured."""
         points = sorted((row.sparsity, row.sparse_s - row.dense_s) for row in self.rows if row.grid == grid)
         if not points:
-            have = ", ".join("x".join(map(str, g)) for g in dict.fromkeys(row.grid for row in self.rows))
-            raise ConfigError(f"the speed profile has no grid {'x'.join(map(str, grid))}, only {have}; {COMMAND}")
+            have = ", ".join(map(shown, dict.fromkeys(row.grid for row in self.rows)))
+            raise ConfigError(f"the speed profile has no grid {shown(grid)}, only {have}; {COMMAND}")
         slower = [i for i, (_, excess) in enumerate(points) if excess > 0]
         if not slower:
             return points[0][0]
@@ -97,6 +107,10 @@ class SpeedProfile(Strict):
             return None
         (low, above), (high, below) = points[slower[-1]], points[slower[-1] + 1]
         return low + (high - low) * above / (above - below)
+
+
+def shown(grid: Grid) -> str:
+    return "x".join(map(str, grid))
 
 
 @cache
@@ -107,8 +121,17 @@ def device_name(device: torch.device) -> str:
     return f"{host()['cpu']}, {torch.get_num_threads()} threads"
 
 
+def parse_grid(text: str) -> Grid:
+    """``"21x45x80"`` as three numbers."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+        raise ConfigError(f"{text!r} is not of the form FxHxW: frames, rows and columns, as 21x45x80")
+    f, h, w = map(int, text.split("x"))
+    return f, h, w
+
+
 def measure(shape: Shape, grids: Sequence[Grid], device: torch.device, rounds: int = 5) -> SpeedProfile:
     """Time dense and sparse attention in turn, forward and backward, at every size and sparsity."""
+    rope_split(shape.rank)
     cases = [(grid, sparsity) for grid in grids for sparsity in SPARSITIES]
     rows = [time_case(shape, grid, sparsity, device, rounds) for grid, sparsity in track(cases, "measuring")]
     return SpeedProfile(shape=shape, rows=tuple(rows), provenance=provenance())
