@@ -6,10 +6,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
+from stepstack.planning import commands as planners
 from stepstack.rl.types import EngineError
 
 # The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
@@ -92,8 +94,10 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("md", "tex", "html"), default="md", help="of the table that is printed")
     _profile_options(command("profile", _profile, "measure from which sparsity DSV pays on this device", named=False))
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
-    bench.add_argument("bench", choices=("rl",))
+    bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu"))
     bench.add_argument("options", nargs="*", metavar="key=value")
+    plan = command("plan", None, "decide what machines do, without a machine; a menu: stepstack plan -h", named=False)
+    commands_of_planners(plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
     return top
 
 
@@ -108,6 +112,15 @@ def _profile_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     sub.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
     sub.add_argument("--out", type=Path, default=Path("dsv-speed.json"), help="for dispatch.file of the config")
+
+
+def commands_of_planners(commands) -> None:
+    """The files of stepstack/planning/commands are the menu; what each holds is said in its package."""
+    for file in sorted(Path(planners.__path__[0]).glob("[a-z]*.py")):
+        planner = import_module(f"{planners.__name__}.{file.stem}")
+        sub = commands.add_parser(file.stem, help=planner.HELP, description=planner.HELP)
+        planner.options(sub)
+        sub.set_defaults(run=planner.run)
 
 
 def _launch(args: argparse.Namespace) -> int:

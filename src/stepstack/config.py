@@ -107,8 +107,25 @@ def find(name: str, configs: Path = CONFIGS) -> Path:
 
 
 def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Resolved:
-    """Merge the base chain, the file and the overrides, keeping the source of each key."""
-    path = find(name, configs)
+    """Merge the base chain, the file and the overrides of a run, keeping the source of each key."""
+    merged = _merged(find(name, configs), overrides)
+    if "recipe" not in merged.values:
+        raise ConfigError(f"{_shown(merged.path)}: no key 'recipe' (in configs/base? those files are not runnable)")
+    if merged.values.get("name"):
+        return merged
+    named = {"name": merged.path.stem}, {"name": f"stem of {_shown(merged.path)}"}
+    return Resolved(merged.path, {**merged.values, **named[0]}, {**merged.sources, **named[1]})
+
+
+def read(cls: type, path: Path, overrides: Sequence[str] = ()) -> Any:
+    """A file that is no run's config, e.g. what a planner plans, validated into ``cls``; the same bases, overrides and
+    errors."""
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: give the path of a YAML file")
+    return build(cls, _merged(path, overrides))
+
+
+def _merged(path: Path, overrides: Sequence[str]) -> Resolved:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for file in _chain(path):
@@ -117,11 +134,6 @@ def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -
         _merge(values, layer, sources, _shown(file), "")
     for text in overrides:
         _merge(values, _override(text), sources, f"command line {text}", "")
-    if "recipe" not in values:
-        raise ConfigError(f"{_shown(path)}: no key 'recipe' (in configs/base? those files are not runnable)")
-    if not values.get("name"):
-        values["name"] = path.stem
-        sources["name"] = f"stem of {_shown(path)}"
     return Resolved(path, values, sources)
 
 

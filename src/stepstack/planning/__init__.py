@@ -1,0 +1,1 @@
+"""Decisions about machines: who computes what, and where. Pure functions, no torch."""
