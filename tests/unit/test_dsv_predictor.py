@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,15 @@ from stepstack.config import ConfigError
 from stepstack.models.dsv import observe as looking
 from stepstack.models.dsv.layout import Layout
 from stepstack.models.dsv.observe import SEEN, observe
-from stepstack.models.dsv.predictor import LowRankPredictor, low_rank, project, rope_angles, rope_split, rotate, score_loss
+from stepstack.models.dsv.predictor import (
+    LowRankPredictor,
+    low_rank,
+    project,
+    rope_angles,
+    rope_split,
+    rotate,
+    score_loss,
+)
 
 GRID, CUBE, HEADS, DIM = (3, 4, 5), (2, 2, 2), 2, 24
 
@@ -101,7 +110,7 @@ def test_what_is_seen_is_what_counting_says(attention):
     seen = dict(zip(SEEN, observe(predictor, x, q, k, layout, sampled, 0.9, None).seen_MH, strict=True))
     share = (layout.to_cubes(q) @ layout.to_cubes(k).transpose(-1, -2) / 4).softmax(-1)
     starts = layout.blocks.starts.tolist()
-    spans = [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
     for head in range(HEADS):
         free_tokens = [1 - fewest(row) / layout.tokens for b in range(2) for row in share[b, head]]
         assert seen["token_sparsity"][head].item() == pytest.approx(sum(free_tokens) / len(free_tokens), abs=1e-5)
