@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepstack.config import ROOT, to_dict
 from stepstack.models.dsv.config import DsvConfig, Fixed
@@ -41,7 +41,7 @@ def videos(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
     return 4 * light - 0.5, 4 * torch.stack((torch.eye(16)[colour], torch.eye(16)[4 + way]), 1)
 
 
-def flow_loss(model: WanTransformer3DModel, count: int, random: torch.Generator) -> Tensor:
+def flow_loss(model: nn.Module, count: int, random: torch.Generator) -> Tensor:
     """Flow matching: the mean squared error of the velocity, at logit-normal times."""
     latents, text = videos(count, random)
     noise = torch.randn(latents.shape, generator=random)
@@ -52,7 +52,7 @@ def flow_loss(model: WanTransformer3DModel, count: int, random: torch.Generator)
 
 def train(seed: int, steps: int, config: DsvConfig | None) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(
+    model: Any = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=4,
         text_dim=16, freq_dim=64, ffn_dim=128, num_layers=2,
     )  # fmt: skip

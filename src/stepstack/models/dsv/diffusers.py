@@ -18,7 +18,7 @@ from stepstack.models.dsv.handle import Dsv, speed_of
 from stepstack.models.dsv.predictor import Grid
 
 
-def enable_dsv(model: nn.Module, config: DsvConfig) -> Dsv:
+def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
     """Give every self-attention over the video a DSV processor. Cross-attention stays as it is.
 
     The model's state_dict has the predictors from now on, as ``...attn1.processor.predictor.query`` and ``.key``; they
@@ -79,8 +79,8 @@ class DiffusersDsv(DsvAttention):
     _parallel_config: Any = None
 
     def dense(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
-        heads_last = (x.transpose(1, 2) for x in (q_BHSD, k_BHSD, v_BHSD))
-        return dispatch_attention_fn(*heads_last, backend=self._attention_backend).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q_BHSD, k_BHSD, v_BHSD))
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend).transpose(1, 2)
 
     def check(self, encoder: Tensor | None, mask: Tensor | None, rotary: Any) -> None:
         whole = encoder is None and mask is None and self._parallel_config is None

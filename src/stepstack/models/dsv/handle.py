@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Dsv:
     attentions whose mean sparsity reaches the dispatch's threshold are sparse (arXiv 2502.07590, section 5).
     """
 
-    def __init__(self, attentions: list[DsvAttention], config: DsvConfig, speed: SpeedProfile | None):
+    def __init__(self, attentions: Sequence[DsvAttention], config: DsvConfig, speed: SpeedProfile | None):
         self.attentions, self.config, self.speed = attentions, config, speed
         self.stage, self.steps = 1, 0
         self.grid: Grid | None = None  # of the newest call

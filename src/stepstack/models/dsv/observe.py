@@ -53,30 +53,30 @@ def observe(
     is ever held. The model's graph neither keeps nor feels any of it.
     """
     with own_graph(q_BHSD.device.type):
-        weights = [w.detach().float().requires_grad_() for w in (predictor.query, predictor.key)]
-        low = low_rank(x_BSC.detach(), *weights, predictor.heads, layout.angles)
-        leaves = [layout.to_cubes(y.detach()).requires_grad_() for y in low]
+        query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
+        low = low_rank(x_BSC.detach(), query, key, predictor.heads, layout.angles)
+        low_q, low_k = (layout.to_cubes(y.detach()).requires_grad_() for y in low)
         q, k = (layout.to_cubes(y.detach()).float() for y in (q_BHSD, k_BHSD))
-        loss, token_sparsity_H, share_BHQK = on_pieces(leaves, q, k, layout.blocks, sampled, mass)
-        back = [layout.to_model(leaf.grad) for leaf in leaves if leaf.grad is not None]
-        gradients = torch.autograd.grad(low, weights, back)
+        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, layout.blocks, sampled, mass)
+        back = [layout.to_model(leaf.grad) for leaf in (low_q, low_k) if leaf.grad is not None]
+        gradients = torch.autograd.grad(low, (query, key), back)
     with torch.no_grad():
-        seen = judge(leaves, (q, k), layout.blocks, sampled, share_BHQK, mass, sparsity_H)
+        seen = judge((low_q, low_k), (q, k), layout.blocks, sampled, share_BHQK, mass, sparsity_H)
     return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
 
 
 def on_pieces(
-    leaves: list[Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
+    low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (its gradient goes into ``leaves``), the heads' sparsity over tokens, and the softmax mass of each key cube
+    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key cube
     for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
-    low_q, low_k = leaves
+    low_q, low_k = low
     scale, total = q.shape[-1] ** -0.5, int(blocks.lengths[sampled].sum())
     loss, sparsity_H, shares = q.new_zeros(()), q.new_zeros(q.shape[1]), []
     for rows, cube in pieces(blocks, sampled, q.shape[0] * q.shape[1] * blocks.tokens):
         true = (q[:, :, rows] * scale) @ k.transpose(-1, -2)
         part = score_loss(low_q[:, :, rows] @ low_k.transpose(-1, -2), true) * (len(rows) / total)
-        part.backward(inputs=leaves)
+        part.backward(inputs=low)
         with torch.no_grad():
             loss += part
             share = true.softmax(-1)
@@ -86,7 +86,7 @@ def on_pieces(
 
 
 def judge(
-    low: list[Tensor],
+    low: tuple[Tensor, Tensor],
     qk: tuple[Tensor, Tensor],
     blocks: Blocks,
     sampled: Tensor,

@@ -72,10 +72,10 @@ class LowRankPredictor(nn.Module):
     def __init__(self, dim: int, heads: int, rank: int, device: torch.device | str = "cpu"):
         super().__init__()
         self.heads, self.rank = heads, rank
-        for name in ("query", "key"):
-            weight = torch.empty(heads * rank, dim, device=device)
-            nn.init.normal_(weight, std=dim**-0.5)
-            self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+        self.query, self.key = (
+            nn.Parameter(torch.randn(heads * rank, dim, device=device) * dim**-0.5, requires_grad=False)
+            for _ in range(2)
+        )
 
     def forward(self, x_BSC: Tensor, angles_SP: Tensor) -> tuple[Tensor, Tensor]:
         """Low-rank q and k, fp32 [B, heads, S, rank]."""

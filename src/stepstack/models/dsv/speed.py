@@ -143,23 +143,23 @@ def time_case(shape: Shape, grid: Grid, sparsity: float, device: torch.device, r
     dtype: torch.dtype = getattr(torch, shape.dtype)
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.heads, layout.tokens, shape.head_dim)
-    qkv = [torch.randn(size, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
+    q, k, v = qkv = [torch.randn(size, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
     width = shape.heads * shape.head_dim
     x = torch.randn(1, layout.tokens, width, generator=generator).to(device, dtype)
     predictor = LowRankPredictor(width, shape.heads, shape.rank).to(device)
     keep_H = profiler.kept(torch.full((shape.heads,), sparsity), layout.blocks.count)
 
     def sparse() -> Tensor:
-        q, k, v = (layout.to_cubes(y) for y in qkv)
+        a, b, c = (layout.to_cubes(y) for y in qkv)
         with torch.no_grad():
             if shape.selector == "pooled":
-                selection = pooled_selection(q, k, layout.blocks, layout.blocks, keep_H)
+                selection = pooled_selection(a, b, layout.blocks, layout.blocks, keep_H)
             else:
-                low = [layout.to_cubes(y) for y in predictor(x, layout.angles)]
-                selection = low_rank_selection(*low, layout.blocks, layout.blocks, keep_H)
-        return layout.to_model(sparse_attention(q, k, v, selection, check=False))
+                low_q, low_k = (layout.to_cubes(y) for y in predictor(x, layout.angles))
+                selection = low_rank_selection(low_q, low_k, layout.blocks, layout.blocks, keep_H)
+        return layout.to_model(sparse_attention(a, b, c, selection, check=False))
 
-    contest = (lambda: F.scaled_dot_product_attention(*qkv), sparse)
+    contest = (lambda: F.scaled_dot_product_attention(q, k, v), sparse)
     times = [[seconds(run, qkv, device) for run in contest] for _ in range(rounds + 1)][1:]
     dense_s, sparse_s = (median(column) for column in zip(*times, strict=True))
     return Row(grid=grid, sparsity=sparsity, dense_s=dense_s, sparse_s=sparse_s)
