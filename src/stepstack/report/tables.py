@@ -49,12 +49,8 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
     """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare. Exit
     status."""
     stale = [path.relative_to(root) for path in plots.generate(check, root)]
-    for page in [
-        root / "README.md",
-        *sorted(root.glob("recipes/*/README.md")),
-        *sorted(root.glob("docs/*.md")),
-        *sorted(root.glob("kernels/stepstack_kernels/*/README.md")),
-    ]:
+    folders = ("recipes/*/README.md", "docs/*.md", "kernels/stepstack_kernels/*/README.md")
+    for page in [root / "README.md", *(page for folder in folders for page in sorted(root.glob(folder)))]:
         old = page.read_text() if page.is_file() else ""
         new = BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], root=root)}{m[3]}", old)
         if new != old:

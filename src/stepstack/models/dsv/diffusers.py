@@ -24,13 +24,13 @@ def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
     The model's state_dict has the predictors from now on, as ``...attn1.processor.predictor.query`` and ``.key``; they
     are fp32 where the weights are, so convert and move the model first. ConfigError for a model that is not known.
     """
-    match model:
-        case WanTransformer3DModel():
-            return install(model, [block.attn1 for block in model.blocks], WanDsv, wan_grid, config)
-        case LTXVideoTransformer3DModel():
-            return install(model, [block.attn1 for block in model.transformer_blocks], LtxDsv, ltx_grid, config)
+    kind = type(model)
+    if issubclass(kind, WanTransformer3DModel):
+        return install(model, [block.attn1 for block in model.blocks], WanDsv, wan_grid, config)
+    if issubclass(kind, LTXVideoTransformer3DModel):
+        return install(model, [block.attn1 for block in model.transformer_blocks], LtxDsv, ltx_grid, config)
     known = "WanTransformer3DModel, LTXVideoTransformer3DModel"
-    raise ConfigError(f"DSV knows no {type(model).__name__}, only {known} (stepstack/models/dsv/diffusers.py)")
+    raise ConfigError(f"DSV knows no {kind.__name__}, only {known} (stepstack/models/dsv/diffusers.py)")
 
 
 class Rotary(tuple):

@@ -68,8 +68,8 @@ def observe(
 def on_pieces(
     low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key cube
-    for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
+    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key
+    cube for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
     low_q, low_k = low
     scale, total = q.shape[-1] ** -0.5, int(blocks.lengths[sampled].sum())
     loss, sparsity_H, shares = q.new_zeros(()), q.new_zeros(q.shape[1]), []
