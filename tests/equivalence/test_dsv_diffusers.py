@@ -72,6 +72,17 @@ def train(model, inputs, dsv, steps: int) -> list[float]:
 
 
 @MODELS
+def test_a_run_may_begin_with_inference(make):
+    model, inputs = make()
+    dsv = enable_dsv(model, CONFIG)
+    with torch.inference_mode():
+        model(**inputs)
+    at_sparsity(dsv, 0.5)
+    assert run(model, inputs)[0].isfinite().all()
+    dsv.step()
+
+
+@MODELS
 def test_a_dense_stage_changes_nothing_bit_for_bit(make):
     model, inputs = make()
     out, gradients = run(model, inputs)

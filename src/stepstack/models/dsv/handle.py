@@ -43,7 +43,8 @@ class Dsv:
     def call(self, grid: Grid, device: torch.device, training: bool) -> Call:
         """What the attentions of one forward pass share. ``training``: the model is, and gradients are on."""
         if (grid, device) not in self.layouts:
-            self.layouts[grid, device] = Layout.of(grid, self.config.cube, self.config.rank, device)
+            with torch.inference_mode(False):  # autograd could not save an inference tensor later
+                self.layouts[grid, device] = Layout.of(grid, self.config.cube, self.config.rank, device)
         layout, self.grid = self.layouts[grid, device], grid
         every = self.config.every if self.stage == 1 else self.config.every_sparse
         due = training and self.steps % every == 0
