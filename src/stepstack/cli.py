@@ -65,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     launch.add_argument("--dry-run", action="store_true", help="print the line only")
     launch.add_argument("--rank", type=int, help="this machine's number, where SLURM does not say it")
     launch.add_argument("--head", help="address of machine 0, where SLURM does not say it")
+    launch.add_argument("--placement", type=Path, metavar="FILE", help="machines by rank (stepstack plan pods --out)")
+    launch.add_argument("--host", help="this machine's name in the placement, where it is not its own")
     train = command("train", _train, "train in this process (what the launch line runs in each process)")
     train.add_argument("--dry-run", action="store_true", help="check the config and print what a run would do")
     train.add_argument("--stop-after", type=int, metavar="STEP", help="save and stop after this step; resumable")
@@ -113,7 +115,12 @@ def _launch(args: argparse.Namespace) -> int:
     from stepstack.core import launch
 
     loaded = config.load(args.name, args.overrides)
-    return launch.run(loaded, args.name, args.overrides, rank=args.rank, head=args.head, dry_run=args.dry_run)
+    if args.host and not args.placement:
+        raise ConfigError(f"--host {args.host} is a name in a placement: say --placement FILE too")
+    placement = launch.Placement(args.placement, args.host) if args.placement else None
+    return launch.run(
+        loaded, args.name, args.overrides, rank=args.rank, head=args.head, placement=placement, dry_run=args.dry_run
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

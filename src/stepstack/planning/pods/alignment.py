@@ -1,7 +1,7 @@
 """Chains of several lines in the same columns: where data-parallel peers sit under one ToR switch.
 
-A line is the stretch of the ring that visits every ToR once (its columns); all lines visit them in the same order. Set i
-of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use; a column
+A line is the stretch of the ring that visits every ToR once (its columns); all lines visit them in the same order. Set
+i of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use; a column
 in which they do not costs a hop between ToRs. ``align`` chooses the chains of all lines for the most agreement.
 """
 
@@ -96,9 +96,9 @@ def _marks(made_LSM: Columns, columns: int) -> NDArray[np.float64]:
 
 
 def chains(healthy_LT: Line, worth_LST: NDArray[np.float64], size: int, hops: int) -> Columns | None:
-    """[L, S, size]: on every line S chains behind one another of the greatest worth, by dynamic programming over columns.
+    """[L, S, size]: on every line S chains behind one another of the greatest worth.
 
-    State: column t is the u-th node used, counted over all chains. A node inside a chain follows one at most ``hops``
+    Dynamic programming over columns. State: column t is the u-th node used, counted over all chains. A node inside a chain follows one at most ``hops``
     columns before; the first of a chain may follow anywhere. With odd ``hops`` (see ``Ring.wiring``) two longest hops
     never meet, so states reached by shorter ones are kept beside the best. None where a line does not hold S chains.
     """

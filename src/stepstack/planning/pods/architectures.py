@@ -1,7 +1,7 @@
 """How many TP groups each architecture hosts around faulty nodes, for many fault states at once.
 
-A fault state is a row of ``healthy_SN`` (S states, N nodes of R GPUs). An architecture's ``groups(healthy_SN, m)`` is the
-number [S] of TP groups of m nodes that it can form. Healthy GPUs outside any group are wasted; faulty ones are not
+A fault state is a row of ``healthy_SN`` (S states, N nodes of R GPUs). An architecture's ``groups(healthy_SN, m)`` is
+the number [S] of TP groups of m nodes that it can form. Healthy GPUs outside any group are wasted; faulty ones are not
 counted as waste (the definition that reproduces the figures of arXiv 2502.03885).
 """
 
@@ -71,7 +71,7 @@ class KHop:
 
 @dataclass(frozen=True, slots=True)
 class Domains:
-    """Switched domains of ``size`` GPUs: DGX-8, NVL-36, NVL-72, NVL-576. What is left at the end is a smaller domain."""
+    """Switched domains of ``size`` GPUs: DGX-8, NVL-36, NVL-72, NVL-576. What is left over is a smaller domain."""
 
     size: int
 

@@ -24,8 +24,12 @@ def cubes(p: float, nodes: int, cube: int, group: int) -> float:
 
 
 def khop(p: float, nodes: int, group: int, hops: int) -> float:
-    """The K-hop ring, for p^K N small: about 1 + N p^K (1-p) components, each with (m-1)/2 nodes over."""
-    return (1 + nodes * p**hops * (1 - p)) * (group - 1) / (2 * nodes)
+    """The K-hop ring. Breaks are about Poisson of mean b = N p^K (1-p), and a ring with B of them has max(1, B) pieces.
+    Up to one break it wastes what the ideal switch does, else (m-1)/2 nodes a piece (pieces much longer than m)."""
+    b = nodes * p**hops * (1 - p)
+    whole = exp(-b)
+    pieces = b - b * whole  # E[B; B > 1]
+    return whole * (1 + b) * domains(p, nodes, group) + pieces * (group - 1) / (2 * nodes)
 
 
 def _binomial(n: int, p: float) -> list[float]:

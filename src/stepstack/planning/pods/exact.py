@@ -1,7 +1,7 @@
 """The least cross-ToR traffic of a small job with DP 2, by integer programming (HiGHS).
 
-Every chain of the ring is written down, then every pair of disjoint chains with its hops between ToRs; the program takes
-disjoint pairs. Exponential in the size of a group: for tens of nodes. Yardstick of ``placement``, and part of it.
+Every chain of the ring is written down, then every pair of disjoint chains with its hops between ToRs; the program
+takes disjoint pairs. Exponential in the size of a group: for tens of nodes. Yardstick of ``placement``, and part of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rings kept up to date fault by fault: an event in, changed ring memberships and transceiver paths out.
 
-The invariant: every component of the ring holds as many groups as it can. A fault dissolves the group it hits; its other
-nodes become spares, as a repaired node does. Where the spares of the component then suffice for a group, they are
+The invariant: every component of the ring holds as many groups as it can. A fault dissolves the group it hits; its
+other nodes become spares, as a repaired node does. Where the spares of the component then suffice for a group, they are
 brought together by cutting anew the stretch of the component that holds enough of them and fewest groups. Groups
 outside the stretch keep their nodes and their transceivers' state. For a single fault this is the least number of
 groups that can change: each group between the hole and the spare node that fills it must give one node and take one.
@@ -25,9 +25,9 @@ NONE = -1  # as an owner: a spare node; as a member: the group is dissolved
 class Change:
     """What an event asks of the cluster.
 
-    ``groups_C``: numbers of the groups that change; ``members_CM``: their nodes from now on, in ring order, -1 where the
-    group is no more. ``nodes_S``, ``states_SK``: nodes of which a transceiver must switch, and their bundles' paths from
-    now on (a faulty node's loop back).
+    ``groups_C``: numbers of the groups that change; ``members_CM``: their nodes from now on, in ring order, -1 where
+    the group is no more. ``nodes_S``, ``states_SK``: nodes of which a transceiver must switch, and their bundles' paths
+    from now on (a faulty node's loop back).
     """
 
     groups_C: NDArray[np.int64]
@@ -159,7 +159,7 @@ class Orchestrator:
         return nodes
 
     def _wire(self, nodes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """Set the bundles of these nodes as their groups want them; the nodes of which one changed, and their states."""
+        """Set the bundles of these nodes as their groups want them; the nodes of which one changed, and how."""
         owners = np.unique(self.owner_N[nodes])
         chains = self.members_GM[owners[owners != NONE]]
         loose = nodes[self.owner_N[nodes] == NONE]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Literal, get_args
 
 import numpy as np
@@ -88,9 +88,10 @@ def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "
     """The job on healthy nodes.
 
     greedy: rings cut off in ring order, those in a row are DP peers. lines: each line cut by itself, its i-th ring in
-    set i. constrained: as lines, but in the first columns a ToR with a fault is left out by all lines, as far as the job
-    still fits (binary search; the paper's idea). aligned: ours, see ``alignment``; shards follow ToRs. exact: the optimum
-    of a small job with dp=2 (HiGHS). best: aligned, and where that leaves traffic between ToRs, exact if it can be.
+    set i. constrained: as lines, but in the first columns a ToR with a fault is left out by all lines, as far as the
+    job still fits (binary search; the paper's idea). aligned: ours, see ``alignment``; shards follow ToRs. exact: the
+    optimum of a small job with dp=2 (HiGHS). best: aligned, and where that leaves traffic between ToRs, exact if it
+    can be.
 
     ValueError where the job does not fit: it names what would.
     """
@@ -340,7 +341,7 @@ def follow(sets_SDM: Sets, tors: int) -> Sets:
     ordered = sets_SDM.copy()
     for groups in ordered:
         last = {int(node) % tors: shard for shard, node in enumerate(groups[0])}  # ToR -> the shard last seen there
-        for before, group in zip(groups, groups[1:], strict=False):
+        for before, group in pairwise(groups):
             group[:] = _matched(group.tolist(), (before % tors).tolist(), last, tors)
             last |= {node % tors: shard for shard, node in enumerate(group.tolist())}
     return ordered

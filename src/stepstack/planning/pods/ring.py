@@ -87,8 +87,8 @@ class Ring:
         return (chains_CM[:, 1:] - chains_CM[:, :-1]) % self.nodes
 
     def buildable(self, chains_CM: Chains) -> NDArray[np.bool_]:
-        """[C]: whether the wiring holds the chain: hops of at most K, and, where K is odd, never the longest hop on both
-        sides of a node, whose two paths share a bundle."""
+        """[C]: whether the wiring holds the chain: hops of at most K, and, where K is odd, never the longest hop on
+        both sides of a node, whose two paths share a bundle."""
         hops = self.hops_of(chains_CM)
         good = ((hops >= 1) & (hops <= self.hops)).all(1)
         if self.hops % 2:
