@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
 from stepstack.planning import commands as planners
 from stepstack.rl.types import EngineError
+from stepstack.simulation import commands as simulations
 
 # The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
 MANUAL = """StepFun's published training systems as recipes that run.
@@ -98,17 +100,19 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("bench", choices=("rl",))
     bench.add_argument("options", nargs="*", metavar="key=value")
     plan = command("plan", None, "decide what machines do, without a machine; a menu: stepstack plan -h", named=False)
-    commands_of_planners(plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
+    commands_of(planners, plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
+    sim = command("sim", None, "what plans come to: time, money, waste; a menu: stepstack sim -h", named=False)
+    commands_of(simulations, sim.add_subparsers(dest="simulation", required=True, metavar="SIMULATION"))
     return top
 
 
-def commands_of_planners(commands) -> None:
-    """The files of stepstack/planning/commands are the menu; what each holds is said in its package."""
-    for file in sorted(Path(planners.__path__[0]).glob("[a-z]*.py")):
-        planner = import_module(f"{planners.__name__}.{file.stem}")
-        sub = commands.add_parser(file.stem, help=planner.HELP, description=planner.HELP)
-        planner.options(sub)
-        sub.set_defaults(run=planner.run)
+def commands_of(package: ModuleType, commands) -> None:
+    """The files of a package are a menu (stepstack/planning/commands says what each holds)."""
+    for file in sorted(Path(package.__path__[0]).glob("[a-z]*.py")):
+        module = import_module(f"{package.__name__}.{file.stem}")
+        sub = commands.add_parser(file.stem, help=module.HELP, description=module.HELP)
+        module.options(sub)
+        sub.set_defaults(run=module.run)
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -169,7 +169,9 @@ def _placed(nodes: int, placement: Placement, rank: int | None, head: str | None
         raise ConfigError(f"--rank {rank}: with --placement the rank is the place in {placement.file}; say --host NAME")
     names = rankfile.read(placement.file)
     if len(names) != nodes:
-        raise ConfigError(f"{placement.file} has {len(names)} machines, but launch.nodes is {nodes}: make them the same")
+        raise ConfigError(
+            f"{placement.file} has {len(names)} machines, but launch.nodes is {nodes}: make them the same"
+        )
     if nodes == 1:
         raise ConfigError(f"{placement.file}: a run on one machine has no placement: leave --placement out")
     ranks = range(nodes) if placement.host is None else [rankfile.rank(names, placement.host, placement.file)]

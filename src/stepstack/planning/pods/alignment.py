@@ -1,8 +1,8 @@
 """Chains of several lines in the same columns: where data-parallel peers sit under one ToR switch.
 
 A line is the stretch of the ring that visits every ToR once (its columns); all lines visit them in the same order. Set
-i of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use; a column
-in which they do not costs a hop between ToRs. ``align`` chooses the chains of all lines for the most agreement.
+i of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use; a
+column in which they do not costs a hop between ToRs. ``align`` chooses the chains for the most agreement.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def leftmost(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | Non
 
 
 def _costs(healthy_LT: Line) -> list[NDArray[np.float64]]:
-    """[T] each: what it costs to use a column. Hops between ToRs around its faults; faults, of which each needs another
-    column; whether there is any fault at all; nothing."""
+    """[T] each: what it costs to use a column. Hops between ToRs around its faults, of which each also needs another
+    column; nothing."""
     faults = (~healthy_LT).sum(0).astype(float)
     edges = (healthy_LT != np.roll(healthy_LT, 1, 0)).sum(0).astype(float)
-    return [edges + 0.5 * faults, faults, (faults > 0).astype(float), np.zeros_like(faults)]
+    return [edges + 0.5 * faults, np.zeros_like(faults)]
 
 
 def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, int]:
@@ -98,9 +98,10 @@ def _marks(made_LSM: Columns, columns: int) -> NDArray[np.float64]:
 def chains(healthy_LT: Line, worth_LST: NDArray[np.float64], size: int, hops: int) -> Columns | None:
     """[L, S, size]: on every line S chains behind one another of the greatest worth.
 
-    Dynamic programming over columns. State: column t is the u-th node used, counted over all chains. A node inside a chain follows one at most ``hops``
-    columns before; the first of a chain may follow anywhere. With odd ``hops`` (see ``Ring.wiring``) two longest hops
-    never meet, so states reached by shorter ones are kept beside the best. None where a line does not hold S chains.
+    Dynamic programming over columns; its state says that column t is the u-th node used, counted over all chains. A
+    node inside a chain follows one at most ``hops`` columns before; the first of a chain may follow anywhere. With odd
+    ``hops`` (see ``Ring.wiring``) two longest hops never meet, so states reached by shorter ones are kept beside the
+    best. None where a line does not hold S chains.
     """
     lines, columns = healthy_LT.shape
     used = worth_LST.shape[1] * size

@@ -121,7 +121,7 @@ def _whole(healthy_SN: States, size: int) -> NDArray[np.bool_]:
     """Which blocks of ``size`` nodes have no fault; [S, N // size]."""
     states, nodes = healthy_SN.shape
     blocks = nodes // size
-    return healthy_SN[:, : blocks * size].reshape(states, blocks, size).all(2)
+    return np.asarray(healthy_SN[:, : blocks * size].reshape(states, blocks, size).all(2))
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

@@ -22,7 +22,7 @@ from stepstack.planning.pods import alignment, exact
 from stepstack.planning.pods.ring import Chains, Healthy, Ring
 
 Method = Literal["greedy", "lines", "constrained", "aligned", "exact", "best"]
-WORK = 2_000  # nodes times views that are tried, but four views in any case
+WORK = 2_000  # nodes times ToRs at which lines are begun, but two ToRs in any case
 SMALL = 4  # up to this many lines, all their orders are tried
 Sets = NDArray[np.int64]  # [S, D, M]: ring positions of M nodes, of D groups, of S sets
 
@@ -268,7 +268,7 @@ def _views(deployment: Deployment, healthy: Healthy, job: Job) -> list[View]:
     lines = deployment.per_tor
     width = _width(deployment, job) or lines
     found = []
-    count = max(4, min(deployment.tors, WORK // deployment.ring.nodes))
+    count = max(2, min(deployment.tors, WORK // deployment.ring.nodes))
     for offset in np.linspace(0, deployment.tors, count, endpoint=False).astype(int).tolist():
         view = View(deployment, offset, tuple(range(lines)))
         orders = [view.order, _alike(view.lines(healthy), width)]
@@ -282,7 +282,7 @@ def _alike(lines_LT: Healthy, width: int) -> tuple[int, ...]:
     """An order of the lines in which each is followed by the one whose faults are most like its own; bundles begin with
     the lowest line that is left."""
     apart = (lines_LT[:, None] != lines_LT[None]).sum(2)
-    left, order = list(range(len(lines_LT))), []
+    left, order = list(range(len(lines_LT))), list[int]()
     while left:
         near = left[0] if len(order) % width == 0 else min(left, key=lambda line: int(apart[order[-1], line]))
         left.remove(near)
@@ -326,7 +326,7 @@ def _rest(deployment: Deployment, free: Healthy, job: Job, size: int, sets: int)
     under = np.zeros((len(chains), deployment.tors))
     np.put_along_axis(under, chains % deployment.tors, 1.0, 1)
     alike = under @ under.T
-    left, taken = np.ones(len(chains), bool), []
+    left, taken = np.ones(len(chains), bool), list[int]()
     for place in range(sets * job.dp):
         following = place % job.dp
         chosen = int(np.argmax(np.where(left, alike[taken[-1]] if following else 0.0, -1.0)))

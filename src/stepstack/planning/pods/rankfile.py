@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stepstack.config import ConfigError
-from stepstack.planning.pods.placement import Deployment, Placement
+
+if TYPE_CHECKING:
+    from stepstack.planning.pods.placement import Deployment, Placement
 
 
 def lines(deployment: Deployment, placement: Placement, hosts: Sequence[str]) -> Iterator[str]:

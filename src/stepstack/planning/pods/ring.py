@@ -90,10 +90,10 @@ class Ring:
         """[C]: whether the wiring holds the chain: hops of at most K, and, where K is odd, never the longest hop on
         both sides of a node, whose two paths share a bundle."""
         hops = self.hops_of(chains_CM)
-        good = ((hops >= 1) & (hops <= self.hops)).all(1)
+        good = np.all((hops >= 1) & (hops <= self.hops), axis=1)
         if self.hops % 2:
-            good &= ~((hops[:, 1:] == self.hops) & (hops[:, :-1] == self.hops)).any(1)
-        return good
+            good = good & ~np.any((hops[:, 1:] == self.hops) & (hops[:, :-1] == self.hops), axis=1)
+        return np.asarray(good)
 
     def paths(self, chains_CM: Chains) -> NDArray[np.int8]:
         """[C, M, K]: the state of each bundle of each node, for rings along disjoint chains.
@@ -114,6 +114,12 @@ class Ring:
         states[chain, place, bundle[hops]] = path[hops]
         states[chain, place + 1, bundle[-hops]] = path[-hops]
         return states
+
+    def in_order(self, nodes_M: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The nodes of one ring as they follow one another: ascending, begun behind the widest gap."""
+        nodes = np.sort(nodes_M)
+        ahead = np.append(nodes[1:], nodes[0] + self.nodes) - nodes
+        return np.roll(nodes, -(int(np.argmax(ahead)) + 1))
 
     def cut(self, component_N: NDArray[np.int64], size: int) -> Chains:
         """[C, size] rings of ``size`` nodes, one behind the other: as many as there can be."""

@@ -26,8 +26,8 @@ def curve(
     methods: Sequence[Method] = METHODS,
     step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Mean cross-ToR rate of each method at each fault ratio, every node faulty on its own, for a job of ``share`` of all
-    nodes. ``placed``: draws in which the job fits at all; the others count nowhere."""
+    """Mean cross-ToR rate of each method at each fault ratio, every node faulty on its own, for a job of ``share`` of
+    all nodes. ``placed``: draws in which the job fits at all; the others count nowhere."""
     deployment = Deployment(Ring(nodes, hops=hops), per_tor)
     job = Job(tp, dp, max(1, int(share * nodes / (deployment.ring.group_nodes(tp) * dp))))
     rows = []
@@ -61,12 +61,12 @@ def gap(
 ) -> list[dict[str, Any]]:
     """Hops between ToRs on small rings with dp=2, summed over draws, beside the exact optimum.
 
-    ``shapes``: (nodes, nodes a ToR, nodes a group). Fault ratios of 3 to 15% and jobs of 70 to 90% of the ring are drawn.
+    ``shapes``: (nodes, nodes a ToR, nodes a group). Drawn: fault ratios of 3 to 15%, jobs of 70 to 90% of the ring.
     """
     rows = []
     for nodes, per_tor, size in shapes:
         deployment = Deployment(Ring(nodes), per_tor)
-        crossed = dict.fromkeys(("exact", *methods), 0)
+        crossed: dict[Method, int] = {"exact": 0, **dict.fromkeys(methods, 0)}
         hops = cases = 0
         for draw in range(draws):
             rng = np.random.default_rng(draw)

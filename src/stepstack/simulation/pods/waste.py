@@ -71,7 +71,9 @@ def iid(
         if not 0 <= rate < 1:
             raise ValueError(f"rate {rate}: a fault ratio is at least 0 and under 1")
         rng = np.random.default_rng([seed, round(rate * 1e6)])
-        states = States(rng.random((draws, nodes)) >= rate, np.ones(draws), np.arange(draws) * 1.0)
+        states = States(
+            rng.random((draws, nodes)) >= rate, np.ones(draws, np.float64), np.arange(draws, dtype=np.float64)
+        )
         for name in names:
             for tp in tps:
                 line = _waste(states, name, tp)
