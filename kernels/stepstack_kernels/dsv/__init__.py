@@ -1,0 +1,1 @@
+"""Block-sparse attention of DSV (arXiv 2502.07590)."""

@@ -1,0 +1,1 @@
+"""Operators: the public call, its checks and the choice between reference and kernel."""

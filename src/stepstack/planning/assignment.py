@@ -1,0 +1,109 @@
+"""Jobs onto rows so that the slowest row is as fast as can be, whatever a row's time depends on. No torch.
+
+An assignment is an array [jobs] of row numbers; every row must get a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.intp]
+# Of M assignments [M, jobs]: what is to be least, and what decides between equals (local search needs a slope).
+Score = Callable[[Rows], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+CHUNK = 4096  # assignments scored at once
+MOVED = 4  # jobs that a restart puts elsewhere
+
+
+def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
+    """Longest processing time first: jobs from heavy to light, each to the row with the least burden so far. The
+    largest is at most 4/3 - 1/(3 rows) of the best possible (Graham 1969, theorem 2); DSV section 7.1."""
+    if rows > len(burdens) or rows < 1:
+        raise ValueError(f"{len(burdens)} jobs cannot be spread over {rows} rows")
+    loads, counts, found = np.zeros(rows), np.zeros(rows, int), np.empty(len(burdens), np.intp)
+    for job in np.argsort(-np.asarray(burdens, float), kind="stable"):
+        row = np.lexsort((counts, loads))[0]  # by count where burdens are 0, so that no row stays empty
+        found[job], loads[row], counts[row] = row, loads[row] + burdens[job], counts[row] + 1
+    return found
+
+
+def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
+    """``lpt`` with as many jobs in each row as may be, give or take one: for costs that grow with the number."""
+    order, loads = np.argsort(-np.asarray(burdens, float), kind="stable"), np.zeros(rows)
+    found = np.empty(len(burdens), np.intp)
+    for start in range(0, len(order), rows):
+        free = list(np.argsort(loads, kind="stable"))
+        for job in order[start : start + rows]:
+            found[job] = free.pop(0)
+            loads[found[job]] += burdens[job]
+    return found
+
+
+def search(
+    score: Score, burdens: NDArray[np.float64], rows: int, exact: int, restarts: int, seed: int
+) -> tuple[Rows, bool]:
+    """The best assignment found, and whether all were tried: they are where there are at most ``exact``. Else the two
+    greedy ones and ``restarts`` disturbed ones are improved by moving a job or exchanging two, until nothing helps."""
+    jobs = len(burdens)
+    if rows == 1:
+        return np.zeros(jobs, np.intp), True
+    if rows**jobs <= exact:
+        return _least(score, _all(jobs, rows)), True
+    rng = np.random.default_rng(seed)
+    best = min(
+        (_improve(score, start(burdens, rows), rows) for start in (lpt, even_lpt)), key=lambda r: _value(score, r)
+    )
+    for _ in range(restarts):
+        start = best.copy()
+        start[rng.choice(jobs, min(MOVED, jobs), replace=False)] = rng.integers(rows, size=min(MOVED, jobs))
+        if len(np.unique(start)) == rows:
+            best = min(best, _improve(score, start, rows), key=lambda r: _value(score, r))
+    return best, False
+
+
+def _improve(score: Score, rows_of: Rows, rows: int) -> Rows:
+    value = _value(score, rows_of)
+    while True:
+        near = _neighbours(rows_of, rows)
+        found = _least(score, near)
+        if _value(score, found) >= value:
+            return rows_of
+        rows_of, value = found, _value(score, found)
+
+
+def _neighbours(rows_of: Rows, rows: int) -> Rows:
+    """One job moved, or two of different rows exchanged."""
+    job, row = np.divmod(np.arange(len(rows_of) * rows), rows)
+    leaves = (rows_of[job] != row) & (np.bincount(rows_of, minlength=rows)[rows_of[job]] > 1)
+    job, row = job[leaves], row[leaves]
+    moved = np.tile(rows_of, (len(job), 1))
+    moved[np.arange(len(job)), job] = row
+    one, two = np.triu_indices(len(rows_of), 1)
+    differ = rows_of[one] != rows_of[two]
+    one, two = one[differ], two[differ]
+    exchanged = np.tile(rows_of, (len(one), 1))
+    at = np.arange(len(one))
+    exchanged[at, one], exchanged[at, two] = rows_of[two], rows_of[one]
+    return np.concatenate([moved, exchanged])
+
+
+def _all(jobs: int, rows: int) -> Rows:
+    every = np.stack(np.unravel_index(np.arange(rows**jobs), (rows,) * jobs), axis=1)
+    used = np.stack([(every == row).any(axis=1) for row in range(rows)], axis=1)
+    return every[used.all(axis=1)]
+
+
+def _least(score: Score, among: Rows) -> Rows:
+    first, second = (
+        np.concatenate(parts)
+        for parts in zip(*(score(among[at : at + CHUNK]) for at in range(0, len(among), CHUNK)), strict=True)
+    )
+    return among[np.lexsort((second, first))[0]]
+
+
+def _value(score: Score, rows_of: Rows) -> tuple[float, float]:
+    first, second = score(rows_of[None])
+    return float(first[0]), float(second[0])
