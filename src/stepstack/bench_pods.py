@@ -67,7 +67,7 @@ def _events(nodes: int, events: int) -> dict[str, Any]:
 
 
 def _replay() -> dict[str, Any]:
-    """As many states as the published trace has; the peer counts them one by one, in plain loops (20 of them, times 50)."""
+    """As many states as the trace has; the peer counts one by one in plain loops (20 of them, times 50)."""
     states = np.random.default_rng(0).random((1000, 720)) > 0.0118
     tps = (8, 16, 32, 64)
     fast, slow = [], []
