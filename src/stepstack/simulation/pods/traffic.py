@@ -66,7 +66,8 @@ def gap(
     rows = []
     for nodes, per_tor, size in shapes:
         deployment = Deployment(Ring(nodes), per_tor)
-        crossed: dict[Method, int] = {"exact": 0, **dict.fromkeys(methods, 0)}
+        crossed: dict[Method, int] = {"exact": 0}
+        crossed.update((method, 0) for method in methods)
         hops = cases = 0
         for draw in range(draws):
             rng = np.random.default_rng(draw)
