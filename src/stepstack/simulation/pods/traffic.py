@@ -78,6 +78,7 @@ def gap(
                 hops, cases = hops + made["exact"].hops, cases + 1
                 crossed = {method: crossed[method] + made[method].crossings for method in crossed}
             step()
-        row = {"nodes": nodes, "per_tor": per_tor, "group": size, "cases": cases, "hops": hops}
-        rows.append({**row, **crossed})
+        row: dict[str, Any] = {"nodes": nodes, "per_tor": per_tor, "group": size, "cases": cases, "hops": hops}
+        row.update(crossed)
+        rows.append(row)
     return rows
