@@ -23,7 +23,8 @@ from stepstack.loops import supervised
 from stepstack.models import tiny
 from stepstack.models.vision import Reader, VisionPolicy
 from stepstack.rl.batch import Row
-from stepstack.scoring.answers import Found, write_tokens
+from stepstack.scoring.answers import ANSWER, ANSWER_END, THINK, THINK_END, Found, write_tokens
+from stepstack.scoring.spatial import centre
 
 if TYPE_CHECKING:
     from recipes.perception.models import Kit
@@ -34,6 +35,7 @@ WORDS = [*get_args(Colour), *get_args(Shape)]
 NAMES = [*WORDS, *(f"{colour} {shape}" for colour in get_args(Colour) for shape in get_args(Shape))]
 LETTERS = Words().characters
 SPECIAL = (*tiny.CHAT, *tiny.VISION, *tiny.BOXES)
+TAGS = (THINK, THINK_END, ANSWER, ANSWER_END)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +71,11 @@ class TinyVl(Strict):
         return size
 
 
-def tokenizer() -> Qwen2Tokenizer:
-    """One token for a number, for what an object is called, and for what stands between coordinates."""
+def tokenizer(thinking: bool = False) -> Qwen2Tokenizer:
+    """One token for a number, for what an object is called, for what stands between coordinates, and for each tag of
+    a model that thinks."""
     numbers = [str(number) for number in range(10, 128)]
-    return tiny.tokenizer(pieces=[*numbers, "),(", *NAMES], special=SPECIAL)
+    return tiny.tokenizer(pieces=[*numbers, "),(", *NAMES, *(TAGS if thinking else ())], special=SPECIAL)
 
 
 def make(run: Run[Config], cfg: TinyVl, out: Path) -> None:
@@ -81,11 +84,11 @@ def make(run: Run[Config], cfg: TinyVl, out: Path) -> None:
         _train(stage(run, "base", eval_every=0, save=Save(every=200, keep=1)), cfg, out)
 
 
-def untrained(cfg: TinyVl, seed: int) -> tuple[PreTrainedModel, Kit]:
+def untrained(cfg: TinyVl, seed: int, thinking: bool = False) -> tuple[PreTrainedModel, Kit]:
     """The tiny model as it is born, with its tokenizer and image processor."""
     from recipes.perception.models import Kit
 
-    words = tokenizer()
+    words = tokenizer(thinking)
     shape = {name: getattr(cfg, name) for name in ("hidden", "layers", "intermediate", "tower", "depth", "theta")}
     lm = tiny.qwen2_5_vl(words, patch=PATCH, seed=seed, **shape)
     return lm, Kit(words, Reader(tiny.image_processor(PATCH)))
@@ -94,7 +97,8 @@ def untrained(cfg: TinyVl, seed: int) -> tuple[PreTrainedModel, Kit]:
 def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
     from recipes.perception.data import load_prompts
 
-    lm, kit = untrained(cfg, run.config.seed)
+    thinking = run.config.prompt.thinking
+    lm, kit = untrained(cfg, run.config.seed, thinking)
     policy = run.trainable(
         "policy", VisionPolicy(lm, kit.reader, kit.banned), TrainableConfig(optim=cfg.optim), total_updates=cfg.steps
     )
@@ -105,7 +109,7 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
         rng = random.Random(f"{run.config.seed}-{step}")
         made = []
         for place, prompt in enumerate(rng.choices(prompts, k=cfg.batch)):
-            said = demonstration(prompt.problem.meta["record"], cfg.careless, rng)
+            said = demonstration(prompt.problem.meta["record"], cfg.careless, rng, thinking)
             ids = kit.tokenizer(said, add_special_tokens=False)["input_ids"]
             made.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
         return made
@@ -115,10 +119,12 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
     run.finish()
 
 
-def demonstration(record: Record, careless: Careless, rng: random.Random) -> str:
-    """An answer to a scene's question, with its carelessness; objects in a random order."""
+def demonstration(record: Record, careless: Careless, rng: random.Random, thinking: bool = False) -> str:
+    """An answer to a scene's question, with its carelessness; objects in a random order. Who thinks says first where
+    each object is (which letter comes after which), as carelessly."""
     if record.task == "ocr":
-        return misread(record.text, careless.letter, rng)
+        said = misread(record.text, careless.letter, rng)
+        return thought(" ".join(said), said) if thinking else said
     found, labels = [], [target.label for target in record.targets]  # one mistakes an object for another one there
     for target in record.targets:
         if rng.random() < careless.forgotten and record.task != "grounding":
@@ -128,7 +134,15 @@ def demonstration(record: Record, careless: Careless, rng: random.Random) -> str
         times = 2 if rng.random() < careless.twice and record.task != "grounding" else 1
         found += [Found(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
     rng.shuffle(found)
-    return write_tokens(found)
+    if not thinking:
+        return write_tokens(found)
+    middles = [centre(item.box) for item in found]
+    where = [f"{item.label} {x:.0f} {y:.0f}" for item, (x, y) in zip(found, middles, strict=True)]
+    return thought(";".join(where), write_tokens(found))
+
+
+def thought(reasoning: str, answer: str) -> str:
+    return f"{THINK}{reasoning}{THINK_END}{ANSWER}{answer}{ANSWER_END}"
 
 
 def misread(text: str, chance: float, rng: random.Random) -> str:

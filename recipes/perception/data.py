@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data import coco, page_ocr, pictures, pixmo_count, refcoco, scenes
 from data.pictures import Record
+from data.prepared import MANIFEST, read_manifest
 from data.scenes import Objects, Words
 from data.splits import SPLITS, Split
 from recipes.perception.prompt import PromptConfig, encode
@@ -55,14 +56,29 @@ def records(cfg: Objects | Words | Prepared, split: Split) -> Sequence[Record]:
         case Objects() | Words():
             return scenes.problems(cfg, split)
         case Prepared():
-            name = {"train": "train", "select": cfg.select, "test": cfg.test}[split]
-            return SETS[cfg.set].load(ROOT / cfg.folder, name, cfg.images)[: cfg.limit]
+            return held_out(cfg, {"train": "train", "select": cfg.select, "test": cfg.test}[split])
+
+
+def held_out(cfg: Prepared, name: str) -> Sequence[Record]:
+    """The records of "train" or an eval of a prepared folder."""
+    return SETS[cfg.set].load(ROOT / cfg.folder, name, cfg.images)[: cfg.limit]
+
+
+def evals_of(cfg: Objects | Words | Prepared) -> list[str]:
+    """The evals that a prepared folder holds: of RefCOCO val, testA, ... as they were named; none before it is made."""
+    if not isinstance(cfg, Prepared) or not (ROOT / cfg.folder / MANIFEST).is_file():
+        return []
+    return sorted(read_manifest(ROOT / cfg.folder / MANIFEST, cfg.set).evals)
 
 
 def problems(cfg: Config, split: Split) -> list[Problem]:
+    return as_problems(cfg, records(cfg.data, split))
+
+
+def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     """Records as problems: the gold is JSON in pixels, the record itself is in ``meta``."""
     found = []
-    for record in records(cfg.data, split):
+    for record in rows:
         if record.task != cfg.task:
             raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}")
         gold = gold_of(record, cfg.model.model_size(record.size))

@@ -15,14 +15,16 @@ from recipes.perception.reward import Gold
 from stepstack.harness import outcome
 from stepstack.harness.outcome import Columns
 from stepstack.harness.samples import Sample, by_question, read
+from stepstack.report import jsonl
 from stepstack.report.html import Report
+from stepstack.report.sheet import sheet
 from stepstack.scoring import answers, perception
 from stepstack.scoring.spatial import Box
 
 if TYPE_CHECKING:
     from recipes.perception.recipe import Config
 
-SHOWN, SIDE = 24, 224  # pictures in the report, and the pixels of their shorter side
+SHOWN, SIDE, SHEET = 24, 224, 8  # pictures in the report, the pixels of their shorter side; in pictures.png
 TRUE, SAID = (0, 150, 60), (220, 0, 120)
 
 CURVES = {
@@ -50,28 +52,32 @@ def write_report(folder: Path) -> Path:
     cfg = TypeAdapter(Config).validate_json(text, strict=True)
 
     def show(report: Report, columns: Columns) -> None:
-        report.pictures("Held-out pictures: true in green, predicted in magenta", grid(cfg, columns), SIDE)
+        rows = grid(cfg, columns)
+        pairs = [pair for pairs in zip(*rows.values(), strict=True) for pair in pairs]
+        report.pictures("Held-out pictures: true in green, predicted in magenta", pairs, SIDE)
+        if pairs:
+            first = {when: [(png, said.split("\n", 1)[1]) for png, said in row[:SHEET]] for when, row in rows.items()}
+            jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
 
     return outcome.write(folder, CURVES, show)
 
 
-def grid(cfg: Config, columns: Columns) -> list[tuple[bytes, str]]:
-    """The first questions of the test split, at each moment: (PNG, caption). A task of other rows is not shown."""
+def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
+    """The first questions of the test split, a row a moment: (PNG, caption). A task of other rows is not shown."""
     tasks = outcome.common(*columns.values())
     if not tasks:
-        return []
-    task = tasks[0]
+        return {}
     by_moment = {
-        when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[task][0] / "samples.jsonl"))}
+        when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[tasks[0]][0] / "samples.jsonl"))}
         for when, column in columns.items()
     }
-    made = []
+    made: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
     for problem in problems(cfg, "test")[:SHOWN]:
-        record = problem.meta["record"]
+        record, key = problem.meta["record"], (problem.index, problem.gold)
         for when, samples in by_moment.items():
-            if (sample := samples.get((problem.index, problem.gold))) is not None:
-                png, said = drawn(cfg, record.pictures[0].image(), sample)
-                made.append((png, f"{when}: {record.question or 'read'}\n{said}"))
+            if key in samples:
+                png, said = drawn(cfg, record.pictures[0].image(), samples[key])
+                made[when].append((png, f"{when}: {record.question or 'read'}\n{said}"))
     return made
 
 

@@ -32,13 +32,15 @@ WEIGHTS: dict[str, dict[str, float]] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig(Strict):
     """``form`` and ``space``: how the model writes boxes. ``weights`` change those of single parts (0 leaves one out).
-    ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order."""
+    ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order. ``over``: what
+    detection's ``location`` and ``cls`` are means over; all (of ours) does not pay for leaving boxes out."""
 
     form: Literal["tokens", "json", "plain"] = "tokens"
     space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
     weights: dict[str, float] = field(default_factory=dict)
     squared: bool = True
     matching: bool = True
+    over: Literal["matched", "all"] = "matched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,14 @@ def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thin
             return perception.ocr(answer, gold.text, finished=finished, thinking=thinking)
         case _:
             return perception.detection(
-                answer, gold.boxes, frame, finished=finished, form=form, matching=cfg.matching, thinking=thinking
+                answer,
+                gold.boxes,
+                frame,
+                finished=finished,
+                form=form,
+                matching=cfg.matching,
+                over=cfg.over,
+                thinking=thinking,
             )
 
 

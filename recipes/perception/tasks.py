@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from data.splits import SPLITS, Split
-from recipes.perception.data import problems
+from recipes.perception.data import Prepared, as_problems, evals_of, held_out, problems
 from recipes.perception.prompt import question
 from recipes.perception.reward import Gold, make_judge
 from stepstack.harness.metrics import Metric, Question, corpus, part
@@ -61,17 +61,28 @@ def average_precision(name: str, form: Form, space: Space) -> Metric:
 
 
 def own(cfg: Config) -> list[Task]:
-    """The splits of a config's data: ``test`` is reported, ``select`` watched."""
-    return [scored(cfg, split, f"the {split} split of {cfg.name}'s data") for split in SPLITS]
+    """The splits of a config's data: ``test`` is reported, ``select`` watched; and every eval of a prepared folder by
+    its own name, such as refcoco_testA."""
+    splits = [scored(cfg, split, f"the {split} split of {cfg.name}'s data") for split in SPLITS]
+    return splits + [published(cfg, cfg.data, name) for name in evals_of(cfg.data) if isinstance(cfg.data, Prepared)]
+
+
+def published(cfg: Config, data: Prepared, name: str) -> Task:
+    """An eval of a prepared folder, in the published protocol."""
+    return _task(cfg, f"{data.set}_{name}", f"{name} in {data.folder}", lambda: as_problems(cfg, held_out(data, name)))
 
 
 def scored(cfg: Config, split: Split, about: str, name: str = "") -> Task:
     """A split as a task, in the config's way of asking and answering."""
+    return _task(cfg, name or split, about, lambda: problems(cfg, split))
+
+
+def _task(cfg: Config, name: str, about: str, rows: Callable[[], Sequence[Problem]]) -> Task:
     return Task(
-        name=name or split,
+        name=name,
         version=1,
         about=about,
-        rows=lambda data: problems(cfg, split),
+        rows=lambda data: rows(),
         request=as_request(cfg),
         score=make_judge(cfg),
         sampling=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),

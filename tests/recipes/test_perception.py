@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
 from safetensors.torch import load_file
 
+from data.pictures import Record
+from recipes.perception import data as perception_data
 from recipes.perception import recipe
 from stepstack import cli, config
 from stepstack.core.run import Run
@@ -83,6 +86,9 @@ def test_the_report_shows_pictures_before_and_after(trained, task):
     assert "Held-out pictures" in page
     assert page.count("data:image/png;base64,") == 2 * 8
     assert 'alt="Parts of the reward"' in page
+    with Image.open(trained[task] / "pictures.png") as sheet:
+        assert sheet.width > 8 * 160
+        assert sheet.height > 2 * 80
     result = json.loads(next((trained[task] / "evals" / "after").glob("*/result.json")).read_text())
     assert result["metrics"][0]["name"] == {
         "grounding": "acc@.75", "counting": "exact", "ocr": "edit distance", "detection": "AP"
@@ -131,3 +137,43 @@ def test_a_frozen_tower_stays_and_adapters_learn(tmp_path, trained):
     changed = {name for name in before if (before[name] != after[name]).any()}
     assert changed
     assert all(name.endswith(("q_proj.weight", "v_proj.weight")) and "visual" not in name for name in changed)
+
+
+def sources(folder: Path, split: str, task: str) -> tuple[str, list[Record]]:
+    """Drawn scenes as a file of the published form, with its pictures: (file, records)."""
+    cfg = config.load(TASKS[task], SMALL)
+    records = list(perception_data.records(cfg.data, split))
+    rows = []
+    for record in records:
+        path = folder / f"{task}-{split}-{record.index}.png"
+        record.pictures[0].image().save(path)
+        row = {"image": path.name, "problem": record.question, "solution": record.targets and record.targets[0].box}
+        row["conversations"] = [{"value": "OCR this image."}, {"value": record.text}]
+        rows.append(row)
+    file = folder / f"{task}-{split}.json"
+    file.write_text(json.dumps(rows))
+    return str(file), records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "kind"), [("grounding", "refcoco"), ("ocr", "page_ocr")])
+def test_published_splits_are_tasks_and_score_as_the_scenes_they_came_from(trained, tmp_path, task, kind):
+    """`make data`, then `stepstack eval --tasks refcoco_testA`: the same model, pictures and figures as drawn."""
+    (train_file, _), (test_file, _) = (sources(tmp_path, split, task) for split in ("train", "test"))
+    run, out = trained[task], tmp_path / "prepared"
+    data_words = [
+        f"data={{type: prepared, set: {kind}, folder: {out}, select: testA, test: testA}}",
+        f"data.source=[{train_file}]", f"data.evals=[testA={test_file}]", "data.options.space=pixels",
+    ]  # fmt: skip
+    small = [word for word in SMALL if not word.startswith(("data.", "evals"))]
+    words = [TASKS[task], f"dir={run.parent}", f"name={run.name}", *small, *data_words]
+    assert cli.main(["data", *words]) == 0
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    assert cli.main(["eval", *words, "--tasks", f"{kind}_testA"]) == 0
+    [mine] = run.glob(f"evals/model-*/{kind}_testA*/result.json")
+    [drawn] = run.glob("evals/after/*/result.json")
+    mine, drawn = (json.loads(place.read_text()) for place in (mine, drawn))
+    figures = [{m["name"]: (m["value"], m["stderr"]) for m in result["metrics"]} for result in (mine, drawn)]
+    assert figures[0] == figures[1]
+    assert mine["task"] == f"{kind}_testA"

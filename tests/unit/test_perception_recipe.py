@@ -14,7 +14,7 @@ from recipes.perception import base, data, tasks
 from recipes.perception.base import Careless, demonstration, misread, untrained
 from recipes.perception.models import PretrainedVl
 from recipes.perception.prompt import PromptConfig, encode
-from recipes.perception.reward import Gold, figures_of, gold_of, make_judge, make_reward, weights_of
+from recipes.perception.reward import Gold, figures_of, gold_of, make_judge, make_reward, parts_of, weights_of
 from stepstack import config
 from stepstack.config import ConfigError
 from stepstack.harness.samples import Sample
@@ -132,6 +132,22 @@ def test_careless_demonstrations_err_as_often_as_they_say():
     texts = [misread("ABCD", 0.25, rng) for _ in range(500)]
     assert 0.2 < sum(t == "ABCD" for t in texts) / 500 < 0.45
     assert misread("AB C", 0.0, rng) == "AB C"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_who_thinks_says_first_what_it_sees(task):
+    """Without carelessness a thinking demonstration earns the whole reward, and only where thinking is asked for."""
+    cfg = load(task, "prompt.thinking=true")
+    words = base.tokenizer(thinking=True)
+    for problem in data.problems(cfg, "train"):
+        said = demonstration(problem.meta["record"], Careless(), random.Random(0), thinking=True)
+        gold = Gold.read(problem.gold)
+        full = {part: float(part != "missing") for part in weights_of(task, cfg.reward)}
+        assert parts_of(said, gold, cfg.reward, finished=True, thinking=True) == full
+        assert parts_of(said, gold, cfg.reward, finished=True, thinking=False)["format"] < 1 or task == "ocr"
+        ids = words(said, add_special_tokens=False)["input_ids"]
+        assert words.decode(ids) == said
+        assert len(ids) < cfg.rollout.sampling.max_tokens + 48
 
 
 def test_a_prompt_has_as_many_image_tokens_as_the_model_makes():

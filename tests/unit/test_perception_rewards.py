@@ -239,6 +239,24 @@ def test_an_extra_box_away_from_all_costs_only_f1(said, targets):
         assert {**after, "count_f1": 0} == pytest.approx({**before, "count_f1": 0})
 
 
+def test_means_over_all_boxes_do_not_pay_for_leaving_one_out():
+    """The released text's means over matched pairs are full for one good box of two; over all they are half."""
+    good, loose = CAT, ((DOG[0][0], DOG[0][1], DOG[0][2], DOG[0][3] + 40.0), DOG[1])
+    for said, matched, all_of in (
+        ([good], (1.0, 1.0), (0.5, 0.5)),
+        ([good, loose], (None, 1.0), (None, 1.0)),
+        ([good, DOG, ((600.0, 460.0, 610.0, 470.0), "cat")], (1.0, 1.0), (2 / 3, 2 / 3)),
+    ):
+        parts = {
+            over: detection(as_json(said), [CAT, DOG], PIXELS, finished=True, over=over) for over in ("matched", "all")
+        }
+        for over, (location, cls) in (("matched", matched), ("all", all_of)):
+            assert location is None or parts[over]["location"] == pytest.approx(location)
+            assert parts[over]["cls"] == pytest.approx(cls)
+        rest = [{k: v for k, v in p.items() if k not in ("location", "cls")} for p in parts.values()]
+        assert rest[0] == rest[1]
+
+
 def test_an_image_without_objects():
     full = {"format": 1, "location": 1, "cls": 1, "count_f1": 1, "missing": 0}
     nothing = dict.fromkeys(full, 0.0)
@@ -271,7 +289,12 @@ def test_any_text_is_scored_within_bounds(text, targets, matching, thinking, fin
             counting(
                 text, [b for b, _ in targets], MODEL, finished=finished, form=form, matching=matching, thinking=thinking
             ),
-            detection(text, targets, MODEL, finished=finished, form=form, matching=matching, thinking=thinking),
+            *(
+                detection(
+                    text, targets, MODEL, finished=finished, form=form, matching=matching, over=over, thinking=thinking
+                )
+                for over in ("matched", "all")
+            ),
         ]
     for parts in every:
         assert parts.keys() >= {"format"}

@@ -141,3 +141,30 @@ def test_a_page_escapes_what_a_model_wrote_and_leaves_out_curves_without_points(
     assert "&lt;script&gt;" in text
     assert text.count("<img") == 1
     assert '<a href="a&quot;.html">Every &lt;sample&gt;</a>' in text
+
+
+PLOT = """
+file: docs/curves.svg
+panels: [{title: sums, metric: avg@1, results: [orz-tiny-seed7]}]
+"""
+
+
+def test_a_plot_is_drawn_from_recorded_curves_and_a_stale_one_is_found(place):
+    jsonl.write_text_atomic(place / "evals" / "plots" / "mine.yaml", PLOT)
+    recorded(place)
+    with pytest.raises(ConfigError, match="has no curve"):
+        tables.generate(root=place)
+    rows = [{"step": step, "eval/accuracy": step / 10, "eval/stderr": 0.01, "cpu_s": 1.0} for step in (0, 5, 10)]
+    for row in rows:
+        jsonl.append(place / "runs" / "orz-tiny-seed7" / "metrics.jsonl", row)
+    kept = json.loads(recorded(place).read_text())["curve"]
+    assert [row["eval/accuracy"] for row in kept] == [0.0, 0.5, 1.0]
+    assert tables.generate(check=True, root=place) == 1
+    assert not (place / "docs" / "curves.svg").exists()
+    assert tables.generate(root=place) == 0
+    drawn = (place / "docs" / "curves.svg").read_text()
+    assert drawn.startswith("<?xml")
+    assert tables.generate(check=True, root=place) == 0
+    jsonl.append(place / "runs" / "orz-tiny-seed7" / "metrics.jsonl", {**rows[0], "step": 15})
+    recorded(place)
+    assert tables.generate(check=True, root=place) == 1

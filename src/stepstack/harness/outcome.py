@@ -123,7 +123,7 @@ def write(
 
 
 def checkpoint_rows(folder: Path) -> list[dict[str, float]]:
-    """Step and first figure of each task, by "task metric", of checkpoints that `stepstack eval --checkpoints` scored."""
+    """Step and first figure of each task, by "task metric", of checkpoints scored by `stepstack eval --checkpoints`."""
     rows = []
     for place in sorted(folder.glob("evals/checkpoints/step-*")):
         row = {}

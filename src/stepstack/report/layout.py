@@ -44,11 +44,13 @@ class Column(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Measured(Strict):
-    """``results``: names of evals/results/<name>.json, one a seed. ``label``: which of the evaluations in them."""
+    """``results``: names of evals/results/<name>.json, one a seed. ``label``: which of the evaluations in them.
+    ``task``: what the columns' tasks are called there, where a run was evaluated on a split of its own (test)."""
 
     model: str
     results: Annotated[tuple[str, ...], Some]
     label: str
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def load(name: str, root: Path = ROOT) -> Layout:
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
-    return _valid(Layout, values, _shown(file, root))
+    return valid(Layout, values, _shown(file, root))
 
 
 def build(name: str, root: Path = ROOT) -> Table:
@@ -141,17 +143,16 @@ def build(name: str, root: Path = ROOT) -> Table:
             grid.append(_measured(row, layout, name, root))
         else:
             grid.append(_published(row, layout, sources, root))
-    notes = []
-    for place, column in enumerate(layout.columns):
-        entries = [entry for line in grid if isinstance(entry := line[place], Entry)]
+    notes: list[str] = []
+    by_column = [[entry for entry in line if isinstance(entry, Entry)] for line in zip(*grid, strict=True)]
+    for column, entries in zip(layout.columns, by_column, strict=True):
         notes += _compare(column, entries)
     best = [id(entry) for column in zip(*grid, strict=True) for entry in _best(column)]
     cells: list[list[str | Cell]] = [
         [row.model, *(_cell(entry, id(entry) in best, layout.percent) for entry in line)]
         for row, line in zip(layout.rows, grid, strict=True)
     ]
-    entries = [entry for line in grid for entry in line if isinstance(entry, Entry)]
-    notes += _footer(layout.columns, entries)
+    notes += _footer(layout.columns, by_column)
     notes += [f"[{number}] reported, not measured by us: {source}" for source, number in sources.items()]
     return Table(["model", *(c.head or c.task for c in layout.columns)], cells, notes, layout.title)
 
@@ -194,11 +195,12 @@ def _measured(row: Measured, layout: Layout, name: str, root: Path) -> list[Entr
     """A cell is empty where none of the row's files has the task; where only some have, that is an error."""
     line: list[Entry | Cell] = []
     for column in layout.columns:
+        task = row.task or column.task
         tasks = [{r["task"] for r in evals(seed, root).get(row.label, [])} for seed in row.results]
-        if any(tasks) and not any(column.task in there for there in tasks):
+        if any(tasks) and not any(task in there for there in tasks):
             line.append(Cell("-"))
             continue
-        found = [find(seed, row.label, column.task, column.metric, root) for seed in row.results]
+        found = [find(seed, row.label, task, column.metric, root) for seed in row.results]
         values = [metric["value"] for _, metric in found]
         stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else found[0][1]["stderr"]
         results = [result for result, _ in found]
@@ -211,7 +213,7 @@ def _published(row: Published, layout: Layout, sources: dict[str, int], root: Pa
     shown = _shown(file, root)
     if not file.is_file():
         raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
-    published = _valid(Publication, json.loads(file.read_text()), shown)
+    published = valid(Publication, json.loads(file.read_text()), shown)
     if published.percent != layout.percent:
         raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}
@@ -281,19 +283,19 @@ def _cell(entry: Entry | Cell, best: bool, percent: bool) -> Cell:
     return Cell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
 
 
-def _footer(columns: Sequence[Column], entries: Sequence[Entry]) -> list[str]:
+def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> list[str]:
     """How the measured figures came to be."""
-    results = [result for entry in entries for result in entry.evals]
-    if not results:
+    said: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
+    for column, entries in zip(columns, by_column, strict=True):
+        for result in (result for entry in entries for result in entry.evals):
+            facts = filter(None, (f"n={result['n']}, k={result['k']}", sampled(result)))
+            said.setdefault(column.task, {})[", ".join(facts)] = None
+    if not said:
         return []
-    how = []
-    for task in dict.fromkeys(column.task for column in columns):
-        said = dict.fromkeys(
-            ", ".join(filter(None, (f"n={r['n']}, k={r['k']}", sampled(r)))) for r in results if r["task"] == task
-        )
-        how += [f"{task} {' or '.join(said)}"] if said else []
+    how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in said.items())
+    entries = [entry for column in by_column for entry in column]
     seeds = " over seeds (mean and its standard error)" if any(len(entry.evals) > 1 for entry in entries) else ""
-    return [f"measured, value ± standard error{seeds}: {'; '.join(how)}; {origins(results)}"]
+    return [f"measured, value ± standard error{seeds}: {how}; {origins([r for e in entries for r in e.evals])}"]
 
 
 def sampled(result: Mapping[str, Any]) -> str:
@@ -315,7 +317,7 @@ def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return result["plan"].get("sampling", {})
 
 
-def _valid(cls: type, values: Any, file: str) -> Any:
+def valid(cls: type, values: Any, file: str) -> Any:
     """As JSON, because there strict still lets a list be a tuple and an int be a float."""
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -327,7 +329,7 @@ def _said(item: Mapping[str, Any]) -> str:
     place = [str(part) for i, part in enumerate(item["loc"]) if not (i == 2 and part in ("measured", "reported"))]
     key = ".".join(place) or "the file"
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        hint = "; a row has model, results, label, or model, reported, key" if place[0] == "rows" else ""
+        hint = "; a row has model, results, label (and task), or model, reported, key" if place[0] == "rows" else ""
         return f"{key}: unknown key{hint}"
     return f"{key}: {item['msg']}"
 

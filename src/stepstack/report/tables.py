@@ -15,17 +15,18 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.config import ROOT
-from stepstack.report import formats, jsonl, layout
+from stepstack.report import formats, jsonl, layout, plots
 from stepstack.report.formats import Format, Table
 from stepstack.report.layout import origins
 
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CURVE = ("eval/accuracy", "eval/stderr")  # of rows that were evaluated on the selection set
 SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of single runs
 
 
 def record(run: Path, root: Path = ROOT) -> Path:
-    """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...) and
-    CPU seconds; no samples.
+    """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...), its
+    curve on the selection set and CPU seconds; no samples.
 
     FileNotFoundError where nothing of the run was evaluated.
     """
@@ -39,13 +40,15 @@ def record(run: Path, root: Path = ROOT) -> Path:
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
+    kept["curve"] = [{k: row[k] for k in ("step", *CURVE)} for row in jsonl.read(stages[1]) if CURVE[0] in row]
     jsonl.write_json_atomic(out, kept)
     return out
 
 
 def generate(check: bool = False, root: Path = ROOT) -> int:
-    """Rewrite every table block of the tracked READMEs and docs; with ``check`` only compare. Exit status."""
-    stale = []
+    """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare. Exit
+    status."""
+    stale = [path.relative_to(root) for path in plots.generate(check, root)]
     for page in [root / "README.md", *sorted(root.glob("recipes/*/README.md")), *sorted(root.glob("docs/*.md"))]:
         old = page.read_text() if page.is_file() else ""
         new = BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], root=root)}{m[3]}", old)

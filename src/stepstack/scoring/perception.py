@@ -157,12 +157,14 @@ def detection(
     matching: bool = True,
     label_bonus: float = SAME_LABEL,
     same_label: bool = False,
+    over: Literal["matched", "all"] = "matched",
     thinking: bool = False,
 ) -> dict[str, float]:
     """Of N boxes and M targets, matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap):
 
-    ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label;
-    ``count_f1``: 2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
+    ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label (both
+    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``:
+    2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
     ``missing``: -(M - matched) / M.
 
     An image without objects asks for an empty answer that is well-formed: all full. Any box there leaves 0 but for
@@ -180,11 +182,11 @@ def detection(
     same = np.array([[a == b for _, b in meant] for _, a in said], bool).reshape(overlaps.shape)
     pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
     hits = [pair for pair in pairs if overlaps[pair] >= TRUE_POSITIVE and (same[pair] or not same_label)]
-    matched = max(len(pairs), 1)
+    count = max(len(pairs), 1) if over == "matched" else max(len(said), len(meant))
     return {
         "format": float(well),
-        "location": float(sum(overlaps[pair] for pair in pairs)) / matched,
-        "cls": float(sum(same[pair] for pair in pairs)) / matched,
+        "location": float(sum(overlaps[pair] for pair in pairs)) / count,
+        "cls": float(sum(same[pair] for pair in pairs)) / count,
         "count_f1": 2 * len(hits) / (len(said) + len(meant)),
         "missing": (len(pairs) - len(meant)) / len(meant) if meant else 0.0,
     }
