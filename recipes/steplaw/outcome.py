@@ -1,0 +1,3 @@
+"""x"""
+def finish(run): pass
+def write_report(folder): pass
