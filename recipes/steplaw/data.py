@@ -140,7 +140,9 @@ class Rows:
     def take(self, first: int, count: int) -> NDArray[np.int64]:
         have = sum(map(len, self.files))
         if first + count > have:
-            raise ConfigError(f"{self.folder} holds {have} rows, {first + count} are asked for: run `stepstack data` again")
+            raise ConfigError(
+                f"{self.folder} holds {have} rows, {first + count} are asked for: run `stepstack data` again"
+            )
         parts = []
         for number in range(first // self.each, (first + count - 1) // self.each + 1):
             start = number * self.each

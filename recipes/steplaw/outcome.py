@@ -1,3 +1,9 @@
 """x"""
-def finish(run): pass
-def write_report(folder): pass
+
+
+def finish(run):
+    pass
+
+
+def write_report(folder):
+    pass

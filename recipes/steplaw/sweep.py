@@ -77,7 +77,9 @@ def measure(run: Run[Config], point: Point) -> dict[str, float]:
     file = run.dir / "points" / point.name / "result.json"
     if file.is_file():
         return json.loads(file.read_text())
-    inner = stage(run, f"points/{point.name}", shown=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every))
+    inner = stage(
+        run, f"points/{point.name}", shown=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
+    )
     found = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
     if run.is_main:
         jsonl.write_json_atomic(file, found)

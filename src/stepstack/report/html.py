@@ -66,6 +66,14 @@ class Report:
             image = _stack_plot([row["step"] for row in rows], layers)
             self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
 
+    def heading(self, title: str) -> None:
+        self.parts.append(f"<h1>{html.escape(title)}</h1>")
+
+    def figures(self, title: str, items: Sequence[tuple[str, Any]]) -> None:
+        """A grid of (what it shows, matplotlib figure), as SVG."""
+        images = "".join(f'<img alt="{html.escape(alt)}" src="{_svg(figure)}">' for alt, figure in items)
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{images}</div>')
+
     def link(self, title: str, href: str) -> None:
         """To another page, by a path from this one."""
         self.parts.append(f'<p><a href="{html.escape(href)}">{html.escape(title)}</a></p>')

@@ -15,7 +15,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.config import ROOT
-from stepstack.report import formats, jsonl, layout, plots
+from stepstack.report import formats, jsonl, layout, plots, steplaw_tables
 from stepstack.report.formats import Format, Table
 from stepstack.report.layout import origins
 
@@ -63,7 +63,12 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
 
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     """One table, by its name, as Markdown, LaTeX or HTML."""
-    makers: dict[str, Callable[[Path], Sequence[Table]]] = {"orz-tiny": orz_tiny, "bench-rl": bench_rl}
+    makers: dict[str, Callable[[Path], Sequence[Table]]] = {
+        "orz-tiny": orz_tiny,
+        "bench-rl": bench_rl,
+        "steplaw-released": steplaw_tables.released,
+        "steplaw-tiny": steplaw_tables.tiny,
+    }
     if name in makers:
         return formats.render(makers[name](root), format)
     if name not in layout.names(root):

@@ -50,7 +50,9 @@ def advise(at: Point, sequence: int, multiple: int = 1) -> Advice:
     if updates <= laws.WARMUP:
         warnings.append(f"{updates} updates are no more than the warm-up of {laws.WARMUP}: the peak is never reached")
     if not batch / PLATEAU_BATCH <= sequences * sequence <= batch * PLATEAU_BATCH:
-        warnings.append(f"{sequences} sequences of {sequence} tokens are off the plateau of the batch: {batch:.4g} tokens")
+        warnings.append(
+            f"{sequences} sequences of {sequence} tokens are off the plateau of the batch: {batch:.4g} tokens"
+        )
     return Advice(
         at=at,
         sequence=sequence,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,11 +61,11 @@ def across(advice: Advice) -> list[Any]:
     ):
         figure, axes = _axes(title)
         for law, answers in zip(said[0], zip(*said, strict=True), strict=True):
-            values = [vars_of(answer)[part] for answer in answers]
+            values = [_part(answer)[part] for answer in answers]
             if values[0] is not None:
                 axes.plot(tokens, values, label=law.law, linewidth=2 if law.law == "Step Law" else 1)
         axes.axhspan(low, high, alpha=0.15, label="loss within +0.1 %")
-        axes.plot(advice.at.tokens, vars_of(advice.others[0])[part], "*", color="black", markersize=9)
+        axes.plot(advice.at.tokens, _part(advice.others[0])[part], "*", color="black", markersize=9)
         for edge in laws.TOKENS:
             axes.axvline(edge, color="0.6", linewidth=0.8, linestyle="dotted")
         axes.legend(fontsize=7, frameon=False)
@@ -73,7 +73,7 @@ def across(advice: Advice) -> list[Any]:
     return figures
 
 
-def vars_of(answer: laws.Answer) -> dict[str, float | None]:
+def _part(answer: laws.Answer) -> dict[str, float | None]:
     return {"lr": answer.lr, "batch": answer.batch}
 
 
@@ -89,20 +89,3 @@ def _axes(title: str) -> tuple[Any, Any]:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     return figure, axes
-
-
-def grid_table(grids: Sequence[Grid], surfaces: Sequence[Surface | None]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Head and rows: the best run and the surface's minimum of each grid."""
-    head = ("grid", "runs", "diverged", "best run: lr", "batch", "loss", "surface: lr", "batch", "convex", "miss")
-    rows = []
-    for grid, surface in zip(grids, surfaces, strict=True):
-        at = int(grid.loss.argmin())
-        row = [grid.name, str(len(grid.loss)), str(grid.diverged), f"{grid.lr[at]:.3g}", f"{grid.batch[at]:,.0f}"]
-        row.append(f"{grid.loss[at]:.4f}")
-        if surface is None:
-            row += ["-"] * 4
-        else:
-            there = [f"{surface.lr:.3g}", f"{surface.batch:,.0f}"] if surface.convex else ["-", "-"]
-            row += [*there, "yes" if surface.convex else "no", f"{surface.residual / surface.floor:.2%}"]
-        rows.append(row)
-    return head, rows

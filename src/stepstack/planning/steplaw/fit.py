@@ -66,7 +66,9 @@ def surface(grid: Grid, window: float = WINDOW) -> Surface:
     basis = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], axis=1)
     solution, _, rank, _ = np.linalg.lstsq(basis, near.loss, rcond=None)
     if rank < TERMS:
-        raise ValueError(f"{grid.name}: the runs do not span a surface: vary the learning rate and the batch, three of each")
+        raise ValueError(
+            f"{grid.name}: the runs do not span a surface: vary the learning rate and the batch, three of each"
+        )
     curvature = np.array([[2 * solution[3], solution[4]], [solution[4], 2 * solution[5]]])
     centre = -np.linalg.solve(curvature, solution[1:3])
     floor = solution[0] + solution[1:3] @ centre / 2

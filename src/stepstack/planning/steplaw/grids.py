@@ -82,7 +82,9 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         have = reader.fieldnames or []
         if lacking := [name for name in names if name not in have]:
-            raise ConfigError(f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}")
+            raise ConfigError(
+                f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}"
+            )
         found = list(reader)
     if not found:
         raise ConfigError(f"{path} has a head and no rows")
@@ -102,7 +104,11 @@ def read(paths: Sequence[Path], columns: Columns) -> list[Grid]:
             if not why:
                 n, d, lr, batch, loss = values
                 runs = groups.setdefault((row[columns.model] if columns.model else "", n, d), {})
-                why = f"the run {columns.lr}={lr:g}, {columns.batch}={batch:g} stands twice" if (lr, batch) in runs else ""
+                why = (
+                    f"the run {columns.lr}={lr:g}, {columns.batch}={batch:g} stands twice"
+                    if (lr, batch) in runs
+                    else ""
+                )
                 runs[lr, batch] = loss
             if why:
                 bad.append(f"{path}:{number}: {why}")

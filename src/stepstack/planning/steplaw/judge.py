@@ -107,9 +107,7 @@ def held_out(family: Family, grids: Sequence[Grid], others: Sequence[Grid] = ())
 
 
 def _held_out(family: Family, grids: Sequence[Grid], others: Sequence[Grid] = ()) -> list[tuple[float, float]]:
-    return [
-        of(family.fitted([*(other for other in grids if other is not grid), *others]))(grid) for grid in grids
-    ]
+    return [of(family.fitted([*(other for other in grids if other is not grid), *others]))(grid) for grid in grids]
 
 
 def _cost(family: Family, grids: Sequence[Grid]) -> float:

@@ -120,7 +120,9 @@ def answers(at: Point) -> list[Answer]:
     said = [no_loss] if kaplan > 0 else ["the learning rate is negative at this size", no_loss]
     return [
         Answer("Step Law", float(step[0]), float(step[1])),
-        Answer("OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, said))),
+        Answer(
+            "OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, said))
+        ),
         Answer("DeepSeek", float(rate[0]), float(rate[1])),
         Answer("Porian", float(wide[0]), float(wide[1])),
         Answer("MiniCPM", None, _of_loss(minicpm_batch, at.loss), no_loss or "the learning rate is muP's, no law"),
