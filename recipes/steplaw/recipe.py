@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from recipes.steplaw.data import Corpus, prepare
 from recipes.steplaw.outcome import finish, write_report
 from recipes.steplaw.sweep import Cell, Point, measure
 from recipes.steplaw.text import Grammar
-from stepstack.config import Positive, RunConfig, Scale
+from stepstack.config import ConfigError, Positive, RunConfig, Scale
 from stepstack.core.optim import AdamW, Schedule
 from stepstack.core.run import Run
+from stepstack.harness.engine import Engine
+from stepstack.harness.task import Task
 from stepstack.rl.batch import Layout
 
-__all__ = ["Config", "describe", "prepare", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "own", "prepare", "train", "write_report"]
 
 Some = Field(min_length=1)
 
@@ -51,6 +55,8 @@ class Config(RunConfig):
                     f"batch={point.batch} sequences of {self.sequence} tokens leave a cell of {point.cell.tokens} "
                     f"tokens {point.steps} updates: give it more tokens"
                 )
+        if min(self.batch) < self.launch.processes:
+            raise ValueError(f"batch={min(self.batch)} sequences are fewer than the {self.launch.processes} processes")
         if not 0 <= self.part[0] < self.part[1]:
             raise ValueError(f"part={list(self.part)}: must be [k, n] with k from 0 to n - 1")
 
@@ -74,6 +80,16 @@ def train(run: Run[Config]) -> None:
         run.log(loss=found["loss"], lr=points[number].lr, batch=points[number].batch, params=points[number].cell.params)
     finish(run)
     run.finish()
+
+
+def own(cfg: Config) -> list[Task]:
+    """A sweep is judged by losses, not by answers."""
+    return []
+
+
+def open_engine(cfg: Config, folder: Path, device: torch.device) -> Engine:
+    """Refused: no point of a sweep is kept, and text of random words has no tasks."""
+    raise ConfigError(f"recipe steplaw keeps no model to evaluate; its losses are in {Run.folder(cfg) / 'report.html'}")
 
 
 def describe(cfg: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from stepstack.core.trainable import NonFiniteGradient, Trainable
 from stepstack.loops import supervised
 from stepstack.models.policy import Policy
 from stepstack.planning.steplaw.count import count
-from stepstack.rl.batch import Row
 from stepstack.report import jsonl
+from stepstack.rl.batch import Row
 
 if TYPE_CHECKING:
     from recipes.steplaw.recipe import Config
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell(Strict):
-    """A model's shape and the tokens that it is trained on. ``held_out``: its runs check the law, they do not make it."""
+    """A model's shape and the tokens it is trained on. ``held_out``: its runs check the law, they do not make it."""
 
     hidden: int
     intermediate: int
@@ -101,7 +102,8 @@ def _train(run: Run[Config], point: Point) -> float:
         )  # fmt: skip
     except NonFiniteGradient:
         return float("inf")
-    return held_out_loss(run, policy)
+    loss = held_out_loss(run, policy)
+    return loss if math.isfinite(loss) else float("inf")
 
 
 def build(cfg: Config, cell: Cell) -> PreTrainedModel:

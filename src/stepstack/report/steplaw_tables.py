@@ -11,6 +11,8 @@ from stepstack.report.formats import Cell, Table
 from stepstack.report.layout import origins
 
 RELEASED = "steplaw-released.json"
+TINY = "steplaw-tiny-seed*.json"
+AGREES, DIFFERS = "agrees", "does not agree"
 PUBLISHED = {"lr": (1.79, -0.713, 0.307), "batch": (0.58, 0.0, 0.571)}
 
 
@@ -27,34 +29,104 @@ def released_of(said: Mapping[str, Any]) -> list[Table]:
     return [_claims(said), _refits(said["refits"]), _excess(said["excess"]), _contest(said["held_out"], note)]
 
 
+def tiny(root: Path) -> list[Table]:
+    """The recorded sweeps of tiny models, one below the other."""
+    tables = []
+    for file in sorted((root / "evals" / "results").glob(TINY)):
+        run = json.loads(file.read_text())
+        note = f"seed {run['config']['seed']}, {run['cpu_s']:.0f} CPU-s; measured here: {origins([run])}"
+        tables += [*sweep_of(run["fit"], note)]
+    return tables or [Table((), (), ["Not measured yet."])]
+
+
+def sweep_of(said: Mapping[str, Any], note: str = "") -> list[Table]:
+    """Cells, the laws fitted to them, and those laws on the held-out cells."""
+    rows = [_cell(one, "") for one in said["grids"]] + [_cell(one, "held out") for one in said["held_out"]]
+    head = (
+        "cell",
+        "runs",
+        "best run: lr",
+        "batch",
+        "loss",
+        "surface: lr",
+        "batch",
+        "convex",
+        "+0.1 %: lr x/÷",
+        "batch x/÷",
+        "",
+    )
+    fitted = [(k, formula(v["lr"]), formula(v["batch"])) for k, v in said["laws"].items() if "lr" in v]
+    fitted += [(k, "-", v["why"]) for k, v in said["laws"].items() if "why" in v]
+    tables = [
+        Table(head, rows, [], "Cells of the sweep"),
+        Table(("fitted to", "learning rate", "batch, tokens"), fitted),
+    ]
+    return [*tables, checks_of(said["checks"], [note] if note else [])]
+
+
+def checks_of(checks: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
+    rows = []
+    for one in checks:
+        row = [one["cell"], one["law"], f"{one['lr']:.3g}", f"{one['batch']:,.0f}"]
+        row += [f"{1e3 * one[name]:.2f}" for name in ("nearest", "interpolated")]
+        row += [f"{one[name]:.2f}" if name in one else "-" for name in ("lr_factor", "batch_factor")]
+        rows.append(row)
+    head = (
+        "held-out cell",
+        "law",
+        "lr",
+        "batch",
+        "excess at the nearest run, ‰",
+        "interpolated",
+        "lr / its optimum",
+        "batch / its",
+    )
+    return Table(head, rows, notes, "Laws on cells that they never saw")
+
+
+def _cell(one: Mapping[str, Any], note: str) -> list[str]:
+    best, surface = one["best"], one["surface"]
+    row = [f"N={one['params']:.4g} D={one['tokens']:.4g}", str(one["runs"])]
+    row += [f"{best['lr']:.3g}", f"{best['batch']:,.0f}", f"{one['loss']:.4f}"]
+    if "lr" not in surface:
+        return [*row, "-", "-", "no", "-", "-", note]
+    flat = [f"{factor:.2f}" for factor in surface["plateau"]]
+    return [*row, f"{surface['lr']:.3g}", f"{surface['batch']:,.0f}", "yes", *flat, note]
+
+
 def _claims(said: Mapping[str, Any]) -> Table:
     boot, counts, convex, moe = said["bootstrap"], said["counts"], said["convexity"], said["moe"]
-    refit = said["refits"]["near"]
-    low, high = refit["lr_interval"][2]
+    refit, mean = said["refits"]["near"], said["excess"]["Step Law"]
+    dense, mixed = convex["dense"], convex["moe"]
+    law, lr, batch = PUBLISHED, boot["lr"], (boot["batch"][0], 0.0, boot["batch"][1])
     rows = [
-        ("mean of the 1,000 bootstrap fits: lr", formula(PUBLISHED["lr"]), formula(boot["lr"]), "agrees"),
-        ("the same: batch", formula(PUBLISHED["batch"]), formula((boot["batch"][0], 0, boot["batch"][1])), "agrees"),
-        ("N = layers (4h² + 3hf), rows exact", "-", _of(counts["dense"]), _whole(counts["dense"])),
-        ("N of mixtures: all / active, rows exact", "-", f"{_of(counts['moe'])} / {_of(counts['moe_active'])}",
-         _whole(counts["moe"], counts["moe_active"])),
-        ("refit, exponent of N in lr", "-0.713", f"{refit['lr'][1]:.3f} {_interval(refit['lr_interval'][1])}",
-         _inside(-0.713, refit["lr_interval"][1])),
-        ("refit, exponent of D in lr", "0.307", f"{refit['lr'][2]:.3f} {_interval((low, high))}", _inside(0.307, (low, high))),
-        ("refit, exponent of D in batch", "0.571", f"{refit['batch'][2]:.3f} {_interval(refit['batch_interval'][2])}",
-         _inside(0.571, refit["batch_interval"][2])),
-        ("mean excess loss of the law, ‰", "0.94", f"{said['excess']['Step Law']['nearest']:.3f}", "agrees"),
-        ("surfaces with a minimum, dense / MoE", "convex", f"{_of(convex['dense']['surfaces'])} / {_of(convex['moe']['surfaces'])}",
-         _whole(convex["dense"]["surfaces"], convex["moe"]["surfaces"])),
-        ("slices with one valley, runs within 5 %, dense / MoE", "convex",
-         f"{_of(convex['dense']['slices_near'])} / {_of(convex['moe']['slices_near'])}", _whole(convex["dense"]["slices_near"])),
-        ("the same of all runs", "convex", f"{_of(convex['dense']['slices'])} / {_of(convex['moe']['slices'])}",
-         _whole(convex["dense"]["slices"])),
-        ("MoE, mean excess by all / by active N, ‰", "all", f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}", "agrees"),
+        ("mean of 1,000 bootstrap fits, lr", formula(law["lr"]), formula(lr), _near(law["lr"], lr)),
+        ("the same, batch", formula(law["batch"]), formula(batch), _near(law["batch"], batch)),
+        ("N = layers (4h² + 3hf), rows exact", "all", _of(counts["dense"]), _whole(counts["dense"])),
+        _two("MoE by all / active N, rows exact", "all", counts["moe"], counts["moe_active"]),
+        _exponent("exponent of N in lr, refit", -0.713, refit["lr"][1], refit["lr_interval"][1]),
+        _exponent("exponent of D in lr, refit", 0.307, refit["lr"][2], refit["lr_interval"][2]),
+        _exponent("exponent of D in batch, refit", 0.571, refit["batch"][2], refit["batch_interval"][2]),
+        ("excess loss of the law, ‰", "0.94", f"{mean['nearest']:.3f}", _near((0.94,), (mean["nearest"],))),
+        _two("surfaces with a minimum, dense / MoE", "convex", dense["surfaces"], mixed["surfaces"]),
+        _two("slices with one valley, within 5 %, dense / MoE", "convex", dense["slices_near"], mixed["slices_near"]),
+        _two("the same, all runs, dense / MoE", "convex", dense["slices"], mixed["slices"]),
+        ("excess loss on MoE by all / active N, ‰", "all is better",
+         f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}",
+         AGREES if moe["total"]["nearest"] < moe["active"]["nearest"] else DIFFERS),
     ]  # fmt: skip
-    notes = [
-        f"+0.1 % loss: learning rate x/÷ {said['plateau']['lr']:.3f}, batch x/÷ {said['plateau']['batch']:.3f} (medians of the dense surfaces)"
-    ]
-    return Table(("claim", "reported", "measured here", ""), rows, notes, "What the released runs say")
+    flat = said["plateau"]
+    note = f"+0.1 % loss: learning rate x/÷ {flat['lr']:.3f}, batch x/÷ {flat['batch']:.3f} (medians of dense surfaces)"
+    return Table(("claim", "reported", "measured here", ""), rows, [note], "What the released runs say")
+
+
+def _two(claim: str, reported: str, first: Sequence[int], second: Sequence[int]) -> tuple[str, ...]:
+    return claim, reported, f"{_of(first)} / {_of(second)}", _whole(first, second)
+
+
+def _exponent(claim: str, reported: float, found: float, interval: Sequence[float]) -> tuple[str, ...]:
+    agrees = interval[0] <= reported <= interval[1]
+    return claim, str(reported), f"{found:.3f} {_interval(interval)}", AGREES if agrees else DIFFERS
 
 
 def _refits(refits: Mapping[str, Any]) -> Table:
@@ -93,8 +165,8 @@ def _contest(held_out: Mapping[str, Any], note: str) -> Table:
         "MoE, fitted to both",
     )
     notes = [
-        "nearest run; interpolated. Bold: the 95 % interval of the difference from Step Law (interpolated, bootstrap over "
-        "grids) lies below 0",
+        "nearest run; interpolated. Bold: the 95 % interval of the difference from Step Law (interpolated, bootstrap "
+        "over grids) lies below 0",
         note,
     ]
     return Table(head, rows, notes, "Mean excess loss of laws on grids that they never saw, ‰")
@@ -122,8 +194,9 @@ def _interval(pair: Sequence[float]) -> str:
 
 
 def _whole(*pairs: Sequence[int]) -> str:
-    return "agrees" if all(a == b for a, b in pairs) else "does not hold everywhere"
+    return AGREES if all(a == b for a, b in pairs) else "not everywhere"
 
 
-def _inside(value: float, interval: Sequence[float]) -> str:
-    return "agrees" if interval[0] <= value <= interval[1] else "does not agree: the interval excludes it"
+def _near(reported: Sequence[float], found: Sequence[float]) -> str:
+    """To 2 %: the paper prints two or three digits."""
+    return AGREES if all(abs(a - b) <= 0.02 * abs(a) for a, b in zip(reported, found, strict=True)) else DIFFERS

@@ -37,6 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--tolerance", type=float, default=0.0025, help="excess loss of near-best runs (0.0025)")
     fit.add_argument("--draws", type=int, default=1000, help="of the bootstrap; 0: none")
     fit.add_argument("--batch-of-params", action="store_true", help="let the batch depend on N too")
+    fit.add_argument("--svg", type=Path, metavar="FILE", help="write the contour plots alone")
     _common(fit)
     released = actions.add_parser("released", help="reproduce the paper on the authors' released tables")
     released.add_argument("folder", type=Path, help="data/ of github.com/step-law/steplaw")
@@ -91,6 +92,8 @@ def _fit(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.html:
         summary.page(", ".join(path.name for path in args.tables), said, read, args.html)
+    if args.svg:
+        summary.sheet(said, read, args.svg)
     if args.json:
         print(json.dumps(said, indent=1))
         return 0

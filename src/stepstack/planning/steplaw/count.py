@@ -58,7 +58,7 @@ class Family:
     o_bias: Callable[[Fields], bool] = lambda f: bool(f.get("attention_bias", False))
     mlp_bias: Callable[[Fields], bool] = lambda f: False
     qk_norm: bool = False
-    experts: str = ""  # the field with their number; "": none
+    experts: tuple[str, ...] = ()  # the fields, old and new, with their number; none: no experts
     expert_width: str = "intermediate_size"
     shared_width: str = ""
 
@@ -72,15 +72,17 @@ FAMILIES = {
     "mistral": Family(qkv_bias=_never, o_bias=_never),
     "qwen2": Family(qkv_bias=lambda f: True, o_bias=_never),
     "qwen3": Family(qk_norm=True),
-    "mixtral": Family(qkv_bias=_never, o_bias=_never, experts="num_local_experts"),
+    "mixtral": Family(qkv_bias=_never, o_bias=_never, experts=("num_local_experts",)),
     "qwen2_moe": Family(
         qkv_bias=lambda f: bool(f.get("qkv_bias", True)),
         o_bias=_never,
-        experts="num_experts",
+        experts=("num_experts", "num_local_experts"),
         expert_width="moe_intermediate_size",
         shared_width="shared_expert_intermediate_size",
     ),
-    "qwen3_moe": Family(qk_norm=True, experts="num_experts", expert_width="moe_intermediate_size"),
+    "qwen3_moe": Family(
+        qk_norm=True, experts=("num_experts", "num_local_experts"), expert_width="moe_intermediate_size"
+    ),
 }
 
 
@@ -89,7 +91,7 @@ def count(fields: Fields, where: str = "the config") -> Count:
     kind = fields.get("model_type")
     if kind not in FAMILIES:
         raise ConfigError(
-            f"{where}: model_type = {kind!r}: parameters are counted for {', '.join(FAMILIES)}; give --params for others"
+            f"{where}: model_type = {kind!r}: counted are {', '.join(FAMILIES)}; give the number of others"
         )
     family = FAMILIES[kind]
     hidden, layers, heads, vocab = (
@@ -107,7 +109,7 @@ def count(fields: Fields, where: str = "the config") -> Count:
     biases += (layers - sparse) * (2 * dense_width + hidden) * family.mlp_bias(fields)
     experts = router = passed = 0
     if sparse:
-        number, chosen = (_number(fields, key, where) for key in (family.experts, "num_experts_per_tok"))
+        number, chosen = _experts(fields, family, where), _number(fields, "num_experts_per_tok", where)
         one = 3 * hidden * _number(fields, family.expert_width, where)
         shared = 3 * hidden * _number(fields, family.shared_width, where) if family.shared_width else 0
         experts, passed = sparse * (number * one + shared), sparse * (chosen * one + shared)
@@ -142,10 +144,15 @@ def read(path: Path) -> Count:
 
 def _sparse_layers(fields: Fields, family: Family, layers: int, where: str) -> int:
     """How many layers have experts: every ``decoder_sparse_step``-th, but those named in ``mlp_only_layers``."""
-    if not family.experts or _number(fields, family.experts, where) == 0:
+    if not family.experts or _experts(fields, family, where) == 0:
         return 0
     step, dense = int(fields.get("decoder_sparse_step") or 1), set(fields.get("mlp_only_layers") or ())
     return sum((layer + 1) % step == 0 and layer not in dense for layer in range(layers))
+
+
+def _experts(fields: Fields, family: Family, where: str) -> int:
+    """Newer versions of transformers write the number under another name."""
+    return _number(fields, next((name for name in family.experts if name in fields), family.experts[0]), where)
 
 
 def _number(fields: Fields, key: str, where: str) -> int:

@@ -1,8 +1,9 @@
-"""Plots of laws and of loss surfaces, and the pages that hold them."""
+"""Plots of laws and of loss surfaces."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from stepstack.planning.steplaw.advice import Advice
 from stepstack.planning.steplaw.fit import Surface
 from stepstack.planning.steplaw.grids import Grid
 
-LEVELS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of excess loss
+LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of excess loss
 Marks = Mapping[str, tuple[float, float]]  # a law's name -> its (learning rate, batch)
 
 
@@ -20,10 +21,31 @@ def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
     """Excess loss over (learning rate, batch) as the paper draws it: the runs, lines of equal excess between them, the
     fitted surface's lines dashed, and the laws' points."""
     from matplotlib.figure import Figure
-    from matplotlib.tri import Triangulation
 
     figure = Figure(figsize=(5, 3.8), layout="constrained")
-    axes = figure.subplots()
+    _draw(figure.subplots(), grid, marks, surface)
+    return figure
+
+
+def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2) -> bytes:
+    """``contours`` of several grids on one sheet, as an SVG file."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(grids) // across)
+    figure = Figure(figsize=(4.6 * across, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, across, squeeze=False).ravel()
+    for one, *of_grid in zip(axes, grids, marks, surfaces, strict=False):
+        _draw(one, *of_grid)
+    for one in axes[len(grids) :]:
+        one.set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
+    from matplotlib.tri import Triangulation
+
     near = grid.within(0.5)
     levels = [level for level in LEVELS if level < near.excess.max()]
     x, y = np.log2(near.lr), np.log2(near.batch)
@@ -44,7 +66,6 @@ def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
     axes.yaxis.set_major_formatter(lambda value, _: f"{2**value:.3g}")
     axes.tick_params(labelsize=7)
     axes.legend(fontsize=6, frameon=False, loc="best")
-    return figure
 
 
 def across(advice: Advice) -> list[Any]:

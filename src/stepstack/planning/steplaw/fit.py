@@ -14,6 +14,7 @@ from stepstack.planning.steplaw.laws import PowerLaw
 Values = NDArray[np.float64]
 NEAR = 0.0025  # of the smallest loss: the runs that Step Law's own regression takes
 WINDOW = 0.02  # of the smallest loss: the runs that a surface is fitted to
+VARIES = 0.05  # of ln N and ln D: less is no variation to fit an exponent to
 TERMS = 6  # coefficients of a quadratic in two variables
 
 
@@ -58,8 +59,8 @@ def surface(grid: Grid, window: float = WINDOW) -> Surface:
     near = grid.within(window)
     if len(near.loss) < TERMS + 1:
         raise ValueError(
-            f"{grid.name}: {len(near.loss)} runs are within {window:.1%} of the smallest loss, a surface takes {TERMS + 1}: "
-            "widen the window, or run a finer grid"
+            f"{grid.name}: {len(near.loss)} runs are within {window:.1%} of the smallest loss, "
+            f"a surface takes {TERMS + 1}: widen the window, or run a finer grid"
         )
     mean = near.x.mean(axis=0)
     u, v = (near.x - mean).T
@@ -127,6 +128,8 @@ def power_law(optima: Optima, batch_of_params: bool = False) -> PowerLaw:
     ValueError where the points do not determine it: N and D must both vary, and not together.
     """
     n, d = np.log(optima.params), np.log(optima.tokens)
+    if min(np.ptp(n), np.ptp(d)) < VARIES:
+        raise ValueError("N or D hardly varies between the grids: a power law takes grids of several of each")
     lr = _ols(np.stack([np.ones_like(n), n, d], axis=1), np.log(optima.lr))
     if batch_of_params:
         batch = _ols(np.stack([np.ones_like(n), n, d], axis=1), np.log(optima.batch))
@@ -139,11 +142,12 @@ def power_law(optima: Optima, batch_of_params: bool = False) -> PowerLaw:
 
 
 def r_squared(law: PowerLaw, optima: Optima) -> tuple[float, float]:
-    """Share of the variance of ln lr, and of ln batch, that the law explains."""
+    """Share of the variance of ln lr, and of ln batch, that the law explains; 0 where there is none to explain."""
     shares = []
     for said, seen in zip(law(optima.params, optima.tokens), (optima.lr, optima.batch), strict=True):
         logs = np.log(seen)
-        shares.append(float(1 - ((logs - np.log(said)) ** 2).sum() / ((logs - logs.mean()) ** 2).sum()))
+        missed, whole = ((logs - np.log(said)) ** 2).sum(), ((logs - logs.mean()) ** 2).sum()
+        shares.append(float(1 - missed / whole) if whole > 0 else 0.0)
     return shares[0], shares[1]
 
 
@@ -166,6 +170,8 @@ def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 def _determined(optima: Optima) -> bool:
     n, d = np.log(optima.params), np.log(optima.tokens)
+    if min(np.ptp(n), np.ptp(d)) < VARIES:
+        return False
     return int(np.linalg.matrix_rank(np.stack([np.ones_like(n), n - n.mean(), d - d.mean()], axis=1), tol=1e-9)) == 3
 
 

@@ -1,4 +1,4 @@
-"""Step Law's claims against the authors' released tables (github.com/step-law/steplaw, data/; no licence: never copied).
+"""Step Law's claims against the authors' released tables: github.com/step-law/steplaw, data/. No licence, never copied.
 
 What agrees and what does not. The paper's runs of 60M, 120M and of its 1B test point were not released.
 """

@@ -12,6 +12,7 @@ from stepstack.planning.steplaw import figures, fit, judge, laws
 from stepstack.planning.steplaw.fit import Optima, Surface
 from stepstack.planning.steplaw.grids import Grid
 from stepstack.planning.steplaw.laws import PowerLaw
+from stepstack.report import jsonl
 from stepstack.report.html import Report
 from stepstack.report.steplaw_tables import formula
 
@@ -120,10 +121,21 @@ def page(title: str, said: Mapping[str, Any], grids: Sequence[Grid], path: Path)
 def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
     report.table("Grids", *grid_rows(said))
     report.table("Power laws", *law_rows(said))
-    found = {name: PowerLaw(tuple(one["lr"]), tuple(one["batch"])) for name, one in said["laws"].items() if "lr" in one}
-    known = {"Step Law": laws.STEP} | {f"fitted: {name}": law for name, law in found.items()}
-    drawn = []
-    for grid, surface in zip(grids, surfaces(grids, said["window"]), strict=True):
-        marks = {name: judge.of(law)(grid) for name, law in known.items()}
-        drawn.append((grid.name, figures.contours(grid, marks, None if isinstance(surface, str) else surface)))
+    drawn = [(one.name, figures.contours(one, *seen)) for one, *seen in zip(grids, *_marks(said, grids), strict=True)]
     report.figures("Excess loss over learning rate and batch", drawn)
+
+
+def sheet(said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
+    """The contour plots alone, as one SVG file."""
+    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(said, grids)))
+    return path
+
+
+def _marks(said: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[figures.Marks], list[Surface | None]]:
+    """The laws' points on each grid, and its surface."""
+    known = {"Step Law": laws.STEP}
+    for name, law in said["laws"].items():
+        if "why" not in law:
+            known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
+    marks = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
+    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]
