@@ -29,8 +29,8 @@ plan: $(READY) ; $(STEP) plan $(PLANNER) $(ARGS)
 config: $(READY) ; $(STEP) config $(RECIPE) $(ARGS) --explain
 # style, types and the floors of the house
 check: $(READY) ; $(PY) scripts/check.py
-# every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 2"
-test: $(READY) ; $(PYTEST) $(ARGS)
+# every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 8"
+test: $(READY) ; $(PYTEST) -n 2 --dist loadfile $(ARGS)
 # the tests that need an accelerator
 test-gpu: $(READY) ; $(PYTEST) -m gpu tests/gpu $(ARGS)
 # the tests that need the real vLLM engine

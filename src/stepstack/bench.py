@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import os
 import tempfile
 import time
@@ -22,7 +23,7 @@ from recipes.orz.base import make
 from recipes.orz.data import Splits, load_prompts
 from recipes.orz.models import Pretrained, make_generator, weights_of
 from recipes.orz.reward import make_reward
-from stepstack import config
+from stepstack import bench_dsv, config
 from stepstack.config import ROOT, Save
 from stepstack.core.run import Run
 from stepstack.harness.validation import validate
@@ -41,21 +42,26 @@ STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an 
 
 
 def main(name: str, options: Sequence[str]) -> int:
-    """``stepstack bench rl [seeds=3] [steps=40]``."""
-    asked = {"seeds": 3, "steps": 40} | {k: int(v) for k, _, v in (o.partition("=") for o in options)}
-    match name:
-        case "rl":
-            result = rl(**asked)
-        case _:
-            raise ValueError(f"no bench {name!r}: there is rl")
+    """``stepstack bench rl [seeds=3] [steps=40]``, ``dsv [rounds=20] [longest=131072]``, ``dsv-cpu [tokens=2048]``."""
+    asked = {k: int(v) for k, _, v in (o.partition("=") for o in options)}
+    benches: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+        "rl": (rl, show),
+        "dsv": (bench_dsv.gpu, bench_dsv.show),
+        "dsv-cpu": (bench_dsv.cpu, bench_dsv.show),
+    }
+    measure, shown = benches[name]
+    known = inspect.signature(measure).parameters
+    if unknown := asked.keys() - known:
+        raise ValueError(f"bench {name} has no option {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    result = measure(**asked)
     file = ROOT / "evals" / "results" / f"bench-{name}.json"
     jsonl.write_json_atomic(file, result)
-    show(result)
+    shown(result)
     print(f"-> {file}")
     return 0
 
 
-def rl(seeds: int, steps: int) -> dict[str, Any]:
+def rl(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
     """Race to GOAL on orz-tiny's task, and decoding speed. The contestants of a seed share the base model, the rollouts
     per step, the optimizer's numbers and the evaluation, whose time is not counted; one thread, process CPU time."""
     torch.set_num_threads(1)

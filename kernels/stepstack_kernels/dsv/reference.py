@@ -3,6 +3,8 @@ at a time. Differentiable; any float dtype."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +23,12 @@ def sparse_attention(
 ) -> Tensor:
     """o_BHSD = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
 
-    ``mask_BHQK``: bool over blocks; ``query_of_S``, ``key_of_T``: the block of each token, int64.
+    ``mask_BHQK``: bool over blocks; ``query_of_S``, ``key_of_T``: the block of each token, int64. float16 and bfloat16
+    are computed in float32.
     """
+    dtype = q_BHSD.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        q_BHSD, k_BHTD, v_BHTD = q_BHSD.float(), k_BHTD.float(), v_BHTD.float()
     batch, heads, tokens, _ = q_BHSD.shape
     piece = max(1, SCORES // (batch * heads * k_BHTD.shape[2]))
     pieces = []
@@ -35,4 +41,23 @@ def sparse_attention(
             q_BHSD[:, :, start : start + piece], k_BHTD, v_BHTD, attn_mask=mask_BHST | blind_BHS1, scale=scale
         )
         pieces.append(out.masked_fill(blind_BHS1, 0))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    return torch.cat(pieces, dim=2).to(dtype)
+
+
+def block_means(x_BHSD: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor:
+    """Mean of each block's tokens, float32 [B, H, N, D]."""
+    batch, heads, _, dim = x_BHSD.shape
+    sums_BHND = torch.zeros(batch, heads, len(lengths_N), dim, dtype=torch.float32, device=x_BHSD.device)
+    return sums_BHND.index_add_(2, block_of_S, x_BHSD.float()) / lengths_N[:, None]
+
+
+def block_masses(proxies_BHQR: Tensor, k_BHTR: Tensor, starts: Tensor, scale: float) -> Tensor:
+    """log2 of the sum over a key block's tokens of exp(scale proxy . key), float32 [B, H, Q, K]."""
+    scores = [scale * proxies_BHQR @ block.float().mT for block in k_BHTR.split(starts.diff().tolist(), dim=2)]
+    return torch.stack([s.logsumexp(-1) for s in scores], dim=-1) / math.log(2)
+
+
+def top_blocks(scores_RK: Tensor, keep_R: Tensor) -> Tensor:
+    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32."""
+    rank_RK = scores_RK.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return (rank_RK < keep_R[:, None]).nonzero()[:, 1].int()

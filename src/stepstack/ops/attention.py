@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from functools import cache
 from typing import Literal
@@ -29,21 +30,34 @@ def sparse_attention(
 ) -> Tensor:
     """Attention over the selected key blocks only, o_BHSD (DSV, arXiv 2502.07590, section 5).
 
-    ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels, "auto"
-    the kernels where they run. ``check``: look at the selection's values the first time it is used, which waits for the
-    device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit together.
-    """
+    ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels,
+    "auto" the kernels where they run. ``check``: look at the selection's values the first time it is used, which
+    waits for the device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit
+    together."""
     check_layout(q_BHSD, k_BHTD, v_BHTD, selection)
     if check and not torch.compiler.is_compiling():
         selection.check()
         check_lengths(q_BHSD, k_BHTD, selection)
     scale = q_BHSD.shape[-1] ** -0.5 if scale is None else scale
     if chosen(impl, q_BHSD) == "triton":
-        from stepstack_kernels.dsv import triton_op
-
-        return triton_op.sparse_attention(q_BHSD, k_BHTD, v_BHTD, selection, scale)
+        return on_kernels(q_BHSD, k_BHTD, v_BHTD, selection, scale)
     blocks = selection.queries.of_token, selection.keys.of_token
     return reference.sparse_attention(q_BHSD, k_BHTD, v_BHTD, selection.mask(), *blocks, scale)
+
+
+def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
+    from stepstack_kernels.dsv import triton_op
+
+    def lists(s: Selection) -> list[Tensor]:
+        return [s.order, s.offsets, s.indices]
+
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    out, _ = triton_op.attention(
+        q, k, v, selection.queries.starts, selection.keys.starts,
+        lists(selection), lists(selection.inverse) if differentiated else [],
+        selection.queries.size, selection.keys.size, scale,
+    )  # fmt: skip
+    return out
 
 
 def chosen(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
@@ -64,7 +78,19 @@ def chosen(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
 
 def no_triton(device: str, dtype: torch.dtype, dim: int) -> str | None:
     """Why the kernels cannot run, or None."""
-    return f"q is on {device}, the kernels are not written yet for {dtype} {dim}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'stepstack[gpu]'"
+    from stepstack_kernels.dsv.tiles import interpreted
+
+    if device != "cuda" and not interpreted:
+        return f"the tensors are on {device}, the kernels need a CUDA device (or TRITON_INTERPRET=1, to test them)"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels take float32, float16 and bfloat16, not {dtype}"
+    if dim > 128:
+        return f"the kernels' tiles hold a head dim up to 128, not {dim}"
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    return None
 
 
 @cache

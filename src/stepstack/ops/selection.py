@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -58,7 +59,7 @@ class Blocks:
             kind = f"{self.starts.dtype} {list(self.starts.shape)}"
             raise ValueError(f"{name}.starts must be int32 [blocks + 1] with at least one block, not {kind}")
         starts = self.starts.tolist()
-        lengths = [b - a for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        lengths = [b - a for a, b in pairwise(starts)]
         if starts[0] != 0 or min(lengths) < 1:
             raise ValueError(f"{name}.starts must begin at 0 and increase strictly")
         if max(lengths) > self.size:
@@ -128,6 +129,12 @@ class Selection:
         pairs.index_add_(0, self.row_of, self.keys.lengths[self.indices.long()].float())
         pairs_BHQ = pairs.view(self.batch, self.heads, self.queries.count) * self.queries.lengths
         return pairs_BHQ.sum(-1) / (self.queries.tokens * self.keys.tokens)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The rows, longest list first and otherwise in order (so heads stay together), int32 [rows]: the order in
+        which work is handed out."""
+        return torch.argsort(self.counts, descending=True, stable=True).int()
 
     @cached_property
     def inverse(self) -> Selection:

@@ -5,7 +5,6 @@ An assignment is an array [jobs] of row numbers; every row must get a job.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ Rows = NDArray[np.intp]
 Score = Callable[[Rows], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 CHUNK = 4096  # assignments scored at once
-MOVED = 3  # jobs that a restart puts elsewhere
+MOVED = 4  # jobs that a restart puts elsewhere
 
 
 def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
@@ -77,19 +76,18 @@ def _improve(score: Score, rows_of: Rows, rows: int) -> Rows:
 
 def _neighbours(rows_of: Rows, rows: int) -> Rows:
     """One job moved, or two of different rows exchanged."""
-    counts, found = np.bincount(rows_of, minlength=rows), []
-    for job, own in enumerate(rows_of):
-        for row in range(rows):
-            if row != own and counts[own] > 1:
-                moved = rows_of.copy()
-                moved[job] = row
-                found.append(moved)
-    for one, two in itertools.combinations(range(len(rows_of)), 2):
-        if rows_of[one] != rows_of[two]:
-            moved = rows_of.copy()
-            moved[[one, two]] = rows_of[[two, one]]
-            found.append(moved)
-    return np.array(found)
+    job, row = np.divmod(np.arange(len(rows_of) * rows), rows)
+    leaves = (rows_of[job] != row) & (np.bincount(rows_of, minlength=rows)[rows_of[job]] > 1)
+    job, row = job[leaves], row[leaves]
+    moved = np.tile(rows_of, (len(job), 1))
+    moved[np.arange(len(job)), job] = row
+    one, two = np.triu_indices(len(rows_of), 1)
+    differ = rows_of[one] != rows_of[two]
+    one, two = one[differ], two[differ]
+    exchanged = np.tile(rows_of, (len(one), 1))
+    at = np.arange(len(one))
+    exchanged[at, one], exchanged[at, two] = rows_of[two], rows_of[one]
+    return np.concatenate([moved, exchanged])
 
 
 def _all(jobs: int, rows: int) -> Rows:

@@ -3,19 +3,20 @@ section 7; v1 has the same section with simpler formulas). No torch.
 
 N ranks hold one shard each of the sequence, all heads. For each transformer block ("layer" here, since the paper's word
 also names blocks of keys) they form a grid of ``hcp`` rows and ``scp`` columns. Within a column heads are exchanged for
-queries (head-wise: uneven all-to-all), so that a rank has the queries of all its column and the heads of its row; within
-a row it then fetches the keys and values that those queries attend to and it lacks (sequence-wise: selective gather).
+queries (head-wise: uneven all-to-all), so that a rank has the queries of all its column and the heads of its row;
+within a row it then fetches the keys and values that those queries attend to and it lacks (sequence-wise: selective
+gather).
 (hcp, scp) = (N, 1) is Ulysses with heads placed by work, (1, N) is a gather of critical KV alone.
 
 ``plan`` minimises, layer by layer, the largest communication plus computation time of any rank, subject to its memory,
-with hcp * scp = N and hcp <= heads (v1 section 7.2; its constraint (b) prints the second bound on scp, its text says hcp).
+with hcp * scp = N and hcp <= heads (v1 section 7.2, whose constraint (b) prints that bound on scp, its text on hcp).
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal
@@ -28,13 +29,15 @@ from stepstack.config import Count, Positive, Strict
 from stepstack.planning import assignment
 from stepstack.planning.timing import Attention, Link
 
+CLOSE = 1.25  # times the best so far: a quick search that ends further off is not repeated thoroughly
 Inner = Literal["hcp", "scp"]  # whose groups are neighbouring ranks, and so share a node if they fit
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster(Strict):
-    """``memory``: bytes that a rank has for attention's tensors of one layer. ``compute``: all ``passes`` of Options."""
+    """``memory``: bytes that a rank has for the tensors of one layer's attention. ``compute``: of all passes of
+    ``Options``."""
 
     ranks: Positive
     ranks_per_node: Positive
@@ -52,7 +55,7 @@ class Options(Strict):
 
     passes: Positive = 2
     exact: Count = 20_000
-    restarts: Count = 4
+    restarts: Count = 16
     seed: int = 0
     shapes: tuple[tuple[Positive, Positive], ...] | None = None
 
@@ -204,6 +207,8 @@ class Plan:
     def check(self) -> None:
         """Raises ValueError for a plan that could not be carried out, naming layer and rule."""
         for number, layer in enumerate(self.layers):
+            if len(layer.ranks) != self.layout.ranks:
+                raise ValueError(f"plan of layer {number}: every rank must have its costs, {len(layer.ranks)} have")
             rules = {
                 f"hcp * scp = {layer.hcp} * {layer.scp} must be the {self.layout.ranks} ranks": (
                     layer.hcp * layer.scp == self.layout.ranks
@@ -215,7 +220,6 @@ class Plan:
                     sorted(itertools.chain(*layer.heads)) == list(range(self.heads))
                     and all(list(row) == sorted(row) for row in layer.heads)
                 ),
-                "every rank must have its costs": len(layer.ranks) == self.layout.ranks,
                 "what is sent must be received": (
                     abs(sum(r.hcp_sent - r.hcp_received for r in layer.ranks)) <= layer.hcp * layer.scp  # rounded
                     and abs(sum(r.scp_sent - r.scp_received for r in layer.ranks)) <= layer.hcp * layer.scp
@@ -227,8 +231,11 @@ class Plan:
                     raise ValueError(f"plan of layer {number}: {rule}")
 
 
-def plan(profile: Profile, cluster: Cluster, options: Options | None = None) -> Plan:
-    """The fastest grid and placement of heads for each layer; pure: the same arguments give the same plan.
+def plan(
+    profile: Profile, cluster: Cluster, options: Options | None = None, watch: Callable[[range], Iterable[int]] = iter
+) -> Plan:
+    """The fastest grid and placement of heads for each layer; pure: the same arguments give the same plan. ``watch``
+    passes the layers' numbers on, e.g. past a progress bar.
 
     Raises ValueError for ranks or heads that do not agree and for a layer that fits into no grid's memory.
     """
@@ -248,7 +255,7 @@ def plan(profile: Profile, cluster: Cluster, options: Options | None = None) -> 
     shapes = list(_shapes(cluster.ranks, heads, options))
     if not shapes:
         raise ValueError(f"no grid (hcp, scp) in {options.shapes} has hcp * scp = {cluster.ranks} and hcp <= {heads}")
-    layers = tuple(_best(profile, number, cluster, options, shapes) for number in range(len(profile.layers)))
+    layers = tuple(_best(profile, number, cluster, options, shapes) for number in watch(range(len(profile.layers))))
     made = Plan(layout, heads, profile.head_dim, layers)
     made.check()
     return made
@@ -284,24 +291,24 @@ def _shapes(ranks: int, heads: int, options: Options) -> list[tuple[int, Inner]]
 def _best(
     profile: Profile, layer: int, cluster: Cluster, options: Options, shapes: list[tuple[int, Inner]]
 ) -> LayerPlan:
-    """Grids in the order of their bounds, so that most need no search."""
+    """First a quick search on every grid whose bound allows it, then a thorough one on those that came close."""
     grids = [Grid(profile, layer, cluster, options, hcp, inner) for hcp, inner in shapes]
-    best: LayerPlan | None = None
-    least = np.inf  # bytes that would have been enough
+    quick: list[tuple[float, Grid]] = []
+    least = np.inf
     for grid in sorted(grids, key=lambda grid: grid.bound):
-        if best is not None and grid.bound >= best.seconds:
-            break
-        rows, tried_all = assignment.search(
-            grid.score, grid.burdens, grid.hcp, options.exact, options.restarts, options.seed
-        )
-        found = grid.planned(rows, None if tried_all else grid.bound)
-        memory = max(rank.memory for rank in found.ranks)
-        least = min(least, memory)
-        if memory <= cluster.memory and (best is None or found.seconds < best.seconds):
-            best = found
+        if grid.bound < least:
+            quick.append((grid.search(0)[1], grid))
+            least = min(least, quick[-1][0])
+    best: LayerPlan | None = None
+    for value, grid in sorted(quick, key=lambda pair: pair[0]):
+        if best is None or (value <= CLOSE * best.seconds and grid.bound < best.seconds):
+            found = grid.search(options.restarts)[0]
+            if grid.fits(found) and (best is None or found.seconds < best.seconds):
+                best = found
     if best is None:
+        needed = min(max(rank.memory for rank in grid.search(0)[0].ranks) for grid in grids)
         raise ValueError(
-            f"layer {layer}: no grid fits: the smallest needs {least:.4g} bytes a rank, memory is {cluster.memory:.4g}"
+            f"layer {layer}: no grid fits: the smallest needs {needed} bytes a rank, memory is {cluster.memory:.4g}"
         )
     return best
 
@@ -317,7 +324,7 @@ class Grid:
 
     def __init__(self, profile: Profile, layer: int, cluster: Cluster, options: Options, hcp: int, inner: Inner):
         layout, data = profile.layout, profile.layers[layer]
-        self.cluster, self.passes = cluster, options.passes
+        self.cluster, self.options = cluster, options
         self.hcp, self.scp, self.inner = hcp, layout.ranks // hcp, inner
         self.heads, self.burdens = data.need.shape[1], data.burdens
         self.at = np.array(_grid(hcp, self.scp, inner))
@@ -326,8 +333,8 @@ class Grid:
             np.array([len(layout.tokens(kind, rank)) for rank in range(layout.ranks)], float)[self.at]
             for kind in ("queries", "keys")
         )
-        # Bytes of one head in a rank's shard [P, G]: of q, k and v, and of the output.
-        self.qkv, self.out = samples * unit * (queries + 2 * keys), samples * unit * queries
+        # Bytes of one head in a rank's shard, two of [P, G]: of q, k and v, and of the output.
+        self.tensors = samples * unit * (queries + 2 * keys), samples * unit * queries
         need = data.need[:, :, self.at].max(axis=2)  # [B, H, G, K]
         tokens = need * np.array(layout.keys, float)
         starts = [layout.blocks("keys", rank).start for rank in range(layout.ranks)]
@@ -339,10 +346,17 @@ class Grid:
         share = rows / sum(layout.queries)
         self.comp = (cluster.compute.time(length, 1 - kept) * share).sum(axis=0)  # [H, G]
         node = self.at // cluster.ranks_per_node
-        self.near_rows = (node[:, None] == node[None]) & ~np.eye(hcp, dtype=bool)[:, :, None]  # [P, P, G]
-        self.far_rows = node[:, None] != node[None]
-        self.near_columns = (node[:, :, None] == node[:, None]) & ~np.eye(self.scp, dtype=bool)  # [P, G, G]
-        self.far_columns = node[:, :, None] != node[:, None]
+        same = node[:, None] == node[None]  # [P, P, G]
+        others = ~np.eye(hcp, dtype=bool)[:, :, None]
+        # For each kind of link that columns have: seconds by bytes, and for both tensors the bytes a rank sends for one
+        # head of row q, [q, P, G], and receives for one head of its own, [P, G].
+        self.exchanges = [
+            [((mask * bytes[:, None]).transpose(1, 0, 2), (mask * bytes[None]).sum(axis=1)) for bytes in self.tensors]
+            for mask in (same & others, ~same)
+        ]
+        same = node[:, :, None] == node[:, None]  # [P, G, G]
+        self.fetches = [(kv_mask & ~np.eye(self.scp, dtype=bool)) for kv_mask in (same, ~same)]
+        self.links = (cluster.intra, cluster.inter)
 
     def score(self, rows: NDArray[np.intp]) -> tuple[Array, Array]:
         """For M assignments [M, H] of heads to rows, two numbers each, the smaller the better: the slowest rank's
@@ -358,11 +372,21 @@ class Grid:
         least that exchanging heads can cost."""
         if self.hcp == 1:
             return float(self.score(np.zeros((1, self.heads), np.intp))[0][0])
-        counts = np.arange(1, self.heads - self.hcp + 2)
-        received = self.passes * self._exchange_alone(counts).min(axis=0)  # [P, G]
-        average = received.mean(axis=0) + self.comp.sum(axis=0) / self.hcp
-        heaviest = (self.comp + self.passes * self._fetch(self.kv[:, None]).min(axis=1)).max(axis=0)
-        return float(max(average.max(), (received.min(axis=0) + heaviest).max()))
+        counts = np.arange(1, self.heads - self.hcp + 2)[:, None, None]
+        received = np.zeros((len(counts), *self.at.shape))
+        for tensor in range(2):
+            kinds = zip(self.links, self.exchanges, strict=True)
+            received += np.maximum(*(link.time(counts * kind[tensor][1]) for link, kind in kinds))
+        received = received.min(axis=0)  # [P, G], whatever the other rows' counts are
+        each = self._fetch(self.kv[:, None]).min(axis=1)  # [H, G]
+        together = [
+            link.least * (self.kv[:, None] * mask).sum(axis=axis).min(axis=1).sum(axis=0)
+            for link, mask in zip(self.links, self.fetches, strict=True)
+            for axis in (2, 3)
+        ]  # of all rows [G]
+        average = self.options.passes * (received.mean(axis=0) + np.max(together, axis=0) / self.hcp)
+        alone = self.options.passes * (received.min(axis=0) + each) + self.comp
+        return float(max((average + self.comp.sum(axis=0) / self.hcp).max(), alone.max()))
 
     def planned(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
         """The record of one assignment; ``bound`` None: its own time, for the best of all."""
@@ -379,51 +403,52 @@ class Grid:
         least = max(rank.seconds for rank in costs) if bound is None else bound
         return LayerPlan(self.hcp, self.scp, self.inner, heads, costs, least)
 
+    def search(self, restarts: int) -> tuple[LayerPlan, float]:
+        """The best placement of heads found, and its score with the penalty for memory."""
+        rows, tried_all = assignment.search(
+            self.score, self.burdens, self.hcp, self.options.exact, restarts, self.options.seed
+        )
+        return self.planned(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
+
+    def fits(self, made: LayerPlan) -> bool:
+        return max(rank.memory for rank in made.ranks) <= self.cluster.memory
+
     def _parts(self, rows: NDArray[np.intp]) -> dict[str, Array]:
         """Seconds and bytes [M, P, G] of M assignments."""
-        onehot = (rows[:, :, None] == np.arange(self.hcp)).astype(float)  # [M, H, P]
-        counts = onehot.sum(axis=1)  # [M, P]
-        kv = np.einsum("mhp,hbc->mpbc", onehot, self.kv)
-        others = counts.sum(axis=1)[:, None] - counts
-        column_qkv, column_out = self.qkv.sum(axis=0), self.out.sum(axis=0)
-        exchange = self._exchange(counts, self.qkv) + self._exchange(counts, self.out)
-        give, take = (self.qkv, self.out), (column_qkv - self.qkv, column_out - self.out)
-        held = counts[:, :, None] * (column_qkv + column_out) if self.hcp > 1 else 0.0
+        onehot = (rows[:, None, :] == np.arange(self.hcp)[:, None]).astype(float)  # [M, P, H]
+        counts = onehot.sum(axis=2)  # [M, P]
+        kv = (onehot @ self.kv.reshape(self.heads, -1)).reshape(*counts.shape, self.scp, self.scp)
+        others = (self.heads - counts)[:, :, None]
+        own, (qkv, out) = counts[:, :, None], self.tensors
+        column_qkv, column_out = qkv.sum(axis=0), out.sum(axis=0)
+        held = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
         return {
-            "comm": self.passes * (exchange + self._fetch(kv)),
-            "comp": np.einsum("mhp,hb->mpb", onehot, self.comp),
-            "hcp_sent": others[:, :, None] * give[0] + counts[:, :, None] * take[1],
-            "hcp_received": counts[:, :, None] * take[0] + others[:, :, None] * give[1],
+            "comm": self.options.passes * (self._exchange(counts) + self._fetch(kv)),
+            "comp": onehot @ self.comp,
+            "hcp_sent": others * qkv + own * (column_out - out),
+            "hcp_received": own * (column_qkv - qkv) + others * out,
             "scp_sent": kv.sum(axis=2),
             "scp_received": kv.sum(axis=3),
-            "memory": self.heads * (self.qkv + self.out) + held + kv.sum(axis=3),
+            "memory": self.heads * (qkv + out) + held + kv.sum(axis=3),
         }
 
-    def _exchange(self, counts: Array, bytes: Array) -> Array:
-        """Seconds [M, P, G] of one all-to-all in columns: v3's max(H_i^r (N-1)/N, (H - H_i^r)/N) S D of one tensor, for
-        shards of any size. On the way back the two directions change places, and the max is the same."""
-        times = []
-        for link, mask in ((self.cluster.intra, self.near_rows), (self.cluster.inter, self.far_rows)):
-            sent = np.einsum("mq,pqb,pb->mpb", counts, mask, bytes)  # its shard, for the heads of others
-            received = counts[:, :, None] * np.einsum("pqb,qb->pb", mask, bytes)  # others' shards, for its heads
-            times.append(link.time(np.maximum(sent, received)))
-        return np.maximum(*times)  # both kinds of links work at the same time
-
-    def _exchange_alone(self, counts: NDArray[np.intp]) -> Array:
-        """At least this of both all-to-alls [counts, P, G], whatever the other rows' counts are."""
+    def _exchange(self, counts: Array) -> Array:
+        """Seconds [M, P, G] of both all-to-alls in columns, each v3's max(H_i^r (N-1)/N, (H - H_i^r)/N) S D a tensor,
+        for shards of any size. On the way back the two directions change places, and the max is the same."""
         total = np.zeros((len(counts), *self.at.shape))
-        for bytes in (self.qkv, self.out):
-            times = [
-                link.time(counts[:, None, None] * np.einsum("pqb,qb->pb", mask, bytes))
-                for link, mask in ((self.cluster.intra, self.near_rows), (self.cluster.inter, self.far_rows))
-            ]
-            total += np.maximum(*times)
+        for tensor in range(2):
+            times = []
+            for link, kind in zip(self.links, self.exchanges, strict=True):
+                give, take = kind[tensor]
+                sent = (counts @ give.reshape(self.hcp, -1)).reshape(-1, *self.at.shape)
+                times.append(link.time(np.maximum(sent, counts[:, :, None] * take)))
+            total += np.maximum(*times)  # both kinds of links work at the same time
         return total
 
     def _fetch(self, kv: Array) -> Array:
         """Seconds [M, P, G] of gathering ``kv`` [M, P, G, G]: v3's (2 H D S / N) max(sum_j a_i^j, sum_j a_j^i)."""
         times = []
-        for link, mask in ((self.cluster.intra, self.near_columns), (self.cluster.inter, self.far_columns)):
+        for link, mask in zip(self.links, self.fetches, strict=True):
             there = kv * mask
             times.append(link.time(np.maximum(there.sum(axis=2), there.sum(axis=3))))
         return np.maximum(*times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +29,12 @@ class Link(Strict):
         if self.seconds[0] < 0 or min(np.diff(self.seconds)) < 0:
             raise ValueError("seconds of a link must not fall with bytes, nor be negative")
 
+    @property
+    def least(self) -> float:
+        """Seconds a byte that no message goes below."""
+        points = [second / byte for byte, second in zip(self.bytes, self.seconds, strict=True) if byte]
+        return float(min(*points, np.diff(self.seconds)[-1] / np.diff(self.bytes)[-1]))
+
     def time(self, bytes: ArrayLike) -> NDArray[np.float64]:
         moved = np.asarray(bytes, float)
         (x0, x1), (y0, y1) = self.bytes[-2:], self.seconds[-2:]
@@ -37,7 +44,8 @@ class Link(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Strict):
-    """Time of sparse attention of one head over a whole sequence: ``seconds[i][j]`` at ``lengths[i]``, ``sparsities[j]``.
+    """Time of sparse attention of one head over a whole sequence: ``seconds[i][j]`` at ``lengths[i]``,
+    ``sparsities[j]``.
 
     Linear in sparsity, a power law in length, beyond the table as at its edge; above the highest sparsity measured it
     gets no faster, because nobody has seen it.
@@ -71,5 +79,5 @@ class Attention(Strict):
 
 
 def _ascending(name: str, values: Sequence[float]) -> None:
-    if not np.isfinite(values).all() or any(b <= a for a, b in zip(values, values[1:], strict=False)):
+    if not np.isfinite(values).all() or any(b <= a for a, b in pairwise(values)):
         raise ValueError(f"{name} must ascend, got {list(values)}")

@@ -1,0 +1,115 @@
+"""Choose key blocks: the highest-scoring ones of each query block, so many per head.
+
+Scores exist per pair of blocks, never per pair of tokens, and for a few heads at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from stepstack_kernels.dsv import reference
+from torch import Tensor
+
+from stepstack.ops.attention import Impl, chosen
+from stepstack.ops.selection import Blocks, Selection, offsets_of
+
+SCORES = 1 << 26  # of block scores held at once (256 MiB)
+
+
+def pooled_selection(
+    q_BHSD: Tensor, k_BHTD: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int], *, impl: Impl = "auto"
+) -> Selection:
+    """The blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389, section 3).
+
+    ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
+    """
+    kept, how = _check(q_BHSD, k_BHTD, queries, keys, keep), chosen(impl, q_BHSD)
+    q_BHQD = block_means(q_BHSD, queries, how)
+    k_BHKD = block_means(k_BHTD, keys, how)
+    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, kept, q_BHSD, how)
+
+
+def low_rank_selection(
+    q_BHSR: Tensor,
+    k_BHTR: Tensor,
+    queries: Blocks,
+    keys: Blocks,
+    keep: Tensor | Sequence[int],
+    *,
+    scale: float = 1.0,
+    impl: Impl = "auto",
+) -> Selection:
+    """The blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590, section 5): the
+    mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
+    tokens.
+
+    ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: what the scores are
+    multiplied by before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
+    """
+    kept, how = _check(q_BHSR, k_BHTR, queries, keys, keep), chosen(impl, q_BHSR)
+    proxies_BHQR = block_means(q_BHSR, queries, how)
+
+    def masses(b: slice, h: slice) -> Tensor:
+        if how == "reference":
+            return reference.block_masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, scale)
+        from stepstack_kernels.dsv import triton_select
+
+        return triton_select.masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, keys.size, scale)
+
+    return _select(masses, queries, keys, kept, q_BHSR, how)
+
+
+def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
+    """Mean of each block's tokens, float32 [B, H, blocks, D]."""
+    x_BHSD = x_BHSD.detach()
+    if impl == "reference":
+        return reference.block_means(x_BHSD, blocks.of_token, blocks.lengths)
+    from stepstack_kernels.dsv import triton_select
+
+    return triton_select.means(x_BHSD, blocks.starts, blocks.size)
+
+
+@torch.no_grad()
+def _select(
+    scores: Callable[[slice, slice], Tensor], queries: Blocks, keys: Blocks, kept: list[int], q: Tensor,
+    how: Literal["reference", "triton"],
+) -> Selection:  # fmt: skip
+    """One selection from scores of [1, a few heads, queries, keys] at a time."""
+    batch, heads = q.shape[:2]
+    keep_BHQ = torch.tensor(kept, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
+    found = []
+    few = max(1, SCORES // (queries.count * keys.count))
+    for b in range(batch):
+        for h in range(0, heads, few):
+            part = scores(slice(b, b + 1), slice(h, h + few)).flatten(0, 2)
+            found.append(
+                top_blocks(part, keep_BHQ[b, h : h + few].flatten(), sum(kept[h : h + few]) * queries.count, how)
+            )
+    return Selection(queries, keys, batch, heads, offsets_of(keep_BHQ.flatten()), torch.cat(found))
+
+
+def top_blocks(scores_RK: Tensor, keep_R: Tensor, total: int, impl: Literal["reference", "triton"]) -> Tensor:
+    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32 [total =
+    keep's sum]."""
+    if impl == "reference":
+        return reference.top_blocks(scores_RK, keep_R)
+    from stepstack_kernels.dsv import triton_select
+
+    return triton_select.top(scores_RK, keep_R, offsets_of(keep_R), total)
+
+
+def _check(q: Tensor, k: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int]) -> list[int]:
+    if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q {list(q.shape)} and k {list(k.shape)} must be [batch, heads, tokens, dim], equal but for tokens"
+        )
+    for name, x, blocks in (("q", q, queries), ("k", k, keys)):
+        if x.shape[2] != blocks.tokens or x.device != blocks.starts.device:
+            where = f"{blocks.tokens} tokens on {blocks.starts.device}"
+            raise ValueError(f"{name} has {x.shape[2]} tokens on {x.device}, its blocks {where}")
+    kept = [int(n) for n in keep]
+    if len(kept) != q.shape[1] or min(kept) < 1 or max(kept) > keys.count:
+        raise ValueError(f"keep must be one number of 1..{keys.count} for each of {q.shape[1]} heads, not {kept}")
+    return kept
