@@ -34,8 +34,8 @@ def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surf
     rows = -(-len(grids) // across)
     figure = Figure(figsize=(4.6 * across, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, across, squeeze=False).ravel()
-    for one, *of_grid in zip(axes, grids, marks, surfaces, strict=False):
-        _draw(one, *of_grid)
+    for one, grid, known, surface in zip(axes, grids, marks, surfaces, strict=False):
+        _draw(one, grid, known, surface)
     for one in axes[len(grids) :]:
         one.set_axis_off()
     buffer = io.BytesIO()
@@ -58,7 +58,8 @@ def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
         fitted = surface(2.0**u, 2.0**v) / grid.loss.min() - 1
         axes.contour(u, v, fitted, levels=[0.001, 0.005, 0.02], colors="0.6", linewidths=0.8, linestyles="dashed")
     for (name, (lr, batch)), shape in zip(marks.items(), "*XPDs^v", strict=False):
-        axes.plot(np.log2(lr), np.log2(batch), shape, markersize=9, label=name, markeredgecolor="white")
+        size = 14 if shape == "*" else 7  # the first shows from under the others
+        axes.plot(np.log2(lr), np.log2(batch), shape, markersize=size, label=name, markeredgecolor="white")
     axes.set_title(grid.name, fontsize=9)
     axes.set_xlabel("peak learning rate", fontsize=8)
     axes.set_ylabel("batch, tokens", fontsize=8)

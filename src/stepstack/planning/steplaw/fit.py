@@ -181,4 +181,4 @@ def _ols(basis: Values, target: Values) -> Values:
         raise ValueError(
             "the grids do not determine a power law: it takes three or more (N, D) in which both vary, and not in step"
         )
-    return solution
+    return np.asarray(solution, np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def held_out_choice(families: Sequence[Family], grids: Sequence[Grid]) -> tuple[
     points, chosen = [], []
     for grid in grids:
         rest = [other for other in grids if other is not grid]
-        family = min(families, key=lambda one, rest=rest: _cost(one, rest))
+        family = min(families, key=partial(_cost, grids=rest))
         chosen.append(family)
         points.append(of(family.fitted(rest))(grid))
     return _excess(points, grids), chosen

@@ -121,7 +121,9 @@ def page(title: str, said: Mapping[str, Any], grids: Sequence[Grid], path: Path)
 def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
     report.table("Grids", *grid_rows(said))
     report.table("Power laws", *law_rows(said))
-    drawn = [(one.name, figures.contours(one, *seen)) for one, *seen in zip(grids, *_marks(said, grids), strict=True)]
+    drawn = []
+    for one, marks, surface in zip(grids, *_marks(said, grids), strict=True):
+        drawn.append((one.name, figures.contours(one, marks, surface)))
     report.figures("Excess loss over learning rate and batch", drawn)
 
 
@@ -137,5 +139,5 @@ def _marks(said: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[figures
     for name, law in said["laws"].items():
         if "why" not in law:
             known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
-    marks = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
+    marks: list[figures.Marks] = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
     return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]
