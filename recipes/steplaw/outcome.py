@@ -31,6 +31,7 @@ def finish(run: Run[Config]) -> None:
         return
     table = write_table(run.config, run.dir)
     said = judged(table, run.config.window)
+    said["cpu_s"] = sum(found["cpu_s"] for found in results(run.config, run.dir))
     jsonl.write_json_atomic(run.dir / "fit.json", said)
     page = write_report(run.dir)
     console = Console(highlight=False, soft_wrap=True)
@@ -43,12 +44,18 @@ def write_table(cfg: Config, folder: Path) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    for point in cfg.points:
-        loss = json.loads((folder / "points" / point.name / "result.json").read_text())["loss"]
+    for point, found in zip(cfg.points, results(cfg, folder), strict=True):
         tokens = point.batch * point.sequence
-        writer.writerow((point.cell.params, point.cell.tokens, point.lr, tokens, loss, int(point.cell.held_out)))
+        writer.writerow(
+            (point.cell.params, point.cell.tokens, point.lr, tokens, found["loss"], int(point.cell.held_out))
+        )
     jsonl.write_text_atomic(folder / "sweep.csv", text.getvalue())
     return folder / "sweep.csv"
+
+
+def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
+    """Loss and CPU seconds of each point."""
+    return [json.loads((folder / "points" / point.name / "result.json").read_text()) for point in cfg.points]
 
 
 def cells_of(table: Path) -> tuple[list[Grid], list[Grid]]:

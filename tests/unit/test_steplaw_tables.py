@@ -12,6 +12,7 @@ PROVENANCE = {"time": "2026-01-02T03:04:05+00:00", "commit": "a" * 40, "dirty": 
               "host": {"cores": 2, "cpu": "CPU", "memory_gib": 8, "system": "Linux"}}  # fmt: skip
 CELL = {"params": 1e4, "tokens": 2e5, "runs": 9, "loss": 2.5, "best": {"lr": 0.01, "batch": 64.0}}
 FIT = {
+    "cpu_s": 6.0,
     "grids": [CELL | {"surface": {"convex": True, "lr": 0.012, "batch": 80.0, "plateau": [1.5, 2.0]}}],
     "held_out": [CELL | {"surface": {"convex": False}}],
     "laws": {"best": {"lr": [2.0, -0.5, 0.25], "batch": [3.0, 0.0, 0.5]}, "surface": {"why": "no minimum"}},

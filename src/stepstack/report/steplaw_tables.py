@@ -34,7 +34,7 @@ def tiny(root: Path) -> list[Table]:
     tables = []
     for file in sorted((root / "evals" / "results").glob(TINY)):
         run = json.loads(file.read_text())
-        note = f"seed {run['config']['seed']}, {run['cpu_s']:.0f} CPU-s; measured here: {origins([run])}"
+        note = f"seed {run['config']['seed']}, {run['fit']['cpu_s']:.0f} CPU-s; measured here: {origins([run])}"
         tables += [*sweep_of(run["fit"], note)]
     return tables or [Table((), (), ["Not measured yet."])]
 
