@@ -15,7 +15,7 @@ from stepstack.core.run import Run
 from stepstack.planning.steplaw import fit, grids, judge, laws, summary
 from stepstack.planning.steplaw.grids import Columns, Grid
 from stepstack.planning.steplaw.laws import PowerLaw
-from stepstack.report import jsonl, steplaw_tables
+from stepstack.report import jsonl, steplaw
 from stepstack.report.formats import render
 from stepstack.report.html import Report
 
@@ -35,7 +35,7 @@ def finish(run: Run[Config]) -> None:
     jsonl.write_json_atomic(run.dir / "fit.json", said)
     page = write_report(run.dir)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(render(steplaw_tables.sweep_of(said), "md"), markup=False)
+    console.print(render(steplaw.sweep_of(said), "md"), markup=False)
     console.print(f"report: {page}\nruns:   {table}", markup=False)
 
 
@@ -110,5 +110,5 @@ def write_report(folder: Path) -> Path:
 
 
 def _check_rows(checks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    table = steplaw_tables.checks_of(checks)
+    table = steplaw.checks_of(checks)
     return tuple(table.head), [[str(cell) for cell in row] for row in table.rows]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from stepstack.report import formats, steplaw_tables, tables
+from stepstack.report import formats, steplaw, tables
 
 PROVENANCE = {"time": "2026-01-02T03:04:05+00:00", "commit": "a" * 40, "dirty": False, "versions": {"torch": "2"},
               "host": {"cores": 2, "cpu": "CPU", "memory_gib": 8, "system": "Linux"}}  # fmt: skip
@@ -21,12 +21,12 @@ FIT = {
 
 
 def shown(root) -> str:
-    return formats.render(steplaw_tables.tiny(root), "md")
+    return formats.render(steplaw.tiny(root), "md")
 
 
 def test_nothing_recorded_is_said(tmp_path):
     assert "Not measured yet" in shown(tmp_path)
-    assert "Not measured yet" in formats.render(steplaw_tables.released(tmp_path), "md")
+    assert "Not measured yet" in formats.render(steplaw.released(tmp_path), "md")
 
 
 def test_a_sweep_is_recorded_with_its_fit_and_shown(tmp_path):

@@ -105,18 +105,18 @@ def _fit(args: argparse.Namespace) -> int:
 def _released(args: argparse.Namespace) -> int:
     from stepstack.config import ROOT
     from stepstack.planning.steplaw import released
-    from stepstack.report import jsonl, steplaw_tables
+    from stepstack.report import jsonl, steplaw
     from stepstack.report.formats import render
     from stepstack.report.provenance import provenance
 
     said = released.reproduce(args.folder, _bar)
     said["provenance"] = provenance()
     if args.record:
-        file = ROOT / "evals" / "results" / steplaw_tables.RELEASED
+        file = ROOT / "evals" / "results" / steplaw.RELEASED
         jsonl.write_json_atomic(file, said)
     if args.html:
         released.page(args.folder, said, args.html)
-    print(json.dumps(said, indent=1) if args.json else render(steplaw_tables.released_of(said), "md"))
+    print(json.dumps(said, indent=1) if args.json else render(steplaw.released_of(said), "md"))
     return 0
 
 

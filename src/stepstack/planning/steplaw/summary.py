@@ -14,7 +14,7 @@ from stepstack.planning.steplaw.grids import Grid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.html import Report
-from stepstack.report.steplaw_tables import formula
+from stepstack.report.steplaw import formula
 
 FEWEST = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
 Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ RELEASED = "steplaw-released.json"
 TINY = "steplaw-tiny-seed*.json"
 AGREES, DIFFERS = "agrees", "does not agree"
 PUBLISHED = {"lr": (1.79, -0.713, 0.307), "batch": (0.58, 0.0, 0.571)}
+
+
+def makers() -> dict[str, Callable[[Path], list[Table]]]:
+    return {"steplaw-released": released, "steplaw-tiny": tiny}
 
 
 def released(root: Path) -> list[Table]:

@@ -1,0 +1,126 @@
+"""Flow matching as Step-Video trains and samples it (arXiv 2502.10248 §4.3.1): time 0 is noise, time 1 is data.
+
+x_t = (1 - t) noise + t data, and the model predicts the velocity data - noise. diffusers counts the other way: its
+sigma is 1 - t and its models predict noise - data (``to_sigma``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from stepstack.config import Positive, Strict
+
+Above = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeConfig(Strict):
+    """How training times are drawn; Step-Video publishes none for pre-training. logit_normal: sigmoid of N(``mean``,
+    ``std``). u: density proportional to exp(a x) + exp(-a x) at x = 2t - 1, its distillation's, a = ``steepness``.
+    ``shift``: as of the sampler, towards noise."""
+
+    density: Literal["uniform", "logit_normal", "u"] = "logit_normal"
+    mean: float = 0.0
+    std: Above = 1.0
+    steepness: Above = 5.0
+    shift: Above = 1.0
+
+
+def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` times in (0, 1) as float32, on the generator's device."""
+    place = {"generator": generator, "device": generator.device}
+    match cfg.density:
+        case "uniform":
+            t_B = torch.rand(count, **place)
+        case "logit_normal":
+            t_B = torch.sigmoid(cfg.mean + cfg.std * torch.randn(count, **place))
+        case "u":  # the density's integral is a sinh
+            a = torch.tensor(cfg.steepness)
+            u_B = torch.rand(count, **place) * 2 - 1
+            t_B = (torch.asinh(u_B * torch.sinh(a)) / a + 1) / 2
+    return shifted(t_B, cfg.shift)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise: sigma' = s sigma / (1 + (s - 1) sigma), sigma = 1 - t (Step-Video's time shift)."""
+    sigma = 1 - t
+    return 1 - shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+    """x_t of a batch; ``t_B`` in [0, 1]."""
+    t = _wide(t_B, data)
+    return (1 - t) * noise + t * data
+
+
+def velocity(data: Tensor, noise: Tensor) -> Tensor:
+    return data - noise
+
+
+def data_of(x_t: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
+    """The data that a velocity points at."""
+    return x_t + (1 - _wide(t_B, x_t)) * v
+
+
+def to_sigma(t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(sigma, prediction) in diffusers' convention, from ours; its own inverse."""
+    return 1 - t, -v
+
+
+def squared_error(predicted: Tensor, target: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """Sum over the batch of each sample's mean squared error, in float32: the caller divides by the global count."""
+    error_B = (predicted.float() - target.float()).square().flatten(1).mean(1)
+    return error_B.sum() if weight_B is None else (weight_B * error_B).sum()
+
+
+def preference_loss(
+    errors_win_B: Tensor, errors_lose_B: Tensor, reference_win_B: Tensor, reference_lose_B: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """(sum of -log sigmoid(-beta ((e_w - r_w) - (e_l - r_l))), sum of pairs in the right order): Diffusion-DPO on flow
+    matching. Errors are means over a sample at the same noise and time for both of a pair (§8, Video-DPO)."""
+    margin_B = (errors_lose_B - reference_lose_B) - (errors_win_B - reference_win_B)
+    return -torch.nn.functional.logsigmoid(beta * margin_B).sum(), (margin_B > 0).float().sum()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerConfig(Strict):
+    """Euler from noise to data. ``guidance``: v = v_u + guidance (v_c - v_u); 1 asks the model once a step."""
+
+    steps: Positive = 50
+    guidance: float = 9.0
+    shift: Above = 13.0
+
+
+def sampling_times(cfg: SamplerConfig) -> Tensor:
+    """The steps + 1 times of a sampler, 0 to 1, in float64."""
+    return shifted(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)
+
+
+def euler(
+    noise: Tensor,
+    cfg: SamplerConfig,
+    conditional: Callable[[Tensor, Tensor], Tensor],
+    unconditional: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """x after each step, in float32; the models take (x, times of the batch)."""
+    x = noise.float()
+    times = sampling_times(cfg).tolist()
+    for now, then in itertools.pairwise(times):
+        t_B = torch.full((len(x),), now, device=x.device)
+        v = conditional(x, t_B).float()
+        if cfg.guidance != 1:
+            without = unconditional(x, t_B).float()
+            v = without + cfg.guidance * (v - without)
+        x = x + (then - now) * v
+        yield x
+
+
+def _wide(t_B: Tensor, like: Tensor) -> Tensor:
+    return t_B.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
