@@ -50,20 +50,20 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         for point in self.points:
+            if point.batch < self.launch.processes:
+                raise ValueError(f"batch={point.batch} sequences are fewer than the {self.launch.processes} processes")
             if point.steps < 2:
                 raise ValueError(
                     f"batch={point.batch} sequences of {self.sequence} tokens leave a cell of {point.cell.tokens} "
                     f"tokens {point.steps} updates: give it more tokens"
                 )
-        if min(self.batch) < self.launch.processes:
-            raise ValueError(f"batch={min(self.batch)} sequences are fewer than the {self.launch.processes} processes")
         if not 0 <= self.part[0] < self.part[1]:
             raise ValueError(f"part={list(self.part)}: must be [k, n] with k from 0 to n - 1")
 
     @property
     def points(self) -> list[Point]:
         """In the order in which they are trained, this part's alone."""
-        made = [Point(c, lr, b, self.sequence) for c in self.cells for b in self.batch for lr in self.lr]
+        made = [Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr]
         return made[self.part[0] :: self.part[1]]
 
     @property
@@ -97,8 +97,7 @@ def describe(cfg: Config) -> dict[str, Any]:
     points = cfg.points
     flops = sum(6.0 * point.cell.params * point.cell.tokens for point in points)
     facts: dict[str, Any] = {
-        "points": f"{len(points)} = {len(cfg.cells)} cells x {len(cfg.lr)} learning rates x {len(cfg.batch)} batches"
-        + (f", share {cfg.part[0]} of {cfg.part[1]}" if cfg.part[1] > 1 else ""),
+        "points": f"{len(points)} in {len(cfg.cells)} cells, share {cfg.part[0]} of {cfg.part[1]}",
         "tokens in all": f"{sum(point.cell.tokens for point in points):.4g}",
         "FLOPs in all": f"{flops:.3g} (6 x N x D)",
     }

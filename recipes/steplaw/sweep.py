@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell(Strict):
-    """A model's shape and the tokens it is trained on. ``held_out``: its runs check the law, they do not make it."""
+    """A model's shape and the tokens it is trained on. ``held_out``: its runs check the law, they do not make it.
+    ``batch``: its own batches, in place of the sweep's, where its optimum lies elsewhere."""
 
     hidden: int
     intermediate: int
@@ -36,6 +37,7 @@ class Cell(Strict):
     heads: int
     tokens: int
     held_out: bool = False
+    batch: tuple[int, ...] = ()
 
     def fields(self, vocab: int) -> dict[str, Any]:
         """Of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
