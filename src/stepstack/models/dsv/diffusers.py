@@ -135,7 +135,8 @@ class VideoDsv(DiffusersDsv):
 
     def forward(self, attn: Any, x: Tensor, rotary: Any) -> Tensor:
         self.check(None, None, rotary)
-        return attn.to_out(merge_heads(self.attend(x, *attn.project(x, rotary), rotary.call)))
+        q, k, v = attn.project(x, rotary)
+        return attn.to_out(merge_heads(self.attend(x, q, k, v, rotary.call)))
 
 
 def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -79,6 +79,5 @@ def gap(
                 crossed = {method: crossed[method] + made[method].crossings for method in crossed}
             step()
         row: dict[str, Any] = {"nodes": nodes, "per_tor": per_tor, "group": size, "cases": cases, "hops": hops}
-        row.update(crossed)
-        rows.append(row)
+        rows.append(row | {str(method): count for method, count in crossed.items()})
     return rows
