@@ -152,7 +152,9 @@ def _print(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> No
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, width=None).print(table)
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 200  # in a pipe nothing is cut
+    console.print(table)
 
 
 def _bar(names: Sequence[str]) -> Iterable[Any]:
