@@ -29,7 +29,7 @@ def install(torch_index: str | None) -> None:
     pip("torch", *index)
     # The build backend comes from the same constraints, hence no isolated (and unpinned) build environment.
     pip("hatchling", "editables")
-    pip("--no-build-isolation", "-e", ".[dev,eval,vision]")
+    pip("--no-build-isolation", "-e", ".[dev,eval,vision,video]")
 
 
 def main() -> int:

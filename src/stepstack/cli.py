@@ -92,12 +92,26 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--check", action="store_true", help="change nothing; fail when a table is stale")
     table.add_argument("table", nargs="?", help="print this layout of evals/tables instead")
     table.add_argument("--format", choices=("md", "tex", "html"), default="md", help="of the table that is printed")
+    _profile_options(command("profile", _profile, "measure from which sparsity DSV pays on this device", named=False))
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
     bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu"))
     bench.add_argument("options", nargs="*", metavar="key=value")
     plan = command("plan", None, "decide what machines do, without a machine; a menu: stepstack plan -h", named=False)
     commands_of_planners(plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
     return top
+
+
+def _profile_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("what", choices=("dsv",))
+    sub.add_argument("grids", nargs="+", metavar="FxHxW", help="latent frames x rows x columns, in tokens")
+    sub.add_argument("--heads", type=int, required=True)
+    sub.add_argument("--head-dim", type=int, required=True)
+    sub.add_argument("--cube", default="4x4x4", metavar="FxHxW", help="the config's cube")
+    sub.add_argument("--selector", choices=("low_rank", "pooled"), default="low_rank")
+    sub.add_argument("--rank", type=int, default=16, help="of the predictors")
+    sub.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    sub.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu")
+    sub.add_argument("--out", type=Path, default=Path("dsv-speed.json"), help="for dispatch.file of the config")
 
 
 def commands_of_planners(commands) -> None:
@@ -263,6 +277,29 @@ def _table(args: argparse.Namespace) -> int:
         print(tables.render(args.table, args.format), end="")
         return 0
     return tables.generate(check=args.check)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    import torch
+
+    from stepstack.models.dsv import speed
+
+    device = torch.device(args.device)
+    shape = speed.Shape(
+        device=speed.device_name(device),
+        dtype=args.dtype,
+        heads=args.heads,
+        head_dim=args.head_dim,
+        cube=speed.parse_grid(args.cube),
+        selector=args.selector,
+        rank=args.rank,
+    )
+    profile = speed.measure(shape, [speed.parse_grid(grid) for grid in args.grids], device)
+    profile.save(args.out)
+    for line in profile.lines():
+        print(line)
+    print(f"-> {args.out}")
+    return 0
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stepstack.config import ROOT
 
-CODE = ("src", "recipes", "data", "scripts", "kernels", "evals")  # without tests
+CODE = ("src", "recipes", "data", "scripts", "kernels", "evals", "examples")  # without tests
 
 
 @cache

@@ -66,6 +66,13 @@ class Report:
             image = _stack_plot([row["step"] for row in rows], layers)
             self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
 
+    def heatmaps(self, title: str, maps: Mapping[str, Sequence[Sequence[float]]], row: str, column: str) -> None:
+        """One picture a matrix of numbers between 0 and 1; ``row`` and ``column`` name its axes."""
+        images = [
+            f'<img alt="{html.escape(name)}" src="{_heatmap(name, map, row, column)}">' for name, map in maps.items()
+        ]
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(images)}</div>')
+
     def link(self, title: str, href: str) -> None:
         """To another page, by a path from this one."""
         self.parts.append(f'<p><a href="{html.escape(href)}">{html.escape(title)}</a></p>')
@@ -103,6 +110,19 @@ def _stack_plot(steps: list[float], layers: Mapping[str, list[float]]) -> str:
     axes.stackplot(steps, list(layers.values()), labels=list(layers))
     axes.set_title("seconds per step", fontsize=10)
     axes.legend(fontsize=7, frameon=False, loc="upper left")
+    return _svg(figure)
+
+
+def _heatmap(title: str, values: Sequence[Sequence[float]], row: str, column: str) -> str:
+    figure, axes = _figure()
+    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    figure.colorbar(image)
+    axes.grid(visible=False)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(column, fontsize=8)
+    axes.set_ylabel(row, fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     return _svg(figure)
 
 

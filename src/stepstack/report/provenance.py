@@ -26,6 +26,7 @@ LIBRARIES = (
     "trl",
     "vllm",
     "deepspeed",
+    "diffusers",
 )
 
 

@@ -49,7 +49,8 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
     """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare. Exit
     status."""
     stale = [path.relative_to(root) for path in plots.generate(check, root)]
-    for page in [root / "README.md", *sorted(root.glob("recipes/*/README.md")), *sorted(root.glob("docs/*.md"))]:
+    folders = ("recipes/*/README.md", "docs/*.md", "kernels/stepstack_kernels/*/README.md")
+    for page in [root / "README.md", *(page for folder in folders for page in sorted(root.glob(folder)))]:
         old = page.read_text() if page.is_file() else ""
         new = BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], root=root)}{m[3]}", old)
         if new != old:
@@ -63,7 +64,11 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
 
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     """One table, by its name, as Markdown, LaTeX or HTML."""
-    makers: dict[str, Callable[[Path], Sequence[Table]]] = {"orz-tiny": orz_tiny, "bench-rl": bench_rl}
+    makers: dict[str, Callable[[Path], Sequence[Table]]] = {
+        "orz-tiny": orz_tiny,
+        "bench-rl": bench_rl,
+        "dsv-wan-tiny": dsv_wan_tiny,
+    }
     if name in makers:
         return formats.render(makers[name](root), format)
     if name not in layout.names(root):
@@ -118,6 +123,35 @@ def bench_rl(root: Path) -> list[Table]:
         sampler.append((shape, f"{own:.0f}", f"{other:.0f}", f"{ratio:.2f}x", str(len(pairs))))
     columns = ("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs")
     return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
+
+
+def dsv_wan_tiny(root: Path) -> list[Table]:
+    """Dense and DSV training of the same seeds (examples/dsv_wan.py)."""
+    file = root / "evals" / "results" / "dsv-wan-tiny.json"
+    if not file.is_file():
+        return [Table((), (), ["Not measured yet."])]
+    result = json.loads(file.read_text())
+    pairs = list(zip(result["dense"], result["sparse"], strict=True))
+    seen = ("sparsity", "mass", "recall", "pooled_recall")
+    rows = [
+        (
+            str(dense["seed"]),
+            f"{dense['held_out']:.4f}",
+            f"{sparse['held_out']:.4f}",
+            f"{result['steps'] - sparse['dsv']['dense_steps']} of {result['steps']}",
+            *(f"{sparse['dsv'][name]:.3f}" for name in seen),
+        )
+        for dense, sparse in pairs
+    ]
+    columns = [[sparse["dsv"][name] for _, sparse in pairs] for name in seen]
+    losses = [[one["held_out"] for one in run] for run in (result["dense"], result["sparse"])]
+    error = [f"{fmean(c):.4f} ± {stdev(c) / len(c) ** 0.5:.4f}" for c in losses]
+    rows.append(("mean ± stderr", *error, "", *(f"{fmean(column):.3f}" for column in columns)))
+    head = ("seed", "held-out loss, dense", "DSV", "sparse steps", "sparsity", "mass", "recall", "recall, pooled")
+    gaps = [sparse["held_out"] - dense["held_out"] for dense, sparse in pairs]
+    gap = f"{fmean(gaps):.5f} ± {stdev(gaps) / len(gaps) ** 0.5:.5f}"
+    note = f"measured; DSV less dense of the same seed: {gap} (mean ± stderr); {origins([result])}"
+    return [Table(head, rows, [note])]
 
 
 def _race(who: str, races: Sequence[Mapping[str, Any]], peer: Sequence[float]) -> tuple[str, ...]:
