@@ -47,10 +47,10 @@ class TinyVaeConfig(Strict):
     patch: tuple[Positive, Positive, Positive] = (2, 8, 8)
     channels: Positive = 16
     width: Positive = 64
-    blocks: Positive = 2
-    steps: Positive = 500
+    blocks: Positive = 1
+    steps: Positive = 300
     batch: Positive = 16
-    optim: Optim = AdamW(lr=2e-3, betas=(0.9, 0.99), schedule=Schedule(kind="cosine", warmup=20, final=0.02))
+    optim: Optim = AdamW(lr=5e-3, betas=(0.9, 0.99), schedule=Schedule(kind="cosine", warmup=20, final=0.02))
     weights: Weights = Weights()
     gate: Annotated[float, Field(ge=0, le=1)] = 0.95
 

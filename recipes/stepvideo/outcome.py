@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import TypeAdapter
 from rich.console import Console
 
 from data import moving
+from data.frames import gif
 from data.moving import Clip, Moving
 from recipes.stepvideo.tasks import read
 from stepstack.config import ROOT
@@ -102,11 +100,3 @@ def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
         caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
         items.append((gif(np.concatenate([first, made, true], axis=2)), caption))
     return items
-
-
-def gif(clip: NDArray[np.uint8], fps: float = 6, scale: int = 1) -> bytes:
-    """An endless GIF; ``scale`` repeats pixels."""
-    images = [Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in clip]
-    out = io.BytesIO()
-    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
-    return out.getvalue()

@@ -21,7 +21,7 @@ class Weights(Strict):
 
     squared: float = 4.0
     absolute: float = 0.1
-    kl: float = 1e-3
+    kl: float = 2e-4
 
 
 @dataclass(frozen=True, slots=True)

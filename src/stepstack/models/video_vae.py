@@ -70,7 +70,8 @@ class Residual(nn.Module):
 
 class TinyVae(ModelMixin, ConfigMixin):
     """A causal VAE of patches: ``patch`` frames, rows and columns become a voxel, the first frame one by itself, behind
-    frames of zeros. So 1 + n * patch[0] frames give 1 + n latent frames."""
+    frames of zeros. So 1 + n * patch[0] frames give 1 + n latent frames. Beside the network a linear shortcut leads in
+    and out, without which a small form is not seen for long."""
 
     @register_to_config
     def __init__(
@@ -82,6 +83,7 @@ class TinyVae(ModelMixin, ConfigMixin):
         self.patch_in, self.patch_out = nn.Linear(voxel, width), nn.Linear(width, voxel)
         self.encoder, self.decoder = (nn.Sequential(*(Residual(width) for _ in range(blocks))) for _ in range(2))
         self.norm_encoder, self.norm_decoder = Norm(width), Norm(width)
+        self.short_in, self.short_out = nn.Linear(voxel, channels), nn.Linear(channels, voxel)
         self.moments, self.widen = nn.Conv3d(width, 2 * channels, 1), nn.Conv3d(channels, width, 1)
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("std_C", torch.ones(channels))
@@ -93,15 +95,17 @@ class TinyVae(ModelMixin, ConfigMixin):
         t, h, w = self.patch
         video = F.pad(video_BFCHW, (0, 0, 0, 0, 0, 0, t - 1, 0))
         voxels = video.unflatten(1, (-1, t)).unflatten(4, (-1, h)).unflatten(6, (-1, w))  # B F t C H h W w
-        x = self.patch_in(voxels.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)).permute(0, 4, 1, 2, 3)
-        mean, logvar = self.moments(F.silu(self.norm_encoder(self.encoder(x)))).chunk(2, 1)
-        return mean, logvar.clamp(-20, 10)
+        flat = voxels.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)  # B F H W voxel
+        x = self.encoder(self.patch_in(flat).permute(0, 4, 1, 2, 3))
+        mean, logvar = self.moments(F.silu(self.norm_encoder(x))).chunk(2, 1)
+        return mean + self.short_in(flat).permute(0, 4, 1, 2, 3), logvar.clamp(-20, 10)
 
     def reconstruct(self, z_BCFHW: Tensor) -> Tensor:
         """The video of latents that are not normalised."""
         x = F.silu(self.norm_decoder(self.decoder(self.widen(z_BCFHW))))
         t, h, w = self.patch
-        voxels = self.patch_out(x.permute(0, 2, 3, 4, 1)).unflatten(4, (t, 3, h, w))  # B F H W t C h w
+        flat = self.patch_out(x.permute(0, 2, 3, 4, 1)) + self.short_out(z_BCFHW.permute(0, 2, 3, 4, 1))
+        voxels = flat.unflatten(4, (t, 3, h, w))  # B F H W t C h w
         video = voxels.permute(0, 1, 4, 5, 2, 6, 3, 7)
         return video.flatten(6).flatten(4, 5).flatten(1, 2)[:, t - 1 :]
 
