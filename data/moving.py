@@ -11,7 +11,7 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +81,8 @@ class Moving(Strict):
     radius: tuple[float, float] = (3.0, 5.0)
     grey: tuple[Count, Count] = (40, 215)
     train: Count = 6000
-    select: Count = 32
-    test: Count = 128
+    select: Positive = 32
+    test: Positive = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,9 +131,9 @@ def draw(rng: random.Random, cfg: Moving) -> Clip:
     radius = round(rng.uniform(*cfg.radius), 2)
     room, middle = cfg.room(radius), cfg.size / 2
     start = (round(middle + rng.uniform(-room, room), 2), round(middle + rng.uniform(-room, room), 2))
-    form, colour = rng.choice(("circle", "square")), rng.choice(("red", "green", "blue", "yellow"))
+    form, colour = rng.choice(get_args(Form)), rng.choice(get_args(Colour))
     grey = rng.randint(*cfg.grey)
-    direction, score = rng.choice(("right", "left", "down", "up")), rng.choice(cfg.scores)
+    direction, score = rng.choice(get_args(Direction)), rng.choice(cfg.scores)
     return Clip(
         form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey
     )  # fmt: skip

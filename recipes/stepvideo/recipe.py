@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from data import moving
 from data.moving import Moving
-from recipes.stepvideo.data import Prepared, load_latents
+from recipes.stepvideo.data import Prepared, load_latents, prepare_clips
 from recipes.stepvideo.engine import Ceiling, ClipEngine, Kit, open_engine, pipeline_of
 from recipes.stepvideo.models import DitConfig, Published, PublishedVae, TinyVaeConfig, Words, make_codec, make_dit
 from recipes.stepvideo.outcome import report_outcome, write_report
+from recipes.stepvideo.sampling import Wish, sample
 from recipes.stepvideo.tasks import judge, own
-from stepstack.config import ConfigError, Positive
+from stepstack.config import Positive
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.diffusion.flow import SamplerConfig
+from stepstack.harness.metrics import clustered
 from stepstack.harness.outcome import measure
 from stepstack.loops import diffusion
 from stepstack.models.video_dit import VideoDiT
 
-__all__ = ["Config", "describe", "open_engine", "own", "prepare", "train", "write_report"]
+__all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sample", "train", "write_report"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(diffusion.DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
-    of a clip and the ``negative`` prompt are of sampling."""
+    of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling."""
 
     data: Annotated[Moving | Prepared, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
@@ -38,6 +40,7 @@ class Config(diffusion.DiffusionConfig):
     model: DitConfig = DitConfig()
     sampler: SamplerConfig = SamplerConfig()
     frames: Positive = 102
+    sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))
     negative: str = ""
 
     def __post_init__(self) -> None:
@@ -77,23 +80,24 @@ def export(run: Run[Config], dit: Trainable) -> Path:
 
 
 def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
-    """How the averaged weights do on clips that are watched, of which one prompt in eight is new."""
+    """How the averaged weights do on clips that are watched; the direction counts where a clip is to move."""
     assert isinstance(cfg.data, Moving)
     clips = moving.clips(cfg.data, "select")
     with dit.averaged():
         made = engine.clips(clips, [0] * len(clips))
     parts = [judge(video, clip, cfg.data) for video, clip in zip(made, clips, strict=True)]
     right = [row["direction"] for row in parts if row["asked"]]
-    names = ("error", "colour", "psnr")
-    spread = stdev(right) / len(right) ** 0.5 if len(right) > 1 else 0.0
-    means = {f"eval/{name}": fmean(row[name] for row in parts) for name in names}
-    return {"eval/accuracy": fmean(right), "eval/stderr": spread, **means}
+    found = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
+    if right:
+        direction = clustered(right)
+        found |= {"eval/accuracy": direction.value, "eval/stderr": direction.stderr}
+    return found
 
 
 def prepare(cfg: Config) -> str:
     if not isinstance(cfg.data, Prepared):
         return "drawn clips are made by the run itself: there is nothing to prepare"
-    raise ConfigError("prepare real clips with data/clips.py")
+    return prepare_clips(cfg)
 
 
 def describe(cfg: Config) -> dict[str, Any]:
