@@ -80,7 +80,8 @@ class LatentWriter:
                 self._write(*grid)
         if not self.files:
             raise ConfigError(f"{self.folder}: no videos to write: every one was dropped, or the source is empty")
-        prompts, names = list(self.prompts), []
+        prompts = list(self.prompts)
+        names: list[str] = []
         for start in range(0, len(prompts), self.shard):
             made = self.encoder.encode(prompts[start : start + self.shard])
             names.append(f"prompts-{len(names):05d}.safetensors")

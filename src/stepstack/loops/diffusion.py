@@ -165,11 +165,11 @@ def preference(reference: nn.Module, beta: float) -> Loss:
     """Video-DPO: the winner's error is to fall, against the reference model's, more than the loser's."""
 
     def loss(module: nn.Module, micro: Micro) -> LossOut:
-        errors = _errors(module, micro).chunk(2)
+        win_B, lose_B = _errors(module, micro).chunk(2)
         with torch.no_grad():
-            before = _errors(reference, micro).chunk(2)
-        total, right = flow.preference_loss(*errors, *before, beta)
-        return LossOut(total, {"right": right, "winner_error": errors[0].detach().sum(), **counts(micro)})
+            reference_win_B, reference_lose_B = _errors(reference, micro).chunk(2)
+        total, right = flow.preference_loss(win_B, lose_B, reference_win_B, reference_lose_B, beta)
+        return LossOut(total, {"right": right, "winner_error": win_B.detach().sum(), **counts(micro)})
 
     return loss
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -80,7 +81,7 @@ class Block(nn.Module):
         return x_BSD + gate2 * self.down(inner)
 
 
-class VideoDiT(ModelMixin, ConfigMixin):
+class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Predicts the velocity of flow matching. The defaults are Step-Video-TI2V's 30B.
 
     ``text_channels``: widths of the language model's and of CLIP's tokens. ``split``: how a head's channels are shared
@@ -88,7 +89,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("Block",)  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -149,7 +150,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
         text_BLD, mask_BL = self._text(text_BLT, text_mask_BL, clip_BMT)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x_BSD = self._gradient_checkpointing_func(block, x_BSD, text_BLD, mask_BL, time_B6D, grid)
+                again: Any = self._gradient_checkpointing_func
+                x_BSD = again(block, x_BSD, text_BLD, mask_BL, time_B6D, grid)
             else:
                 x_BSD = block(x_BSD, text_BLD, mask_BL, time_B6D, grid)
         shift, scale = (self.table_out + time_BD[:, None]).unbind(1)
@@ -164,13 +166,13 @@ class VideoDiT(ModelMixin, ConfigMixin):
         return torch.cat([clip_BMD, text_BLD], dim=1), torch.cat([every_BM, mask_BL.bool()], dim=1)
 
     def _check(self, latents: Tensor, image: Tensor | None, motion: Tensor | None) -> None:
-        cfg = self.config
+        cfg: Any = self.config
         for name, taken, given in (("image", cfg.with_image, image), ("motion", cfg.with_motion, motion)):
             if taken != (given is not None):
                 found = "missing" if taken else "given"
                 raise ValueError(f"{name} is {found}: this model's config says with_{name}={taken}")
-        if latents.ndim != 5 or latents.shape[2] != self.config.channels:
-            raise ValueError(f"latents must be [B, F, {self.config.channels}, H, W], found {list(latents.shape)}")
+        if latents.ndim != 5 or latents.shape[2] != cfg.channels:
+            raise ValueError(f"latents must be [B, F, {cfg.channels}, H, W], found {list(latents.shape)}")
         if image is not None and image.shape != latents.shape:
             raise ValueError(f"image is {list(image.shape)}, the latents are {list(latents.shape)}: pad it with zeros")
 

@@ -6,7 +6,7 @@ to mean 0 and deviation 1 a channel, as the DiT sees them.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKLWan
@@ -68,7 +68,7 @@ class Residual(nn.Module):
         return x_BCFHW + self.body(x_BCFHW)
 
 
-class TinyVae(ModelMixin, ConfigMixin):
+class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A causal VAE of patches: ``patch`` frames, rows and columns become a voxel, the first frame one by itself, behind
     frames of zeros. So 1 + n * patch[0] frames give 1 + n latent frames. Beside the network a linear shortcut leads in
     and out, without which a small form is not seen for long."""
@@ -78,7 +78,8 @@ class TinyVae(ModelMixin, ConfigMixin):
         self, patch: tuple[int, int, int] = (2, 8, 8), channels: int = 16, width: int = 96, blocks: int = 2
     ) -> None:
         super().__init__()
-        self.patch, self.channels = tuple(patch), channels
+        self.channels = channels
+        self.patch: Grid = (patch[0], patch[1], patch[2])  # a list, where it was loaded
         voxel = 3 * patch[0] * patch[1] * patch[2]
         self.patch_in, self.patch_out = nn.Linear(voxel, width), nn.Linear(width, voxel)
         self.encoder, self.decoder = (nn.Sequential(*(Residual(width) for _ in range(blocks))) for _ in range(2))
@@ -91,7 +92,7 @@ class TinyVae(ModelMixin, ConfigMixin):
     def posterior(self, video_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log-variance) [B, C, F, H, W], not normalised. ValueError for a size that is no whole number of
         patches."""
-        grid_of(video_BFCHW.shape[1], *video_BFCHW.shape[3:], self.patch)
+        grid_of(video_BFCHW.shape[1], video_BFCHW.shape[3], video_BFCHW.shape[4], self.patch)
         t, h, w = self.patch
         video = F.pad(video_BFCHW, (0, 0, 0, 0, 0, 0, t - 1, 0))
         voxels = video.unflatten(1, (-1, t)).unflatten(4, (-1, h)).unflatten(6, (-1, w))  # B F t C H h W w
@@ -147,9 +148,10 @@ class WanCodec:
     """diffusers' AutoencoderKLWan: causal, 4 frames x 8 x 8, the first frame by itself."""
 
     def __init__(self, vae: AutoencoderKLWan):
-        cfg = vae.config
-        self.vae, self.channels = vae, cfg.z_dim
-        self.stride = (cfg.scale_factor_temporal, cfg.scale_factor_spatial, cfg.scale_factor_spatial)
+        self.vae: Any = vae
+        cfg = self.vae.config
+        self.channels: int = cfg.z_dim
+        self.stride: Grid = (cfg.scale_factor_temporal, cfg.scale_factor_spatial, cfg.scale_factor_spatial)
         self.mean_C, self.std_C = torch.tensor(cfg.latents_mean), torch.tensor(cfg.latents_std)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
@@ -171,8 +173,10 @@ class DcCodec:
     """diffusers' AutoencoderDC, a deep-compression VAE of images: every frame by itself."""
 
     def __init__(self, vae: AutoencoderDC):
-        self.vae, self.channels, self.scale = vae, vae.config.latent_channels, vae.config.scaling_factor
-        self.stride = (1, vae.spatial_compression_ratio, vae.spatial_compression_ratio)
+        self.vae: Any = vae
+        self.channels: int = self.vae.config.latent_channels
+        self.scale: float = self.vae.config.scaling_factor
+        self.stride: Grid = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
         return grid_of(frames, height, width, self.stride)
