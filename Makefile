@@ -7,7 +7,7 @@ READY  := .venv/.ready
 STEP   := $(PY) -m stepstack
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup train data eval table bench plan config check test test-gpu test-vllm test-optin
+.PHONY: help setup train data eval table bench plan sim config check test test-gpu test-vllm test-optin
 
 help: ; @$(PYTHON) scripts/make_help.py
 
@@ -25,12 +25,14 @@ table: $(READY) ; $(STEP) table $(if $(CHECK),--check)
 bench: $(READY) ; $(STEP) bench $(BENCH) $(ARGS)
 # decide what machines do, without a machine: PLANNER=contextparallel ARGS="<file>.yaml"
 plan: $(READY) ; $(STEP) plan $(PLANNER) $(ARGS)
+# what plans come to, in time, money and waste: SIM=pods ARGS="--trace <file> --record"
+sim: $(READY) ; $(STEP) sim $(SIM) $(ARGS)
 # every value of RECIPE and where it came from
 config: $(READY) ; $(STEP) config $(RECIPE) $(ARGS) --explain
 # style, types and the floors of the house
 check: $(READY) ; $(PY) scripts/check.py
-# every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 2"
-test: $(READY) ; $(PYTEST) $(ARGS)
+# every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 8"
+test: $(READY) ; $(PYTEST) -n 2 --dist loadfile $(ARGS)
 # the tests that need an accelerator
 test-gpu: $(READY) ; $(PYTEST) -m gpu tests/gpu $(ARGS)
 # the tests that need the real vLLM engine

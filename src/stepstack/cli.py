@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from stepstack import __version__, config
 from stepstack.config import CONFIGS, ConfigError
 from stepstack.planning import commands as planners
 from stepstack.rl.types import EngineError
+from stepstack.simulation import commands as simulations
 
 # The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
 MANUAL = """StepFun's published training systems as recipes that run.
@@ -66,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     launch.add_argument("--dry-run", action="store_true", help="print the line only")
     launch.add_argument("--rank", type=int, help="this machine's number, where SLURM does not say it")
     launch.add_argument("--head", help="address of machine 0, where SLURM does not say it")
+    launch.add_argument("--placement", type=Path, metavar="FILE", help="machines by rank (stepstack plan pods --out)")
+    launch.add_argument("--host", help="this machine's name in the placement, where it is not its own")
     train = command("train", _train, "train in this process (what the launch line runs in each process)")
     train.add_argument("--dry-run", action="store_true", help="check the config and print what a run would do")
     train.add_argument("--stop-after", type=int, metavar="STEP", help="save and stop after this step; resumable")
@@ -96,10 +100,12 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("md", "tex", "html"), default="md", help="of the table that is printed")
     _profile_options(command("profile", _profile, "measure from which sparsity DSV pays on this device", named=False))
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
-    bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu"))
+    bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu", "pods"))
     bench.add_argument("options", nargs="*", metavar="key=value")
     plan = command("plan", None, "decide what machines do, without a machine; a menu: stepstack plan -h", named=False)
-    commands_of_planners(plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
+    commands_of(planners, plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))
+    sim = command("sim", None, "what plans come to: time, money, waste; a menu: stepstack sim -h", named=False)
+    commands_of(simulations, sim.add_subparsers(dest="simulation", required=True, metavar="SIMULATION"))
     return top
 
 
@@ -116,20 +122,25 @@ def _profile_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, default=Path("dsv-speed.json"), help="for dispatch.file of the config")
 
 
-def commands_of_planners(commands) -> None:
-    """The files of stepstack/planning/commands are the menu; what each holds is said in its package."""
-    for file in sorted(Path(planners.__path__[0]).glob("[a-z]*.py")):
-        planner = import_module(f"{planners.__name__}.{file.stem}")
-        sub = commands.add_parser(file.stem, help=planner.HELP, description=planner.HELP)
-        planner.options(sub)
-        sub.set_defaults(run=planner.run)
+def commands_of(package: ModuleType, commands) -> None:
+    """The files of a package are a menu (stepstack/planning/commands says what each holds)."""
+    for file in sorted(Path(package.__path__[0]).glob("[a-z]*.py")):
+        module = import_module(f"{package.__name__}.{file.stem}")
+        sub = commands.add_parser(file.stem, help=module.HELP, description=module.HELP)
+        module.options(sub)
+        sub.set_defaults(run=module.run)
 
 
 def _launch(args: argparse.Namespace) -> int:
     from stepstack.core import launch
 
     loaded = config.load(args.name, args.overrides)
-    return launch.run(loaded, args.name, args.overrides, rank=args.rank, head=args.head, dry_run=args.dry_run)
+    if args.host and not args.placement:
+        raise ConfigError(f"--host {args.host} is a name in a placement: say --placement FILE too")
+    placement = launch.Placement(args.placement, args.host) if args.placement else None
+    return launch.run(
+        loaded, args.name, args.overrides, rank=args.rank, head=args.head, placement=placement, dry_run=args.dry_run
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

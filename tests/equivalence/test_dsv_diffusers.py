@@ -1,4 +1,4 @@
-"""DSV in diffusers' Wan and LTX transformers: what it must not change, and that a run goes on where it stopped."""
+"""DSV in Wan, LTX and our own video transformer: what it must not change, and that a run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stepstack.config import ConfigError
 from stepstack.models.dsv.config import DsvConfig, Fixed, Measured
 from stepstack.models.dsv.diffusers import enable_dsv
 from stepstack.models.dsv.speed import Row, Shape, SpeedProfile, device_name
+from stepstack.models.video_dit import VideoDiT
 from stepstack.report.html import Report
 
 GRID = (3, 4, 4)
@@ -40,13 +41,30 @@ def ltx() -> tuple[nn.Module, dict]:
     return model, inputs | {"num_frames": 3, "height": 4, "width": 4}
 
 
-MODELS = pytest.mark.parametrize("make", [wan, ltx])
+def own() -> tuple[nn.Module, dict]:
+    torch.manual_seed(0)
+    model = VideoDiT(
+        layers=2, heads=2, head_width=16, channels=4, text_channels=(8, 6), split=(8, 4, 4), mlp=2,
+        with_image=False, with_motion=False,
+    )  # fmt: skip
+    inputs = {"latents_BFCHW": torch.randn(2, 3, 4, 4, 4), "time_B": torch.tensor([0.1, 0.7])}
+    inputs |= {"text_BLT": torch.randn(2, 3, 8), "text_mask_BL": torch.ones(2, 3), "clip_BMT": torch.randn(2, 2, 6)}
+    return model, inputs
+
+
+MODELS = pytest.mark.parametrize("make", [wan, ltx, own])
+
+
+def predicted(model, inputs) -> torch.Tensor:
+    """diffusers' own models wrap their output."""
+    out = model(**inputs)
+    return out if isinstance(out, torch.Tensor) else out.sample
 
 
 def run(model, inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Output, and gradients of the model's own parameters by name."""
     model.zero_grad()
-    out = model(**inputs).sample
+    out = predicted(model, inputs)
     out.square().mean().backward()
     return out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 
@@ -63,7 +81,7 @@ def train(model, inputs, dsv, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = model(**inputs).sample.square().mean()
+        loss = predicted(model, inputs).square().mean()
         loss.backward()
         optimizer.step()
         dsv.step()
@@ -146,10 +164,10 @@ def test_inference_observes_nothing_and_may_be_sparse():
         model(**inputs)
     assert all(a.observed is None for a in dsv.attentions)
     model.eval()
-    out = model(**inputs).sample
+    out = predicted(model, inputs)
     assert all(a.observed is None for a in dsv.attentions)
     with torch.inference_mode():
-        assert torch.equal(model(**inputs).sample, out)
+        assert torch.equal(predicted(model, inputs), out)
 
 
 @pytest.mark.parametrize("stop", [1, 4], ids=["in stage 1", "in stage 2"])
@@ -179,7 +197,7 @@ def test_the_state_dict_carries_the_predictors_and_the_optimizer_passes_them_by(
     assert names[:2] == [f"blocks.0.attn1.processor.predictor.{which}" for which in ("query", "key")]
     assert len(names) == 4
     before = {name: model.state_dict()[name].clone() for name in names}
-    out = model(**inputs).sample
+    out = predicted(model, inputs)
     out.square().mean().backward()
     assert all(p.grad is None for n, p in model.named_parameters() if n in names)  # clipping would count them in
     torch.optim.AdamW(model.parameters(), lr=1.0).step()
@@ -217,15 +235,15 @@ def test_accumulated_passes_are_averaged():
 def test_each_block_is_dispatched_by_its_own_sparsity(tmp_path):
     model, inputs = wan()
     dsv = enable_dsv(model, DsvConfig(dispatch=Fixed(sparsity=0.5), cube=(2, 2, 2), rank=8))
-    dense = model(**inputs).sample
+    dense = predicted(model, inputs)
     at_sparsity(dsv, 0.4)
     assert dsv.sparse() == [False, False]
-    assert torch.equal(model(**inputs).sample, dense)
+    assert torch.equal(predicted(model, inputs), dense)
     dsv.attentions[1].sparsity_H = torch.tensor([0.9, 0.3])  # the mean of its heads counts
     assert dsv.sparse() == [False, True]
-    assert not torch.equal(model(**inputs).sample, dense)
+    assert not torch.equal(predicted(model, inputs), dense)
     dsv.stage = 1
-    assert torch.equal(model(**inputs).sample, dense)
+    assert torch.equal(predicted(model, inputs), dense)
 
 
 def speed(**changes) -> SpeedProfile:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from examples.dsv_wan import SPARSE, train, videos
+from stepstack.config import ROOT
 from stepstack.models.dsv.config import Fixed
+
+
+def test_the_page_shows_a_program_that_runs(capsys):
+    page = (ROOT / "kernels" / "stepstack_kernels" / "dsv" / "README.md").read_text()
+    [program] = re.findall(r"```python\n(import torch\n.*?)```", page, re.DOTALL)
+    short = program.replace("range(400)", "range(2)").replace("256", "8")
+    assert short.count("range(2)") == 1
+    exec(compile(short, "README.md", "exec"), {})
+    dense, sparse = capsys.readouterr().out.splitlines()
+    assert dense.split()[:2] == ["dense", sparse.split()[1]]  # no block is sparse yet: the same to the last bit
+    assert "'dsv/recall'" in sparse
 
 
 def test_a_blob_moves_as_its_text_says():

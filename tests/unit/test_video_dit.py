@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stepstack.models.video_dit import VideoDiT, from_published, rotate, rotation
+from stepstack.models.video_dit import Rope, VideoDiT, from_published, rotate
 
 TINY = {"layers": 2, "heads": 3, "head_width": 16, "channels": 4, "text_channels": (10, 6), "split": (8, 4, 4)}
 WIDTH = 48
@@ -173,9 +173,9 @@ def test_a_tensor_of_another_checkpoint_is_named():
 
 def test_rotation_makes_scores_depend_on_distances_alone():
     split = (8, 4, 4)
-    angles = rotation((4, 3, 5), split, torch.device("cpu"))
+    rotary = Rope(split)((4, 3, 5), torch.device("cpu"))
     q, k = torch.randn(16), torch.randn(16)
-    rows = rotate(q.expand(60, 16), angles, split) @ rotate(k.expand(60, 16), angles, split).T
+    rows = rotate(q.expand(60, 16), rotary, split) @ rotate(k.expand(60, 16), rotary, split).T
     at = {place: i for i, place in enumerate((f, h, w) for f in range(4) for h in range(3) for w in range(5))}
     assert float(rows[at[0, 0, 0], at[1, 2, 3]]) == pytest.approx(float(rows[at[2, 0, 1], at[3, 2, 4]]), abs=1e-4)
     assert float(rows[at[0, 0, 0], at[1, 2, 3]]) != pytest.approx(float(rows[at[0, 0, 0], at[1, 2, 2]]), abs=1e-4)

@@ -50,10 +50,11 @@ def test_parameters_are_those_of_the_model(image, motion):
 def test_linear_flops_are_those_that_torch_counts():
     shape = {"layers": 2, "heads": 2, "head_width": 64, "channels": 4}
     dit = VideoDiT(**shape, text_channels=(32, 32), split=(32, 16, 16)).eval()
+    rotary = dit.rope((4, 8, 8), torch.device("cpu"))
+    mask = torch.ones(1, 16, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for block in dit.blocks:
-            block(torch.randn(1, 256, 128), torch.randn(1, 16, 128), torch.ones(1, 16, dtype=torch.bool),
-                  torch.randn(1, 6, 128), (4, 8, 8))  # fmt: skip
+            block(torch.randn(1, 256, 128), torch.randn(1, 16, 128), mask, torch.randn(1, 6, 128), rotary)
     planned = cost(Dit(**shape, text=(32, 32), text_tokens=16), 256, Machine())
     counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     linear = sum(n for op, n in counts.items() if "attention" not in op)

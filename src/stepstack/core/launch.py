@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import psutil
 import yaml
 
 from stepstack.config import CONFIGS, ConfigError, RunConfig
+from stepstack.planning.pods import rankfile
 
 # Seconds that torchrun waits for its processes to save when it gets the SIGTERM itself, as SLURM does it.
 SAVING = 600
@@ -33,6 +35,15 @@ class Node:
 
     rank: str
     head: str | None
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """``file``: machines by rank (stepstack.planning.pods.rankfile); ``host``: which of them this is, None: any."""
+
+    file: Path
+    host: str | None
 
 
 def command(
@@ -42,14 +53,20 @@ def command(
     *,
     rank: int | None = None,
     head: str | None = None,
+    placement: Placement | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The line to type on this machine. ``rank`` and ``head`` come from SLURM where they are not given.
+    """The line to type on this machine. ``rank`` and ``head`` come from a placement, else from SLURM where they are not
+    given.
 
     ConfigError: an unknown launch file, one that would quietly start another number of processes than the config says,
-    or several machines of which this one's rank or the head's address is not known.
+    several machines of which this one's rank or the head's address is not known, or a placement of others.
     """
-    return _line(config, name, overrides, _this_node(config.launch.nodes, rank, head, environ))
+    if placement:
+        [node] = _placed(config.launch.nodes, placement, rank, head)
+    else:
+        node = _this_node(config.launch.nodes, rank, head, environ)
+    return _line(config, name, overrides, node)
 
 
 def run(
@@ -59,15 +76,22 @@ def run(
     *,
     rank: int | None = None,
     head: str | None = None,
+    placement: Placement | None = None,
     dry_run: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
     """Type the line and return its exit status; SIGTERM reaches the training processes.
 
-    ``dry_run`` only prints it, with the words RANK and HEAD where they differ by machine and nothing names them.
+    ``dry_run`` only prints it, with the words RANK and HEAD where they differ by machine and nothing names them. Of a
+    placement that is asked of no machine it prints the line of each, under its name.
     """
     if not dry_run:
-        return supervise(command(config, name, overrides, rank=rank, head=head, environ=environ))
+        host = Placement(placement.file, placement.host or socket.gethostname()) if placement else None
+        return supervise(command(config, name, overrides, rank=rank, head=head, placement=host, environ=environ))
+    if placement:
+        for node in _placed(config.launch.nodes, placement, rank, head):
+            print(f"# {node.name}\n{shlex.join(_line(config, name, overrides, node))}")
+        return 0
     known = config.launch.nodes == 1 or "SLURM_NODEID" in environ
     if known or (rank is not None and head is not None):
         node = _this_node(config.launch.nodes, rank, head, environ)
@@ -137,6 +161,21 @@ def _this_node(nodes: int, rank: int | None, head: str | None, environ: Mapping[
     if not 0 <= rank < nodes:
         raise ConfigError(f"--rank {rank}: launch.nodes is {nodes}, so ranks are 0 to {nodes - 1}")
     return Node(str(rank), head)
+
+
+def _placed(nodes: int, placement: Placement, rank: int | None, head: str | None) -> list[Node]:
+    """The machines of a rank file, or the one that is asked for. The first is the head, unless its address is given."""
+    if rank is not None:
+        raise ConfigError(f"--rank {rank}: with --placement the rank is the place in {placement.file}; say --host NAME")
+    names = rankfile.read(placement.file)
+    if len(names) != nodes:
+        raise ConfigError(
+            f"{placement.file} has {len(names)} machines, but launch.nodes is {nodes}: make them the same"
+        )
+    if nodes == 1:
+        raise ConfigError(f"{placement.file}: a run on one machine has no placement: leave --placement out")
+    ranks = range(nodes) if placement.host is None else [rankfile.rank(names, placement.host, placement.file)]
+    return [Node(str(i), head or names[0], names[i]) for i in ranks]
 
 
 def _first_host(nodelist: str) -> str:

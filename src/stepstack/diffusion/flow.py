@@ -35,15 +35,15 @@ class TimeConfig(Strict):
 
 def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
     """``count`` times in (0, 1) as float32, on the generator's device."""
-    where = generator.device
+    device = generator.device
     match cfg.density:
         case "uniform":
-            t_B = torch.rand(count, generator=generator, device=where)
+            t_B = torch.rand(count, generator=generator, device=device)
         case "logit_normal":
-            t_B = torch.sigmoid(cfg.mean + cfg.std * torch.randn(count, generator=generator, device=where))
+            t_B = torch.sigmoid(cfg.mean + cfg.std * torch.randn(count, generator=generator, device=device))
         case "u":  # the density's integral is a sinh
             a = torch.tensor(cfg.steepness)
-            u_B = torch.rand(count, generator=generator, device=where) * 2 - 1
+            u_B = torch.rand(count, generator=generator, device=device) * 2 - 1
             t_B = (torch.asinh(u_B * torch.sinh(a)) / a + 1) / 2
     return shifted(t_B, cfg.shift)
 

@@ -24,26 +24,50 @@ from torch.nn import functional as F
 STEPS = 1000  # the time in [0, 1] is embedded as this many steps
 WAVES = 256  # channels of the sinusoids of time and motion
 Grid = tuple[int, int, int]  # latent frames, height, width
+Rotary = tuple[Tensor, Tensor]  # cos and sin [S, E] of every token's angles
+
+
+class Rope(nn.Module):
+    """Rotary positions of a grid, made once a forward pass: each part of a head turns with one coordinate."""
+
+    def __init__(self, split: Sequence[int]):
+        super().__init__()
+        self.split = tuple(split)
+
+    def forward(self, grid: Grid, device: torch.device) -> Rotary:
+        angles_SE = rotation(grid, self.split, device)
+        return angles_SE.cos(), angles_SE.sin()
+
+
+class Dense(nn.Module):
+    """Attention over all tokens of a video. Another processor (DSV's) may take its place."""
+
+    _attention_backend = None  # diffusers' name: torch chooses
+
+    def forward(self, attn: SelfAttention, x_BSD: Tensor, rotary: Rotary) -> Tensor:
+        return attn.to_out(merge_heads(F.scaled_dot_product_attention(*attn.project(x_BSD, rotary))))
 
 
 class SelfAttention(nn.Module):
-    """Attention over all tokens of a video, with RMSNorm of q and k before the rotation (QK-norm)."""
+    """RMSNorm of q and k before the rotation (QK-norm); what attends is the processor."""
 
     def __init__(self, width: int, heads: int, split: Sequence[int]):
         super().__init__()
         self.heads, self.split = heads, tuple(split)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.processor: nn.Module = Dense()
 
-    def forward(self, x_BSD: Tensor, grid: Grid) -> Tensor:
-        q_BNSE, k_BNSE, v_BNSE = self.project(x_BSD, grid)
-        return self.to_out(_merge(F.scaled_dot_product_attention(q_BNSE, k_BNSE, v_BNSE)))
+    def set_processor(self, processor: nn.Module) -> None:
+        self.processor = processor
 
-    def project(self, x_BSD: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as they attend: normed and rotated."""
+    def forward(self, x_BSD: Tensor, rotary: Rotary) -> Tensor:
+        return self.processor(self, x_BSD, rotary)
+
+    def project(self, x_BSD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B, N, S, E] as they attend: normed and rotated."""
         q, k, v = (_heads(to(x_BSD), self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        turn_SE = rotation(grid, self.split, x_BSD.device)
-        return rotate(self.norm_q(q), turn_SE, self.split), rotate(self.norm_k(k), turn_SE, self.split), v
+        return rotate(self.norm_q(q), rotary, self.split), rotate(self.norm_k(k), rotary, self.split), v
 
 
 class CrossAttention(nn.Module):
@@ -59,7 +83,7 @@ class CrossAttention(nn.Module):
         q = self.norm_q(_heads(self.to_q(x_BSD), self.heads))
         k = self.norm_k(_heads(self.to_k(text_BLD), self.heads))
         v = _heads(self.to_v(text_BLD), self.heads)
-        return self.to_out(_merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BL[:, None, None, :])))
+        return self.to_out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BL[:, None, None, :])))
 
 
 class Block(nn.Module):
@@ -73,9 +97,9 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, mlp * width, bias=False), nn.Linear(mlp * width, width, bias=False)
         self.table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
-    def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_BL: Tensor, time_B6D: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x_BSD: Tensor, text_BLD: Tensor, mask_BL: Tensor, time_B6D: Tensor, rotary: Rotary) -> Tensor:
         shift, scale, gate, shift2, scale2, gate2 = (self.table + time_B6D)[:, :, None].unbind(1)  # each [B, 1, D]
-        x_BSD = x_BSD + gate * self.attn1(self.norm1(x_BSD) * (1 + scale) + shift, grid)
+        x_BSD = x_BSD + gate * self.attn1(self.norm1(x_BSD) * (1 + scale) + shift, rotary)
         x_BSD = x_BSD + self.attn2(x_BSD, text_BLD, mask_BL)
         inner = F.gelu(self.up(self.norm2(x_BSD) * (1 + scale2) + shift2), approximate="tanh")
         return x_BSD + gate2 * self.down(inner)
@@ -89,7 +113,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)  # type: ignore[assignment]
+    _no_split_modules = ["Block"]  # type: ignore[assignment] # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -118,6 +142,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.text_norm = nn.LayerNorm(text_channels[0], eps=1e-6, elementwise_affine=False)
         self.text_up, self.text_down = nn.Linear(text_channels[0], width), nn.Linear(width, width)
         self.clip = nn.Linear(text_channels[1], width)
+        self.rope = Rope(split)
         self.blocks = nn.ModuleList(Block(width, heads, split, mlp) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.table_out = nn.Parameter(torch.randn(2, width) / width**0.5)
@@ -148,12 +173,13 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
             time_BD = time_BD + self.motion(self.waves(motion_B).to(x_BSD.dtype))
         time_B6D = self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
         text_BLD, mask_BL = self._text(text_BLT, text_mask_BL, clip_BMT)
+        rotary = self.rope(grid, x_BSD.device)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 again: Any = self._gradient_checkpointing_func
-                x_BSD = again(block, x_BSD, text_BLD, mask_BL, time_B6D, grid)
+                x_BSD = again(block, x_BSD, text_BLD, mask_BL, time_B6D, rotary)
             else:
-                x_BSD = block(x_BSD, text_BLD, mask_BL, time_B6D, grid)
+                x_BSD = block(x_BSD, text_BLD, mask_BL, time_B6D, rotary)
         shift, scale = (self.table_out + time_BD[:, None]).unbind(1)
         x_BSD = self.norm_out(x_BSD) * (1 + scale[:, None]) + shift[:, None]
         return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3)
@@ -192,12 +218,13 @@ def _angles(grid: Grid, split: tuple[int, ...]) -> Tensor:
     return torch.cat(parts, dim=1).float()
 
 
-def rotate(x_BNSE: Tensor, angles_SE: Tensor, split: Sequence[int]) -> Tensor:
+def rotate(x_BNSE: Tensor, rotary: Rotary, split: Sequence[int]) -> Tensor:
     """Rotate by halves within each part of the head, in float32."""
     turned = []
-    for x, angle in zip(x_BNSE.float().split(list(split), -1), angles_SE.split(list(split), -1), strict=True):
+    parts = (y.split(list(split), -1) for y in (x_BNSE.float(), *rotary))
+    for x, cos, sin in zip(*parts, strict=True):
         first, second = x.chunk(2, -1)
-        turned.append(x * angle.cos() + torch.cat([-second, first], -1) * angle.sin())
+        turned.append(x * cos + torch.cat([-second, first], -1) * sin)
     return torch.cat(turned, -1).to(x_BNSE.dtype)
 
 
@@ -205,7 +232,7 @@ def _heads(x_BLD: Tensor, heads: int) -> Tensor:
     return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _merge(x_BNSE: Tensor) -> Tensor:
+def merge_heads(x_BNSE: Tensor) -> Tensor:
     return x_BNSE.transpose(1, 2).flatten(2)
 
 

@@ -22,6 +22,7 @@ vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 15rem; }
 .pictures img { image-rendering: pixelated; border: 1px solid #ddd; }
 figcaption { font-size: .85rem; white-space: pre-wrap; }
+.grid.wide { grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); }
 .grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 """
 
@@ -46,6 +47,11 @@ class Report:
             for png, caption in items
         )
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
+
+    def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:
+        """A grid of finished SVG pictures by name."""
+        cells = "".join(f'<img alt="{html.escape(name)}" src="{_embedded(svg)}">' for name, svg in svgs.items())
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid wide">{cells}</div>')
 
     def curves(self, title: str, rows: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> None:
         """One small plot a group, of the metrics that the rows have; a group without any is left out."""
@@ -141,4 +147,8 @@ def _figure() -> tuple[Any, Any]:
 def _svg(figure: Any) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _embedded(buffer.getvalue())
+
+
+def _embedded(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -2,7 +2,7 @@
 
 A table stands between ``<!-- table: name -->`` and ``<!-- end -->``; the name is that of a layout (evals/tables, see
 ``layout``) or of one of the makers here, whose shape no layout has. ``measured`` (evals/results, ours) and ``reported``
-(evals/reported, published, with source) never share a row.
+(evals/reported, published, with source) never share a row of a layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.config import ROOT
-from stepstack.report import formats, jsonl, layout, plots
+from stepstack.report import formats, jsonl, layout, plots, pods
 from stepstack.report.formats import Format, Table
 from stepstack.report.layout import origins
 
@@ -68,6 +68,7 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
         "orz-tiny": orz_tiny,
         "bench-rl": bench_rl,
         "dsv-wan-tiny": dsv_wan_tiny,
+        **pods.makers(),
     }
     if name in makers:
         return formats.render(makers[name](root), format)

@@ -1,4 +1,4 @@
-"""DSV in diffusers' video transformers, by their own attention processors. The one module that imports diffusers."""
+"""DSV in video transformers, diffusers' Wan and LTX and our own, by their attention processors."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from stepstack.models.dsv.config import DsvConfig
 from stepstack.models.dsv.core import Call, DsvAttention
 from stepstack.models.dsv.handle import Dsv, speed_of
 from stepstack.models.dsv.predictor import Grid
+from stepstack.models.video_dit import VideoDiT, merge_heads
 
 
 def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
@@ -29,7 +30,9 @@ def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
         return install(model, [block.attn1 for block in model.blocks], WanDsv, wan_grid, config)
     if issubclass(kind, LTXVideoTransformer3DModel):
         return install(model, [block.attn1 for block in model.transformer_blocks], LtxDsv, ltx_grid, config)
-    known = "WanTransformer3DModel, LTXVideoTransformer3DModel"
+    if issubclass(kind, VideoDiT):
+        return install(model, [block.attn1 for block in model.blocks], VideoDsv, video_grid, config)
+    known = "WanTransformer3DModel, LTXVideoTransformer3DModel, VideoDiT"
     raise ConfigError(f"DSV knows no {kind.__name__}, only {known} (stepstack/models/dsv/diffusers.py)")
 
 
@@ -125,6 +128,17 @@ class LtxDsv(DiffusersDsv):
         return self.finish(attn, x, q, k, v, rotary)
 
 
+class VideoDsv(DiffusersDsv):
+    """For our VideoDiT: QK-norm, then RoPE-3D by halves."""
+
+    dense = DsvAttention.dense
+
+    def forward(self, attn: Any, x: Tensor, rotary: Any) -> Tensor:
+        self.check(None, None, rotary)
+        q, k, v = attn.project(x, rotary)
+        return attn.to_out(merge_heads(self.attend(x, q, k, v, rotary.call)))
+
+
 def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Wan's RoPE on neighbouring pairs; ``cos`` and ``sin`` [1, S, 1, D] hold every angle twice."""
     a, b = x_BSHD.unflatten(-1, (-1, 2)).unbind(-1)
@@ -135,6 +149,10 @@ def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def wan_grid(rope: Any, latents: Tensor) -> Grid:
     f, h, w = (n // p for n, p in zip(latents.shape[2:], rope.patch_size, strict=True))
     return f, h, w
+
+
+def video_grid(rope: Any, grid: Grid, device: torch.device) -> Grid:
+    return grid
 
 
 def ltx_grid(

@@ -1,0 +1,72 @@
+"""The least cross-ToR traffic of a small job with DP 2, by integer programming (HiGHS).
+
+Every chain of the ring is written down, then every pair of disjoint chains with its hops between ToRs; the program
+takes disjoint pairs. Exponential in the size of a group: for tens of nodes. Yardstick of ``placement``, and part of it.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csc_array
+
+from stepstack.planning.pods.ring import Chains, Healthy, Ring
+
+PAIRS = 2_500  # columns of the program, at most
+SECONDS = 60.0
+
+
+class TooLarge(ValueError):
+    """The program would have too many columns, or took too long."""
+
+
+def every_chain(ring: Ring, healthy: Healthy, size: int, most: int = PAIRS) -> Chains:
+    """[C, size]: all chains that the wiring holds, also those that hop over healthy nodes. TooLarge above ``most``."""
+    grown = np.flatnonzero(healthy)[:, None]
+    for _ in range(size - 1):
+        ahead = (grown[:, -1:] + np.arange(1, ring.hops + 1)) % ring.nodes
+        longer = np.concatenate([np.repeat(grown, ring.hops, 0), ahead.reshape(-1, 1)], 1)
+        fresh = (longer[:, :-1] != longer[:, -1:]).all(1)  # a chain that has gone round meets itself
+        grown = longer[fresh & healthy[longer[:, -1]]]
+        if len(grown) > most:
+            raise TooLarge(f"more than {most} chains of {size} nodes: too large for the exact optimum")
+    return grown[ring.buildable(grown)]
+
+
+def optimum(ring: Ring, tors: int, healthy: Healthy, size: int, pairs: int) -> NDArray[np.int64]:
+    """[pairs, 2, size]: disjoint chains in pairs with the fewest hops between ToRs over all orders of shards.
+
+    ValueError where so many do not fit, TooLarge where that cannot be told.
+    """
+    if ring.hops * (size - 1) >= tors:
+        raise TooLarge(f"a group of {size} nodes may meet one of {tors} ToRs twice")
+    chains = every_chain(ring, healthy, size)
+    if len(chains) ** 2 > 4 * PAIRS:
+        raise TooLarge(f"{len(chains)} chains: too large for the exact optimum")
+    uses = np.zeros((len(chains), ring.nodes), bool)
+    np.put_along_axis(uses, chains, True, 1)
+    under = np.zeros((len(chains), tors), bool)
+    np.put_along_axis(under, chains % tors, True, 1)
+    both = np.array([(a, b) for a, b in combinations(range(len(chains)), 2) if not (uses[a] & uses[b]).any()], int)
+    both = both.reshape(-1, 2)
+    if len(both) > PAIRS:
+        raise TooLarge(f"more than {PAIRS} pairs of chains: too large for the exact optimum")
+    if len(both) < pairs:
+        raise ValueError(f"{pairs} disjoint pairs of rings do not fit")
+    cost = 2 * (size - (under[both[:, 0]] & under[both[:, 1]]).sum(1))
+    taken = csc_array((uses[both[:, 0]] | uses[both[:, 1]]).T.astype(float))
+    found = milp(
+        cost.astype(float),
+        constraints=[LinearConstraint(taken, ub=1), LinearConstraint(np.ones((1, len(both))), pairs, pairs)],
+        integrality=np.ones(len(both)),
+        bounds=Bounds(0, 1),
+        options={"time_limit": SECONDS},
+    )
+    if found.status == 2:
+        raise ValueError(f"{pairs} disjoint pairs of rings do not fit")
+    if not found.success:
+        raise TooLarge(f"not solved in {SECONDS:g} s")
+    return chains[both[found.x > 0.5]]

@@ -1,0 +1,55 @@
+"""The order of machines of a run: `stepstack launch --placement FILE` takes a machine's rank from its place in it.
+
+One machine a line, `#` begins a comment. Machines of one TP group stand in a row in the order of its shards, the groups
+of one DP set in a row, then the next pipeline stage: collectives that follow ranks meet neighbours of the ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepstack.config import ConfigError
+
+if TYPE_CHECKING:
+    from stepstack.planning.pods.placement import Deployment, Placement
+
+
+def lines(deployment: Deployment, placement: Placement, hosts: Sequence[str]) -> Iterator[str]:
+    """The text of a rank file. ``hosts``: names ToR by ToR, as ``Deployment`` counts them."""
+    stages, groups, size = placement.nodes_SDM.shape
+    yield f"# pp {stages} x dp {groups} x {size} machines a TP group, placed by {placement.method}"
+    for stage in range(stages):
+        for group in range(groups):
+            for shard, node in enumerate(placement.nodes_SDM[stage, group].tolist()):
+                host = deployment.host(node)
+                where = f"ToR {host // deployment.per_tor}, ring position {node}"
+                yield f"{hosts[host]}  # pp {stage}, dp {group}, tp machine {shard}; {where}"
+
+
+def read(file: Path) -> list[str]:
+    """Names of machines, by rank. ConfigError, which names the line, for a file that is none."""
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: `stepstack plan pods --out FILE` writes a rank file")
+    names: list[str] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if len(words) > 1:
+            raise ConfigError(f"{file}:{number}: {' '.join(words)!r} is more than one name: give one machine a line")
+        if words and words[0] in names:
+            raise ConfigError(f"{file}:{number}: {words[0]} has rank {names.index(words[0])} already: remove one line")
+        names += words
+    if not names:
+        raise ConfigError(f"{file} names no machine: give one a line, in the order of ranks")
+    return names
+
+
+def rank(names: Sequence[str], host: str, file: Path) -> int:
+    """The place of a machine; a full name finds its short one and the other way. ConfigError where it has none."""
+    found = [i for i, name in enumerate(names) if name == host]
+    found = found or [i for i, name in enumerate(names) if name.partition(".")[0] == host.partition(".")[0]]
+    if len(found) == 1:
+        return found[0]
+    said = "is not in it" if not found else f"matches {' and '.join(names[i] for i in found)}"
+    raise ConfigError(f"{file}: this machine, {host!r}, {said}: say --host NAME as the file has it")

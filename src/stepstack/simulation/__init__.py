@@ -1,0 +1,1 @@
+"""What plans come to: time, money, waste. Pure functions, no torch."""

@@ -1,0 +1,164 @@
+"""The published fault trace (stepfun-ai/InfiniteHBD-Trace): 400 servers of 8 GPUs over 348 days.
+
+A list of events {node_id, event_time (days), event_type: fault_start | fault_end, fault_type}, by time. A node may have
+several faults at once; it is faulty while it has any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SERVERS = 400  # that were watched; 231 of them ever appear in the published trace
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``node`` from 0; ``start`` and ``end`` in days."""
+
+    node: int
+    start: float
+    end: float
+    level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """``days``: its length, from 0 to the last event. ``nodes``: also those without a fault."""
+
+    faults: tuple[Fault, ...]
+    nodes: int
+    days: float
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """``healthy_SN`` in time order and how long each state lasts, in days."""
+
+    healthy_SN: NDArray[np.bool_]
+    days_S: NDArray[np.float64]
+    start_S: NDArray[np.float64]
+
+    def mean(self, values_S: NDArray) -> float:
+        """Over time."""
+        return float((values_S * self.days_S).sum() / self.days_S.sum())
+
+    def quantile(self, values_S: NDArray, q: float) -> float:
+        """The least value that is not exceeded for a fraction q of the time."""
+        order = np.argsort(values_S, kind="stable")
+        passed = np.cumsum(self.days_S[order]) / self.days_S.sum()
+        return float(values_S[order][np.searchsorted(passed, q)])
+
+
+def load(file: Path, nodes: int = SERVERS) -> Trace:
+    """ValueError, which names file and event, for what is no trace: no list of events, a field that is missing or no
+    number, times out of order, an end without a start or a start without an end, more nodes than ``nodes``."""
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: give fault_trace.json of stepfun-ai/InfiniteHBD-Trace")
+    try:
+        events = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
+    if not isinstance(events, list) or not events:
+        raise ValueError(f"{file}: must be a list of events with at least one")
+    faults, last = [], 0.0
+    names: dict[str, int] = {}
+    running: dict[tuple[int, str], list[float]] = {}
+    for place, event in enumerate(events):
+        where = f"{file}: event {place}"
+        name, time, kind, what, level = _fields(event, where)
+        if time < last:
+            raise ValueError(f"{where}: event_time {time:g} comes after {last:g}: sort the events by time")
+        last = time
+        node = names.setdefault(name, len(names))
+        if kind == "fault_start":
+            running.setdefault((node, what), []).append(time)
+        elif running.get((node, what)):
+            faults.append(Fault(node, running[node, what].pop(0), time, level))
+        else:
+            raise ValueError(f"{where}: fault_end of {name} without a fault_start of the same type")
+    if open_ := [node for (node, _), starts in running.items() if starts]:
+        raise ValueError(f"{file}: {len(open_)} faults never end, the first on {list(names)[open_[0]]}")
+    if len(names) > nodes:
+        raise ValueError(f"{file}: {len(names)} nodes had faults, but the cluster has {nodes}: raise nodes")
+    return Trace(tuple(faults), nodes, last, len(events))
+
+
+def _fields(event: Any, where: str) -> tuple[str, float, str, str, str]:
+    if not isinstance(event, Mapping):
+        raise ValueError(f"{where}: must be an object, not {type(event).__name__}")
+    missing = [key for key in ("node_id", "event_time", "event_type", "fault_type") if key not in event]
+    if missing:
+        raise ValueError(f"{where}: no {missing[0]}")
+    time, kind = event["event_time"], event["event_type"]
+    if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < float("inf"):
+        raise ValueError(f"{where}: event_time {time!r} must be a number of days from 0 on")
+    if kind not in ("fault_start", "fault_end"):
+        raise ValueError(f"{where}: event_type {kind!r} must be fault_start or fault_end")
+    what = event["fault_type"]
+    level = str(what.get("Level", "")) if isinstance(what, Mapping) else ""
+    return str(event["node_id"]), float(time), kind, json.dumps(what, sort_keys=True), level
+
+
+def states(faults: tuple[Fault, ...] | list[Fault], nodes: int, days: float) -> States:
+    """Who is healthy between any two events, from day 0 on; at the time of an event it has happened."""
+    times = np.unique(np.array([0.0, *(f.start for f in faults), *(f.end for f in faults)]))
+    change = np.zeros((len(times) + 1, nodes), np.int16)
+    node = np.array([f.node for f in faults], int)
+    np.add.at(change, (np.searchsorted(times, [f.start for f in faults]), node), 1)
+    np.add.at(change, (np.searchsorted(times, [f.end for f in faults]), node), -1)
+    lasting = np.diff(np.append(times, days))
+    kept = lasting > 0
+    return States((np.cumsum(change, 0)[:-1] == 0)[kept], lasting[kept], times[kept])
+
+
+def statistics(trace: Trace) -> dict[str, float]:
+    """What the repository says of its trace, from the events; ratios of faulty nodes are over time."""
+    seen = states(trace.faults, trace.nodes, trace.days)
+    ratio = 1 - seen.healthy_SN.mean(1)
+    lasted = np.array([f.end - f.start for f in trace.faults])
+    levels = Counter(f.level.split()[0] for f in trace.faults)
+    return {
+        "events": trace.events,
+        "faults": len(trace.faults),
+        "nodes ever faulty": len({f.node for f in trace.faults}),
+        "days": trace.days,
+        "faulty nodes, mean": seen.mean(ratio),
+        "faulty nodes, P50": seen.quantile(ratio, 0.5),
+        "faulty nodes, P90": seen.quantile(ratio, 0.9),
+        "faulty nodes, P99": seen.quantile(ratio, 0.99),
+        "faulty nodes, max": float(ratio.max()),
+        "duration in days, mean": float(lasted.mean()),
+        "duration in days, median": float(np.median(lasted)),
+        **{f"{level.lower()} faults": count / len(trace.faults) for level, count in sorted(levels.items())},
+    }
+
+
+def onto_halves(trace: Trace, nodes: int, seed: int) -> States:
+    """The trace on ``nodes`` nodes of 4 GPUs: each server is two, shuffled over the ring; the rest drop out.
+
+    By Bayes: with p8 the mean ratio of faulty servers, a half is faulty with p4 = 1 - sqrt(1 - p8), and, given a faulty
+    server, each half alone with (p8 - p4) / p8 and both with p4^2 / p8. ValueError for more nodes than halves.
+    """
+    if not 0 < nodes <= 2 * trace.nodes:
+        raise ValueError(
+            f"nodes={nodes}: the trace has {trace.nodes} servers, which are {2 * trace.nodes} nodes of 4 GPUs"
+        )
+    rng = np.random.default_rng(seed)
+    seen = states(trace.faults, trace.nodes, trace.days)
+    p8 = seen.mean(1 - seen.healthy_SN.mean(1))
+    both = (1 - (1 - p8) ** 0.5) ** 2 / p8
+    place = rng.permutation(2 * trace.nodes)
+    halves = []
+    for fault in trace.faults:
+        hit = (0, 1) if rng.random() < both else (int(rng.integers(2)),)
+        halves += [Fault(int(place[2 * fault.node + side]), fault.start, fault.end, fault.level) for side in hit]
+    return states([f for f in halves if f.node < nodes], nodes, trace.days)
