@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKLWan
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -147,9 +146,8 @@ class TinyCodec:
 class WanCodec:
     """diffusers' AutoencoderKLWan: causal, 4 frames x 8 x 8, the first frame by itself."""
 
-    def __init__(self, vae: AutoencoderKLWan):
-        self.vae: Any = vae
-        cfg = self.vae.config
+    def __init__(self, vae: Any):
+        self.vae, cfg = vae, vae.config
         self.channels: int = cfg.z_dim
         self.stride: Grid = (cfg.scale_factor_temporal, cfg.scale_factor_spatial, cfg.scale_factor_spatial)
         self.mean_C, self.std_C = torch.tensor(cfg.latents_mean), torch.tensor(cfg.latents_std)
@@ -172,8 +170,8 @@ class WanCodec:
 class DcCodec:
     """diffusers' AutoencoderDC, a deep-compression VAE of images: every frame by itself."""
 
-    def __init__(self, vae: AutoencoderDC):
-        self.vae: Any = vae
+    def __init__(self, vae: Any):
+        self.vae = vae
         self.channels: int = self.vae.config.latent_channels
         self.scale: float = self.vae.config.scaling_factor
         self.stride: Grid = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
