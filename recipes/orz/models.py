@@ -17,6 +17,7 @@ from recipes.orz.chains import Chains
 from stepstack.config import ConfigError, Strict
 from stepstack.core.run import Run
 from stepstack.harness.engine import GeneratorEngine, engine_of, refuse_server
+from stepstack.planning.steplaw.count import count
 from stepstack.rl.generate import HfConfig, HfGenerator
 from stepstack.rl.types import Generator
 from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
@@ -77,6 +78,16 @@ def skeleton_of(cfg: Pretrained) -> PreTrainedModel:
     """The same model without its weights."""
     config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
     return AutoModelForCausalLM.from_config(config, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype))
+
+
+def params_of(cfg: TinyBase | Pretrained | SmolLm2) -> float | None:
+    """Non-embedding parameters, without loading a weight; of a model on the hub its config is downloaded."""
+    if isinstance(cfg, TinyBase):
+        return float(count(base.untrained(cfg, seed=0)[0].config.to_dict()).non_embedding)
+    if cfg.path is None:
+        return None
+    revision = cfg.revision if isinstance(cfg, Pretrained) else None
+    return float(count(AutoConfig.from_pretrained(cfg.path, revision=revision).to_dict()).non_embedding)
 
 
 def make_generator(cfg: Config, lm: PreTrainedModel, tokenizer: Any, source: str, device: torch.device) -> Generator:

@@ -11,11 +11,12 @@ from pydantic import Field
 from recipes.orz.base import TinyBase
 from recipes.orz.chains import Chains
 from recipes.orz.data import Prepared, ReasoningGym, load_prompts, prepare
-from recipes.orz.models import Pretrained, SmolLm2, load_model, make_generator, open_engine
+from recipes.orz.models import Pretrained, SmolLm2, load_model, make_generator, open_engine, params_of
 from recipes.orz.outcome import write_report
 from recipes.orz.prompt import PromptConfig
 from recipes.orz.reward import RewardConfig, make_reward
 from recipes.orz.tasks import own
+from stepstack.config import Scale
 from stepstack.core.run import Run
 from stepstack.harness.engine import engine_of
 from stepstack.harness.outcome import measure, report_outcome
@@ -50,6 +51,11 @@ class Config(ppo.PpoConfig):
                 f"a rollout may have {longest} tokens (prompt.max_tokens + rollout.sampling.max_tokens, at most "
                 f"rollout.sampling.max_length), which layout.max_tokens={self.layout.max_tokens} does not hold"
             )
+
+    @property
+    def scale(self) -> Scale:
+        """The policy's parameters; tokens at most: every response as long as it may be."""
+        return Scale(params_of(self.model), self.steps * self.rollouts_per_step * self.rollout.sampling.max_tokens)
 
 
 def train(run: Run[Config]) -> None:

@@ -26,6 +26,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
+DERIVED = "derived"  # the source of a value that follows from others
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -39,6 +41,18 @@ class Strict:
 
     __slots__ = ()
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    def derived(self, whole: Any) -> Mapping[str, Any]:
+        """Values by name that follow from this part and the ``whole`` config; ``--explain`` shows them too."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What laws of scale look at: non-embedding parameters and training tokens; None where a config does not say."""
+
+    params: float | None = None
+    tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +94,11 @@ class RunConfig(Strict):
     trackers: tuple[str, ...] = ("tensorboard",)  # any of accelerate's: tensorboard wandb mlflow comet_ml aim ...
     peak_tflops: float | None = None  # per device, for MFU; None: known GPUs by name, else a measured matmul
     max_skipped: Count = 5  # this many updates in a row with a non-finite gradient stop the run
+
+    @property
+    def scale(self) -> Scale:
+        """Of the model that the recipe trains; a recipe that knows them says so."""
+        return Scale()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +202,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def explain(config: Any, resolved: Resolved) -> list[tuple[str, Any, str]]:
-    """(dotted key, value, source) of every value, the defaults included."""
-    return [(key, value, resolved.sources.get(key, "default")) for key, value in flatten(to_dict(config))]
+    """(dotted key, value, source) of every value, the defaults included, and of those that follow from others."""
+    given = [(key, value, resolved.sources.get(key, "default")) for key, value in flatten(to_dict(config))]
+    follows = [(f"{k}{name}", value, DERIVED) for k, p in _parts(config) for name, value in p.derived(config).items()]
+    return given + follows
+
+
+def _parts(config: Any, prefix: str = "") -> Iterator[tuple[str, Strict]]:
+    """A config and the configs in it, each with the prefix of its keys."""
+    if isinstance(config, Strict):
+        yield prefix, config
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value, f"{prefix}{item.name}.")
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -44,8 +44,9 @@ class Run(Generic[C]):
     Resumes by itself: the same command in the same folder goes on from the newest whole checkpoint.
     """
 
-    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None):
-        self.config = config
+    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, shown: bool = True):
+        """``shown``: whether there is a bar; two at a time would write over each other."""
+        self.config, self.shown = config, shown
         self.dir = folder or self.folder(config)
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
@@ -152,7 +153,7 @@ class Run(Generic[C]):
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         every = self.config.eval_every
         self._begin_step()
-        with Progress(self.config.name, total, self.step, shown=self.is_main) as self.progress:
+        with Progress(self.config.name, total, self.step, shown=self.shown and self.is_main) as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
@@ -364,7 +365,8 @@ class Run(Generic[C]):
         return 0
 
 
-def stage(run: Run, name: str, **changes: Any) -> Run:
-    """A run inside a run (a warm start, a data stage): its own folder, checkpoints and metrics, the same machines."""
+def stage(run: Run, name: str, shown: bool = True, **changes: Any) -> Run:
+    """A run inside a run (a warm start, a point of a sweep): its own folder, checkpoints and metrics, the same
+    machines. ``shown=False`` inside of the outer run's steps, which have a bar already."""
     config = dataclasses.replace(run.config, **changes)
-    return Run(config, folder=run.dir / name, stop_after=None)
+    return Run(config, folder=run.dir / name, stop_after=None, shown=shown)

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from stepstack.config import ConfigError
 from stepstack.core import bodies
 from stepstack.core.ema import Ema
-from stepstack.core.optim import Lora, TrainableConfig, optimizers
+from stepstack.core.optim import Lora, TrainableConfig, optimizers, settled
 
 if TYPE_CHECKING:
     from stepstack.core.run import Run
@@ -51,7 +51,8 @@ class Trainable:
                 f"role {role!r}: DeepSpeed trains one model per process, and {next(iter(run.trainables))!r} is one. "
                 "Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
             )
-        made = optimizers(module, cfg.optim)
+        self.optim = settled(cfg.optim, run.config.scale)
+        made = optimizers(module, self.optim)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self._fit_deepspeed(made)
         self.module, *self.optimizers = accelerator.prepare(module.train(), *made)
@@ -113,7 +114,7 @@ class Trainable:
         return {"loss": summed / denominator, **out, "seen": seen}
 
     def _step(self) -> dict[str, float]:
-        factor = self.cfg.optim.schedule.factor(self.updates, self.total_updates)
+        factor = self.optim.schedule.factor(self.updates, self.total_updates)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor

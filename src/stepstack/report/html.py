@@ -72,6 +72,14 @@ class Report:
             image = _stack_plot([row["step"] for row in rows], layers)
             self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
 
+    def heading(self, title: str) -> None:
+        self.parts.append(f"<h1>{html.escape(title)}</h1>")
+
+    def figures(self, title: str, items: Sequence[tuple[str, Any]]) -> None:
+        """A grid of (what it shows, matplotlib figure), as SVG."""
+        images = "".join(f'<img alt="{html.escape(alt)}" src="{_svg(figure)}">' for alt, figure in items)
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{images}</div>')
+
     def heatmaps(self, title: str, maps: Mapping[str, Sequence[Sequence[float]]], row: str, column: str) -> None:
         """One picture a matrix of numbers between 0 and 1; ``row`` and ``column`` name its axes."""
         images = [

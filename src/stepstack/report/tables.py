@@ -15,7 +15,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.config import ROOT
-from stepstack.report import formats, jsonl, layout, plots, pods
+from stepstack.report import formats, jsonl, layout, plots, pods, steplaw
 from stepstack.report.formats import Format, Table
 from stepstack.report.layout import origins
 
@@ -26,21 +26,24 @@ SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of sing
 
 def record(run: Path, root: Path = ROOT) -> Path:
     """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...), its
-    curve on the selection set and CPU seconds; no samples.
+    curve on the selection set, what a sweep has fitted, and CPU seconds; no samples.
 
-    FileNotFoundError where nothing of the run was evaluated.
+    FileNotFoundError where nothing of the run was evaluated or fitted.
     """
     facts = json.loads((run / "config.json").read_text())
     evals: dict[str, list[dict[str, Any]]] = {}
     for file in sorted((run / "evals").glob("*/*/result.json")):
         evals.setdefault(file.parent.parent.name, []).append(json.loads(file.read_text()))
-    if not evals:
+    fit = run / "fit.json"
+    if not evals and not fit.is_file():
         raise FileNotFoundError(f"{run / 'evals'} holds no result.json: train to the end, or `stepstack eval` the run")
     stages = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
     kept["curve"] = [{k: row[k] for k in ("step", *CURVE)} for row in jsonl.read(stages[-1]) if CURVE[0] in row]
+    if fit.is_file():
+        kept["fit"] = json.loads(fit.read_text())
     jsonl.write_json_atomic(out, kept)
     return out
 
@@ -69,6 +72,7 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
         "bench-rl": bench_rl,
         "dsv-wan-tiny": dsv_wan_tiny,
         **pods.makers(),
+        **steplaw.makers(),
     }
     if name in makers:
         return formats.render(makers[name](root), format)

@@ -1,0 +1,150 @@
+"""Tokens of a real corpus as rows of fixed length, written once by `stepstack data` and mapped into memory after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.steplaw import text
+from recipes.steplaw.text import Grammar
+from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.report import jsonl
+from stepstack.report.provenance import provenance
+
+if TYPE_CHECKING:
+    from recipes.steplaw.recipe import Config
+
+SHARD = 1 << 26  # tokens of one file
+TRAIN, HELD_OUT = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus(Strict):
+    """``dataset``: a name on the hub, or a builder of datasets (json, parquet) for ``files``. Documents are shuffled in
+    a buffer of ``shuffle``, cut by ``tokenizer`` (a folder or a name on the hub) and joined with its end of text."""
+
+    type: Literal["corpus"] = "corpus"
+    folder: str
+    dataset: str
+    files: tuple[str, ...] = ()
+    subset: str | None = None
+    column: str = "text"
+    tokenizer: str
+    vocab: int
+    shuffle: int = 10_000
+
+
+def rows_of(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
+    """Rows [count, sequence + 1] of the training or the held-out stream, the same for every point of the sweep."""
+    width = cfg.sequence + 1
+    if isinstance(cfg.data, Grammar):
+        return text.rows(cfg.data, cfg.seed, stream, first, count, width)
+    return Rows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
+
+
+def prepare(cfg: Config) -> str:
+    """Write what the largest cell and the evaluation read. Rows of the held-out stream come first from the corpus."""
+    if isinstance(cfg.data, Grammar):
+        return "nothing to prepare: the text is made on the spot, a pure function of the seed"
+    out, need = ROOT / cfg.data.folder, rows_needed(cfg)
+    stream = packed(documents(cfg.data, cfg.seed), cfg.sequence + 1)
+    facts: dict[str, Any] = {"width": cfg.sequence + 1, "data": str(cfg.data), "provenance": provenance()}
+    for place, (name, rows) in enumerate((("held_out", cfg.held_out_rows), ("train", need))):
+        facts[name] = _write(out, name, stream, rows, cfg.sequence + 1)
+        if facts[name]["rows"] < rows:
+            raise ConfigError(
+                f"data.dataset={cfg.data.dataset} ended after {facts[name]['rows']} of {rows} {name} rows of "
+                f"{cfg.sequence + 1} tokens: give more files, or fewer tokens to cells"
+            )
+        print(f"{place + 1}/2 {name}: {rows} rows")
+    jsonl.write_json_atomic(out / "manifest.json", facts)
+    return str(out)
+
+
+def rows_needed(cfg: Config) -> int:
+    return max(point.steps * point.batch for point in cfg.points)
+
+
+def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
+    """Token ids of each document and the end of text."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer)
+    if len(tokenizer) > cfg.vocab:
+        raise ConfigError(f"data.tokenizer={cfg.tokenizer} has {len(tokenizer)} tokens: data.vocab={cfg.vocab} is less")
+    files = list(cfg.files) or None
+    stream = datasets.load_dataset(cfg.dataset, cfg.subset, data_files=files, split="train", streaming=True)
+    for row in stream.shuffle(seed=seed, buffer_size=cfg.shuffle):
+        yield [*tokenizer(row[cfg.column]).input_ids, tokenizer.eos_token_id]
+
+
+def packed(documents: Iterator[list[int]], width: int) -> Iterator[list[int]]:
+    """Rows of ``width`` tokens cut from all documents in a row; what is left at the end is dropped."""
+    held: list[int] = []
+    for document in documents:
+        held += document
+        whole = len(held) // width * width
+        yield from (held[at : at + width] for at in range(0, whole, width))
+        held = held[whole:]
+
+
+def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: int) -> dict[str, Any]:
+    """Files of up to ``SHARD`` tokens, each written under another name first."""
+    from rich.progress import track
+
+    out.mkdir(parents=True, exist_ok=True)
+    each, written, files = max(1, SHARD // width), 0, []
+    for first in track(range(0, rows, each), description=name):
+        some = [row for _, row in zip(range(min(each, rows - first)), stream, strict=False)]
+        if not some:
+            break
+        file = out / f"{name}-{first // each:05d}.npy"
+        partial = file.with_name(f".{file.name}")
+        np.save(partial, np.array(some, np.uint32))
+        partial.rename(file)
+        written += len(some)
+        files.append(file.name)
+    return {"rows": written, "rows_per_file": each, "files": files}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one stream, in files of ``each``."""
+
+    folder: Path
+    files: tuple[NDArray[np.uint32], ...]
+    each: int
+
+    @classmethod
+    @lru_cache(maxsize=4)
+    def open(cls, folder: str, stream: int, width: int) -> Rows:
+        """ConfigError where `stepstack data` has not written them, or for rows of another length."""
+        file = Path(folder) / "manifest.json"
+        if not file.is_file():
+            raise ConfigError(f"{file} does not exist: run `stepstack data` with this config first")
+        manifest = json.loads(file.read_text())
+        if manifest["width"] != width:
+            raise ConfigError(f"{file}: rows have {manifest['width']} tokens, sequence + 1 is {width}: prepare again")
+        facts = manifest["held_out" if stream == HELD_OUT else "train"]
+        mapped = tuple(np.load(Path(folder) / name, mmap_mode="r") for name in facts["files"])
+        return cls(Path(folder), mapped, facts["rows_per_file"])
+
+    def take(self, first: int, count: int) -> NDArray[np.int64]:
+        have = sum(map(len, self.files))
+        if first + count > have:
+            raise ConfigError(
+                f"{self.folder} holds {have} rows, {first + count} are asked for: run `stepstack data` again"
+            )
+        parts = []
+        for number in range(first // self.each, (first + count - 1) // self.each + 1):
+            start = number * self.each
+            parts.append(self.files[number][max(first - start, 0) : first + count - start])
+        return np.concatenate(parts).astype(np.int64)

@@ -1,0 +1,103 @@
+"""Text made on the spot: words spelled from syllables, drawn by Zipf's law from classes that follow each other as in a
+grammar. A model first learns letters, then spelling, then which words follow: its loss falls with size and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stepstack.config import Strict
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .?"
+CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
+LONGEST = 9  # characters of a word with the space behind it
+BLOCK = 256  # rows that are drawn at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grammar(Strict):
+    """``words`` in ``classes``; a class is followed by ``successors`` others with unequal chances. ``typos``: share of
+    letters that are replaced by any other, which no model can foresee: noise in the gradient."""
+
+    type: Literal["grammar"] = "grammar"
+    words: Annotated[int, Field(ge=16, le=4096)] = 512
+    classes: Annotated[int, Field(ge=2, le=64)] = 12
+    successors: Annotated[int, Field(ge=1, le=64)] = 3
+    typos: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @property
+    def vocab(self) -> int:
+        return len(LETTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A language as tables: spelling_WL (letters of each word, -1 behind its end), length_W, members (words of each
+    class), word_cdf (their chances summed up, by class) and next_cdf_CC."""
+
+    spelling_WL: NDArray[np.int64]
+    length_W: NDArray[np.int64]
+    members: list[NDArray[np.int64]]
+    word_cdf: list[NDArray[np.float64]]
+    next_cdf_CC: NDArray[np.float64]
+
+    @property
+    def classes(self) -> int:
+        return len(self.members)
+
+
+@lru_cache(maxsize=4)
+def language(cfg: Grammar, seed: int) -> Language:
+    rng = np.random.default_rng([seed, 0])
+    spelling, length = np.full((cfg.words, LONGEST), -1), np.zeros(cfg.words, np.int64)
+    for word in range(cfg.words):
+        syllables = "".join(rng.choice(list(CONSONANTS)) + rng.choice(list(VOWELS)) for _ in range(rng.integers(1, 4)))
+        letters = syllables + ("n" if rng.random() < 0.3 else "") + (". " if word % 16 == 15 else " ")
+        spelling[word, : len(letters)], length[word] = [LETTERS.index(c) for c in letters], len(letters)
+    members = [np.arange(c, cfg.words, cfg.classes) for c in range(cfg.classes)]
+    word_cdf = [np.cumsum(1 / np.arange(1, len(m) + 1)) for m in members]
+    following = np.zeros((cfg.classes, cfg.classes))
+    for c in range(cfg.classes):
+        chosen = rng.choice(cfg.classes, min(cfg.successors, cfg.classes), replace=False)
+        following[c, chosen] = rng.dirichlet(np.ones(len(chosen)))
+    next_cdf = np.cumsum(following, axis=1)
+    return Language(spelling, length, members, [c / c[-1] for c in word_cdf], next_cdf / next_cdf[:, -1:])
+
+
+@lru_cache(maxsize=64)
+def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDArray[np.int64]:
+    """``BLOCK`` rows [BLOCK, width] of a stream: a pure function of its arguments."""
+    lang, rng = language(cfg, seed), np.random.default_rng([seed, 1, stream, number])
+    rows = np.full((BLOCK, width + LONGEST), -1)
+    at, kind = np.zeros(BLOCK, np.int64), rng.integers(0, lang.classes, BLOCK)
+    while at.min() < width:
+        kind = (rng.random(BLOCK)[:, None] > lang.next_cdf_CC[kind]).sum(axis=1)
+        chance, word = rng.random(BLOCK), np.zeros(BLOCK, np.int64)
+        for c in np.unique(kind):
+            here = kind == c
+            word[here] = lang.members[c][np.searchsorted(lang.word_cdf[c], chance[here])]
+        open_rows = np.flatnonzero(at < width)
+        for letter in range(LONGEST):
+            there = open_rows[letter < lang.length_W[word[open_rows]]]
+            rows[there, at[there] + letter] = lang.spelling_WL[word[there], letter]
+        at[open_rows] += lang.length_W[word[open_rows]]
+    rows = rows[:, :width]
+    wrong = rng.random(rows.shape) < cfg.typos
+    return np.where(wrong, rng.integers(0, len(LETTERS), rows.shape), rows)
+
+
+def rows(cfg: Grammar, seed: int, stream: int, first: int, count: int, width: int) -> NDArray[np.int64]:
+    """Rows ``first`` to ``first + count`` of a stream [count, width]."""
+    numbers = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
+    drawn = np.concatenate([block(cfg, seed, stream, number, width) for number in numbers])
+    start = first - numbers.start * BLOCK
+    return drawn[start : start + count]
+
+
+def show(row: NDArray[np.int64]) -> str:
+    return "".join(LETTERS[i] for i in row)

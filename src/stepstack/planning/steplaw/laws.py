@@ -1,0 +1,139 @@
+"""Published laws of the learning rate and batch size of pre-training, as pure functions.
+
+N counts non-embedding parameters (mixture of experts: all of them, not those active for a token), D training tokens,
+C FLOPs of training, L the final loss in nats a token. Batches are in tokens per optimizer step. Learning rates are
+peaks. The constants are the papers'; where Step Law's own table of rivals prints another, the docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+
+# Step Law was fitted on runs in this range; what lies outside is extrapolated.
+PARAMS, TOKENS = (60e6, 1.1e9), (2e9, 100e9)
+FINAL_LR, WARMUP = 1e-5, 2000  # of every run that it was fitted on; warm-up in optimizer steps
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """lr = ``lr[0]`` N^``lr[1]`` D^``lr[2]`` and batch = ``batch[0]`` N^``batch[1]`` D^``batch[2]``."""
+
+    lr: tuple[float, float, float]
+    batch: tuple[float, float, float]
+
+    def __call__(self, params: ArrayLike, tokens: ArrayLike) -> tuple[Values, Values]:
+        """(peak learning rate, batch in tokens)."""
+        n, d = np.asarray(params, float), np.asarray(tokens, float)
+        return self.lr[0] * n ** self.lr[1] * d ** self.lr[2], self.batch[0] * n ** self.batch[1] * d ** self.batch[2]
+
+
+STEP = PowerLaw(lr=(1.79, -0.713, 0.307), batch=(0.58, 0.0, 0.571))  # Step Law, equation 1
+# The authors' procedure on the 33 grids that they released, the batch free to depend on N: held-out loss below Step
+# Law's own (docs/steplaw.md). `stepstack plan steplaw released` finds the constants anew.
+REFIT = PowerLaw(lr=(20.24, -0.7126, 0.2092), batch=(21.82, -0.1229, 0.5212))
+
+
+def warnings(params: float, tokens: float) -> list[str]:
+    """What lies outside of the runs that Step Law was fitted on, in words."""
+    said = []
+    for name, value, (low, high) in (("N", params, PARAMS), ("D", tokens, TOKENS)):
+        if not low <= value <= high:
+            far = low / value if value < low else value / high
+            side = "below" if value < low else "above"
+            said.append(f"{name} = {value:.3g} is {far:.3g}x {side} the fitted range [{low:.2g}, {high:.2g}]")
+    return said
+
+
+def openai(params: ArrayLike) -> Values:
+    """Kaplan et al. (arXiv 2001.08361), appendix D.6: the learning rate from N. It turns negative near N = 1.2e10."""
+    return 3.239e-3 - 1.395e-4 * np.log(np.asarray(params, float))
+
+
+def openai_batch(loss: ArrayLike) -> Values:
+    """Kaplan et al., section 5.1: the critical batch from L. (Step Law's table prints 2e18, a slip of the pen.)"""
+    return 2e8 * np.asarray(loss, float) ** -4.76190
+
+
+def deepseek(flops: ArrayLike) -> tuple[Values, Values]:
+    """DeepSeek LLM (arXiv 2401.02954), equation 1: both from C. (Step Law's table prints 0.3188.)"""
+    c = np.asarray(flops, float)
+    return 0.3118 * c**-0.1250, 0.2920 * c**0.3271
+
+
+def porian(params: ArrayLike) -> tuple[Values, Values]:
+    """Porian et al. (arXiv 2406.19146): both from N."""
+    n = np.asarray(params, float)
+    return 3.7 * n**-0.36, 0.7576 * n**0.703
+
+
+def minicpm_batch(loss: ArrayLike) -> Values:
+    """MiniCPM (arXiv 2404.06395), section 3.2: the batch from L. Its learning rate is muP's 0.01, a number and no law.
+    (Step Law's table prints 2e18.)"""
+    return 1.21e9 / np.asarray(loss, float) ** 6.24
+
+
+def microsoft(params: ArrayLike, tokens: ArrayLike, *, params_unit: float, tokens_unit: float) -> Values:
+    """Bjorck et al. (arXiv 2409.19913): the learning rate from N and D in units that the formula as printed does not
+    say; with plain counts it gives 1e-10, so the caller has to choose them."""
+    n, d = np.asarray(params, float) / params_unit, np.asarray(tokens, float) / tokens_unit
+    return 1.3192e-5 * n**-0.23 * d**-0.32
+
+
+def meituan(loss: ArrayLike, *, scale: float, exponent: float) -> Values:
+    """Wang et al. of MeiTuan: lr = scale x L^-exponent. The constants are of one's own fit: none were published."""
+    return scale * np.asarray(loss, float) ** -exponent
+
+
+def flops_per_token(hidden: int, intermediate: int, layers: int, sequence: int) -> float:
+    """M of DeepSeek's law for a dense model: 6 FLOPs a weight, and attention over ``sequence`` tokens."""
+    return 6.0 * (4 * hidden + 3 * intermediate + 2 * sequence) * layers * hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What the laws look at. ``loss`` is None where nobody knows it yet."""
+
+    params: float
+    tokens: float
+    flops_per_token: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``lr`` or ``batch`` is None where a law does not say; ``why`` then says what it lacks."""
+
+    law: str
+    lr: float | None
+    batch: float | None
+    why: str = ""
+
+
+def answers(at: Point) -> list[Answer]:
+    """Every published law at one point, Step Law first."""
+    step, rate, wide = STEP(at.params, at.tokens), deepseek(at.flops_per_token * at.tokens), porian(at.params)
+    no_loss = "" if at.loss is not None else "the batch needs the final loss"
+    kaplan, refit = float(openai(at.params)), REFIT(at.params, at.tokens)
+    said = [no_loss] if kaplan > 0 else ["the learning rate is negative at this size", no_loss]
+    return [
+        Answer("Step Law", float(step[0]), float(step[1])),
+        Answer("refit, ours", float(refit[0]), float(refit[1]), "of the released runs, docs/steplaw.md"),
+        Answer(
+            "OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, said))
+        ),
+        Answer("DeepSeek", float(rate[0]), float(rate[1])),
+        Answer("Porian", float(wide[0]), float(wide[1])),
+        Answer("MiniCPM", None, _of_loss(minicpm_batch, at.loss), no_loss or "the learning rate is muP's, no law"),
+        Answer("Microsoft", None, None, "units of N and D are not printed: microsoft() takes them"),
+        Answer("MeiTuan", None, None, "constants were not published: meituan() takes them"),
+    ]
+
+
+def _of_loss(law: Callable[[float], Values], loss: float | None) -> float | None:
+    return None if loss is None else float(law(loss))
