@@ -24,6 +24,7 @@ MANUAL = """StepFun's published training systems as recipes that run.
   stepstack launch orz-tiny seed=1 name=trial   train; killed, the same line goes on
   stepstack launch orz-32b --dry-run            the accelerate line that would be typed
   stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
+  stepstack sample stepvideo-tiny --image a.png --prompt "a red circle moves right"
   stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
 """
 
@@ -78,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--explain", action="store_true", help="with the file or flag that set each value")
     command("data", _data, "prepare the data of a config, with a manifest of hashes")
     _eval_options(command("eval", _eval, "evaluate a config's model, or any other in its place, on benchmark tasks"))
+    _sample_options(command("sample", _sample, "a picture and a prompt become a clip, GIF and MP4"))
     tasks = command("tasks", _tasks, "the menu of evaluation tasks; get their data, give them to lm-eval", named=False)
     tasks.add_argument("tasks", nargs="*", metavar="NAME", help="a task, or a benchmark with --fetch; default: all")
     tasks.add_argument("--fetch", action="store_true", help="download the benchmarks' rows into --data")
@@ -214,6 +216,28 @@ def _eval(args: argparse.Namespace) -> int:
     if args.server:
         server = ServerConfig(url=args.server, model=args.server_model, key_file=args.key_file)
     command.run(loaded, recipe, model=args.model, tasks=names, options=options, server=server, show=args.open)
+    return 0
+
+
+def _sample_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--image", type=Path, required=True, help="the first frame")
+    sub.add_argument("--prompt", required=True, help="what happens in the clip")
+    sub.add_argument("--motion", type=float, default=5.0, help="motion score: 0 still, 5 usual, 20 wild")
+    sub.add_argument("--seed", type=int, default=0, help="of the noise")
+    sub.add_argument("--crop", action="store_true", help="cut a picture of another shape")
+    sub.add_argument("--model", help="folder; default: runs/<name>/model")
+    sub.add_argument("--out", type=Path, default=Path("clip"), help="files to write, without ending")
+
+
+def _sample(args: argparse.Namespace) -> int:
+    loaded = config.load(args.name, args.overrides)
+    recipe = config.recipe_module(loaded.recipe)
+    if "sample" not in recipe.__all__:
+        raise ConfigError(f"{args.name} makes no clips: its recipe is {loaded.recipe}")
+    quiet_libraries()
+    given = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
+    for file in recipe.sample(loaded, recipe.Wish(**given)):
+        print(file)
     return 0
 
 

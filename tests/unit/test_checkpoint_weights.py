@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from stepstack.config import ConfigError
 from stepstack.core import checkpoint
+from stepstack.core.bodies import pretrained
 from stepstack.core.optim import AdamW, Lora, TrainableConfig
-from stepstack.core.trainable import pretrained
 from stepstack.core.weights import load_into, read
 from stepstack.loops.supervised import likelihood
 from stepstack.models.policy import Policy

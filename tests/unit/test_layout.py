@@ -286,12 +286,12 @@ def test_a_row_may_name_its_own_split_of_the_columns_task(place):
     write("thinking", after=[result("test", 0.7, max_tokens=96)])
     lay("""
 title: Sums
-columns: [{task: sums, metric: avg@1}]
+columns: [{task: sums, metric: avg@1}, {task: sums, metric: other}]
 rows:
   - {model: base, results: run1, label: before}
   - {model: thinking, results: thinking, label: after, task: test}
 """)
     text = table(place)
-    assert "| thinking | 0.700 ± 0.013† |" in text
-    assert "† sums: max_tokens differs (64, 96)" in text
+    assert "| thinking | 0.700 ± 0.013† | 0.500 ± 0.013† |" in text
+    assert text.count("† sums: max_tokens differs (64, 96)") == 1
     assert "sums n=1024, k=1, T=1, top_p=1, max_tokens=64 or n=1024, k=1, T=1, top_p=1, max_tokens=96" in text

@@ -88,6 +88,21 @@ def published(width=WIDTH, heads=3, layers=2) -> dict[str, torch.Tensor]:
     return state
 
 
+def turned(y, places):
+    """Rotary positions, pair by pair."""
+    out = y.clone()
+    for row, place in enumerate(places):
+        start = 0
+        for axis, size in enumerate((8, 4, 4)):
+            for i in range(size // 2):
+                angle = place[axis] / 10000 ** (2 * i / size)
+                a, c = y[row, start + i], y[row, start + size // 2 + i]
+                out[row, start + i] = a * math.cos(angle) - c * math.sin(angle)
+                out[row, start + size // 2 + i] = c * math.cos(angle) + a * math.sin(angle)
+            start += size
+    return out
+
+
 def by_hand(s, latents_BFCHW, time_B, text_BLT, text_mask_BL, clip_BMT, image_BFCHW, motion_B):
     """The published forward, one sample and one head at a time, straight from the published layout."""
     outs = []
@@ -111,19 +126,6 @@ def by_hand(s, latents_BFCHW, time_B, text_BLT, text_mask_BL, clip_BMT, image_BF
         text = torch.cat([lin("clip_projection", clip_BMT[b]), text])
         places = [(i, j, k) for i in range(f) for j in range(h) for k in range(w)]
 
-        def turn(y, places=places):
-            out = y.clone()
-            for row, place in enumerate(places):
-                start = 0
-                for axis, size in enumerate((8, 4, 4)):
-                    for i in range(size // 2):
-                        angle = place[axis] / 10000 ** (2 * i / size)
-                        a, c = y[row, start + i], y[row, start + size // 2 + i]
-                        out[row, start + i] = a * math.cos(angle) - c * math.sin(angle)
-                        out[row, start + size // 2 + i] = c * math.cos(angle) + a * math.sin(angle)
-                    start += size
-            return out
-
         def rms(y, weight):
             return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6) * weight
 
@@ -134,12 +136,12 @@ def by_hand(s, latents_BFCHW, time_B, text_BLT, text_mask_BL, clip_BMT, image_BF
             def norm(y, which, at=at):
                 return F.layer_norm(y, (WIDTH,), s[f"{at}.{which}.weight"], s[f"{at}.{which}.bias"], 1e-5)
 
-            def attend(name, q_all, kv_all, rope):
+            def attend(name, q_all, kv_all, rope, places=places):
                 heads = []
                 for q, kv in zip(q_all, kv_all, strict=True):
                     k, v = kv.chunk(2, -1)
                     q, k = rms(q, s[f"{name}.q_norm.weight"]), rms(k, s[f"{name}.k_norm.weight"])
-                    q, k = (turn(q), turn(k)) if rope else (q, k)
+                    q, k = (turned(q, places), turned(k, places)) if rope else (q, k)
                     heads.append(torch.softmax(q @ k.T / 4, -1) @ v)
                 return lin(f"{name}.wo", torch.cat(heads, -1))
 

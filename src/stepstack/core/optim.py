@@ -122,12 +122,14 @@ class Lora(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainableConfig(Strict):
-    """How one role is trained. ``clip``: global gradient norm."""
+    """How one role is trained. ``clip``: global gradient norm. ``ema``: decay of a moving average of the weights, kept
+    beside them and used by who asks for it (``Trainable.averaged``); 0: none."""
 
     optim: Optim = AdamW()
     clip: float = 1.0
     gradient_checkpointing: bool = False
     lora: Lora | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 def settled(cfg: AdamW | Muon | StepLaw, scale: Scale) -> AdamW | Muon:

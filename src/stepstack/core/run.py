@@ -22,11 +22,11 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
 from stepstack.config import ROOT, ConfigError, RunConfig, difference, digest, to_dict
-from stepstack.core import checkpoint
+from stepstack.core import bodies, checkpoint
 from stepstack.core.device import peak_flops
 from stepstack.core.optim import TrainableConfig
 from stepstack.core.progress import Progress
-from stepstack.core.trainable import Trainable, pretrained
+from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
@@ -198,6 +198,9 @@ class Run(Generic[C]):
         """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
         partial = self.checkpoints / f".partial-{self.step:08d}"
         self.accelerator.save_state(str(partial))
+        for role, trainable in self.trainables.items():
+            if trainable.ema is not None and (self.is_main or self.sharded):
+                trainable.ema.save(self._average(partial, role))
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
             state = {"step": self.step, "trainables": {r: t.state_dict() for r, t in self.trainables.items()}}
@@ -209,7 +212,7 @@ class Run(Generic[C]):
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
         """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
         trainable = self.trainables[role]
-        body = pretrained(self.accelerator.unwrap_model(trainable.module))
+        body = bodies.pretrained(self.accelerator.unwrap_model(trainable.module))
         weights = {}
         for name, value in trainable.named_weights():  # every process takes part, one keeps them
             if self.is_main:
@@ -217,7 +220,7 @@ class Run(Generic[C]):
         if self.is_main:
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            body.save_pretrained(partial, state_dict=weights)
+            bodies.save(body, partial, weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
             shutil.rmtree(folder, ignore_errors=True)
@@ -287,8 +290,14 @@ class Run(Generic[C]):
         self.accelerator.load_state(str(folder))
         for role, trainable in self.trainables.items():
             trainable.load_state_dict(state["trainables"][role])
+            if trainable.ema is not None:
+                trainable.ema.load(self._average(folder, role))
         self.step = self.resumed_from = step
         self._say(f"resumed from {folder}")
+
+    def _average(self, folder: Path, role: str) -> Path:
+        """The file of a role's moving average; of this process's shards of it, where models are sharded."""
+        return folder / f"average-{role}-{self.rank if self.sharded else 0:05d}.safetensors"
 
     def _rewind_metrics(self) -> None:
         """Rows later than the checkpoint will be computed again."""

@@ -13,9 +13,10 @@ from accelerate.utils import DistributedType
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError
+from stepstack.core import bodies
+from stepstack.core.ema import Ema
 from stepstack.core.optim import Lora, TrainableConfig, optimizers, settled
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class Trainable:
     def __init__(self, run: Run, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int):
         self.run, self.role, self.cfg, self.total_updates = run, role, cfg, total_updates
         self.updates = self.skipped = self.skipped_in_a_row = 0
-        body = pretrained(module)
+        body = bodies.pretrained(module)
         if cfg.lora is not None:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
-            body.activation_checkpointing_enable({"use_reentrant": False})
-        for dropout in active_dropout(module, body):
+            bodies.remember_little(body)
+        for dropout in bodies.active_dropout(module, body):
             raise ConfigError(
                 f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"
             )
@@ -57,11 +58,14 @@ class Trainable:
         self.module, *self.optimizers = accelerator.prepare(module.train(), *made)
         # FSDP replaces the parameters by sharded ones.
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.ema = Ema(self.parameters, cfg.ema) if cfg.ema else None
 
     def _fit_deepspeed(self, made: list[torch.optim.Optimizer]) -> None:
         """DeepSpeed clips by itself, takes one optimizer, and wants a batch size where there is no data loader."""
         if len(made) > 1:
             raise ConfigError(f"{self.role}: DeepSpeed takes one optimizer, optim.type=muon is two: use adamw")
+        if self.cfg.ema:
+            raise ConfigError(f"{self.role}: DeepSpeed keeps no moving average: set ema=0, or launch.file=fsdp2")
         settings = self.run.accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = 1
         settings["gradient_clipping"] = self.cfg.clip
@@ -122,6 +126,8 @@ class Trainable:
                 optimizer.step()
             self.updates += 1
             self.skipped_in_a_row = 0
+            if self.ema is not None:
+                self.ema.update(self.updates)
         else:
             self.skipped += 1
             self.skipped_in_a_row += 1
@@ -138,9 +144,21 @@ class Trainable:
         """Where this role stands: learning rate of the last update, updates made, updates skipped."""
         return {"lr": self.optimizers[0].param_groups[0]["lr"], "updates": self.updates, "skipped": self.skipped}
 
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The module has the moving average for weights, if there is one; nothing must be trained meanwhile."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.swap()
+        try:
+            yield
+        finally:
+            self.ema.swap()
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""
-        body = pretrained(self.run.accelerator.unwrap_model(self.module))
+        body = bodies.pretrained(self.run.accelerator.unwrap_model(self.module))
         modules = dict(body.named_modules())
         for name, parameter in body.named_parameters():
             if ".lora_" in name:
@@ -164,22 +182,7 @@ class Trainable:
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
 
-def pretrained(module: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside a wrapper."""
-    for child in module.modules():
-        if isinstance(child, PreTrainedModel):
-            return child
-    raise TypeError(f"{type(module).__name__} holds no transformers model")
-
-
-def active_dropout(module: nn.Module, body: PreTrainedModel) -> Iterator[str]:
-    """Dropout that is not 0: modules, and the attention's, which is a number that no module shows."""
-    yield from (str(m) for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0)
-    if attention := body.config.to_dict().get("attention_dropout"):
-        yield f"attention_dropout={attention}"
-
-
-def add_lora(body: PreTrainedModel, cfg: Lora) -> None:
+def add_lora(body: nn.Module, cfg: Lora) -> None:
     """Freeze the body and put adapters into it, in place; names of other weights gain ``.base_layer``."""
     targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
     config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)

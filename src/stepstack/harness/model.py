@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def folder_of(name: str) -> Path:
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
         raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)})")
-    if not any((folder / file).is_file() for file in TOKENIZER):
+    texts = "_class_name" not in json.loads((folder / "config.json").read_text())  # diffusers' mark
+    if texts and not any((folder / file).is_file() for file in TOKENIZER):
         raise ConfigError(f"{name} holds no tokenizer ({', '.join(TOKENIZER)}): save the one it was trained with there")
     return folder
 

@@ -154,7 +154,8 @@ def build(name: str, root: Path = ROOT) -> Table:
     ]
     notes += _footer(layout.columns, by_column)
     notes += [f"[{number}] reported, not measured by us: {source}" for source, number in sources.items()]
-    return Table(["model", *(c.head or c.task for c in layout.columns)], cells, notes, layout.title)
+    head = ["model", *(c.head or c.task for c in layout.columns)]
+    return Table(head, cells, list(dict.fromkeys(notes)), layout.title)  # columns of one task share their notes
 
 
 def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:

@@ -37,11 +37,11 @@ def record(run: Path, root: Path = ROOT) -> Path:
     fit = run / "fit.json"
     if not evals and not fit.is_file():
         raise FileNotFoundError(f"{run / 'evals'} holds no result.json: train to the end, or `stepstack eval` the run")
-    stages = [run / "base" / "metrics.jsonl", run / "metrics.jsonl"]
+    stages = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
-    kept["curve"] = [{k: row[k] for k in ("step", *CURVE)} for row in jsonl.read(stages[1]) if CURVE[0] in row]
+    kept["curve"] = [{k: row[k] for k in ("step", *CURVE)} for row in jsonl.read(stages[-1]) if CURVE[0] in row]
     if fit.is_file():
         kept["fit"] = json.loads(fit.read_text())
     jsonl.write_json_atomic(out, kept)

@@ -1,0 +1,188 @@
+"""Real videos with captions: rows ``{"video": path, "caption": text}`` to latents in buckets of size and length.
+
+Each row is checked before anything is encoded; all that is wrong is said together. A clip goes to the size of the
+nearest shape and to the longest length that it has frames for; its motion score is measured, or a row's "motion".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.progress import track
+
+from data import frames
+from data.frames import Frames, MotionOptions, Size
+from data.prepared import (
+    MANIFEST,
+    SCHEMA,
+    BadRow,
+    DataError,
+    Manifest,
+    check_target,
+    new_folder,
+    read_source,
+    refuse,
+    text_at,
+    write_synced,
+)
+from stepstack import __version__
+from stepstack.config import Positive, Strict
+from stepstack.diffusion.latents import LatentWriter
+from stepstack.models.prompt_encoders import PromptEncoder
+from stepstack.models.video_vae import VideoCodec
+
+DATA = "clips"
+FORM = '{"video": path, "caption": text}'
+Above = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options(Strict):
+    """``sizes`` (height, width) and ``lengths`` in frames: the buckets. ``keep``: the least share of a picture that
+    must be left when it is cropped to its size. ``motion``: scores within it stay, others are dropped and counted.
+    ``every`` and ``top``: of the motion score. ``root``: what paths are relative to; the source's folder if empty."""
+
+    sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))
+    lengths: tuple[Positive, ...] = (1, 68, 102, 136, 204)
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    motion: tuple[Above, Above] = (0.0, 100.0)
+    every: Positive = 12
+    top: Annotated[float, Field(gt=0, le=1)] = 0.05
+    root: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A checked clip. ``length``: frames that are taken, from the first."""
+
+    place: str
+    video: Path
+    caption: str
+    motion: float
+    size: Size
+    length: int
+    digest: str
+
+
+def prepare(
+    out: Path, source: str, options: Options, codec: VideoCodec, encoder: PromptEncoder, *, overwrite: bool = False
+) -> Manifest:
+    """Write the prepared folder ``out``: latents, encoded captions, manifest. DataError with up to 20 bad rows, or for
+    buckets that the codec cannot encode; nothing is written then."""
+    check_target(out, overwrite)
+    for size in options.sizes:
+        for length in options.lengths:
+            try:
+                codec.grid(length, *size)
+            except ValueError as error:
+                raise DataError(
+                    f"data.options: a bucket of {length} frames of {size[1]} x {size[0]}: {error}"
+                ) from None
+    given = read_source(source)
+    rows, counts = checked(list(given.rows), Path(options.root or Path(source).parent), options)
+    with new_folder(out) as folder:
+        writer = LatentWriter(folder, encoder)
+        for row in track(rows, "encoding", transient=True):
+            pixels = torch.from_numpy(clip_of(row).copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+            latents = codec.encode(pixels)[0]
+            try:
+                writer.add(latents, codec.encode(pixels[:, :1])[0, 0], row.motion, row.caption)
+            except ValueError as error:
+                raise DataError(f"{row.place}: {row.video}: {error}") from None
+        writer.close()
+        files = {file.name: described(file) for file in sorted(folder.iterdir())}
+        manifest = Manifest(
+            schema=SCHEMA, stepstack=__version__, data=DATA, sources=[given.record], evals={},
+            options=dataclasses.asdict(options), counts=counts, files=files,
+        )  # fmt: skip
+        text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+        write_synced(folder / MANIFEST, f"{text}\n".encode())
+    return manifest
+
+
+def checked(raw: Sequence[tuple[str, Any]], root: Path, options: Options) -> tuple[list[Row], dict[str, Any]]:
+    """(rows that stay, what was counted). DataError with all bad rows."""
+    rows, errors, dropped, seen = [], [], Counter[str](), set()
+    for place, value in track(raw, "reading", transient=True):
+        try:
+            row = row_of(place, value, root, options)
+        except (BadRow, DataError) as error:
+            errors.append(f"{place}: {error}")
+            continue
+        if (row.digest, row.caption) in seen:
+            dropped["duplicate"] += 1
+        elif not options.motion[0] <= row.motion <= options.motion[1]:
+            dropped["motion"] += 1
+        else:
+            rows.append(row)
+        seen.add((row.digest, row.caption))
+    refuse(errors)
+    if not rows:
+        raise DataError(f"every clip was dropped ({dict(dropped)}): widen options.motion")
+    buckets = Counter(f"{row.length} x {row.size[0]} x {row.size[1]}" for row in rows)
+    return rows, {"read": len(raw), "kept": len(rows), "dropped": dict(dropped), "buckets": dict(buckets)}
+
+
+def row_of(place: str, value: Any, root: Path, options: Options) -> Row:
+    """BadRow or DataError that names what is wrong with it."""
+    caption, name = (text_at(value, "", (key,), FORM) for key in ("caption", "video"))
+    if not caption.strip():
+        raise BadRow("key caption is empty: describe the clip, or remove the row")
+    file = root / name
+    video, _ = frames.read_video(file)
+    lengths = [length for length in options.lengths if length <= len(video)]
+    if not lengths:
+        raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {min(options.lengths)}")
+    size = frames.nearest(video.shape[1:3], options.sizes)
+    if (left := frames.kept(video.shape[1:3], size)) < options.keep:
+        raise BadRow(
+            f"{file} is {video.shape[2]} x {video.shape[1]}: cropped to {size[1]} x {size[0]}, the nearest of "
+            f"options.sizes, {left:.0%} of it would be left; add a size of its shape, or lower keep"
+        )
+    taken = video[: max(lengths)]
+    score = motion_of(value, taken, options)
+    return Row(place, file, caption.strip(), score, size, max(lengths), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def motion_of(value: Mapping[str, Any], video: Frames, options: Options) -> float:
+    given = value.get("motion")
+    if given is None:
+        return frames.motion_score(video, MotionOptions(every=options.every, top=options.top))
+    if isinstance(given, bool) or not isinstance(given, int | float) or not np.isfinite(given):
+        raise BadRow(f"key motion is {given!r}: must be a number, or absent to be measured")
+    return float(given)
+
+
+def clip_of(row: Row) -> Frames:
+    """The frames that are taken, in their bucket's size."""
+    return frames.fit(frames.read_video(row.video)[0][: row.length], row.size)
+
+
+def described(file: Path) -> dict[str, Any]:
+    return {"split": "train", "rows": 0, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def ti2v_eval(folder: Path) -> Iterator[tuple[str, str, Path | None]]:
+    """Step-Video-TI2V-Eval as published: (name, prompt, first frame where there is one), by domain and shape.
+
+    DataError for a folder that holds none, and for a prompt that is empty.
+    """
+    files = sorted(folder.glob("*/[HSV]/*.txt"))
+    if not files:
+        raise DataError(f"{folder} holds no <domain>/<H, S or V>/<number>.txt: get Step-Video-TI2V-Eval")
+    for file in files:
+        prompt = file.read_text(encoding="utf-8").strip()
+        if not prompt:
+            raise DataError(f"{file} is empty: each prompt needs a text")
+        image = file.with_suffix(".png")
+        yield str(file.relative_to(folder).with_suffix("")), prompt, image if image.is_file() else None

@@ -1,0 +1,138 @@
+"""A trained model behind the harness: a request's answer is the file of a clip, an animated PNG."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from data import moving
+from data.moving import Clip, Moving
+from recipes.stepvideo.models import TinyVaeConfig, codec_of, digest, encoder_of, frames, pixels
+from recipes.stepvideo.pipeline import Ask, Pipeline, seed_of
+from stepstack.config import ROOT, ConfigError, to_dict
+from stepstack.core.run import Run
+from stepstack.harness.engine import Question
+from stepstack.harness.samples import Completion
+from stepstack.models.video_dit import VideoDiT
+from stepstack.models.video_vae import VideoCodec
+from stepstack.report import jsonl
+from stepstack.rl.types import EngineError, Sampling
+
+if TYPE_CHECKING:
+    from recipes.stepvideo.recipe import Config
+
+BATCH = 32
+KIT = "pipeline.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a model folder holds beside the DiT: the tiny VAE, and what else decides its clips."""
+
+    cfg: Config
+    vae: Path
+
+    def save_pretrained(self, folder: Path) -> None:
+        facts: dict[str, Any] = {"text": to_dict(self.cfg.text), "vae": to_dict(self.cfg.vae)}
+        if isinstance(self.cfg.vae, TinyVaeConfig):
+            shutil.copytree(self.vae, folder / "vae")
+            facts["vae_sha256"] = digest(self.vae)
+        jsonl.write_json_atomic(folder / KIT, facts)
+
+
+def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
+    """Of a model folder. ConfigError where it was made with other encoders than the config's."""
+    facts = json.loads((folder / KIT).read_text())
+    for key, now in (("text", to_dict(cfg.text)), ("vae", to_dict(cfg.vae))):
+        if facts[key] != now:
+            raise ConfigError(f"{folder / KIT} was made with {key}={facts[key]}, the config has {now}")
+    dit = VideoDiT.from_pretrained(folder).to(device).eval()
+    return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / "vae"), device)
+
+
+def pipeline_of(cfg: Config, dit: torch.nn.Module, codec: VideoCodec, device: torch.device) -> Pipeline:
+    return Pipeline(dit, codec, encoder_of(cfg.text), cfg.sampler, cfg.frames, cfg.negative, device)
+
+
+def open_engine(cfg: Config, folder: Path, device: torch.device) -> ClipEngine:
+    return ClipEngine(cfg, open_pipeline(cfg, folder, device))
+
+
+class ClipEngine:
+    """Clips go to runs/<name>/clips, named by what decides them."""
+
+    batch = BATCH
+
+    def __init__(self, cfg: Config, pipeline: Pipeline):
+        self.cfg, self.pipeline = cfg, pipeline
+        sampler = dataclasses.asdict(pipeline.sampler)
+        self.facts: Mapping[str, Any] = {"engine": "diffusion", **sampler, "negative": pipeline.negative}
+
+    def complete(
+        self, questions: Sequence[Question], sampling: Sampling
+    ) -> Iterator[tuple[Question, list[Completion]]]:
+        """``sampling`` has a say in the number of clips and in their seeds."""
+        rows = [(question, n) for question in questions for n in range(sampling.n)]
+        made = self.clips([Clip.read(q.problem.gold) for q, _ in rows], [sampling.seed * 1000 + n for _, n in rows])
+        files = [self._keep(clip) for clip in made]
+        for at, question in enumerate(questions):
+            mine = files[at * sampling.n : (at + 1) * sampling.n]
+            yield question, [Completion(file, None, 0, "stop") for file in mine]
+
+    def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        data = drawn(self.cfg)
+        return self.pipeline.clips(
+            [
+                Ask(clip.prompt, moving.render(clip, data)[0], clip.score, seed_of(clip.write(), seed))
+                for clip, seed in zip(asked, seeds, strict=True)
+            ]
+        )
+
+    def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+        raise EngineError("a video model gives no log-likelihoods of texts")
+
+    def _keep(self, clip: NDArray[np.uint8]) -> str:
+        """The file's path from the repository, by its content."""
+        content = apng(clip)
+        file = Run.folder(self.cfg) / "clips" / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
+        if not file.is_file():
+            jsonl.write_bytes_atomic(file, content)
+        return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
+
+
+class Ceiling(ClipEngine):
+    """The best that the codec allows: true clips, encoded and decoded."""
+
+    def __init__(self, cfg: Config, pipeline: Pipeline):
+        super().__init__(cfg, pipeline)
+        self.facts = {"engine": "codec"}
+
+    def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        video = pixels(list(asked), drawn(self.cfg)).to(self.pipeline.device)
+        return frames(self.pipeline.codec.decode(self.pipeline.codec.encode(video)))
+
+
+def drawn(cfg: Config) -> Moving:
+    if not isinstance(cfg.data, Moving):
+        raise ConfigError("these tasks are of drawn clips: data.type must be moving")
+    return cfg.data
+
+
+def apng(clip: NDArray[np.uint8]) -> bytes:
+    """An animated PNG, without loss."""
+    images = [Image.fromarray(frame) for frame in clip]
+    out = io.BytesIO()
+    images[0].save(out, "PNG", save_all=True, append_images=images[1:], duration=120, loop=0)
+    return out.getvalue()

@@ -1,0 +1,81 @@
+"""`stepstack sample`: a picture, a prompt and a motion score to a GIF and an MP4."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import track
+
+from data import frames
+from data.frames import Frames
+from recipes.stepvideo.engine import open_pipeline
+from recipes.stepvideo.models import frames as as_frames
+from recipes.stepvideo.pipeline import Ask
+from stepstack.config import ConfigError
+from stepstack.core.run import Run
+from stepstack.core.world import World
+from stepstack.harness.model import folder_of
+from stepstack.report import jsonl
+
+if TYPE_CHECKING:
+    from recipes.stepvideo.recipe import Config
+
+FPS, SHORT = 25, 256  # of published clips; a small clip's shorter side is scaled to about so many pixels
+SLOW = 6  # frames per second of clips of a few frames
+CLOSE = 0.98  # share of a picture that may be cut off without asking
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """``model``: a folder; the run's own if None. ``crop``: whether a picture of another shape may be cut. ``out``: a
+    file name without ending."""
+
+    image: Path
+    prompt: str
+    motion: float = 5.0
+    seed: int = 0
+    model: str | None = None
+    crop: bool = False
+    out: Path = Path("clip")
+
+
+def sample(cfg: Config, wish: Wish) -> list[Path]:
+    """Write ``out``.gif and ``out``.mp4. ConfigError or DataError for what cannot be made a clip of."""
+    ask = asked(cfg, wish)
+    folder = folder_of(wish.model or str(Run.folder(cfg) / "model"))
+    pipeline = open_pipeline(cfg, folder, World(cfg.launch.threads).device)
+    bar = Console(stderr=True)
+    steps = track(pipeline.steps([ask]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
+    *_, latents = steps
+    clip = as_frames(pipeline.codec.decode(latents))[0]
+    scale = max(1, round(SHORT / min(clip.shape[1:3])))
+    fps = FPS if len(clip) > 2 * FPS else SLOW
+    gif = wish.out.with_suffix(".gif")
+    jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))
+    return [gif, frames.write_mp4(wish.out.with_suffix(".mp4"), clip, fps, scale)]
+
+
+def asked(cfg: Config, wish: Wish) -> Ask:
+    if not wish.prompt.strip():
+        raise ConfigError("--prompt is empty: say what happens in the clip")
+    if not math.isfinite(wish.motion) or wish.motion < 0:
+        raise ConfigError(f"--motion {wish.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
+    return Ask(
+        wish.prompt, fitted(cfg, frames.read_image(wish.image), str(wish.image), wish.crop), wish.motion, wish.seed
+    )
+
+
+def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
+    """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
+    size = frames.nearest(image.shape[:2], cfg.sizes)
+    left = frames.kept(image.shape[:2], size)
+    if left < CLOSE and not crop:
+        raise ConfigError(
+            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
+            f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
+        )
+    return frames.fit(image[None], size)[0]

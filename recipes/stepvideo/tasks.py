@@ -1,0 +1,124 @@
+"""What a clip must show, as evaluation tasks: an answer is the file of a clip, the gold the motion asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from data import moving
+from data.moving import Clip, Moving
+from recipes.stepvideo.models import PALETTE
+from stepstack.config import ROOT
+from stepstack.harness.metrics import Metric, Question, corpus, mean, part, scored
+from stepstack.harness.task import Task
+from stepstack.records import Problem, Score
+from stepstack.rl.prompts import Request
+from stepstack.rl.types import Rollout, Sampling
+from stepstack.scoring import video
+
+if TYPE_CHECKING:
+    from recipes.stepvideo.recipe import Config
+
+GRADED = 40  # first frames of the task that asks for every motion score
+
+
+def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
+    """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
+    pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
+    seen = video.see(clip, PALETTE)
+    wanted = asked.direction if asked.score else None
+    return {
+        "direction": float(seen.whole and seen.direction == wanted),
+        "error": video.trajectory_error(seen.track, asked.track(data.frames)),
+        "colour": float(set(seen.colours) == {asked.colour}),
+        "psnr": video.psnr(clip[0], moving.render(asked, data)[0]),
+        "moved": seen.moved,
+        "straight": video.straightness(seen.track) if seen.whole else 0.0,
+        "asked": asked.score,
+    }
+
+
+def own(cfg: Config) -> list[Task]:
+    """``test``: held-out clips; ``swapped``: their first frames, told to move another way; ``motion``: first frames at
+    every motion score; ``select``: what is watched in training. None where the data is not drawn."""
+    if not isinstance(cfg.data, Moving):
+        return []
+    data = cfg.data
+    rows = {
+        "test": lambda: moving.clips(data, "test"),
+        "swapped": lambda: moving.swapped(moving.clips(data, "test")),
+        "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
+        "select": lambda: moving.clips(data, "select"),
+    }
+    return [_task(cfg.name, name, data, make) for name, make in rows.items()]
+
+
+def _task(run: str, name: str, data: Moving, make: Callable[[], list[Clip]]) -> Task:
+    def score(rollouts: Sequence[Rollout]) -> list[Score]:
+        return [_score(rollout, data) for rollout in rollouts]
+
+    return Task(
+        name=name,
+        version=1,
+        about=f"{name}: clips of {run}",
+        rows=lambda folder: [Problem(i, clip.prompt, clip.write()) for i, clip in enumerate(make())],
+        request=_request,
+        score=score,
+        sampling=Sampling(max_tokens=1),
+        metrics=lambda sampling: metrics_of(name),
+    )
+
+
+def _request(problem: Problem) -> Request:
+    return f"{problem.text}, motion score {Clip.read(problem.gold).score:g}"
+
+
+def _score(rollout: Rollout, data: Moving) -> Score:
+    parts = judge(read(ROOT / rollout.text), Clip.read(rollout.prompt.problem.gold), data)
+    return Score(parts["direction"], parts, answer=rollout.text)
+
+
+def metrics_of(name: str) -> list[Metric]:
+    """Of the direction only clips that are to move count, of the drift only those that are not."""
+    if name == "motion":
+        return [corpus("rank correlation", correlation)]
+    return [
+        mean("direction", lambda question: _mean(question, "direction", lambda p: p["asked"] > 0)),
+        mean("direction, new prompts", _unseen),
+        part("error", "track error", higher_is_better=False),
+        part("colour", "colour kept"),
+        part("psnr", "first frame PSNR"),
+        mean("drift", lambda question: _mean(question, "moved", lambda p: p["asked"] == 0), higher_is_better=False),
+        part("straight", "straightness"),
+    ]
+
+
+def correlation(questions: Sequence[Question]) -> float | None:
+    """Spearman's, of motion score and pixels moved."""
+    rows = [sample.parts for question in questions for sample in scored(question)]
+    return video.rank_correlation([row["asked"] for row in rows], [row["moved"] for row in rows])
+
+
+def _mean(question: Question, name: str, counts: Callable[[dict[str, float]], bool]) -> float | None:
+    values = [sample.parts[name] for sample in scored(question) if counts(dict(sample.parts))]
+    return fmean(values) if values else None
+
+
+def _unseen(question: Question) -> float | None:
+    if not moving.unseen(question[0].problem):
+        return None
+    return _mean(question, "direction", lambda parts: parts["asked"] > 0)
+
+
+@cache
+def read(file: Path) -> NDArray[np.uint8]:
+    """The frames of an animated PNG."""
+    with Image.open(file) as image:
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])

@@ -1,0 +1,148 @@
+"""Prepared videos: latents, first frames, motion scores and encoded prompts in files that are read row by row.
+
+latents.json        grids, files, widths; written last, so a folder that has it is whole
+videos-00000.safetensors   rows of one grid: latents [N, F, C, H, W], image [N, C, H, W], motion [N], prompt [N]
+prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [P, M, T']; the first is the empty one
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepstack.config import ConfigError
+from stepstack.models.prompt_encoders import Encoded, PromptEncoder
+from stepstack.report import jsonl
+
+INDEX = "latents.json"
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One row. ``image_CHW``: the latent of the first frame by itself. ``loser_FCHW``: of a pair, the latents that were
+    liked less under the same conditions."""
+
+    latents_FCHW: Tensor
+    image_CHW: Tensor
+    motion: float
+    text: Encoded  # of one prompt, its first axis is 1
+    loser_FCHW: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        frames, _, height, width = self.latents_FCHW.shape
+        return frames * height * width
+
+
+class LatentWriter:
+    """Add rows, then ``close``. ``shard``: rows of a file. ``dtype``: of what is written."""
+
+    def __init__(self, folder: Path, encoder: PromptEncoder, shard: int = 1024, dtype: torch.dtype = torch.float32):
+        self.folder, self.encoder, self.shard, self.dtype = folder, encoder, shard, dtype
+        self.waiting: dict[Grid, list[dict[str, Tensor]]] = {}
+        self.files: list[dict[str, Any]] = []
+        self.prompts: dict[str, int] = {"": 0}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self, latents_FCHW: Tensor, image_CHW: Tensor, motion: float, prompt: str, loser_FCHW: Tensor | None = None
+    ) -> None:
+        """ValueError for latents that are not finite."""
+        place = self.prompts.setdefault(prompt, len(self.prompts))
+        row = {"latents": latents_FCHW, "image": image_CHW}
+        if loser_FCHW is not None:
+            row["loser"] = loser_FCHW
+        for name, value in row.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{name} of {prompt!r} are NaN or infinite: the VAE or the video is broken")
+        row = {name: value.detach().to("cpu", self.dtype) for name, value in row.items()}
+        row |= {"motion": torch.tensor(float(motion)), "prompt": torch.tensor(place)}
+        frames, _, height, width = latents_FCHW.shape
+        rows = self.waiting.setdefault((frames, height, width), [])
+        rows.append(row)
+        if len(rows) == self.shard:
+            self._write(frames, height, width)
+
+    def close(self) -> Path:
+        """ConfigError where nothing was added."""
+        for grid in list(self.waiting):
+            if self.waiting[grid]:
+                self._write(*grid)
+        if not self.files:
+            raise ConfigError(f"{self.folder}: no videos to write: every one was dropped, or the source is empty")
+        prompts = list(self.prompts)
+        names: list[str] = []
+        for start in range(0, len(prompts), self.shard):
+            made = self.encoder.encode(prompts[start : start + self.shard])
+            names.append(f"prompts-{len(names):05d}.safetensors")
+            state = {"text": made.text_BLT.to(self.dtype), "mask": made.mask_BL, "clip": made.clip_BMT.to(self.dtype)}
+            save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
+        facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}
+        jsonl.write_json_atomic(self.folder / INDEX, facts)
+        return self.folder
+
+    def _write(self, *grid: int) -> None:
+        rows = self.waiting.pop((grid[0], grid[1], grid[2]))
+        name = f"videos-{len(self.files):05d}.safetensors"
+        save_file({key: torch.stack([row[key] for row in rows]).contiguous() for key in rows[0]}, self.folder / name)
+        channels = rows[0]["image"].shape[0]
+        self.files.append({"file": name, "grid": list(grid), "rows": len(rows), "channels": channels})
+
+
+class Latents(Sequence[Video]):
+    """The rows of a folder that ``LatentWriter`` wrote. ConfigError for a folder that is none, or not whole."""
+
+    def __init__(self, folder: Path):
+        if not (folder / INDEX).is_file():
+            raise ConfigError(f"{folder} holds no prepared latents (no {INDEX}): prepare them first (make data)")
+        facts = json.loads((folder / INDEX).read_text())
+        self.folder, self.shard = folder, facts["shard"]
+        self.widths: tuple[int, int] = tuple(facts["widths"])
+        self.channels: int = facts["files"][0]["channels"]
+        self.prompt_files: list[str] = facts["prompts"]
+        self.rows = [(file["file"], row) for file in facts["files"] for row in range(file["rows"])]
+        self.buckets: dict[Grid, list[int]] = {}
+        start = 0
+        for file in facts["files"]:
+            self.buckets.setdefault(tuple(file["grid"]), []).extend(range(start, start + file["rows"]))
+            start += file["rows"]
+        self._open: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Video:  # type: ignore[override]
+        name, row = self.rows[index]
+        file = self._file(name)
+        values = {key: file.get_slice(key)[row : row + 1][0] for key in file.keys()}  # noqa: SIM118
+        text = self.prompt(int(values["prompt"]))
+        return Video(values["latents"], values["image"], float(values["motion"]), text, values.get("loser"))
+
+    def __iter__(self) -> Iterator[Video]:
+        return (self[i] for i in range(len(self)))
+
+    def prompt(self, place: int) -> Encoded:
+        file, row = self._file(self.prompt_files[place // self.shard]), place % self.shard
+        return Encoded(*(file.get_slice(key)[row : row + 1] for key in ("text", "mask", "clip")))
+
+    @cached_property
+    def empty(self) -> Encoded:
+        """What stands in the place of a dropped prompt."""
+        return self.prompt(0)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            if not (self.folder / name).is_file():
+                raise ConfigError(f"{self.folder / name} is missing: prepare the folder again")
+            self._open[name] = safe_open(self.folder / name, framework="pt")
+        return self._open[name]

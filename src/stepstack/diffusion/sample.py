@@ -1,0 +1,51 @@
+"""Noise to latents by a DiT, with classifier-free guidance: both branches see the same first frame and motion score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from stepstack.diffusion import flow
+from stepstack.diffusion.flow import SamplerConfig
+from stepstack.models.prompt_encoders import Encoded
+
+
+def noise_like(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """[len(seeds), *shape], each video's own: it depends on no other of its batch."""
+    return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def sample(
+    dit: nn.Module,
+    noise_BFCHW: Tensor,
+    text: Encoded,
+    without: Encoded,
+    cfg: SamplerConfig,
+    *,
+    image_BCHW: Tensor | None = None,
+    motion_B: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The latents after each step. ``without``: of the negative prompt, one row for all. FloatingPointError for NaN."""
+    more = {} if image_BCHW is None else {"image_BFCHW": padded(image_BCHW, noise_BFCHW.shape[1])}
+    more |= {} if motion_B is None else {"motion_B": motion_B}
+
+    def velocity(words: Encoded, x: Tensor, t_B: Tensor) -> Tensor:
+        return dit(
+            x, t_B, words.text_BLT.expand(len(x), -1, -1), words.mask_BL.expand(len(x), -1),
+            words.clip_BMT.expand(len(x), -1, -1), **more,
+        )  # fmt: skip
+
+    for x in flow.euler(noise_BFCHW, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
+        if not torch.isfinite(x).all():
+            raise FloatingPointError("sampling met NaN or infinite latents: the weights or the conditions are broken")
+        yield x
+
+
+def padded(image_BCHW: Tensor, frames: int) -> Tensor:
+    """The first frame's latent, and zeros for the other frames."""
+    image_BFCHW = image_BCHW.new_zeros(len(image_BCHW), frames, *image_BCHW.shape[1:])
+    image_BFCHW[:, 0] = image_BCHW
+    return image_BFCHW

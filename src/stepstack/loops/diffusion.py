@@ -1,0 +1,190 @@
+"""Flow matching on prepared latents, and Video-DPO on pairs of them (Step-Video, arXiv 2502.10248 §4.3, §8).
+
+What a step sees is a pure function of (seed, step), drawn sample by sample: it depends neither on the number of
+processes nor on what was resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stepstack.config import Positive, RunConfig, Strict
+from stepstack.core.optim import AdamW, TrainableConfig
+from stepstack.core.run import Run
+from stepstack.core.trainable import Trainable
+from stepstack.diffusion import flow
+from stepstack.diffusion.flow import TimeConfig
+from stepstack.diffusion.latents import Grid, Latents, Video
+from stepstack.diffusion.sample import padded
+from stepstack.models.prompt_encoders import Encoded
+from stepstack.rl.loss import LossOut
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Loss = Callable[[nn.Module, Any], LossOut]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions(Strict):
+    """How conditions are made uncertain in training. ``drop_text``, ``drop_image``: how often the prompt is empty (what
+    guidance needs) and the first frame zeros. The first frame's latent gets noise of deviation exp(N(``noise_mean``,
+    ``noise_std``)); the paper adds it before encoding, at a level it does not publish."""
+
+    drop_text: Share = 0.1
+    drop_image: Share = 0.0
+    noise_mean: float = -3.0
+    noise_std: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiffusionConfig(RunConfig):
+    """``batch``: videos a step, over all processes, all of one bucket; ``micro``: of a forward pass."""
+
+    steps: Positive = 1000
+    batch: Positive = 32
+    micro: Positive = 32
+    times: TimeConfig = TimeConfig()
+    conditions: Conditions = Conditions()
+    dit: TrainableConfig = TrainableConfig(optim=AdamW(lr=1e-4, betas=(0.9, 0.999)), ema=0.999)
+
+    def __post_init__(self) -> None:
+        if self.batch % self.launch.processes:
+            raise ValueError(
+                f"batch={self.batch} must be a multiple of the {self.launch.processes} processes: each takes its share"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """What a forward pass gets, and the velocity it is to predict; of pairs, the losers' below the winners'."""
+
+    inputs: Mapping[str, Tensor]
+    target_BFCHW: Tensor
+    count: int  # samples: of pairs half the rows
+    blank: bool = False
+
+
+def train(
+    run: Run,
+    *,
+    dit: Trainable,
+    videos: Latents,
+    cfg: DiffusionConfig,
+    loss: Loss | None = None,
+    after: Callable[[], Mapping[str, float]] = dict,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+) -> None:
+    """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged."""
+    for step in run.steps(cfg.steps, evaluate):
+        micros = share(run, cfg, videos, step)
+        with run.timer("dit"):
+            metrics = dit.update(micros, loss or matching, cfg.batch)
+        tokens = sum(math.prod(m.target_BFCHW.shape) // m.target_BFCHW.shape[2] for m in micros) * run.processes
+        run.log(**metrics, **after(), loss=metrics[f"{dit.role}/loss"], tokens=tokens)
+
+
+def share(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> list[Micro]:
+    """This process's part of a step, noised."""
+    places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[run.rank :: run.processes]
+    return [
+        collate(
+            [noised(cfg, videos[row], videos.empty, seed(cfg.seed, step, place)) for place, row in part], run.device
+        )
+        for part in (places[start : start + cfg.micro] for start in range(0, len(places), cfg.micro))
+    ]
+
+
+def pick(buckets: Mapping[Grid, Sequence[int]], batch: int, seed: int, step: int) -> list[int]:
+    """Rows of one bucket, which is drawn by its number of rows; no row twice where there are enough."""
+    rng = random.Random(f"{seed}-{step}")
+    rows = rng.choices(list(buckets.values()), [len(rows) for rows in buckets.values()])[0]
+    return rng.sample(rows, batch) if len(rows) >= batch else rng.choices(rows, k=batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One video at one time; a pair has two ``x`` and ``target`` at the same noise and time."""
+
+    x: list[Tensor]
+    target: list[Tensor]
+    t: float
+    image: Tensor
+    motion: float
+    text: Encoded
+
+
+def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Sample:
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(2, generator=generator).tolist()
+    t_1 = flow.draw_times(cfg.times, 1, generator)
+    noise = torch.randn(video.latents_FCHW.shape, generator=generator)
+    level = math.exp(cfg.conditions.noise_mean + cfg.conditions.noise_std * float(torch.randn(1, generator=generator)))
+    image = video.image_CHW.float() + level * torch.randn(video.image_CHW.shape, generator=generator)
+    if chance[1] < cfg.conditions.drop_image:
+        image = torch.zeros_like(image)
+    both = [video.latents_FCHW] if video.loser_FCHW is None else [video.latents_FCHW, video.loser_FCHW]
+    x = [flow.interpolate(data[None].float(), noise[None], t_1)[0] for data in both]
+    target = [flow.velocity(data.float(), noise) for data in both]
+    return Sample(
+        x, target, float(t_1), image, video.motion, empty if chance[0] < cfg.conditions.drop_text else video.text
+    )
+
+
+def collate(samples: Sequence[Sample], device: torch.device) -> Micro:
+    sides = len(samples[0].x)
+    rows = [(sample, side) for side in range(sides) for sample in samples]
+    x = torch.stack([sample.x[side] for sample, side in rows])
+    inputs = {
+        "latents_BFCHW": x,
+        "time_B": torch.tensor([sample.t for sample, _ in rows]),
+        "text_BLT": torch.cat([sample.text.text_BLT for sample, _ in rows]).float(),
+        "text_mask_BL": torch.cat([sample.text.mask_BL for sample, _ in rows]),
+        "clip_BMT": torch.cat([sample.text.clip_BMT for sample, _ in rows]).float(),
+        "image_BFCHW": padded(torch.stack([sample.image for sample, _ in rows]), x.shape[1]),
+        "motion_B": torch.tensor([sample.motion for sample, _ in rows]),
+    }
+    target = torch.stack([sample.target[side] for sample, side in rows])
+    return Micro({name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples))
+
+
+def matching(module: nn.Module, micro: Micro) -> LossOut:
+    """Squared error of the velocity, summed over videos."""
+    total = flow.squared_error(module(**micro.inputs), micro.target_BFCHW)
+    return LossOut(total, counts(micro))
+
+
+def preference(reference: nn.Module, beta: float) -> Loss:
+    """Video-DPO: the winner's error is to fall, against the reference model's, more than the loser's."""
+
+    def loss(module: nn.Module, micro: Micro) -> LossOut:
+        win_B, lose_B = _errors(module, micro).chunk(2)
+        with torch.no_grad():
+            reference_win_B, reference_lose_B = _errors(reference, micro).chunk(2)
+        total, right = flow.preference_loss(win_B, lose_B, reference_win_B, reference_lose_B, beta)
+        return LossOut(total, {"right": right, "winner_error": win_B.detach().sum(), **counts(micro)})
+
+    return loss
+
+
+def _errors(module: nn.Module, micro: Micro) -> Tensor:
+    return (module(**micro.inputs).float() - micro.target_BFCHW).square().flatten(1).mean(1)
+
+
+def counts(micro: Micro) -> dict[str, Tensor]:
+    """Means are per video, and work is counted in tokens of the latent grid."""
+    shape = micro.target_BFCHW.shape
+    seen = shape[0] * shape[1] * shape[3] * shape[4]
+    return {"tokens": torch.tensor(float(micro.count)), "seen": torch.tensor(float(seen))}
+
+
+def seed(*parts: int) -> int:
+    """A seed that no other parts share."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

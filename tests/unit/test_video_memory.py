@@ -1,0 +1,81 @@
+"""What Step-Video costs: published token counts and FLOPs, and parameters counted from the model itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stepstack import cli
+from stepstack.models.video_dit import VideoDiT
+from stepstack.planning.video_memory import Dit, Machine, cost, latent_frames, tokens
+
+
+def test_tokens_of_the_published_sizes():
+    assert [latent_frames(n) for n in (1, 102, 136, 204)] == [1, 18, 24, 36]
+    assert tokens(102, 544, 992) == 37_944
+    assert tokens(204, 544, 992) == 75_888
+    assert tokens(204, 192, 320) == 8_640
+    assert tokens(1, 256, 256) == 256
+    with pytest.raises(ValueError, match="take 102, or 1"):
+        tokens(100, 544, 992)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        tokens(102, 540, 992)
+
+
+def test_flops_of_a_forward_pass_are_the_known_ones():
+    """1.70 and 6.79 PFLOP of attention at 102 and 204 frames. Two for each weight of a block and token would be 2.20
+    and 4.40 of the rest; but keys and values of cross-attention are made of text tokens alone."""
+    for frames, every, attention in ((102, 2.20, 1.70), (204, 4.40, 6.79)):
+        count = tokens(frames, 544, 992)
+        made, d = cost(Dit(), count, Machine()), 6144
+        assert made.attention / 1e15 == pytest.approx(attention, rel=0.02)
+        assert 2 * 48 * Dit().block * count / 1e15 == pytest.approx(every, rel=0.005)
+        saved = 48 * 2 * 2 * d * d * (count - 397)
+        assert (made.linear + saved) / 1e15 == pytest.approx(every, rel=0.005)
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("motion", [True, False])
+def test_parameters_are_those_of_the_model(image, motion):
+    shape = {"layers": 2, "heads": 3, "head_width": 16, "channels": 4}
+    made = VideoDiT(**shape, text_channels=(10, 6), split=(8, 4, 4), with_image=image, with_motion=motion)
+    planned = Dit(**shape, text=(10, 6), with_image=image, with_motion=motion)
+    assert planned.parameters == sum(p.numel() for p in made.parameters())
+    with torch.device("meta"):
+        whole = VideoDiT()
+    assert Dit().parameters == sum(p.numel() for p in whole.parameters())
+
+
+def test_linear_flops_are_those_that_torch_counts():
+    shape = {"layers": 2, "heads": 2, "head_width": 64, "channels": 4}
+    dit = VideoDiT(**shape, text_channels=(32, 32), split=(32, 16, 16)).eval()
+    rotary = dit.rope((4, 8, 8), torch.device("cpu"))
+    mask = torch.ones(1, 16, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for block in dit.blocks:
+            block(torch.randn(1, 256, 128), torch.randn(1, 16, 128), mask, torch.randn(1, 6, 128), rotary)
+    planned = cost(Dit(**shape, text=(32, 32), text_tokens=16), 256, Machine())
+    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    linear = sum(n for op, n in counts.items() if "attention" not in op)
+    assert planned.linear == pytest.approx(linear)
+
+
+def test_memory_falls_with_gpus_and_rises_with_videos():
+    count = tokens(102, 544, 992)
+    few, many = (cost(Dit(), count, Machine(gpus=n)) for n in (8, 128))
+    shared = Dit().parameters * 20
+    assert few.states - many.states == pytest.approx(shared / 8 - shared / 128, abs=2)
+    assert cost(Dit(), count, Machine(micro=2)).activations == 2 * many.activations
+    assert cost(Dit(), count, Machine(ema=False)).states < many.states
+
+
+def test_the_command_tells_it_for_a_config(capsys):
+    assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0
+    said = capsys.readouterr().out
+    assert f"{Dit().parameters:,}" in said
+    assert "37,944" in said
+    assert "sharded over 128" in said
+    assert cli.main(["plan", "memory", "orz-tiny"]) == 2
+    assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
+    assert "HEIGHTxWIDTH" in capsys.readouterr().err
