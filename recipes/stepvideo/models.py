@@ -21,7 +21,7 @@ from data import moving
 from data.moving import Clip, Moving
 from data.scenes import RGB
 from stepstack.config import ROOT, ConfigError, Positive, Save, Strict
-from stepstack.core.optim import AdamW, Optim, Schedule, TrainableConfig
+from stepstack.core.optim import Muon, Optim, Schedule, TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.diffusion.latents import Latents
 from stepstack.loops import reconstruction
@@ -48,9 +48,9 @@ class TinyVaeConfig(Strict):
     channels: Positive = 16
     width: Positive = 64
     blocks: Positive = 1
-    steps: Positive = 300
+    steps: Positive = 500
     batch: Positive = 16
-    optim: Optim = AdamW(lr=5e-3, betas=(0.9, 0.99), schedule=Schedule(kind="cosine", warmup=20, final=0.02))
+    optim: Optim = Muon(lr=0.01, adamw_lr=3e-3, schedule=Schedule(kind="cosine", warmup=20, final=0.02))
     weights: Weights = Weights()
     gate: Annotated[float, Field(ge=0, le=1)] = 0.95
 
