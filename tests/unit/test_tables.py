@@ -151,6 +151,21 @@ panels: [{title: sums, metric: avg@1, results: [orz-tiny-seed7]}]
 """
 
 
+def test_a_curve_has_all_that_was_selected_by_and_the_mean_loss_since(place):
+    rows = [{"step": 0, "eval/accuracy": 0.1, "eval/error": 4.0}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}]
+    rows += [{"step": 3, "loss": 5.0, "eval/accuracy": 0.2, "eval/error": 2.0}, {"step": 4, "loss": 9.0}]
+    assert tables.curve(rows) == [
+        {"step": 0, "eval/accuracy": 0.1, "eval/error": 4.0},
+        {"step": 3, "eval/accuracy": 0.2, "eval/error": 2.0, "loss": 3.0},
+    ]
+    for row in rows:
+        jsonl.append(place / "runs" / "orz-tiny-seed7" / "metrics.jsonl", row | {"cpu_s": 1.0})
+    recorded(place)
+    for value in ("loss", "eval/error"):  # neither has a standard error, the loss none at the start
+        jsonl.write_text_atomic(place / "evals" / "plots" / "mine.yaml", PLOT.replace("avg@1", f"x, value: {value}"))
+        assert tables.generate(root=place) == 0
+
+
 def test_a_plot_is_drawn_from_recorded_curves_and_a_stale_one_is_found(place):
     jsonl.write_text_atomic(place / "evals" / "plots" / "mine.yaml", PLOT)
     recorded(place)

@@ -25,15 +25,18 @@ from stepstack.report import jsonl
 from stepstack.report.layout import valid
 
 Some = Field(min_length=1)
+SELECTED = "eval/accuracy"  # whatever a recipe selects by; eval/stderr is of it
 
 
 @dataclass(frozen=True, slots=True)
 class Panel(Strict):
-    """``metric``: what the selection set's first figure is. ``results``: names in evals/results."""
+    """``metric``: what ``value`` of the curve is; the selection set's first figure if not said. ``results``: names in
+    evals/results."""
 
     title: str
     metric: str
     results: Annotated[tuple[str, ...], Some]
+    value: str = SELECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,12 @@ def _svg(plot: Plot, curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: st
     figure = Figure(figsize=(3.2 * len(plot.panels), 2.7), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(plot.panels), squeeze=False)[0], plot.panels, strict=True):
         for name in panel.results:
-            steps, values, errors = (
-                [row[key] for row in curves[name]] for key in ("step", "eval/accuracy", "eval/stderr")
-            )
+            rows = [row for row in curves[name] if panel.value in row]
+            steps, values = ([row[key] for row in rows] for key in ("step", panel.value))
             (line,) = axes.plot(steps, values, linewidth=1.4)
-            low, high = ([v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            if panel.value == SELECTED:
+                low, high = ([row[SELECTED] + sign * row["eval/stderr"] for row in rows] for sign in (-1, 1))
+                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set_title(f"{panel.title}: {panel.metric}", fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -20,7 +20,6 @@ from stepstack.report.formats import Format, Table
 from stepstack.report.layout import origins
 
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-CURVE = ("eval/accuracy", "eval/stderr")  # of rows that were evaluated on the selection set
 SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of single runs
 
 
@@ -41,11 +40,22 @@ def record(run: Path, root: Path = ROOT) -> Path:
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
-    kept["curve"] = [{k: row[k] for k in ("step", *CURVE)} for row in jsonl.read(stages[-1]) if CURVE[0] in row]
+    kept["curve"] = curve(jsonl.read(stages[-1]))
     if fit.is_file():
         kept["fit"] = json.loads(fit.read_text())
     jsonl.write_json_atomic(out, kept)
     return out
+
+
+def curve(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """What the selection set gave when, and the mean loss since the time before."""
+    points, losses = [], []
+    for row in rows:
+        losses += [row["loss"]] if "loss" in row else []
+        if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
+            points.append({"step": row["step"], **found} | ({"loss": fmean(losses)} if losses else {}))
+            losses = []
+    return points
 
 
 def generate(check: bool = False, root: Path = ROOT) -> int:
