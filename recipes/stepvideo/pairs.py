@@ -37,9 +37,9 @@ class Preference(Strict):
     tracks' errors differ by ``margin`` pixels, or only one keeps its colour."""
 
     beta: Annotated[float, Field(gt=0)] = 500.0
-    conditions: Positive = 256
+    conditions: Positive = 400
     clips: Annotated[int, Field(ge=2)] = 4
-    margin: Annotated[float, Field(ge=0)] = 0.25
+    margin: Annotated[float, Field(ge=0)] = 0.1
 
 
 def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffusion.Loss:
@@ -61,11 +61,11 @@ def load_pairs(run: Run[Config], cfg: Preference) -> Latents:
 
 
 def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> None:
-    """ConfigError where no two clips of a condition differ enough."""
+    """ConfigError where there are fewer pairs than a step takes."""
     data = config.data
     assert isinstance(data, Moving)
     asked = moving.clips(data, "train")[: cfg.conditions]
-    writer, each = LatentWriter(folder, pipeline.encoder), max(1, BATCH // cfg.clips)
+    writer, each, pairs = LatentWriter(folder, pipeline.encoder), max(1, BATCH // cfg.clips), 0
     for start in track(range(0, len(asked), each), "making pairs", transient=True):
         some = asked[start : start + each]
         latents, marks = candidates(some, config.seed, cfg.clips, data, pipeline)
@@ -74,6 +74,12 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> 
             if pair := choose(marks[row], cfg.margin):
                 best, worst = (latents[row * cfg.clips + n] for n in pair)
                 writer.add(best, images[row], clip.score, clip.prompt, worst)
+                pairs += 1
+    if pairs < config.batch:
+        raise ConfigError(
+            f"{len(asked)} conditions gave {pairs} pairs, fewer than batch={config.batch}: lower preference.margin, or "
+            "ask for more conditions or clips"
+        )
     writer.close()
 
 

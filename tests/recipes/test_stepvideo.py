@@ -194,6 +194,13 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
     assert rows[1]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # the model is the reference still
 
 
+def test_clips_that_are_all_alike_are_no_pairs(run, tmp_path):
+    overrides = [*SHORT, f"dir={tmp_path}", "name=alike", f"model.start={run.dir / 'model'}"]
+    made = Run(config.load("stepvideo-tiny-dpo", [*overrides, "preference={conditions: 3, clips: 2, margin: 99.0}"]))
+    with pytest.raises(ConfigError, match="3 conditions gave 0 pairs, fewer than batch=4"):
+        train(made)
+
+
 def test_the_pair_of_some_clips_is_the_best_and_the_worst():
     assert pairs.choose([(1.0, -0.5), (1.0, -0.2), (1.0, -1.0)], margin=0.5) == (1, 2)
     assert pairs.choose([(1.0, -0.5), (1.0, -0.2)], margin=0.5) is None
