@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from rich.progress import track
+from torch import Tensor
 
 from data import frames
 from data.frames import Frames, MotionOptions, Size
@@ -42,7 +43,7 @@ from stepstack.models.prompt_encoders import PromptEncoder
 from stepstack.models.video_vae import VideoCodec
 
 DATA = "clips"
-FORM = '{"video": path, "caption": text}'
+FORM = '{"video": path, "caption": text}, of pairs also "loser": path'
 Above = Annotated[float, Field(ge=0)]
 
 
@@ -63,10 +64,11 @@ class Options(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A checked clip. ``length``: frames that are taken, from the first."""
+    """A checked clip. ``length``: frames that are taken, from the first. ``digest``: of the files."""
 
     place: str
     video: Path
+    loser: Path | None
     caption: str
     motion: float
     size: Size
@@ -93,10 +95,11 @@ def prepare(
     with new_folder(out) as folder:
         writer = LatentWriter(folder, encoder)
         for row in track(rows, "encoding", transient=True):
-            pixels = torch.from_numpy(clip_of(row).copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-            latents = codec.encode(pixels)[0]
+            pixels = pixels_of(row.video, row)
+            latents, image = codec.encode(pixels)[0], codec.encode(pixels[:, :1])[0, 0]
+            loser = None if row.loser is None else codec.encode(pixels_of(row.loser, row))[0]
             try:
-                writer.add(latents, codec.encode(pixels[:, :1])[0, 0], row.motion, row.caption)
+                writer.add(latents, image, row.motion, row.caption, loser)
             except ValueError as error:
                 raise DataError(f"{row.place}: {row.video}: {error}") from None
         writer.close()
@@ -127,6 +130,11 @@ def checked(raw: Sequence[tuple[str, Any]], root: Path, options: Options) -> tup
             rows.append(row)
         seen.add((row.digest, row.caption))
     refuse(errors)
+    alone = [row.place for row in rows if row.loser is None]
+    if 0 < len(alone) < len(rows):
+        raise DataError(
+            f"{alone[0]}: key loser is missing, as in {len(alone)} of {len(rows)} rows: all have one, or none"
+        )
     if not rows:
         raise DataError(f"every clip was dropped ({dict(dropped)}): widen options.motion")
     buckets = Counter(f"{row.length} x {row.size[0]} x {row.size[1]}" for row in rows)
@@ -140,18 +148,27 @@ def row_of(place: str, value: Any, root: Path, options: Options) -> Row:
         raise BadRow("key caption is empty: describe the clip, or remove the row")
     file = root / name
     video, _ = frames.read_video(file)
+    loser = root / text_at(value, "", ("loser",), FORM) if "loser" in value else None
+    size = frames.nearest(video.shape[1:3], options.sizes)
+    length = fitting(file, video, size, options)
+    if loser is not None:
+        length = min(length, fitting(loser, frames.read_video(loser)[0], size, options))
+    score = motion_of(value, video[:length], options)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (file, loser) if path)).hexdigest()
+    return Row(place, file, loser, caption.strip(), score, size, length, digest)
+
+
+def fitting(file: Path, video: Frames, size: Size, options: Options) -> int:
+    """The longest length that a video has frames for. BadRow where it has too few, or another shape than ``size``."""
     lengths = [length for length in options.lengths if length <= len(video)]
     if not lengths:
         raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {min(options.lengths)}")
-    size = frames.nearest(video.shape[1:3], options.sizes)
     if (left := frames.kept(video.shape[1:3], size)) < options.keep:
         raise BadRow(
             f"{file} is {video.shape[2]} x {video.shape[1]}: cropped to {size[1]} x {size[0]}, the nearest of "
             f"options.sizes, {left:.0%} of it would be left; add a size of its shape, or lower keep"
         )
-    taken = video[: max(lengths)]
-    score = motion_of(value, taken, options)
-    return Row(place, file, caption.strip(), score, size, max(lengths), hashlib.sha256(file.read_bytes()).hexdigest())
+    return max(lengths)
 
 
 def motion_of(value: Mapping[str, Any], video: Frames, options: Options) -> float:
@@ -163,9 +180,10 @@ def motion_of(value: Mapping[str, Any], video: Frames, options: Options) -> floa
     return float(given)
 
 
-def clip_of(row: Row) -> Frames:
-    """The frames that are taken, in their bucket's size."""
-    return frames.fit(frames.read_video(row.video)[0][: row.length], row.size)
+def pixels_of(file: Path, row: Row) -> Tensor:
+    """[1, F, C, H, W] in [-1, 1]: the frames that are taken, in their bucket's size."""
+    taken = frames.fit(frames.read_video(file)[0][: row.length], row.size)
+    return torch.from_numpy(taken.copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
 
 
 def described(file: Path) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class Kit:
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
-    """Of a model folder. ConfigError where it was made with other encoders than the config's."""
+    """Of a model folder. ConfigError where it is none, or was made with other encoders than the config's."""
+    if not (folder / KIT).is_file():
+        raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
     facts = json.loads((folder / KIT).read_text())
     for key, now in (("text", to_dict(cfg.text)), ("vae", to_dict(cfg.vae))):
         if facts[key] != now:

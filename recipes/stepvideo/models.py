@@ -116,12 +116,20 @@ def _pretrained(path: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedToken
 
 
 def make_codec(run: Run[Config]) -> VideoCodec:
-    """The codec of a run; a tiny VAE is trained by a stage of the run, or found there finished."""
-    cfg, folder = run.config, run.dir / "vae" / "model"
+    """The codec of a run; a tiny VAE is trained by a stage of the run, or found finished."""
+    cfg, folder = run.config, vae_folder(run)
     if isinstance(cfg.vae, TinyVaeConfig) and not folder.is_dir():
+        if cfg.model.start is not None:
+            raise ConfigError(f"{folder} does not exist: model.start must be a folder that a run of this VAE exported")
         assert isinstance(cfg.data, Moving)
         train_vae(stage(run, "vae", eval_every=0, save=Save(every=200, keep=1)), cfg.vae, cfg.data, folder)
     return codec_of(cfg.vae, folder)
+
+
+def vae_folder(run: Run[Config]) -> Path:
+    """Of the tiny VAE: its latents are what ``model.start`` knows, so it comes with it."""
+    start = run.config.model.start
+    return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
 
 
 def codec_of(cfg: TinyVaeConfig | PublishedVae, folder: Path) -> VideoCodec:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stepstack.core.run import Run
 
 SHOWN, SIDE = 24, 128  # clips in the report, their width
-LABELS = {"codec": "true clips through the VAE", "after": "generated"}
+LABELS = {"codec": "true clips through the VAE", "before": "the start's", "after": "generated"}
 
 CURVES = {
     "Loss": ("loss",),
@@ -34,6 +34,7 @@ CURVES = {
     "Track error, pixels": ("eval/error",),
     "Colour kept": ("eval/colour",),
     "First frame PSNR, dB": ("eval/psnr",),
+    "Pairs in the right order (training)": ("dit/right",),
     "Gradient norm": ("dit/grad_norm",),
     "Throughput, latent tokens/s": ("tokens_per_s",),
 }
@@ -49,9 +50,13 @@ def report_outcome(run: Run[Config]) -> None:
     console.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
 
 
+def labels(folder: Path) -> list[str]:
+    return [label for label in LABELS if (folder / "evals" / label).is_dir()]
+
+
 def rows(folder: Path) -> list[tuple[str, ...]]:
     """(task, metric, figure of each label that has it)."""
-    columns = {label: results(folder / "evals" / label) for label in LABELS}
+    columns = {label: results(folder / "evals" / label) for label in labels(folder)}
     names = list(dict.fromkeys((task, m["name"]) for found in columns.values() for task, (_, r) in found.items()
                                for m in r["metrics"]))  # fmt: skip
     return [(task, name, *(_figure(found, task, name) for found in columns.values())) for task, name in names]
@@ -71,7 +76,7 @@ def write_report(folder: Path) -> Path:
     metrics = folder / "metrics.jsonl"
     report = Report(cfg.name)
     if found := rows(folder):
-        report.table("Held-out clips", ("task", "", *LABELS.values()), found)
+        report.table("Held-out clips", ("task", "", *(LABELS[label] for label in labels(folder))), found)
     if isinstance(cfg.data, Moving):
         for task in ("test", "swapped"):
             if items := shown(folder, task, cfg.data):

@@ -13,8 +13,18 @@ from data import moving
 from data.moving import Moving
 from recipes.stepvideo.data import Prepared, load_latents, prepare_clips
 from recipes.stepvideo.engine import Ceiling, ClipEngine, Kit, open_engine, pipeline_of
-from recipes.stepvideo.models import DitConfig, Published, PublishedVae, TinyVaeConfig, Words, make_codec, make_dit
+from recipes.stepvideo.models import (
+    DitConfig,
+    Published,
+    PublishedVae,
+    TinyVaeConfig,
+    Words,
+    make_codec,
+    make_dit,
+    vae_folder,
+)
 from recipes.stepvideo.outcome import report_outcome, write_report
+from recipes.stepvideo.pairs import Preference, load_pairs, preference_loss
 from recipes.stepvideo.sampling import Wish, sample
 from recipes.stepvideo.tasks import judge, own
 from stepstack.config import Positive
@@ -32,7 +42,8 @@ __all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sampl
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(diffusion.DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
-    of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling."""
+    of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
+    Video-DPO, from ``model.start``."""
 
     data: Annotated[Moving | Prepared, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
@@ -42,6 +53,7 @@ class Config(diffusion.DiffusionConfig):
     frames: Positive = 102
     sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))
     negative: str = ""
+    preference: Preference | None = None
 
     def __post_init__(self) -> None:
         diffusion.DiffusionConfig.__post_init__(self)
@@ -49,22 +61,27 @@ class Config(diffusion.DiffusionConfig):
             raise ValueError("a tiny VAE is trained on drawn clips: vae.type=tiny and data.type=moving go together")
         if isinstance(self.data, Moving) and self.frames != self.data.frames:
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
+        if self.preference is not None and self.model.start is None:
+            raise ValueError("preference needs model.start: the folder of the model that it begins from")
 
 
 def train(run: Run[Config]) -> None:
-    """The whole recipe: a VAE, latents, flow matching on them, and a look at the clips."""
+    """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
     codec = make_codec(run) if isinstance(cfg.data, Moving) else None
-    videos = load_latents(run, codec)
+    videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
     dit = run.trainable("dit", run.load(*[lambda: make_dit(cfg.model, videos)] * 2), cfg.dit, cfg.steps)
+    loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
     if codec is None:
-        diffusion.train(run, dit=dit, videos=videos, cfg=cfg)
+        diffusion.train(run, dit=dit, videos=videos, cfg=cfg, loss=loss)
         export(run, dit)
         run.finish()
         return
     engine = ClipEngine(cfg, pipeline_of(cfg, dit.module, codec, run.device))
-    diffusion.train(run, dit=dit, videos=videos, cfg=cfg, evaluate=lambda: select(cfg, dit, engine))
+    if cfg.model.start is not None:
+        measure(run, "before", engine, str(cfg.model.start), own(cfg))
+    diffusion.train(run, dit=dit, videos=videos, cfg=cfg, loss=loss, evaluate=lambda: select(cfg, dit, engine))
     folder = export(run, dit)
     with dit.averaged():
         measure(run, "codec", Ceiling(cfg, engine.pipeline), str(folder), own(cfg))
@@ -76,7 +93,7 @@ def train(run: Run[Config]) -> None:
 def export(run: Run[Config], dit: Trainable) -> Path:
     """The averaged weights, with what else a clip needs."""
     with dit.averaged():
-        return run.export("dit", run.dir / "model", Kit(run.config, run.dir / "vae" / "model"))
+        return run.export("dit", run.dir / "model", Kit(run.config, vae_folder(run)))
 
 
 def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:

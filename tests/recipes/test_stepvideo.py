@@ -16,7 +16,7 @@ from PIL import Image
 from data import clips, frames, moving
 from data.moving import Moving
 from data.prepared import DataError
-from recipes.stepvideo import sampling, tasks
+from recipes.stepvideo import pairs, sampling, tasks
 from recipes.stepvideo.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.models import PALETTE, codec_of, encoder_of, make_dit, pixels
 from recipes.stepvideo.models import frames as as_frames
@@ -167,6 +167,54 @@ def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):
         make_dit(dataclasses.replace(shape, layers=2), videos)
     with pytest.raises(ConfigError, match="holds no weights"):
         make_dit(dataclasses.replace(shape, start=str(tmp_path)), videos)
+
+
+def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path):
+    overrides = [
+        *SHORT, f"dir={tmp_path}", "name=dpo", f"model.start={run.dir / 'model'}", "evals=[test]",
+        "preference={conditions: 4, clips: 3, margin: 0.0}",
+    ]  # fmt: skip
+    overrides.remove("vae.gate=0.0")  # the VAE is the start's: none is trained
+    made = Run(config.load("stepvideo-tiny-dpo", [*overrides, "vae.gate=0.0"]))
+    train(made)
+    assert not (made.dir / "vae").exists()
+    assert (made.dir / "model" / "vae" / "config.json").is_file()
+    videos = Latents(made.dir / "latents")
+    assert len(videos) == 4
+    for row in videos:
+        assert row.loser_FCHW.shape == row.latents_FCHW.shape
+        assert not torch.equal(row.loser_FCHW, row.latents_FCHW)
+    parts = {label: results(made.dir / "evals" / label)["test"][1]["metrics"] for label in ("before", "after")}
+    whole = results(run.dir / "evals" / "after")["test"][1]["metrics"]
+    assert [m["value"] for m in parts["before"]] == pytest.approx([m["value"] for m in whole], abs=0.05)
+    page = (made.dir / "report.html").read_text()
+    for words in ("the start&#x27;s", "Pairs in the right order"):
+        assert words in page
+    rows = [json.loads(line) for line in (made.dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[1]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # the model is the reference still
+
+
+def test_clips_that_are_all_alike_are_no_pairs(run, tmp_path):
+    overrides = [*SHORT, f"dir={tmp_path}", "name=alike", f"model.start={run.dir / 'model'}"]
+    made = Run(config.load("stepvideo-tiny-dpo", [*overrides, "preference={conditions: 3, clips: 2, margin: 99.0}"]))
+    with pytest.raises(ConfigError, match="3 conditions gave 0 pairs, fewer than batch=4"):
+        train(made)
+
+
+def test_the_pair_of_some_clips_is_the_best_and_the_worst():
+    assert pairs.choose([(1.0, -0.5), (1.0, -0.2), (1.0, -1.0)], margin=0.5) == (1, 2)
+    assert pairs.choose([(1.0, -0.5), (1.0, -0.2)], margin=0.5) is None
+    assert pairs.choose([(0.0, -0.1), (1.0, -0.3)], margin=0.5) == (1, 0)
+    assert pairs.choose([(1.0, -0.3), (1.0, -0.3)], margin=0.0) == (1, 0)
+
+
+def test_preference_needs_a_start_and_losers(run):
+    with pytest.raises(ConfigError, match=r"preference needs model\.start"):
+        config.load("stepvideo-tiny", ["preference={}"])
+    with pytest.raises(ConfigError, match="latents has no losers"):
+        pairs.preference_loss(run, pairs.Preference(), Latents(run.dir / "latents"))
+    with pytest.raises(ConfigError, match=r"does not exist: model\.start must be"):
+        train(Run(config.load("stepvideo-tiny-dpo", [*SHORT, f"model.start={run.dir / 'none'}", f"dir={run.dir}"])))
 
 
 def test_real_clips_are_prepared_and_trained_on(run, tmp_path):

@@ -70,6 +70,32 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
     torch.testing.assert_close(row.image_CHW, row.latents_FCHW[0], atol=1e-4, rtol=1e-4)
 
 
+def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
+    rows = [
+        {"video": video(tmp_path, "good.mp4"), "loser": video(tmp_path, "bad.mp4", count=6, speed=0.0), "caption": "x"},
+        {"video": "good.mp4", "loser": video(tmp_path, "other.mp4", count=9, speed=2.0), "caption": "x"},
+    ]
+    clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    made = Latents(tmp_path / "out")
+    assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
+    for row, name in zip(made, ("bad.mp4", "other.mp4"), strict=True):
+        count = 1 + 2 * (len(row.latents_FCHW) - 1)
+        fitted = frames.fit(frames.read_video(tmp_path / name)[0][:count], (32, 48))
+        pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+        torch.testing.assert_close(row.loser_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_that_are_none_are_named(tmp_path):
+    pair = {"video": video(tmp_path, "a.mp4"), "loser": video(tmp_path, "b.mp4", speed=0.0), "caption": "x"}
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2: key loser is missing, as in 1 of 2 rows"):
+        clips.prepare(
+            tmp_path / "out", source(tmp_path, pair, {"video": "b.mp4", "caption": "y"}), OPTIONS, codec(), ENCODER
+        )
+    with pytest.raises(DataError, match=r"none\.mp4 does not exist"):
+        clips.prepare(tmp_path / "out", source(tmp_path, pair | {"loser": "none.mp4"}), OPTIONS, codec(), ENCODER)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_motion_score_measures_how_far_things_move():
     for speed in (0.0, 0.5, 1.0):
         assert frames.motion_score(textured(9, 64, 96, speed), frames.MotionOptions(every=4)) == pytest.approx(
