@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from stepstack.config import Strict
+from stepstack.config import ROOT, ConfigError, Strict
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.rl.loss import LossOut
@@ -17,11 +18,20 @@ from stepstack.rl.loss import LossOut
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights(Strict):
     """Of the loss, per pixel in [-1, 1] and per latent. Without ``squared`` a small form on a plain ground is worth
-    less than its cost, and the VAE learns the ground alone."""
+    less than its cost, and the VAE learns the ground alone. ``perceptual``: of the distance of ``features``, a file of
+    ``torch.export.save``: frames [N, 3, H, W] in [-1, 1] to a list of feature maps, VGG's for instance."""
 
     squared: float = 4.0
     absolute: float = 0.1
     kl: float = 2e-4
+    perceptual: float = 0.0
+    features: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.perceptual > 0) != bool(self.features):
+            raise ValueError(
+                f"perceptual={self.perceptual} and features={self.features!r} go together: set both, or none"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +45,46 @@ def train(
     run: Run, *, vae: Trainable, videos: Callable[[int], Videos], steps: int, batch: int, weights: Weights
 ) -> None:
     """``videos(step)`` gives this process's share of the step's ``batch`` videos."""
+    loss = reconstruction(weights, load_features(weights.features, run.device) if weights.features else None)
     for step in run.steps(steps):
         with run.timer("vae"):
-            metrics = vae.update([videos(step)], reconstruction(weights), batch)
+            metrics = vae.update([videos(step)], loss, batch)
         run.log(**metrics, loss=metrics[f"{vae.role}/loss"])
 
 
-def reconstruction(weights: Weights) -> Callable[[nn.Module, Videos], LossOut]:
-    """Squared and absolute error and the divergence from a standard normal, each a mean over a video; summed."""
+Features = Callable[[Tensor], Sequence[Tensor]]
+
+
+def load_features(file: str, device: torch.device) -> Features:
+    """Frozen. ConfigError where the file is not there."""
+    if not (ROOT / file).is_file():
+        raise ConfigError(f"weights.features={file} does not exist: torch.export.save a network of your choice there")
+    return torch.export.load(ROOT / file).module().to(device).requires_grad_(False)
+
+
+def reconstruction(weights: Weights, features: Features | None = None) -> Callable[[nn.Module, Videos], LossOut]:
+    """Squared and absolute error, the divergence from a standard normal and the distance of features, each a mean over
+    a video; summed."""
 
     def loss(module: nn.Module, micro: Videos) -> LossOut:
         made, mean, logvar = module(micro.video_BFCHW, micro.noise_BCFHW)
         error = made.float() - micro.video_BFCHW
-        squared = error.square().flatten(1).mean(1).sum()
-        absolute = error.abs().flatten(1).mean(1).sum()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).mean(1).sum()
-        total = weights.squared * squared + weights.absolute * absolute + weights.kl * kl
-        parts = {"squared": squared, "absolute": absolute, "kl": kl}
+        parts = {
+            "squared": error.square().flatten(1).mean(1).sum(),
+            "absolute": error.abs().flatten(1).mean(1).sum(),
+            "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).mean(1).sum(),
+        }
+        if features is not None:
+            parts["perceptual"] = perceptual_distance(features, made.float(), micro.video_BFCHW)
+        total = sum(getattr(weights, name) * value for name, value in parts.items())
         count = torch.tensor(float(len(made)))
         return LossOut(total, {**{k: v.detach() for k, v in parts.items()}, "tokens": count})
 
     return loss
+
+
+def perceptual_distance(features: Features, made_BFCHW: Tensor, true_BFCHW: Tensor) -> Tensor:
+    """Sum over videos of the mean over frames: LPIPS (arXiv 1801.03924, eq. 1) with all channels weighted alike."""
+    pairs = zip(features(made_BFCHW.flatten(0, 1)), features(true_BFCHW.flatten(0, 1)), strict=True)
+    maps = [(F.normalize(made) - F.normalize(true)).square().sum(1).mean((1, 2)).sum() for made, true in pairs]
+    return torch.stack(maps).sum() / made_BFCHW.shape[1]
