@@ -19,12 +19,14 @@ from PIL import Image
 
 from data import moving
 from data.moving import Clip, Moving
+from recipes.stepvideo import sparse
 from recipes.stepvideo.models import TinyVaeConfig, codec_of, digest, encoder_of, frames, pixels
 from recipes.stepvideo.pipeline import Ask, Pipeline, seed_of
 from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.harness.engine import Question
 from stepstack.harness.samples import Completion
+from stepstack.models.dsv.handle import Dsv
 from stepstack.models.video_dit import VideoDiT
 from stepstack.models.video_vae import VideoCodec
 from stepstack.report import jsonl
@@ -43,9 +45,11 @@ class Kit:
 
     cfg: Config
     vae: Path
+    dsv: Dsv | None
 
     def save_pretrained(self, folder: Path) -> None:
         facts: dict[str, Any] = {"text": to_dict(self.cfg.text), "vae": to_dict(self.cfg.vae)}
+        facts |= sparse.exported(self.dsv)
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
             facts["vae_sha256"] = digest(self.vae)
@@ -53,7 +57,8 @@ class Kit:
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
-    """Of a model folder. ConfigError where it is none, or was made with other encoders than the config's."""
+    """Of a model folder. With DSV where the config has it: without, a model that was trained with it attends densely.
+    ConfigError where it is none, or was made with other encoders than the config's."""
     if not (folder / KIT).is_file():
         raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
     facts = json.loads((folder / KIT).read_text())
@@ -61,6 +66,8 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
         if facts[key] != now:
             raise ConfigError(f"{folder / KIT} was made with {key}={facts[key]}, the config has {now}")
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
+    if cfg.dsv is not None:
+        sparse.restore(dit, cfg.dsv, folder, facts)
     return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / "vae"), device)
 
 
@@ -80,7 +87,10 @@ class ClipEngine:
     def __init__(self, cfg: Config, pipeline: Pipeline):
         self.cfg, self.pipeline = cfg, pipeline
         sampler = dataclasses.asdict(pipeline.sampler)
-        self.facts: Mapping[str, Any] = {"engine": "diffusion", **sampler, "negative": pipeline.negative}
+        attention = {} if cfg.dsv is None else {"attention": "DSV"}
+        self.facts: Mapping[str, Any] = {
+            "engine": "diffusion", **sampler, "negative": pipeline.negative, **attention
+        }  # fmt: skip
 
     def complete(
         self, questions: Sequence[Question], sampling: Sampling

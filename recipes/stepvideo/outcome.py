@@ -13,6 +13,7 @@ from rich.console import Console
 from data import moving
 from data.frames import gif
 from data.moving import Clip, Moving
+from recipes.stepvideo import sparse
 from recipes.stepvideo.tasks import read
 from stepstack.config import ROOT
 from stepstack.harness import samples
@@ -41,12 +42,16 @@ CURVES = {
 
 
 def report_outcome(run: Run[Config]) -> None:
-    """Print the table; write the run's report."""
+    """Print the tables; write the run's report."""
     if not run.is_main:
         return
     console = Console(width=120)
-    for row in rows(run.dir):
-        console.print("  ".join(row), highlight=False)
+    lines = ["  ".join(row) for row in rows(run.dir)]
+    if facts := sparse.kept(run.dir):
+        title, head, figures = sparse.table(facts)
+        lines += [title, *("  ".join(row) for row in (head, *figures))]
+    for line in lines:
+        console.print(line, highlight=False)
     console.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
 
 
@@ -74,6 +79,7 @@ def write_report(folder: Path) -> Path:
     facts = json.loads((folder / "config.json").read_text())
     cfg = TypeAdapter(Config).validate_json(json.dumps(facts["config"]), strict=True)
     metrics = folder / "metrics.jsonl"
+    steps = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(cfg.name)
     if found := rows(folder):
         report.table("Held-out clips", ("task", "", *(LABELS[label] for label in labels(folder))), found)
@@ -82,7 +88,8 @@ def write_report(folder: Path) -> Path:
             if items := shown(folder, task, cfg.data):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
                 report.pictures(title, items, 3 * SIDE)
-    report.curves("Curves", list(jsonl.read(metrics)) if metrics.is_file() else [], CURVES)
+    report.curves("Curves", steps, CURVES)
+    sparse.show(report, folder, steps)
     stage = folder / "vae" / "metrics.jsonl"
     if stage.is_file():
         vae = {"VAE loss": ("loss",), "VAE parts": ("vae/squared", "vae/absolute"), "KL": ("vae/kl",)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from data import moving
 from data.moving import Moving
+from recipes.stepvideo import sparse
 from recipes.stepvideo.data import Prepared, load_latents, prepare_clips
 from recipes.stepvideo.engine import Ceiling, ClipEngine, Kit, open_engine, pipeline_of
 from recipes.stepvideo.models import (
@@ -34,6 +36,8 @@ from stepstack.diffusion.flow import SamplerConfig
 from stepstack.harness.metrics import clustered
 from stepstack.harness.outcome import measure
 from stepstack.loops import diffusion
+from stepstack.models.dsv.config import DsvConfig
+from stepstack.models.dsv.handle import Dsv
 from stepstack.models.video_dit import VideoDiT
 
 __all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sample", "train", "write_report"]
@@ -43,12 +47,13 @@ __all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sampl
 class Config(diffusion.DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
     of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
-    Video-DPO, from ``model.start``."""
+    Video-DPO, from ``model.start``. ``dsv``: null for dense attention."""
 
     data: Annotated[Moving | Prepared, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
     text: Annotated[Words | Published, Field(discriminator="type")] = Words()
     model: DitConfig = DitConfig()
+    dsv: DsvConfig | None = None
     sampler: SamplerConfig = SamplerConfig()
     frames: Positive = 102
     sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))
@@ -61,28 +66,33 @@ class Config(diffusion.DiffusionConfig):
             raise ValueError("a tiny VAE is trained on drawn clips: vae.type=tiny and data.type=moving go together")
         if isinstance(self.data, Moving) and self.frames != self.data.frames:
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
-        if self.preference is not None and self.model.start is None:
-            raise ValueError("preference needs model.start: the folder of the model that it begins from")
+        if self.preference is not None and (self.model.start is None or self.dsv is not None):
+            raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
+        if self.dsv is not None:
+            sparse.fits(self, self.dsv)
 
 
 def train(run: Run[Config]) -> None:
     """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
+    sparse.check(run)
     codec = make_codec(run) if isinstance(cfg.data, Moving) else None
     videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
     dit = run.trainable("dit", run.load(*[lambda: make_dit(cfg.model, videos)] * 2), cfg.dit, cfg.steps)
     loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
+    dsv = sparse.enabled(run, dit)
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, after=sparse.after(dsv))
     if codec is None:
-        diffusion.train(run, dit=dit, videos=videos, cfg=cfg, loss=loss)
-        export(run, dit)
+        fit()
+        export(run, dit, dsv)
         run.finish()
         return
     engine = ClipEngine(cfg, pipeline_of(cfg, dit.module, codec, run.device))
     if cfg.model.start is not None:
         measure(run, "before", engine, str(cfg.model.start), own(cfg))
-    diffusion.train(run, dit=dit, videos=videos, cfg=cfg, loss=loss, evaluate=lambda: select(cfg, dit, engine))
-    folder = export(run, dit)
+    fit(evaluate=lambda: select(cfg, dit, engine))
+    folder = export(run, dit, dsv)
     with dit.averaged():
         measure(run, "codec", Ceiling(cfg, engine.pipeline), str(folder), own(cfg))
         measure(run, "after", engine, str(folder), own(cfg))
@@ -90,10 +100,11 @@ def train(run: Run[Config]) -> None:
     run.finish()
 
 
-def export(run: Run[Config], dit: Trainable) -> Path:
+def export(run: Run[Config], dit: Trainable, dsv: Dsv | None) -> Path:
     """The averaged weights, with what else a clip needs."""
+    sparse.keep(run, dsv)
     with dit.averaged():
-        return run.export("dit", run.dir / "model", Kit(run.config, vae_folder(run)))
+        return run.export("dit", run.dir / "model", Kit(run.config, vae_folder(run), dsv))
 
 
 def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:

@@ -23,7 +23,7 @@ from recipes.orz.base import make
 from recipes.orz.data import Splits, load_prompts
 from recipes.orz.models import Pretrained, make_generator, weights_of
 from recipes.orz.reward import make_reward
-from stepstack import bench_dsv, bench_pods, config
+from stepstack import bench_dsv, bench_pods, bench_stepvideo, config
 from stepstack.config import ROOT, Save
 from stepstack.core.run import Run
 from stepstack.harness.validation import validate
@@ -43,12 +43,14 @@ STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an 
 
 def main(name: str, options: Sequence[str]) -> int:
     """``stepstack bench rl [seeds=3] [steps=40]``, ``dsv [rounds=20] [longest=131072]``, ``dsv-cpu [tokens=2048]``,
-    ``pods [nodes=10000] [events=400]``."""
+    ``stepvideo [longest=131072] [percent=90]``, ``stepvideo-cpu``, ``pods [nodes=10000] [events=400]``."""
     asked = {k: int(v) for k, _, v in (o.partition("=") for o in options)}
     benches: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
         "rl": (rl, show),
         "dsv": (bench_dsv.gpu, bench_dsv.show),
         "dsv-cpu": (bench_dsv.cpu, bench_dsv.show),
+        "stepvideo": (bench_stepvideo.gpu, bench_stepvideo.show),
+        "stepvideo-cpu": (bench_stepvideo.cpu, bench_stepvideo.show),
         "pods": (bench_pods.measure, bench_pods.show),
     }
     measure, shown = benches[name]

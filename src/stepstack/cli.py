@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=("md", "tex", "html"), default="md", help="of the table that is printed")
     _profile_options(command("profile", _profile, "measure from which sparsity DSV pays on this device", named=False))
     bench = command("bench", _bench, "measure against a peer in the same run; writes evals/results", named=False)
-    bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu", "pods"))
+    bench.add_argument("bench", choices=("rl", "dsv", "dsv-cpu", "stepvideo", "stepvideo-cpu", "pods"))
     bench.add_argument("options", nargs="*", metavar="key=value")
     plan = command("plan", None, "decide what machines do, without a machine; a menu: stepstack plan -h", named=False)
     commands_of(planners, plan.add_subparsers(dest="planner", required=True, metavar="PLANNER"))

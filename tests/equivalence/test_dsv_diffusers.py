@@ -213,6 +213,24 @@ def test_the_state_dict_carries_the_predictors_and_the_optimizer_passes_them_by(
     assert all(torch.equal(saved.state_dict()[name], model.state_dict()[name]) for name in names)
 
 
+def test_a_pass_that_gave_nan_teaches_nothing():
+    model, inputs = own()
+    dsv = enable_dsv(model, CONFIG)
+    train(model, inputs, dsv, 1)
+    before = {name: w.clone() for name, w in model.state_dict().items() if ".predictor." in name}
+    metrics, sparsity = dsv.metrics(), [a.sparsity_H.clone() for a in dsv.attentions]
+    model(**inputs | {"latents_BFCHW": inputs["latents_BFCHW"] * float("nan")})
+    dsv.step()
+    assert all(torch.equal(model.state_dict()[name], w) for name, w in before.items())
+    assert all(torch.equal(a.sparsity_H, s) for a, s in zip(dsv.attentions, sparsity, strict=True))
+    assert dsv.metrics() == metrics | {"dsv/skipped": 1, "dsv/stage": 2, "dsv/sparse": 1} | {
+        f"dsv/sparse/{i:02d}": 1 for i in range(2)
+    }
+    assert all(a.observed is None for a in dsv.attentions)
+    train(model, inputs, dsv, 1)
+    assert dsv.metrics()["dsv/loss"] != metrics["dsv/loss"]
+
+
 def test_accumulated_passes_are_averaged():
     model, inputs = wan()
     one, two = enable_dsv(model, CONFIG), None

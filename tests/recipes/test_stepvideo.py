@@ -211,6 +211,8 @@ def test_the_pair_of_some_clips_is_the_best_and_the_worst():
 def test_preference_needs_a_start_and_losers(run):
     with pytest.raises(ConfigError, match=r"preference needs model\.start"):
         config.load("stepvideo-tiny", ["preference={}"])
+    with pytest.raises(ConfigError, match="and dsv=null"):
+        config.load("stepvideo-tiny-dpo", ["dsv={dispatch: {type: fixed}}"])
     with pytest.raises(ConfigError, match="latents has no losers"):
         pairs.preference_loss(run, pairs.Preference(), Latents(run.dir / "latents"))
     with pytest.raises(ConfigError, match=r"does not exist: model\.start must be"):

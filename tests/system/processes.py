@@ -77,11 +77,12 @@ def stepstack(
     hooks: Sequence[tuple] = (),
     env: dict[str, str] | None = None,
     report: bool = False,
+    config: str = MINI,
 ) -> Started:
     """`stepstack train mini` in the folder ``run``; flags and overrides follow. Hooks are (function, argument ...).
     Without ``report`` the page of plots is left out, which costs more than all the rest."""
     hooks = hooks if report else (*hooks, (no_report,))
-    words = (verb, MINI, f"name={run.name}", f"dir={run.parent}", *words)
+    words = (verb, config, f"name={run.name}", f"dir={run.parent}", *words)
     return Started(run.parent / f"{run.name}-logs", words, hooks, env or {})
 
 
@@ -95,8 +96,8 @@ def train(run: Path, *words: str, hooks: Sequence[tuple] = (), report: bool = Fa
     return stepstack(run, *words, hooks=hooks, report=report).wait()
 
 
-def train_ranks(run: Path, count: int, *words: str, hooks: Sequence[tuple] = (), verb: str = "train") -> list[Ended]:
-    """The same in ``count`` processes with the environment that torchrun gives them."""
+def train_ranks(run: Path, count: int, *words: str, **how: Any) -> list[Ended]:
+    """The same in ``count`` processes with the environment that torchrun gives them. ``how``: as of ``stepstack``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -104,7 +105,7 @@ def train_ranks(run: Path, count: int, *words: str, hooks: Sequence[tuple] = (),
     shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     words = ("launch.file=cpu-ddp", f"launch.processes_per_node={count}", *words)
     ranks = [
-        stepstack(run, *words, verb=verb, hooks=hooks, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        stepstack(run, *words, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **how)
         for rank in range(count)
     ]
     return [rank.wait() for rank in ranks]

@@ -114,6 +114,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # type: ignore[assignment] # noqa: RUF012
+    # DSV's predictors: whoever enables it after loading reads them himself.
+    _keys_to_ignore_on_load_unexpected = [r"\.processor\."]  # type: ignore[assignment] # noqa: RUF012
 
     @register_to_config
     def __init__(

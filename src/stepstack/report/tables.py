@@ -25,7 +25,7 @@ SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of sing
 
 def record(run: Path, root: Path = ROOT) -> Path:
     """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...), its
-    curve on the selection set, what a sweep has fitted, and CPU seconds; no samples.
+    curve on the selection set, what a sweep has fitted, what DSV came to, and CPU seconds; no samples.
 
     FileNotFoundError where nothing of the run was evaluated or fitted.
     """
@@ -41,8 +41,9 @@ def record(run: Path, root: Path = ROOT) -> Path:
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
     kept["curve"] = curve(jsonl.read(stages[-1]))
-    if fit.is_file():
-        kept["fit"] = json.loads(fit.read_text())
+    for extra in (fit, run / "dsv.json"):
+        if extra.is_file():
+            kept[extra.stem] = json.loads(extra.read_text())
     jsonl.write_json_atomic(out, kept)
     return out
 

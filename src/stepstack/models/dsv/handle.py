@@ -31,7 +31,7 @@ class Dsv:
 
     def __init__(self, attentions: Sequence[DsvAttention], config: DsvConfig, speed: SpeedProfile | None):
         self.attentions, self.config, self.speed = attentions, config, speed
-        self.stage, self.steps = 1, 0
+        self.stage, self.steps, self.skipped = 1, 0, 0
         self.grid: Grid | None = None  # of the newest call
         self.losses: list[Tensor | None] = [None] * len(attentions)  # smoothed
         self.seen: list[Tensor | None] = [None] * len(attentions)  # SEEN by head, of the newest observation
@@ -65,14 +65,18 @@ class Dsv:
 
     def step(self) -> None:
         """Train the predictors by what this step's forward passes gave, update the profile, end stage 1 when due. With
-        torch.distributed running, gradients and profile are averaged over its processes."""
+        torch.distributed running, gradients and profile are averaged over its processes. What was seen of a pass that
+        gave NaN or infinities is dropped and counted: a trainer skips that step of the model too."""
         observed = [(i, a.observed) for i, a in enumerate(self.attentions) if a.observed is not None]
-        if observed:
-            average([seen for _, seen in observed])
+        for attention in self.attentions:
+            attention.observed = None
+        if observed and average([seen for _, seen in observed]):
             for i, seen in observed:
                 self.learn(i, seen)
             self.optimizer.step()
             self.optimizer.zero_grad()
+        elif observed:
+            self.skipped += 1
         self.steps += 1
         if self.stage == 1 and self.ready():
             self.stage = 2
@@ -82,7 +86,6 @@ class Dsv:
     def learn(self, i: int, seen: Observation) -> None:
         """Gradients to the optimizer, sparsity and loss to their moving averages."""
         attention, config = self.attentions[i], self.config
-        attention.observed = None
         for weight, gradient in zip((attention.predictor.query, attention.predictor.key), seen.gradients, strict=True):
             weight.grad = gradient.to(weight.dtype)
         newest = self.seen[i] = seen.seen_MH.cpu()
@@ -110,7 +113,7 @@ class Dsv:
             [float(loss), *seen.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
             for loss, seen, sparse in zip(self.losses, self.seen, self.sparse(), strict=True)
         ]
-        found = {"dsv/stage": float(self.stage)}
+        found = {"dsv/stage": float(self.stage), "dsv/skipped": float(self.skipped)}
         for name, column in zip(names, zip(*table, strict=True), strict=True):
             found[f"dsv/{name}"] = sum(column) / len(column)
             found |= {f"dsv/{name}/{i:02d}": value for i, value in enumerate(column)}
@@ -130,6 +133,7 @@ class Dsv:
             "config": to_dict(self.config),
             "stage": self.stage,
             "steps": self.steps,
+            "skipped": self.skipped,
             "grid": self.grid,
             "losses": self.losses,
             "seen": self.seen,
@@ -146,7 +150,8 @@ class Dsv:
         if differ or len(state["seen"]) != len(self.attentions):
             count = f"attentions: {len(state['seen'])} -> {len(self.attentions)}"
             raise ConfigError(f"the saved state of DSV is of another run ({'; '.join([*differ, count])})")
-        self.stage, self.steps, self.grid = state["stage"], state["steps"], state["grid"]
+        self.stage, self.steps, self.skipped = state["stage"], state["steps"], state["skipped"]
+        self.grid = state["grid"]
         self.losses, self.seen = list(state["losses"]), list(state["seen"])
         self.speed = None if state["speed"] is None else SpeedProfile.parse(state["speed"])
         for attention, sparsity_H in zip(self.attentions, state["sparsity"], strict=True):
@@ -154,9 +159,20 @@ class Dsv:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
 
+    def sampling_state(self) -> dict[str, Any]:
+        """Plain JSON of what attention depends on without training, beside the weights and the config."""
+        sparsity = [None if a.sparsity_H is None else a.sparsity_H.tolist() for a in self.attentions]
+        return {"stage": self.stage, "sparsity": sparsity}
 
-def average(observed: list[Observation]) -> None:
-    """Make sums over forward passes means over them and over all processes, in one exchange."""
+    def load_sampling_state(self, state: dict[str, Any]) -> None:
+        """Attend as when ``sampling_state`` was taken."""
+        self.stage = state["stage"]
+        for attention, sparsity in zip(self.attentions, state["sparsity"], strict=True):
+            attention.sparsity_H = None if sparsity is None else torch.tensor(sparsity)
+
+
+def average(observed: list[Observation]) -> bool:
+    """Make sums over forward passes means over them and over all processes, in one exchange. Whether all is finite."""
     tensors = [t for seen in observed for t in (seen.loss, seen.seen_MH, *seen.gradients)]
     counts = [seen.count for seen in observed for _ in range(2 + len(seen.gradients))]
     flat = torch.cat([t.flatten() / count for t, count in zip(tensors, counts, strict=True)])
@@ -165,6 +181,7 @@ def average(observed: list[Observation]) -> None:
         flat /= dist.get_world_size()
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
+    return bool(flat.isfinite().all())
 
 
 def speed_of(config: DsvConfig) -> SpeedProfile | None:
