@@ -13,8 +13,8 @@ help: ; @$(PYTHON) scripts/make_help.py
 
 # a virtual environment with the exact versions of constraints.txt; TORCH_INDEX=URL chooses another build of torch
 setup: $(READY)
-# train RECIPE on this machine or cluster: RECIPE=orz-tiny ARGS="seed=1 name=x"
-train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS)
+# train RECIPE on this machine or cluster, and show its report: RECIPE=orz-tiny ARGS="seed=1 name=x"
+train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS) --open
 # prepare the data of RECIPE
 data: $(READY) ; $(STEP) data $(RECIPE) $(ARGS)
 # evaluate RECIPE, or MODEL=dir by it, on its tasks or TASKS=a,b: a table and a page of samples

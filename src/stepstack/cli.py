@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import webbrowser
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
     launch = command("launch", _launch, "type the `accelerate launch` line of a config (what `make train` does)")
     launch.add_argument("--dry-run", action="store_true", help="print the line only")
+    launch.add_argument("--open", action="store_true", help="open the run's report in a browser at the end")
     launch.add_argument("--rank", type=int, help="this machine's number, where SLURM does not say it")
     launch.add_argument("--head", help="address of machine 0, where SLURM does not say it")
     launch.add_argument("--placement", type=Path, metavar="FILE", help="machines by rank (stepstack plan pods --out)")
@@ -138,9 +140,15 @@ def _launch(args: argparse.Namespace) -> int:
     if args.host and not args.placement:
         raise ConfigError(f"--host {args.host} is a name in a placement: say --placement FILE too")
     placement = launch.Placement(args.placement, args.host) if args.placement else None
-    return launch.run(
+    status = launch.run(
         loaded, args.name, args.overrides, rank=args.rank, head=args.head, placement=placement, dry_run=args.dry_run
     )
+    if args.open and status == 0 and not args.dry_run:
+        from stepstack.core.run import Run
+
+        if (report := Run.folder(loaded) / "report.html").is_file():
+            webbrowser.open(report.resolve().as_uri())
+    return status
 
 
 def _train(args: argparse.Namespace) -> int:

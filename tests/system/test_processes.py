@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +77,16 @@ def test_base_and_all_by_launch(whole, tmp_path):
     """What `make train` types, two processes, from the SFT on: the stage must leave the process group to the rest."""
     run = tmp_path / "q"
     words = ["launch.file=cpu-ddp", "launch.processes_per_node=2", "trackers=[tensorboard]", "launch.port=29533"]
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path / "shown"}\n')
+    browser.chmod(0o755)
     command = [sys.executable, "-m", "stepstack", "launch", MINI, f"name={run.name}", f"dir={run.parent}", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [*command, "--open"], capture_output=True, text=True, timeout=240, check=False,
+        env=os.environ | {"BROWSER": f"{browser} %s"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "shown").read_text() == (run / "report.html").as_uri()
     assert done.stdout.count("held-out problems") == 1
     assert done.stderr.count("mini 4/4") <= 1
     losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]

@@ -82,6 +82,7 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
         "orz-tiny": orz_tiny,
         "bench-rl": bench_rl,
         "dsv-wan-tiny": dsv_wan_tiny,
+        "stepvideo-dsv": stepvideo_dsv,
         **pods.makers(),
         **steplaw.makers(),
     }
@@ -168,6 +169,28 @@ def dsv_wan_tiny(root: Path) -> list[Table]:
     gap = f"{fmean(gaps):.5f} ± {stdev(gaps) / len(gaps) ** 0.5:.5f}"
     note = f"measured; DSV less dense of the same seed: {gap} (mean ± stderr); {origins([result])}"
     return [Table(head, rows, [note])]
+
+
+def stepvideo_dsv(root: Path) -> list[Table]:
+    """Each block of stepvideo-tiny-dsv, over the runs' last steps."""
+    files = sorted((root / "evals" / "results").glob("stepvideo-tiny-dsv-seed*.json"))
+    if not files:
+        return [Table((), (), ["No run has been recorded."])]
+    runs = [json.loads(file.read_text()) for file in files]
+    seen = ("sparsity", "mass", "recall", "pooled_recall")
+    rows = [
+        (str(i), *(_mean_and_error([block[name] for block in blocks]) for name in seen))
+        for i, blocks in enumerate(zip(*(run["dsv"]["blocks"] for run in runs), strict=True))
+    ]
+    stages = ", ".join(f"{run['dsv']['steps']['stage 2']} of {run['dsv']['steps']['all']}" for run in runs)
+    head = ("block", "sparsity", "mass", "recall", "recall, pooled")
+    results = [result for run in runs for result in run["evals"]["after"]]
+    note = f"measured, mean ± stderr of {len(runs)} seeds, last {runs[0]['dsv']['last']} steps; sparse steps: {stages}"
+    return [Table(head, rows, [f"{note}; {origins(results)}"])]
+
+
+def _mean_and_error(values: Sequence[float]) -> str:
+    return f"{fmean(values):.3f} ± {stdev(values) / len(values) ** 0.5 if len(values) > 1 else float('nan'):.3f}"
 
 
 def _race(who: str, races: Sequence[Mapping[str, Any]], peer: Sequence[float]) -> tuple[str, ...]:
