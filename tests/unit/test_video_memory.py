@@ -70,12 +70,22 @@ def test_memory_falls_with_gpus_and_rises_with_videos():
     assert cost(Dit(), count, Machine(ema=False)).states < many.states
 
 
+def test_gpus_that_share_a_video_share_its_tokens_and_its_time():
+    count = tokens(102, 544, 992)
+    alone, shared = (cost(Dit(), count, Machine(context=n)) for n in (1, 8))
+    assert (alone.shard, shared.shard) == (count, count // 8)
+    assert (8 * shared.activations, 8 * shared.seconds) == (alone.activations, pytest.approx(alone.seconds))
+    assert (shared.states, shared.forward) == (alone.states, alone.forward)
+    assert cost(Dit(), 13, Machine(context=4)).shard == 4
+
+
 def test_the_command_tells_it_for_a_config(capsys):
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0
     said = capsys.readouterr().out
     assert f"{Dit().parameters:,}" in said
     assert "37,944" in said
     assert "sharded over 128" in said
+    assert "4,743 a video, 8 GPUs share one, 1 at a time" in said
     assert cli.main(["plan", "memory", "orz-tiny"]) == 2
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err

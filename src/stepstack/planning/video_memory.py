@@ -54,9 +54,11 @@ class Dit(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine(Strict):
-    """``gpus`` share the weights; ``tflops`` of one at its peak in bfloat16; ``mfu``: the share of it reached."""
+    """``gpus`` share the weights, and ``context`` of them each video's tokens; ``tflops`` of one at its peak in
+    bfloat16; ``mfu``: the share of it reached."""
 
     gpus: Positive = 128
+    context: Positive = 1
     tflops: Annotated[float, Field(gt=0)] = 989.0
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.32
     micro: Positive = 1
@@ -65,9 +67,11 @@ class Machine(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one video's forward pass; bytes of one GPU; seconds of a step in which each GPU has ``micro`` videos."""
+    """FLOPs of one video's forward pass; bytes of one GPU; seconds of a forward and backward pass of ``micro`` videos
+    by the GPUs that share them."""
 
     tokens: int
+    shard: int  # tokens of a video that one GPU has, at most
     linear: float
     attention: float
     states: int
@@ -108,7 +112,8 @@ def cost(dit: Dit, count: int, machine: Machine) -> Cost:
     each = FP32 * (5 if machine.ema else 4)
     gathered = 2 * dit.block * BF16
     states = -(-dit.parameters * each // machine.gpus) + gathered
-    kept = machine.micro * count * d * BF16
+    shard = -(-count // machine.context)
+    kept = machine.micro * shard * d * BF16
     activations = kept * dit.layers + kept * (BLOCK_WIDTHS + 2 * dit.mlp)
-    seconds = 4 * (linear + attention) * machine.micro / (machine.tflops * 1e12 * machine.mfu)
-    return Cost(count, linear, attention, states, activations, seconds)
+    seconds = 4 * (linear + attention) * machine.micro / (machine.context * machine.tflops * 1e12 * machine.mfu)
+    return Cost(count, shard, linear, attention, states, activations, seconds)

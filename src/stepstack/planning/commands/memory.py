@@ -31,18 +31,24 @@ def run(args: argparse.Namespace) -> int:
     launch = config.Launch(**values.get("launch", {}))
     dit = Dit(**known)
     machine = Machine(
-        gpus=launch.processes, tflops=args.tflops, mfu=args.mfu, micro=values.get("micro", 1),
-        ema=bool(values.get("dit", {}).get("ema", 0)),
+        gpus=launch.processes, context=values.get("context", 1), tflops=args.tflops, mfu=args.mfu,
+        micro=values.get("micro", 1), ema=bool(values.get("dit", {}).get("ema", 0)),
     )  # fmt: skip
     made = cost(dit, tokens(args.frames, height, width), machine)
+    batch = values.get("batch", machine.gpus // machine.context * machine.micro)
+    passes = batch / (machine.gpus // machine.context * machine.micro)
     for key, value in (
         ("parameters", f"{dit.parameters:,} with Step-Video's channels and encoders"),
         ("tokens of a video", f"{made.tokens:,} ({args.frames} frames of {height} x {width}, VAE 8 x 16 x 16)"),
         ("forward, linear", f"{made.linear / 1e15:.2f} PFLOP"),
         ("forward, attention", f"{made.attention / 1e15:.2f} PFLOP ({made.attention / made.forward:.0%})"),
         ("weights, gradients, moments", f"{made.states / 2**30:.1f} GiB a GPU, sharded over {machine.gpus}"),
-        ("activations, checkpointed", f"{made.activations / 2**30:.1f} GiB a GPU, {machine.micro} videos at a time"),
-        ("a step, by arithmetic", f"{made.seconds:.1f} s at {args.mfu:.0%} of {args.tflops:g} TFLOP/s"),
+        ("tokens of a GPU", f"{made.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
+        ("activations, checkpointed", f"{made.activations / 2**30:.1f} GiB a GPU"),
+        (
+            "a step, by arithmetic",
+            f"{passes * made.seconds:.1f} s of {batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
+        ),
     ):
         print(f"{key:32} {value}")
     return 0
