@@ -143,7 +143,6 @@ def describe(cfg: Config) -> dict[str, Any]:
         "videos": f"{cfg.batch * cfg.steps} in {cfg.steps} steps of {cfg.batch}",
         "codec": cfg.vae.type,
         "sampling": f"{cfg.sampler.steps} Euler steps, guidance {cfg.sampler.guidance:g}, shift {cfg.sampler.shift:g}",
-        "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",
-        "context": f"{cfg.context} processes share a video",
+        "processes": f"{cfg.launch.processes} on {cfg.launch.nodes} nodes, {cfg.context} share a video",
         "folder": Run.folder(cfg),
     }

@@ -1,4 +1,4 @@
-"""`stepstack bench video`: what planning.video_memory says of a tiny Step-Video DiT, against what is measured of it."""
+"""`stepstack bench video-memory`: what planning.video_memory says of a tiny Step-Video DiT, and what it measures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stepstack.models.video_dit import VideoDiT
 from stepstack.planning.video_memory import BYTES, Cost, Dit, Machine, cost
 from stepstack.report.provenance import describe, provenance
 
-SHAPE = {"layers": 4, "heads": 3, "head_width": 32, "channels": 16}  # stepvideo-tiny's
+SHAPE: dict[str, Any] = {"layers": 4, "heads": 3, "head_width": 32, "channels": 16}  # stepvideo-tiny's
 PLANNED = Dit(**SHAPE, text=(32, 32), text_tokens=(16, 8))
 GRID = (5, 4, 4)
 TOKENS = 80
@@ -43,14 +43,15 @@ def measure(batch: int = 16, steps: int = 10) -> dict[str, Any]:
         rows.append(_row(f"FLOPs of a step, blocks {how}", executed, flops(batch, again)))
     for precision in PRECISIONS:
         for again in (False, True):
-            what = f"bytes of activations, {precision}, blocks {'recomputed' if again else 'kept'}"
+            number = "float32" if precision == "no" else "bfloat16"
+            what = f"bytes of activations, {number}, blocks {'recomputed' if again else 'kept'}"
             found = recomputed(batch, precision) if again else activations(batch, precision)
             rows.append(_row(what, planned(batch, again, precision).activations, found))
     peak = matmul()
     want = planned(batch)
     seconds = batch * (want.forward + want.backward) / peak
     rows.append(_row(f"seconds of a step at the {peak / 1e9:.0f} GFLOP/s of matmul", seconds, spent(batch, steps)))
-    return {"bench": "video", "batch": batch, "tokens": TOKENS, "rows": rows, "provenance": provenance()}
+    return {"bench": "video-memory", "batch": batch, "tokens": TOKENS, "rows": rows, "provenance": provenance()}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -163,9 +163,9 @@ def test_a_cluster_shares_videos_by_its_heads(capsys):
     with pytest.raises(ConfigError, match=r"context=32 must divide model\.heads=48"):
         config.load("stepvideo-ti2v-30b", ["context=32"])
     with pytest.raises(ConfigError, match="context=8: processes that share a video attend densely"):
-        config.load("stepvideo-ti2v-30b", ["dsv={}"])
+        config.load("stepvideo-ti2v-30b", ["dsv={dispatch: {type: fixed}}"])
     assert cli.main(["train", "stepvideo-ti2v-30b", "--dry-run"]) == 0
-    assert "8 processes share a video" in capsys.readouterr().out
+    assert "128 on 16 nodes, 8 share a video" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from stepstack import bench_video, cli
+from stepstack import bench_video_memory, cli
 from stepstack.models.video_dit import VideoDiT
 from stepstack.planning.video_memory import Dit, Machine, cost, latent_frames, tokens
 
@@ -50,35 +50,35 @@ def test_parameters_are_those_of_the_model(image, motion):
 
 def test_flops_are_those_that_torch_counts():
     for again in (False, True):
-        want = bench_video.planned(2, again)
-        assert 2 * (want.forward + want.backward + want.recomputed) == bench_video.flops(2, again)
-    assert bench_video.planned(2).recomputed == 0 < want.recomputed < want.forward
+        want = bench_video_memory.planned(2, again)
+        assert 2 * (want.forward + want.backward + want.recomputed) == bench_video_memory.flops(2, again)
+    assert bench_video_memory.planned(2).recomputed == 0 < want.recomputed < want.forward
 
 
 @pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize("motion", [True, False])
 def test_flops_without_a_condition(image, motion, monkeypatch):
     flags = {"with_image": image, "with_motion": motion}
-    monkeypatch.setattr(bench_video, "SHAPE", {**bench_video.SHAPE, **flags})
-    monkeypatch.setattr(bench_video, "PLANNED", dataclasses.replace(bench_video.PLANNED, **flags))
-    given = dict(bench_video.inputs(1))
+    monkeypatch.setattr(bench_video_memory, "SHAPE", {**bench_video_memory.SHAPE, **flags})
+    monkeypatch.setattr(bench_video_memory, "PLANNED", dataclasses.replace(bench_video_memory.PLANNED, **flags))
+    given = dict(bench_video_memory.inputs(1))
     for name, there in (("image_BFCHW", image), ("motion_B", motion)):
         if not there:
             del given[name]
-    monkeypatch.setattr(bench_video, "inputs", lambda batch: given)
-    want = bench_video.planned(1)
-    assert want.forward + want.backward == bench_video.flops(1, again=False)
+    monkeypatch.setattr(bench_video_memory, "inputs", lambda batch: given)
+    want = bench_video_memory.planned(1)
+    assert want.forward + want.backward == bench_video_memory.flops(1, again=False)
 
 
 def test_states_are_the_bytes_that_a_step_leaves():
-    assert bench_video.states(2) == bench_video.planned(2).states
+    assert bench_video_memory.states(2) == bench_video_memory.planned(2).states
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_activations_are_what_autograd_keeps(precision):
     """Within 2%: norms' statistics, the embedded time and rotary angles are not in the plan."""
-    planned = [bench_video.planned(4, again, precision).activations for again in (False, True)]
-    found = [bench_video.activations(4, precision), bench_video.recomputed(4, precision)]
+    planned = [bench_video_memory.planned(4, again, precision).activations for again in (False, True)]
+    found = [bench_video_memory.activations(4, precision), bench_video_memory.recomputed(4, precision)]
     for want, measured in zip(planned, found, strict=True):
         assert measured == pytest.approx(want, rel=0.02)
         assert measured > want

@@ -3,7 +3,7 @@
 FLOPs count a multiply-add as two, attention's backward as twice its forward. Memory is of one GPU: its shares of
 parameters, gradients and two moments in float32 (and the moving average), two gathered blocks, and what the backward
 pass needs of the forward one; what allocator, communication and the gradients of activations need on top is not in it.
-In bf16 the weights are cast once, as FSDP2 does it. `stepstack bench video` compares it with what a tiny DiT measures.
+In bf16 the weights are cast once, as FSDP2 does it. `stepstack bench video-memory` measures a tiny DiT beside it.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     makers: dict[str, Callable[[Path], Sequence[Table]]] = {
         "orz-tiny": orz_tiny,
         "bench-rl": bench_rl,
-        "bench-video": bench_video,
+        "bench-video-memory": bench_video_memory,
         "dsv-wan-tiny": dsv_wan_tiny,
         **pods.makers(),
         **steplaw.makers(),
@@ -142,9 +142,9 @@ def bench_rl(root: Path) -> list[Table]:
     return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
 
 
-def bench_video(root: Path) -> list[Table]:
+def bench_video_memory(root: Path) -> list[Table]:
     """What was planned of a tiny video DiT, and measured."""
-    file = root / "evals" / "results" / "bench-video.json"
+    file = root / "evals" / "results" / "bench-video-memory.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]
     result = json.loads(file.read_text())
