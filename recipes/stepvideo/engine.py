@@ -21,9 +21,10 @@ from data import moving
 from data.moving import Clip, Moving
 from recipes.stepvideo import sparse
 from recipes.stepvideo.models import TinyVaeConfig, codec_of, digest, encoder_of, frames, pixels
-from recipes.stepvideo.pipeline import Ask, Pipeline, seed_of
+from recipes.stepvideo.pipeline import Ask, Pipeline
 from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
+from stepstack.diffusion.sample import seed_of
 from stepstack.harness.engine import Question
 from stepstack.harness.samples import Completion
 from stepstack.models.dsv.handle import Dsv

@@ -17,11 +17,12 @@ from data import moving
 from data.moving import Clip, Moving
 from recipes.stepvideo.engine import BATCH, open_pipeline
 from recipes.stepvideo.models import frames, make_dit, pixels
-from recipes.stepvideo.pipeline import Ask, Pipeline, seed_of
+from recipes.stepvideo.pipeline import Ask, Pipeline
 from recipes.stepvideo.tasks import judge
 from stepstack.config import ROOT, ConfigError, Positive, Strict
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
+from stepstack.diffusion.sample import seed_of
 from stepstack.loops import diffusion
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,8 +57,3 @@ class Pipeline:
     def _encoded(self, prompts: list[str]) -> Encoded:
         made = self.encoder.encode(prompts)
         return Encoded(*(x.to(self.device) for x in (made.text_BLT, made.mask_BL, made.clip_BMT)))
-
-
-def seed_of(*parts: object) -> int:
-    """Of a clip's noise, by what is asked."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

@@ -70,6 +70,8 @@ class Config(diffusion.DiffusionConfig):
             raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
         if self.dsv is not None:
             sparse.fits(self, self.dsv)
+        if self.model.heads % self.context:
+            raise ValueError(f"context={self.context} must divide model.heads={self.model.heads}, which it shares out")
 
 
 def train(run: Run[Config]) -> None:
@@ -141,6 +143,6 @@ def describe(cfg: Config) -> dict[str, Any]:
         "videos": f"{cfg.batch * cfg.steps} in {cfg.steps} steps of {cfg.batch}",
         "codec": cfg.vae.type,
         "sampling": f"{cfg.sampler.steps} Euler steps, guidance {cfg.sampler.guidance:g}, shift {cfg.sampler.shift:g}",
-        "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",
+        "processes": f"{cfg.launch.processes} on {cfg.launch.nodes} nodes, {cfg.context} share a video",
         "folder": Run.folder(cfg),
     }

@@ -35,7 +35,9 @@ SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process 
 
 
 def fits(cfg: Config, dsv: DsvConfig) -> None:
-    """ValueError for settings with which nothing could ever be sparse."""
+    """ValueError for settings with which nothing could ever be sparse, or which do not go with DSV."""
+    if cfg.context > 1:
+        raise ValueError(f"context={cfg.context}: processes that share a video attend densely: context=1, or dsv=null")
     if dsv.warmup >= cfg.steps:
         raise ValueError(f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse")
     if isinstance(cfg.data, Moving) and isinstance(cfg.vae, TinyVaeConfig):

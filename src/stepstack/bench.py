@@ -23,7 +23,7 @@ from recipes.orz.base import make
 from recipes.orz.data import Splits, load_prompts
 from recipes.orz.models import Pretrained, make_generator, weights_of
 from recipes.orz.reward import make_reward
-from stepstack import bench_dsv, bench_pods, bench_stepvideo, config
+from stepstack import bench_dsv, bench_pods, bench_stepvideo, bench_video_memory, config
 from stepstack.config import ROOT, Save
 from stepstack.core.run import Run
 from stepstack.harness.validation import validate
@@ -43,7 +43,8 @@ STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an 
 
 def main(name: str, options: Sequence[str]) -> int:
     """``stepstack bench rl [seeds=3] [steps=40]``, ``dsv [rounds=20] [longest=131072]``, ``dsv-cpu [tokens=2048]``,
-    ``stepvideo [longest=131072] [percent=90]``, ``stepvideo-cpu``, ``pods [nodes=10000] [events=400]``."""
+    ``stepvideo [longest=131072] [percent=90]``, ``stepvideo-cpu``, ``pods [nodes=10000] [events=400]``,
+    ``video-memory [batch=16] [steps=10]``."""
     asked = {k: int(v) for k, _, v in (o.partition("=") for o in options)}
     benches: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
         "rl": (rl, show),
@@ -52,6 +53,7 @@ def main(name: str, options: Sequence[str]) -> int:
         "stepvideo": (bench_stepvideo.gpu, bench_stepvideo.show),
         "stepvideo-cpu": (bench_stepvideo.cpu, bench_stepvideo.show),
         "pods": (bench_pods.measure, bench_pods.show),
+        "video-memory": (bench_video_memory.measure, bench_video_memory.show),
     }
     measure, shown = benches[name]
     known = inspect.signature(measure).parameters

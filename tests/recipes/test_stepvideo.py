@@ -150,12 +150,22 @@ def test_what_cannot_be_sampled_is_named(run, tmp_path):
     [
         ("data={type: prepared, folder: x}", "go together"),
         ("frames=5", "sample what is trained"),
-        ("launch.processes_per_node=3", "multiple of the 3 processes"),
+        ("launch.processes_per_node=3", "multiple of 3, processes by context"),
+        ("context=2", "context=2 must divide the 1 processes"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         config.load("stepvideo-tiny", [change])
+
+
+def test_a_cluster_shares_videos_by_its_heads(capsys):
+    with pytest.raises(ConfigError, match=r"context=32 must divide model\.heads=48"):
+        config.load("stepvideo-ti2v-30b", ["context=32"])
+    with pytest.raises(ConfigError, match="context=8: processes that share a video attend densely"):
+        config.load("stepvideo-ti2v-30b", ["dsv={dispatch: {type: fixed}}"])
+    assert cli.main(["train", "stepvideo-ti2v-30b", "--dry-run"]) == 0
+    assert "128 on 16 nodes, 8 share a video" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):

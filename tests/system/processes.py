@@ -28,7 +28,13 @@ LIMIT = 240  # seconds that a process may take before the test fails
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["recipes.orz.recipe", "stepstack.cli", "transformers.models.qwen2.modeling_qwen2", "transformers.modeling_layers"]
+    [
+        "recipes.orz.recipe",
+        "stepstack.cli",
+        "stepstack.loops.diffusion",
+        "transformers.models.qwen2.modeling_qwen2",
+        "transformers.modeling_layers",
+    ]
 )
 Hook = Callable[..., None]
 

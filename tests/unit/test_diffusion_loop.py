@@ -280,6 +280,6 @@ def test_broken_latents_are_named(tmp_path):
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="multiple of the 3"):
+    with pytest.raises(ValueError, match="multiple of 3"):
         DiffusionConfig(recipe="none", batch=4, launch=Launch(
             processes_per_node=3))  # fmt: skip

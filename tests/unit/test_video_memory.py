@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from stepstack import cli
+from stepstack import bench_video_memory, cli
 from stepstack.models.video_dit import VideoDiT
 from stepstack.planning.video_memory import Dit, Machine, cost, latent_frames, tokens
 
@@ -47,18 +48,41 @@ def test_parameters_are_those_of_the_model(image, motion):
     assert Dit().parameters == sum(p.numel() for p in whole.parameters())
 
 
-def test_linear_flops_are_those_that_torch_counts():
-    shape = {"layers": 2, "heads": 2, "head_width": 64, "channels": 4}
-    dit = VideoDiT(**shape, text_channels=(32, 32), split=(32, 16, 16)).eval()
-    rotary = dit.rope((4, 8, 8), torch.device("cpu"))
-    mask = torch.ones(1, 16, dtype=torch.bool)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for block in dit.blocks:
-            block(torch.randn(1, 256, 128), torch.randn(1, 16, 128), mask, torch.randn(1, 6, 128), rotary)
-    planned = cost(Dit(**shape, text=(32, 32), text_tokens=16), 256, Machine())
-    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    linear = sum(n for op, n in counts.items() if "attention" not in op)
-    assert planned.linear == pytest.approx(linear)
+def test_flops_are_those_that_torch_counts():
+    for again in (False, True):
+        want = bench_video_memory.planned(2, again)
+        assert 2 * (want.forward + want.backward + want.recomputed) == bench_video_memory.flops(2, again)
+    assert bench_video_memory.planned(2).recomputed == 0 < want.recomputed < want.forward
+
+
+@pytest.mark.parametrize("image", [True, False])
+@pytest.mark.parametrize("motion", [True, False])
+def test_flops_without_a_condition(image, motion, monkeypatch):
+    flags = {"with_image": image, "with_motion": motion}
+    monkeypatch.setattr(bench_video_memory, "SHAPE", {**bench_video_memory.SHAPE, **flags})
+    monkeypatch.setattr(bench_video_memory, "PLANNED", dataclasses.replace(bench_video_memory.PLANNED, **flags))
+    given = dict(bench_video_memory.inputs(1))
+    for name, there in (("image_BFCHW", image), ("motion_B", motion)):
+        if not there:
+            del given[name]
+    monkeypatch.setattr(bench_video_memory, "inputs", lambda batch: given)
+    want = bench_video_memory.planned(1)
+    assert want.forward + want.backward == bench_video_memory.flops(1, again=False)
+
+
+def test_states_are_the_bytes_that_a_step_leaves():
+    assert bench_video_memory.states(2) == bench_video_memory.planned(2).states
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_activations_are_what_autograd_keeps(precision):
+    """Within 2%: norms' statistics, the embedded time and rotary angles are not in the plan."""
+    planned = [bench_video_memory.planned(4, again, precision).activations for again in (False, True)]
+    found = [bench_video_memory.activations(4, precision), bench_video_memory.recomputed(4, precision)]
+    for want, measured in zip(planned, found, strict=True):
+        assert measured == pytest.approx(want, rel=0.02)
+        assert measured > want
+    assert found[1] < 0.45 * found[0]
 
 
 def test_memory_falls_with_gpus_and_rises_with_videos():
@@ -70,12 +94,23 @@ def test_memory_falls_with_gpus_and_rises_with_videos():
     assert cost(Dit(), count, Machine(ema=False)).states < many.states
 
 
+def test_gpus_that_share_a_video_share_its_tokens_and_its_time():
+    count = tokens(102, 544, 992)
+    alone, shared = (cost(Dit(), count, Machine(context=n)) for n in (1, 8))
+    assert (alone.shard, shared.shard) == (count, count // 8)
+    assert 8 * shared.seconds == pytest.approx(alone.seconds)
+    assert 1 < 8 * shared.activations / alone.activations < 1.03  # each has the text
+    assert (shared.states, shared.forward) == (alone.states, alone.forward)
+    assert cost(Dit(), 13, Machine(context=4)).shard == 4
+
+
 def test_the_command_tells_it_for_a_config(capsys):
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0
     said = capsys.readouterr().out
     assert f"{Dit().parameters:,}" in said
     assert "37,944" in said
     assert "sharded over 128" in said
+    assert "4,743 a video, 8 GPUs share one, 1 at a time" in said
     assert cli.main(["plan", "memory", "orz-tiny"]) == 2
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err

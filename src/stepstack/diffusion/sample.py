@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -49,3 +50,8 @@ def padded(image_BCHW: Tensor, frames: int) -> Tensor:
     image_BFCHW = image_BCHW.new_zeros(len(image_BCHW), frames, *image_BCHW.shape[1:])
     image_BFCHW[:, 0] = image_BCHW
     return image_BFCHW
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that no other parts share."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

@@ -6,7 +6,6 @@ processes nor on what was resumed.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stepstack.config import Positive, RunConfig, Strict
+from stepstack.core import bodies
 from stepstack.core.optim import AdamW, TrainableConfig
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.diffusion import flow
 from stepstack.diffusion.flow import TimeConfig
 from stepstack.diffusion.latents import Grid, Latents, Video
-from stepstack.diffusion.sample import padded
+from stepstack.diffusion.sample import padded, seed_of
 from stepstack.models.prompt_encoders import Encoded
+from stepstack.models.video_context import sharing
 from stepstack.rl.loss import LossOut
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,19 +47,24 @@ class Conditions(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionConfig(RunConfig):
-    """``batch``: videos a step, over all processes, all of one bucket; ``micro``: of a forward pass."""
+    """``batch``: videos a step, over all processes, all of one bucket; ``micro``: of a forward pass. ``context``: so
+    many processes, consecutive ones, share each video's tokens between them (context parallelism)."""
 
     steps: Positive = 1000
     batch: Positive = 32
     micro: Positive = 32
+    context: Positive = 1
     times: TimeConfig = TimeConfig()
     conditions: Conditions = Conditions()
     dit: TrainableConfig = TrainableConfig(optim=AdamW(lr=1e-4, betas=(0.9, 0.999)), ema=0.999)
 
     def __post_init__(self) -> None:
-        if self.batch % self.launch.processes:
+        processes = self.launch.processes
+        if processes % self.context:
+            raise ValueError(f"context={self.context} must divide the {processes} processes: so many share a video")
+        if self.batch % (groups := processes // self.context):
             raise ValueError(
-                f"batch={self.batch} must be a multiple of the {self.launch.processes} processes: each takes its share"
+                f"batch={self.batch} must be a multiple of {groups}, processes by context: each has a share"
             )
 
 
@@ -69,7 +75,14 @@ class Micro:
     inputs: Mapping[str, Tensor]
     target_BFCHW: Tensor
     count: int  # samples: of pairs half the rows
+    context: int = 1  # processes that have it too, this one among them
     blank: bool = False
+
+    @property
+    def seen(self) -> float:
+        """This process's part of the tokens."""
+        shape = self.target_BFCHW.shape
+        return shape[0] * shape[1] * shape[3] * shape[4] / self.context
 
 
 def train(
@@ -83,23 +96,22 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged."""
+    together = sharing(bodies.pretrained(dit.module), cfg.context)
     for step in run.steps(cfg.steps, evaluate):
         micros = share(run, cfg, videos, step)
-        with run.timer("dit"):
-            metrics = dit.update(micros, loss or matching, cfg.batch)
-        tokens = sum(math.prod(m.target_BFCHW.shape) // m.target_BFCHW.shape[2] for m in micros) * run.processes
+        with run.timer("dit"), together:
+            metrics = dit.update(micros, loss or matching, cfg.batch * cfg.context)  # all who share a video count it
+        tokens = sum(micro.seen for micro in micros) * run.processes
         run.log(**metrics, **after(), loss=metrics[f"{dit.role}/loss"], tokens=tokens)
 
 
 def share(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> list[Micro]:
-    """This process's part of a step, noised."""
-    places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[run.rank :: run.processes]
-    return [
-        collate(
-            [noised(cfg, videos[row], videos.empty, seed(cfg.seed, step, place)) for place, row in part], run.device
-        )
-        for part in (places[start : start + cfg.micro] for start in range(0, len(places), cfg.micro))
-    ]
+    """This process's part of a step, noised; that of the others with which it shares videos is the same."""
+    group, groups = run.rank // cfg.context, run.processes // cfg.context
+    places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[group::groups]
+    samples = [noised(cfg, videos[row], videos.empty, seed_of(cfg.seed, step, place)) for place, row in places]
+    parts = (samples[start : start + cfg.micro] for start in range(0, len(samples), cfg.micro))
+    return [collate(part, run.device, cfg.context) for part in parts]
 
 
 def pick(buckets: Mapping[Grid, Sequence[int]], batch: int, seed: int, step: int) -> list[int]:
@@ -138,7 +150,7 @@ def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Sam
     )
 
 
-def collate(samples: Sequence[Sample], device: torch.device) -> Micro:
+def collate(samples: Sequence[Sample], device: torch.device, context: int) -> Micro:
     sides = len(samples[0].x)
     rows = [(sample, side) for side in range(sides) for sample in samples]
     x = torch.stack([sample.x[side] for sample, side in rows])
@@ -152,7 +164,7 @@ def collate(samples: Sequence[Sample], device: torch.device) -> Micro:
         "motion_B": torch.tensor([sample.motion for sample, _ in rows]),
     }
     target = torch.stack([sample.target[side] for sample, side in rows])
-    return Micro({name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples))
+    return Micro({name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples), context)
 
 
 def matching(module: nn.Module, micro: Micro) -> LossOut:
@@ -162,7 +174,8 @@ def matching(module: nn.Module, micro: Micro) -> LossOut:
 
 
 def preference(reference: nn.Module, beta: float) -> Loss:
-    """Video-DPO: the winner's error is to fall, against the reference model's, more than the loser's."""
+    """Video-DPO: the winner's error is to fall, against the reference model's, more than the loser's. The reference is
+    computed whole on every process, also where others share the video."""
 
     def loss(module: nn.Module, micro: Micro) -> LossOut:
         win_B, lose_B = _errors(module, micro).chunk(2)
@@ -180,11 +193,4 @@ def _errors(module: nn.Module, micro: Micro) -> Tensor:
 
 def counts(micro: Micro) -> dict[str, Tensor]:
     """Means are per video, and work is counted in tokens of the latent grid."""
-    shape = micro.target_BFCHW.shape
-    seen = shape[0] * shape[1] * shape[3] * shape[4]
-    return {"tokens": torch.tensor(float(micro.count)), "seen": torch.tensor(float(seen))}
-
-
-def seed(*parts: int) -> int:
-    """A seed that no other parts share."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+    return {"tokens": torch.tensor(float(micro.count)), "seen": torch.tensor(micro.seen)}

@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stepstack.ops import exchange
 from stepstack.ops.attention import sparse_attention
+from stepstack.ops.exchange import Moved
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.planning.contextparallel import Layer, LayerPlan, Layout, Plan, Profile
 
@@ -45,7 +47,7 @@ class Groups:
         if len(self.members) != plan.layout.ranks:
             raise ValueError(f"the plan is for {plan.layout.ranks} ranks, the process group has {len(self.members)}")
         self.agree(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
-        self.moved: Counter[tuple[str, str, str]] = Counter()
+        self.moved: Moved = Counter()
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {tuple(range(len(self.members))): self.world}
         for layer in plan.layers:  # every rank in the same order, else two could wait for each other
             self.column(layer)
@@ -105,11 +107,15 @@ def parallel_attention(
     lists = selection.offsets.diff(), selection.indices
     q, k, v = q_BHsD, k_BHtD, v_BHtD
     if step.hcp > 1:
-        q, k, v = _to_heads(q, k, v, step, groups)
+        shards = [(s, t, t) for s, t in (_tokens(groups, rank) for rank in _column(step, groups))]
+        q, k, v = exchange.to_heads((q, k, v), step.heads, shards, groups.column(step), groups.moved)
         lists = _lists_to_heads(selection, step, groups)
     local = _local(lists, step, selection.keys, q, groups)
     out = attend(q, k, v, local) if step.scp == 1 else _gathered(q, k, v, local, step, groups, attend)
-    return _to_queries(out, step, groups) if step.hcp > 1 else out
+    if step.hcp == 1:
+        return out
+    tokens = [_tokens(groups, rank)[0] for rank in _column(step, groups)]
+    return exchange.to_tokens(out, step.heads, tokens, groups.column(step), groups.moved)
 
 
 def profile_of(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
@@ -130,38 +136,7 @@ def shard_of(selection: Selection, layout: Layout, rank: int) -> Selection:
     return Selection(queries, selection.keys, selection.batch, selection.heads, offsets_of(counts), indices)
 
 
-# -- heads for queries and back ----------------------------------------------------------------------------------------
-
-
-def _to_heads(q: Tensor, k: Tensor, v: Tensor, step: LayerPlan, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """From all heads of a shard to the row's heads of the column's shards: [B, h, S, D] of each."""
-    (batch, _, _, dim), heads = q.shape, step.heads[step.place(groups.rank)[0]]
-    order = torch.tensor([head for row in step.heads for head in row], device=q.device)
-    packed = torch.cat([q, k, v], dim=2).transpose(0, 1).index_select(0, order)  # [H, B, s + 2t, D]
-    unit = batch * dim
-    sent = [len(row) * unit * packed.shape[2] for row in step.heads]
-    shards = [_tokens(groups, rank) for rank in _column(step, groups)]
-    received = [len(heads) * unit * (s + 2 * t) for s, t in shards]
-    flat = _AllToAll.apply(packed.flatten(), sent, received, groups.column(step), groups.moved, "hcp")
-    parts = [
-        piece.view(len(heads), batch, s + 2 * t, dim).split([s, t, t], dim=2)
-        for piece, (s, t) in zip(flat.split(received), shards, strict=True)
-    ]
-    whole = [torch.cat(pieces, dim=2).transpose(0, 1).contiguous() for pieces in zip(*parts, strict=True)]
-    return whole[0], whole[1], whole[2]
-
-
-def _to_queries(out: Tensor, step: LayerPlan, groups: Groups) -> Tensor:
-    """The adjoint's shape: from the row's heads of the column's shards to all heads of this rank's shard."""
-    batch, mine, _, dim = out.shape
-    shards = [_tokens(groups, rank)[0] for rank in _column(step, groups)]
-    own = _tokens(groups, groups.rank)[0]
-    sent = [mine * batch * dim * s for s in shards]
-    received = [len(row) * batch * dim * own for row in step.heads]
-    packed = torch.cat([piece.flatten() for piece in out.transpose(0, 1).split(shards, dim=2)])
-    flat = _AllToAll.apply(packed, sent, received, groups.column(step), groups.moved, "hcp")
-    order = torch.tensor([head for row in step.heads for head in row], device=out.device)
-    return flat.view(-1, batch, own, dim).index_select(0, order.argsort()).transpose(0, 1)
+# -- lists follow their heads ------------------------------------------------------------------------------------------
 
 
 def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tuple[Tensor, Tensor]:
@@ -175,10 +150,10 @@ def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tu
     blocks = [len(groups.plan.layout.blocks("queries", rank)) for rank in _column(step, groups)]
     sent = [len(row) * batch * count for row in step.heads]
     received = [len(heads) * batch * there for there in blocks]
-    lengths = _moved(counts, sent, received, column, groups.moved)
+    lengths = exchange.all_to_all(counts, sent, received, column, groups.moved, "lists")
     lists_sent = [int(part.sum()) for part in counts.split(sent)]
     lists_received = [int(part.sum()) for part in lengths.split(received)]
-    held = _moved(indices, lists_sent, lists_received, column, groups.moved)
+    held = exchange.all_to_all(indices, lists_sent, lists_received, column, groups.moved, "lists")
     places = torch.arange(len(lengths), device=device).split(received)  # ordered by (shard, head, batch, block)
     shaped = [part.view(len(heads), batch, there) for part, there in zip(places, blocks, strict=True)]
     return _take(lengths, held, torch.cat(shaped, dim=2).transpose(0, 1).flatten())
@@ -222,7 +197,7 @@ def _gathered(
     counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(asked, owned, strict=True)]
     k, v = k.reshape(-1, dim), v.reshape(-1, dim)  # [B h T, D]
     tokens = torch.cat(sent)
-    fetched = _AllToAll.apply(
+    fetched = exchange.AllToAll.apply(
         torch.cat([k[tokens], v[tokens]], dim=-1).flatten(), [len(part) * 2 * dim for part in sent],
         [count * 2 * dim for count in counts], groups.row(step), groups.moved, "scp",
     ).view(-1, 2 * dim)  # fmt: skip
@@ -232,12 +207,13 @@ def _gathered(
     return out.reshape(q.shape)
 
 
-def _asked_of_me(asked: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Counter) -> list[Tensor]:
+def _asked_of_me(asked: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
     """Which of this rank's ``blocks`` each other column asks for: bool [B h, blocks] each."""
     heads = asked[0].shape[0]
     sent = [part.numel() for part in asked]
     received = [heads * blocks] * len(asked)
-    flat = _moved(torch.cat([part.flatten() for part in asked]).to(torch.uint8), sent, received, row, moved)
+    flags = torch.cat([part.flatten() for part in asked]).to(torch.uint8)
+    flat = exchange.all_to_all(flags, sent, received, row, moved, "lists")
     return [part.view(heads, blocks).bool() for part in flat.split(received)]
 
 
@@ -267,35 +243,7 @@ def _renumbered(local: Selection, need: Tensor, owned: list[Tensor], place: int,
     return Selection(queries, keys, 1, 1, local.offsets, entries.int())
 
 
-# -- moving ------------------------------------------------------------------------------------------------------------
-
-
-class _AllToAll(torch.autograd.Function):
-    """Uneven all-to-all of a flat tensor: ``sent[i]`` elements to rank i of the group, ``received[i]`` from it. Its
-    adjoint is the same with the two exchanged."""
-
-    @staticmethod
-    def forward(ctx, flat, sent, received, group, moved, what):
-        ctx.sizes, ctx.group, ctx.moved, ctx.what = (received, sent), group, moved, what
-        return _moved(flat, sent, received, group, moved, what)
-
-    @staticmethod
-    def backward(ctx, grad):
-        sent, received = ctx.sizes
-        back = _moved(grad, sent, received, ctx.group, ctx.moved, ctx.what, "backward")
-        return back, None, None, None, None, None
-
-
-def _moved(
-    flat: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup, moved: Counter,
-    what: str = "lists", when: str = "forward",
-) -> Tensor:  # fmt: skip
-    out = flat.new_empty(sum(received))
-    dist.all_to_all_single(out, flat.contiguous(), received, sent, group=group)
-    own = dist.get_rank(group)
-    moved[what, when, "sent"] += (sum(sent) - sent[own]) * flat.element_size()
-    moved[what, when, "received"] += (sum(received) - received[own]) * flat.element_size()
-    return out
+# -- lists and shards --------------------------------------------------------------------------------------------------
 
 
 def _take(counts: Tensor, indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

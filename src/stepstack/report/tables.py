@@ -81,6 +81,7 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     makers: dict[str, Callable[[Path], Sequence[Table]]] = {
         "orz-tiny": orz_tiny,
         "bench-rl": bench_rl,
+        "bench-video-memory": bench_video_memory,
         "dsv-wan-tiny": dsv_wan_tiny,
         "stepvideo-dsv": stepvideo_dsv,
         **pods.makers(),
@@ -140,6 +141,20 @@ def bench_rl(root: Path) -> list[Table]:
         sampler.append((shape, f"{own:.0f}", f"{other:.0f}", f"{ratio:.2f}x", str(len(pairs))))
     columns = ("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs")
     return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
+
+
+def bench_video_memory(root: Path) -> list[Table]:
+    """What was planned of a tiny video DiT, and measured."""
+    file = root / "evals" / "results" / "bench-video-memory.json"
+    if not file.is_file():
+        return [Table((), (), ["Not measured yet."])]
+    result = json.loads(file.read_text())
+    rows = [
+        (row["what"], f"{row['planned']:.4g}", f"{row['measured']:.4g}", f"{row['ratio']:.3f}")
+        for row in result["rows"]
+    ]
+    head = (f"{result['batch']} videos, {result['tokens']} tokens each", "planned", "measured", "measured / planned")
+    return [Table(head, rows, [f"measured; {origins([result])}"])]
 
 
 def dsv_wan_tiny(root: Path) -> list[Table]:
