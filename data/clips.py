@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,19 +188,3 @@ def pixels_of(file: Path, row: Row) -> Tensor:
 
 def described(file: Path) -> dict[str, Any]:
     return {"split": "train", "rows": 0, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-
-
-def ti2v_eval(folder: Path) -> Iterator[tuple[str, str, Path | None]]:
-    """Step-Video-TI2V-Eval as published: (name, prompt, first frame where there is one), by domain and shape.
-
-    DataError for a folder that holds none, and for a prompt that is empty.
-    """
-    files = sorted(folder.glob("*/[HSV]/*.txt"))
-    if not files:
-        raise DataError(f"{folder} holds no <domain>/<H, S or V>/<number>.txt: get Step-Video-TI2V-Eval")
-    for file in files:
-        prompt = file.read_text(encoding="utf-8").strip()
-        if not prompt:
-            raise DataError(f"{file} is empty: each prompt needs a text")
-        image = file.with_suffix(".png")
-        yield str(file.relative_to(folder).with_suffix("")), prompt, image if image.is_file() else None

@@ -101,14 +101,18 @@ def motion_score(frames: Frames, options: MotionOptions | None = None) -> float:
 
 
 def write_mp4(file: Path, frames: Frames, fps: float, scale: int = 1) -> Path:
-    """H.264, atomically; ``scale`` repeats pixels. Odd sizes lose a row or column: the codec halves colours."""
+    """``mp4``, atomically."""
+    jsonl.write_bytes_atomic(file, mp4(frames, fps, scale))
+    return file
+
+
+def mp4(frames: Frames, fps: float, scale: int = 1) -> bytes:
+    """H.264; ``scale`` repeats pixels. Odd sizes lose a row or column: the codec halves colours."""
     large = frames.repeat(scale, 1).repeat(scale, 2)
     even = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
-    content = imageio.imwrite(
+    return imageio.imwrite(
         "<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=1, quality=9
     )  # fmt: skip
-    jsonl.write_bytes_atomic(file, content)
-    return file
 
 
 def gif(frames: Frames, fps: float = 6, scale: int = 1) -> bytes:

@@ -1,4 +1,5 @@
-"""A trained model behind the harness: a request's answer is the file of a clip, an animated PNG."""
+"""A trained model behind the harness: a request's answer is the file of a clip, an animated PNG of a drawn form, an MP4
+of a picture."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data import moving
+from data.frames import mp4
 from data.moving import Clip, Moving
 from recipes.stepvideo import sparse
 from recipes.stepvideo.models import TinyVaeConfig, codec_of, digest, encoder_of, frames, pixels
-from recipes.stepvideo.pipeline import Ask, Pipeline
+from recipes.stepvideo.pipeline import Ask, Pipeline, fitted, rate
 from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.diffusion.sample import seed_of
@@ -31,12 +33,14 @@ from stepstack.models.dsv.handle import Dsv
 from stepstack.models.video_dit import VideoDiT
 from stepstack.models.video_vae import VideoCodec
 from stepstack.report import jsonl
+from stepstack.rl.prompts import Pictured
 from stepstack.rl.types import EngineError, Sampling
 
 if TYPE_CHECKING:
     from recipes.stepvideo.recipe import Config
 
 BATCH = 32
+TOGETHER = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
 KIT = "pipeline.json"
 
 
@@ -89,20 +93,51 @@ class ClipEngine:
         self.cfg, self.pipeline = cfg, pipeline
         sampler = dataclasses.asdict(pipeline.sampler)
         attention = {} if cfg.dsv is None else {"attention": "DSV"}
+        shape = {"frames": pipeline.count, "sizes": [list(size) for size in cfg.sizes]}
         self.facts: Mapping[str, Any] = {
-            "engine": "diffusion", **sampler, "negative": pipeline.negative, **attention
+            "engine": "diffusion", **sampler, "negative": pipeline.negative, **shape, **attention
         }  # fmt: skip
 
     def complete(
         self, questions: Sequence[Question], sampling: Sampling
     ) -> Iterator[tuple[Question, list[Completion]]]:
-        """``sampling`` has a say in the number of clips and in their seeds."""
-        rows = [(question, n) for question in questions for n in range(sampling.n)]
-        made = self.clips([Clip.read(q.problem.gold) for q, _ in rows], [sampling.seed * 1000 + n for _, n in rows])
-        files = [self._keep(clip) for clip in made]
+        """``sampling`` has a say in the number of clips and in their seeds. A request with a picture is answered for
+        itself, any other is of a drawn form."""
+        yield from self._of_pictures([q for q in questions if isinstance(q.request, Pictured)], sampling)
+        if forms := [q for q in questions if not isinstance(q.request, Pictured)]:
+            yield from self._of_forms(forms, sampling)
+
+    def _of_forms(
+        self, questions: Sequence[Question], sampling: Sampling
+    ) -> Iterator[tuple[Question, list[Completion]]]:
+        rows = [(question, seed) for question in questions for seed in _seeds(sampling)]
+        made = self.clips([Clip.read(q.problem.gold) for q, _ in rows], [seed for _, seed in rows])
+        files = [self._keep(apng(clip), ".png") for clip in made]
         for at, question in enumerate(questions):
             mine = files[at * sampling.n : (at + 1) * sampling.n]
             yield question, [Completion(file, None, 0, "stop") for file in mine]
+
+    def _of_pictures(
+        self, questions: Sequence[Question], sampling: Sampling
+    ) -> Iterator[tuple[Question, list[Completion]]]:
+        """Each question as soon as its clips are there: a large one takes minutes."""
+        rows = [(question, self._ask(question, seed)) for question in questions for seed in _seeds(sampling)]
+        made: dict[int, list[Completion]] = {}
+        for some in together(rows, self.pipeline.count):
+            clips = self.pipeline.clips([ask for _, ask in some])
+            for (question, _), clip in zip(some, clips, strict=True):
+                file = self._keep(mp4(clip, rate(len(clip))), ".mp4")
+                done = made.setdefault(question.problem.index, [])
+                done.append(Completion(file, None, 0, "stop"))
+                if len(done) == sampling.n:
+                    yield question, done
+
+    def _ask(self, question: Question, seed: int) -> Ask:
+        """The first frame in the config's nearest size, whatever is cut off."""
+        assert isinstance(question.request, Pictured)
+        problem, picture = question.problem, question.request.pictures[0]
+        image = fitted(self.cfg, np.asarray(picture.image()), repr(picture), crop=True)
+        return Ask(question.request.text, image, problem.meta["motion"], seed_of(problem.gold, seed))
 
     def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
         data = drawn(self.cfg)
@@ -116,10 +151,9 @@ class ClipEngine:
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         raise EngineError("a video model gives no log-likelihoods of texts")
 
-    def _keep(self, clip: NDArray[np.uint8]) -> str:
+    def _keep(self, content: bytes, ending: str) -> str:
         """The file's path from the repository, by its content."""
-        content = apng(clip)
-        file = Run.folder(self.cfg) / "clips" / f"{hashlib.sha256(content).hexdigest()[:16]}.png"
+        file = Run.folder(self.cfg) / "clips" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
         if not file.is_file():
             jsonl.write_bytes_atomic(file, content)
         return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
@@ -135,6 +169,20 @@ class Ceiling(ClipEngine):
     def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
         video = pixels(list(asked), drawn(self.cfg)).to(self.pipeline.device)
         return frames(self.pipeline.codec.decode(self.pipeline.codec.encode(video)))
+
+
+def together(rows: Sequence[tuple[Question, Ask]], count: int) -> Iterator[list[tuple[Question, Ask]]]:
+    """Rows whose images have one size, as many as are sampled together; ``count``: frames of a clip."""
+    by_shape: dict[tuple[int, ...], list[tuple[Question, Ask]]] = {}
+    for row in rows:
+        by_shape.setdefault(row[1].image.shape, []).append(row)
+    for (height, width, _), alike in by_shape.items():
+        most = max(1, TOGETHER // (count * height * width))
+        yield from (alike[start : start + most] for start in range(0, len(alike), most))
+
+
+def _seeds(sampling: Sampling) -> list[int]:
+    return [sampling.seed * 1000 + n for n in range(sampling.n)]
 
 
 def drawn(cfg: Config) -> Moving:

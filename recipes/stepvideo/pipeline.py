@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from data.frames import Frames, fit, kept, nearest
 from recipes.stepvideo.models import as_video, frames
+from stepstack.config import ConfigError
 from stepstack.diffusion.flow import SamplerConfig
 from stepstack.diffusion.sample import noise_like, sample
 from stepstack.models.prompt_encoders import Encoded, PromptEncoder
 from stepstack.models.video_vae import VideoCodec
+
+if TYPE_CHECKING:
+    from recipes.stepvideo.recipe import Config
+
+FPS, SLOW = 25, 6  # frames per second of published clips, and of clips of a few frames
+CLOSE = 0.98  # share of a picture that may be cut off without asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +66,20 @@ class Pipeline:
     def _encoded(self, prompts: list[str]) -> Encoded:
         made = self.encoder.encode(prompts)
         return Encoded(*(x.to(self.device) for x in (made.text_BLT, made.mask_BL, made.clip_BMT)))
+
+
+def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
+    """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
+    size = nearest(image.shape[:2], cfg.sizes)
+    left = kept(image.shape[:2], size)
+    if left < CLOSE and not crop:
+        raise ConfigError(
+            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
+            f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
+        )
+    return fit(image[None], size)[0]
+
+
+def rate(count: int) -> int:
+    """Frames per second at which a clip of so many frames is shown."""
+    return FPS if count > 2 * FPS else SLOW

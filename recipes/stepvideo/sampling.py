@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from data import frames
-from data.frames import Frames
 from recipes.stepvideo.engine import open_pipeline
 from recipes.stepvideo.models import frames as as_frames
-from recipes.stepvideo.pipeline import Ask
+from recipes.stepvideo.pipeline import Ask, fitted, rate
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.core.world import World
@@ -24,9 +23,7 @@ from stepstack.report import jsonl
 if TYPE_CHECKING:
     from recipes.stepvideo.recipe import Config
 
-FPS, SHORT = 25, 256  # of published clips; a small clip's shorter side is scaled to about so many pixels
-SLOW = 6  # frames per second of clips of a few frames
-CLOSE = 0.98  # share of a picture that may be cut off without asking
+SHORT = 256  # a small clip's shorter side is scaled to about so many pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +50,7 @@ def sample(cfg: Config, wish: Wish) -> list[Path]:
     *_, latents = steps
     clip = as_frames(pipeline.codec.decode(latents))[0]
     scale = max(1, round(SHORT / min(clip.shape[1:3])))
-    fps = FPS if len(clip) > 2 * FPS else SLOW
+    fps = rate(len(clip))
     gif = wish.out.with_suffix(".gif")
     jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))
     return [gif, frames.write_mp4(wish.out.with_suffix(".mp4"), clip, fps, scale)]
@@ -67,15 +64,3 @@ def asked(cfg: Config, wish: Wish) -> Ask:
     return Ask(
         wish.prompt, fitted(cfg, frames.read_image(wish.image), str(wish.image), wish.crop), wish.motion, wish.seed
     )
-
-
-def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
-    """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
-    size = frames.nearest(image.shape[:2], cfg.sizes)
-    left = frames.kept(image.shape[:2], size)
-    if left < CLOSE and not crop:
-        raise ConfigError(
-            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
-            f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
-        )
-    return frames.fit(image[None], size)[0]

@@ -91,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
     view = command("view", _view, "a page with every sample of one evaluation, or two side by side", named=False)
     view.add_argument("folders", nargs="+", help="runs/<name>/evals/<label>, or one task's folder in it")
     view.add_argument("--out", default="samples.html", help="the page to write")
+    _votes_options(
+        command("votes", _votes, "two models' clips side by side: blind votes, or a table of them", named=False)
+    )
+    _vbench_options(
+        command("vbench", _vbench, "VBench-I2V on an evaluation of vbench_i2v, in its own Python", named=False)
+    )
     overlap = command("contamination", _contamination, "which questions of evaluation tasks the training data holds")
     overlap.add_argument("--tasks", default="", help="names or files, separated by commas; default: the config's evals")
     overlap.add_argument("--ngram", type=int, default=13, help="words in a row that count as overlap")
@@ -247,6 +253,59 @@ def _sample(args: argparse.Namespace) -> int:
     given = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
     for file in recipe.sample(loaded, recipe.Wish(**given)):
         print(file)
+    return 0
+
+
+def _votes_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "a", type=Path, help="clips of a model: an evaluation of ti2v_eval, or files named as its pictures"
+    )
+    sub.add_argument("b", type=Path, help="clips of the model that it is compared with")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the votes; the same command goes on there")
+    sub.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
+    sub.add_argument("--common", action="store_true", help="compare what both have, where one lacks clips")
+    sub.add_argument("--table", nargs="?", const="votes", choices=("votes", "first_frame"), help="print and write only")
+    sub.add_argument("--port", type=int, default=8765, help="of the page; 0: a free one")
+    sub.add_argument("--seed", type=int, default=0, help="of what stands left")
+    sub.add_argument("--open", action="store_true", help="show the page in a browser")
+
+
+def _votes(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data import ti2v_eval
+    from stepstack.harness import pairs, votes
+    from stepstack.harness.task import DATA
+
+    found = ti2v_eval.pairs((args.data or DATA) / ti2v_eval.FOLDER, args.a, args.b, common=args.common)
+    study = votes.Study(folder=args.out, pairs=found, questions=ti2v_eval.DIMENSIONS, seed=args.seed)
+    judge: pairs.Judge = ti2v_eval.FirstFrame() if args.table == "first_frame" else votes.Votes(study)
+    if args.table is None:
+        votes.serve(study, args.port, args.open)
+    elif args.table == "votes":
+        study.check()
+    file = args.out / f"result-{args.table or 'votes'}.json"
+    Console().print(pairs.conclude(file, (str(args.a), str(args.b)), found, judge))
+    print(file)
+    return 0
+
+
+def _vbench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", type=Path, help="runs/<name>/evals/<label>/vbench_i2v-...")
+    sub.add_argument("--python", type=Path, help="of VBench's own environment (scripts/vbench_venv.sh); else read only")
+    sub.add_argument("--data", type=Path, help="folder of benchmark files, with a clone of VBench; default: evals/data")
+    sub.add_argument("--device", default="cuda", help="that VBench computes on")
+
+
+def _vbench(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from stepstack.harness import vbench
+    from stepstack.harness.task import DATA
+
+    if args.python is not None:
+        vbench.run(args.python, (args.data or DATA) / vbench.CLONE, args.folder, args.device)
+    Console().print(vbench.conclude(args.folder))
     return 0
 
 

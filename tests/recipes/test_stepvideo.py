@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from data import clips, frames, moving
+from data import clips, frames, moving, ti2v_eval
 from data.moving import Moving
 from data.prepared import DataError
 from recipes.stepvideo import pairs, sampling, tasks
 from recipes.stepvideo.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.models import PALETTE, codec_of, encoder_of, make_dit, pixels
 from recipes.stepvideo.models import frames as as_frames
-from recipes.stepvideo.pipeline import Ask, Pipeline
+from recipes.stepvideo.pipeline import Ask, Pipeline, fitted
 from recipes.stepvideo.recipe import train
 from recipes.stepvideo.sampling import Wish
 from stepstack import cli, config
@@ -28,6 +28,7 @@ from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.flow import SamplerConfig
 from stepstack.diffusion.latents import Latents
+from stepstack.harness import vbench
 from stepstack.harness.outcome import results
 from stepstack.models.prompt_encoders import WordHashes
 from stepstack.models.video_dit import VideoDiT
@@ -256,15 +257,17 @@ def test_every_item_of_the_published_evaluation_flows():
     if not place.is_dir():
         pytest.skip("STEPSTACK_SHARED does not lead to data/ti2v_eval")
     cfg = dataclasses.replace(config.load("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
-    rows = list(clips.ti2v_eval(place))
-    images = {name: sampling.fitted(cfg, frames.read_image(f), str(f), crop=True) for name, _, f in rows if f}
-    by_shape = {name.split("/")[1]: image for name, image in images.items()}
+    rows = ti2v_eval.read(place)
+    images = {
+        row.name: fitted(cfg, frames.read_image(row.image), row.name, crop=True) for row in rows if row.image.is_file()
+    }
+    by_shape = {row.shape: images[row.name] for row in rows if row.name in images}
     torch.manual_seed(0)
     dit = VideoDiT(layers=1, heads=1, head_width=8, channels=4, text_channels=(8, 8), split=(4, 2, 2)).eval()
     codec = TinyCodec(TinyVae(channels=4, width=8, blocks=1).eval())
     pipeline = Pipeline(dit, codec, WordHashes((8, 8)), SamplerConfig(steps=1, guidance=2.0), count=3)
     asks = [
-        Ask(prompt, images.get(name, by_shape[name.split("/")[1]]), 5.0, i) for i, (name, prompt, _) in enumerate(rows)
+        Ask(row.prompt, images.get(row.name, by_shape[row.shape]), ti2v_eval.MOTION, i) for i, row in enumerate(rows)
     ]
     asks.sort(key=lambda ask: ask.image.shape)
     made = [
@@ -274,3 +277,70 @@ def test_every_item_of_the_published_evaluation_flows():
     ]
     assert len(made) == 298
     assert {clip.shape for clip in made} == {(3, 32, 48, 3), (3, 48, 32, 3), (3, 32, 32, 3)}
+
+
+def eval_set(place: Path) -> Path:
+    """Of the published layout: two real items of different shapes, one of anime."""
+    for i, name in enumerate(("ti2v_eval_real/H/001", "ti2v_eval_real/V/002", "ti2v_eval_ani/S/003")):
+        file = place / "ti2v_eval" / f"{name}.txt"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"a circle moves {i}")
+        size = {"H": (64, 32), "V": (32, 64), "S": (48, 48)}[file.parent.name]
+        Image.new("RGB", size, (60 * i, 90, 120)).save(file.with_suffix(".png"))
+    return place
+
+
+def test_pictures_become_clips_by_domain_and_shape_and_are_compared(run, tmp_path, capsys):
+    """stepstack eval makes the clips of two models, stepstack votes compares them; what is done is not done again."""
+    place, line = eval_set(tmp_path), [*SHORT, f"dir={run.config.dir}", "name=short", "sizes=[[32,48],[48,32],[32,32]]"]
+    for seed in ("0", "1"):
+        words = ["--tasks", "ti2v_eval", "--data", str(place), "--seed", seed]
+        assert cli.main(["eval", "stepvideo-tiny", *line, *words]) == 0
+    first, second = sorted(run.dir.glob("evals/model-*/ti2v_eval-avg1-*"))
+    found = json.loads((first / "result.json").read_text())
+    figures = {metric["name"]: metric for metric in found["metrics"]}
+    assert {name: figures[f"first frame PSNR{name}"]["n"] for name in ("", ", real", ", anime", ", portrait")} == {
+        "": 3, ", real": 2, ", anime": 1, ", portrait": 1,
+    }  # fmt: skip
+    kept = ti2v_eval.clips(first)
+    shapes = [frames.read_video(kept[name])[0].shape for name in sorted(kept)]
+    assert shapes == [(9, 32, 32, 3), (9, 32, 48, 3), (9, 48, 32, 3)]
+    stamps = {file: file.stat().st_mtime_ns for file in kept.values()}
+    assert cli.main(["eval", "stepvideo-tiny", *line, "--tasks", "ti2v_eval", "--data", str(place)]) == 0
+    assert stamps == {file: file.stat().st_mtime_ns for file in stamps}
+    capsys.readouterr()
+    words = ["votes", str(first), str(second), "--out", str(tmp_path / "votes"), "--data", str(place)]
+    assert cli.main([*words, "--table"]) == 2  # nobody has voted
+    assert "nobody has been asked" in capsys.readouterr().err
+    assert cli.main([*words, "--table", "first_frame"]) == 0
+    rows = json.loads((tmp_path / "votes" / "result-first_frame.json").read_text())["rows"]
+    assert [(row["dimension"], row["group"], row["n"]) for row in rows] == [
+        ("consistency", "real", 2), ("consistency", "anime", 1), ("consistency", "total", 3), ("total", "total", 3),
+    ]  # fmt: skip
+
+
+def test_pictures_that_are_missing_stop_the_evaluation_before_it_begins(run, tmp_path, capsys):
+    place = eval_set(tmp_path)
+    (place / "ti2v_eval/ti2v_eval_ani/S/003.png").unlink()
+    line = ["eval", "stepvideo-tiny", *SHORT, f"dir={run.config.dir}", "name=short", "--data", str(place), "--tasks"]
+    assert cli.main([*line, "ti2v_eval"]) == 2
+    assert "1 of 3 prompts have no picture: ti2v_eval_ani/S/003.png" in capsys.readouterr().err
+    assert cli.main([*line, "ti2v_eval_partial"]) == 0
+    (done,) = run.dir.glob("evals/model-*/ti2v_eval_partial-*/result.json")
+    assert json.loads(done.read_text())["n"] == 2
+
+
+def test_five_clips_of_a_vbench_prompt(run, tmp_path, capsys):
+    package = tmp_path / "VBench" / "vbench2_beta_i2v"
+    (package / "data/crop/16-9").mkdir(parents=True)
+    row = {"prompt_en": "a cat, camera zooms in", "image_name": "a cat.jpg", "dimension": ["camera_motion"]}
+    (package / "vbench2_i2v_full_info.json").write_text(json.dumps([row]))
+    line = ["eval", "stepvideo-tiny", *SHORT, f"dir={run.config.dir}", "name=short", "--data", str(tmp_path)]
+    assert cli.main([*line, "--tasks", "vbench_i2v"]) == 2
+    assert "lacks 1 pictures: a cat.jpg" in capsys.readouterr().err
+    Image.new("RGB", (32, 18), (60, 90, 120)).save(package / "data/crop/16-9" / "a cat.jpg")
+    assert cli.main([*line, "--tasks", "vbench_i2v"]) == 0
+    (done,) = run.dir.glob("evals/model-*/vbench_i2v-*")
+    videos = vbench.lay_out(done)
+    assert sorted(file.name for file in videos.iterdir()) == [f"a cat, camera zooms in-{i}.mp4" for i in range(5)]
+    assert len({file.read_bytes() for file in videos.iterdir()}) == 5

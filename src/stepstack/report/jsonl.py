@@ -22,8 +22,9 @@ class Rows(list[dict[str, Any]]):
         self.torn = torn
 
 
-def append(path: Path, *rows: Mapping[str, Any]) -> None:
-    """Add lines with one write, so that a kill tears at most one line. A torn last one is cut off first.
+def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
+    """Add lines with one write, so that a kill tears at most one line. A torn last one is cut off first. ``sync`` waits
+    until they are on disk, where a loss of power cannot take them.
 
     TypeError where a value is no JSON; the file then is as it was. NaN and infinities are written as JavaScript names.
     """
@@ -32,6 +33,8 @@ def append(path: Path, *rows: Mapping[str, Any]) -> None:
     with path.open("ab+", buffering=0) as handle:
         _cut_torn_line(handle.fileno())
         handle.write(lines)
+        if sync:
+            os.fsync(handle.fileno())
 
 
 def read(path: Path) -> Rows:
