@@ -110,6 +110,10 @@ def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]
             f"{a} and {b} hold files of {', '.join(sorted(kinds))}, which would tell them apart: convert them"
         )
     items = [by_item[name] for name in names]
+    if bare := [f"{item.name}.png" for item in items if not item.image.is_file()]:
+        raise DataError(
+            f"{folder} lacks {len(bare)} pictures of clips that are there: {shown(bare)}. Get them from {SOURCE}"
+        )
     return [Pair(i.name, i.domain, i.prompt, i.image, clips_a[i.name], clips_b[i.name]) for i in items]
 
 

@@ -26,6 +26,7 @@ MANUAL = """StepFun's published training systems as recipes that run.
   stepstack launch orz-32b --dry-run            the accelerate line that would be typed
   stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
   stepstack sample stepvideo-tiny --image a.png --prompt "a red circle moves right"
+  stepstack votes clips/a clips/b --out votes   which of two models' clips? blind, in a browser
   stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
 """
 
@@ -91,12 +92,8 @@ def parser() -> argparse.ArgumentParser:
     view = command("view", _view, "a page with every sample of one evaluation, or two side by side", named=False)
     view.add_argument("folders", nargs="+", help="runs/<name>/evals/<label>, or one task's folder in it")
     view.add_argument("--out", default="samples.html", help="the page to write")
-    _votes_options(
-        command("votes", _votes, "two models' clips side by side: blind votes, or a table of them", named=False)
-    )
-    _vbench_options(
-        command("vbench", _vbench, "VBench-I2V on an evaluation of vbench_i2v, in its own Python", named=False)
-    )
+    _votes_options(command("votes", _votes, "which of two models' clips: blind votes, and a table", named=False))
+    _vbench_options(command("vbench", _vbench, "let VBench-I2V score an evaluation of vbench_i2v", named=False))
     overlap = command("contamination", _contamination, "which questions of evaluation tasks the training data holds")
     overlap.add_argument("--tasks", default="", help="names or files, separated by commas; default: the config's evals")
     overlap.add_argument("--ngram", type=int, default=13, help="words in a row that count as overlap")

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 import numpy as np
 import pytest
 
+from stepstack.config import ROOT
 from stepstack.harness import pairs
 from stepstack.harness.pairs import Pair, Verdict
 
@@ -55,6 +56,16 @@ def test_a_table_by_hand():
     assert [(n, t.wins, t.ties, t.losses) for n, t in pairs.by_judge(three, said).items()] == [
         ("kim", 2, 1, 1), ("lee", 0, 0, 1),
     ]  # fmt: skip
+
+
+def test_published_totals_are_the_sums_of_what_is_published():
+    """But one, which its source says."""
+    published = json.loads((ROOT / "evals/reported/stepvideo-human.json").read_text())
+    for row in published["rows"]:
+        if row["source"] == "ti2v":
+            parts = [values for name, values in row["values"].items() if name != "total"]
+            sums = [sum(column) for column in zip(*parts, strict=True)]
+            assert sums == ([292, 325, 257] if row["key"] == "OSTopA" else row["values"]["total"]), row["key"]
 
 
 def test_the_error_covers_the_truth():

@@ -113,6 +113,11 @@ def test_pairs_that_do_not_match_are_refused(folder, tmp_path):
         with pytest.raises(DataError, match=rf"b lacks 2 clips of .*a: {NAMES[2]}, {NAMES[1]}"):
             ti2v_eval.pairs(folder, one, other)
     assert [pair.name for pair in ti2v_eval.pairs(folder, a, b, common=True)] == [NAMES[0]]
+    picture = folder / f"{NAMES[0]}.png"
+    picture.rename(tmp_path / "away.png")
+    with pytest.raises(DataError, match=rf"lacks 1 pictures of clips that are there: {NAMES[0]}\.png"):
+        ti2v_eval.pairs(folder, a, b, common=True)
+    (tmp_path / "away.png").rename(picture)
     with pytest.raises(DataError, match="have no clip of the same item"):
         ti2v_eval.pairs(folder, b, made(tmp_path / "d", {NAMES[1]: 10}), common=True)
     (b / f"{NAMES[0]}.mp4").rename(b / f"{NAMES[0]}.gif")

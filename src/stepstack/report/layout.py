@@ -80,11 +80,12 @@ class Layout(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Figure(Strict):
-    """A published figure: values by task; ``source``: one of the file's."""
+    """A published figure: values by task, several where they are counts, as of wins, ties and losses; ``source``: one
+    of the file's."""
 
     key: str
     source: str
-    values: Mapping[str, float]
+    values: Mapping[str, float | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,8 @@ def _published(row: Published, layout: Layout, sources: dict[str, int], root: Pa
         raise ConfigError(f"{shown}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
     number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
     values = [figure.values.get(column.task) for column in layout.columns]
-    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
+    texts = ["-".join(map(str, v)) if isinstance(v, tuple) else v for v in values]
+    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in texts]
 
 
 def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
