@@ -19,7 +19,7 @@ from data.pictures import FilePicture
 from data.prepared import DataError
 from stepstack.config import ROOT
 from stepstack.harness import samples
-from stepstack.harness.pairs import Choice, Pair, Verdict
+from stepstack.harness.pairwise import Choice, Pair, Verdict
 from stepstack.records import Problem
 from stepstack.scoring import video
 

@@ -271,18 +271,18 @@ def _votes(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from data import ti2v_eval
-    from stepstack.harness import pairs, votes
+    from stepstack.harness import pairwise, votes
     from stepstack.harness.task import DATA
 
     found = ti2v_eval.pairs((args.data or DATA) / ti2v_eval.FOLDER, args.a, args.b, common=args.common)
     study = votes.Study(folder=args.out, pairs=found, questions=ti2v_eval.DIMENSIONS, seed=args.seed)
-    judge: pairs.Judge = ti2v_eval.FirstFrame() if args.table == "first_frame" else votes.Votes(study)
+    judge: pairwise.Judge = ti2v_eval.FirstFrame() if args.table == "first_frame" else votes.Votes(study)
     if args.table is None:
         votes.serve(study, args.port, args.open)
     elif args.table == "votes":
         study.check()
     file = args.out / f"result-{args.table or 'votes'}.json"
-    Console().print(pairs.conclude(file, (str(args.a), str(args.b)), found, judge))
+    Console().print(pairwise.conclude(file, (str(args.a), str(args.b)), found, judge))
     print(file)
     return 0
 

@@ -194,7 +194,7 @@ def test_reported_rows_are_italic_cited_and_never_the_best(place):
 
 def test_published_counts_are_shown_as_such(place):
     root, _, lay = place
-    rows = [{"key": "votes", "source": "one", "values": {"sums": [12, 3, 0]}}]
+    rows = [{"key": "votes", "source": "one", "counts": {"sums": [12, 3, 0]}}]
     jsonl.write_json_atomic(root / "evals" / "reported" / "pub.json", PUBLISHED | {"rows": rows})
     lay(LAYOUT + "  - {model: A against B, reported: pub, key: votes}\n")
     assert "| A against B | *12-3-0* [1] | - |" in table(place)

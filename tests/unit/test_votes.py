@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from stepstack.config import ConfigError
-from stepstack.harness import pairs, votes
-from stepstack.harness.pairs import Pair, left_is_a
+from stepstack.harness import pairwise, votes
+from stepstack.harness.pairwise import Pair, left_is_a
 from stepstack.harness.votes import BadVote, Study, Votes, VoteServer
 
 QUESTIONS = {"instruction": "Which does it?", "physics": "Which falls right?"}
@@ -91,7 +91,7 @@ def test_an_annotator_who_always_prefers_one_model_is_understood_wherever_it_sta
             sides.add(best)
             assert vote(url, row["number"], instruction=best, physics="tie")[:2] == (200, b'{"saved": true}')
     assert sides == {"left", "right"}
-    found = {(r.dimension, r.group): r for r in pairs.tallies(study.pairs, Votes(study))}
+    found = {(r.dimension, r.group): r for r in pairwise.tallies(study.pairs, Votes(study))}
     assert (found["instruction", "real"].wins, found["instruction", "anime"].wins) == (6, 6)
     assert (found["instruction", "total"].net.value, found["physics", "total"].ties) == (1.0, COUNT)
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from stepstack.config import ConfigError
-from stepstack.harness.pairs import Choice, Pair, Verdict, left_is_a
+from stepstack.harness.pairwise import Choice, Pair, Verdict, left_is_a
 from stepstack.report import jsonl
 
 HERE = Path(__file__).parent

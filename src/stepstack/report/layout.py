@@ -80,12 +80,12 @@ class Layout(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Figure(Strict):
-    """A published figure: values by task, several where they are counts, as of wins, ties and losses; ``source``: one
-    of the file's."""
+    """A published figure: values by task, or counts, as of wins, ties and losses; ``source``: one of the file's."""
 
     key: str
     source: str
-    values: Mapping[str, float | tuple[int, ...]]
+    values: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +225,9 @@ def _published(row: Published, layout: Layout, sources: dict[str, int], root: Pa
     if figure.source not in published.sources:
         raise ConfigError(f"{shown}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
     number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
-    values = [figure.values.get(column.task) for column in layout.columns]
-    texts = ["-".join(map(str, v)) if isinstance(v, tuple) else v for v in values]
-    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in texts]
+    texts = {**figure.values, **{task: "-".join(map(str, counts)) for task, counts in figure.counts.items()}}
+    values = [texts.get(column.task) for column in layout.columns]
+    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
 
 
 def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from stepstack.config import ROOT
-from stepstack.harness import pairs
-from stepstack.harness.pairs import Pair, Verdict
+from stepstack.harness import pairwise
+from stepstack.harness.pairwise import Pair, Verdict
 
 HERE = Path()
 
@@ -38,7 +38,7 @@ def test_a_table_by_hand():
             Verdict("3", "x", "kim", "tie"), Verdict("1", "y", "kim", "b"),
         ]
     )  # fmt: skip
-    found = {(row["dimension"], row["group"]): row for row in pairs.as_json(pairs.tallies(three, said))}
+    found = {(row["dimension"], row["group"]): row for row in pairwise.as_json(pairwise.tallies(three, said))}
     assert list(found) == [
         ("x", "real"), ("x", "anime"), ("x", "total"), ("y", "real"), ("y", "anime"), ("y", "total"),
         ("total", "total"),
@@ -53,7 +53,7 @@ def test_a_table_by_hand():
     whole = found["total", "total"]
     assert (whole["wins"], whole["ties"], whole["losses"], whole["n"]) == (2, 1, 2, 3)
     assert whole["net"] == pytest.approx(fmean([-1 / 3, 1, 0]))
-    assert [(n, t.wins, t.ties, t.losses) for n, t in pairs.by_judge(three, said).items()] == [
+    assert [(n, t.wins, t.ties, t.losses) for n, t in pairwise.by_judge(three, said).items()] == [
         ("kim", 2, 1, 1), ("lee", 0, 0, 1),
     ]  # fmt: skip
 
@@ -63,9 +63,9 @@ def test_published_totals_are_the_sums_of_what_is_published():
     published = json.loads((ROOT / "evals/reported/stepvideo-human.json").read_text())
     for row in published["rows"]:
         if row["source"] == "ti2v":
-            parts = [values for name, values in row["values"].items() if name != "total"]
+            parts = [values for name, values in row["counts"].items() if name != "total"]
             sums = [sum(column) for column in zip(*parts, strict=True)]
-            assert sums == ([292, 325, 257] if row["key"] == "OSTopA" else row["values"]["total"]), row["key"]
+            assert sums == ([292, 325, 257] if row["key"] == "OSTopA" else row["counts"]["total"]), row["key"]
 
 
 def test_the_error_covers_the_truth():
@@ -74,22 +74,24 @@ def test_the_error_covers_the_truth():
     hits = 0
     for _ in range(300):
         drawn = random.choice(["a", "tie", "b"], size=80, p=[0.5, 0.2, 0.3])
-        made = pairs.tally("x", "total", [Verdict(str(i), "x", "kim", choice) for i, choice in enumerate(drawn)])
+        made = pairwise.tally("x", "total", [Verdict(str(i), "x", "kim", choice) for i, choice in enumerate(drawn)])
         hits += abs(made.net.value - 0.2) < 1.96 * made.net.stderr
     assert 0.91 < hits / 300 < 0.98
 
 
 def test_models_stand_left_half_the_time_and_for_each_annotator_anew():
     names = [f"item {i}" for i in range(1000)]
-    kim, lee = ([pairs.left_is_a(0, who, name) for name in names] for who in ("kim", "lee"))
+    kim, lee = ([pairwise.left_is_a(0, who, name) for name in names] for who in ("kim", "lee"))
     assert 430 < sum(kim) < 570
     assert 430 < sum(one == other for one, other in zip(kim, lee, strict=True)) < 570
-    assert kim == [pairs.left_is_a(0, "kim", name) for name in names]
-    assert kim != [pairs.left_is_a(1, "kim", name) for name in names]
+    assert kim == [pairwise.left_is_a(0, "kim", name) for name in names]
+    assert kim != [pairwise.left_is_a(1, "kim", name) for name in names]
 
 
 def test_a_result_is_written_with_where_it_came_from(tmp_path):
-    table = pairs.conclude(tmp_path / "r.json", ("A", "B"), [pair("1", "real")], Said([Verdict("1", "x", "kim", "a")]))
+    table = pairwise.conclude(
+        tmp_path / "r.json", ("A", "B"), [pair("1", "real")], Said([Verdict("1", "x", "kim", "a")])
+    )
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["a"], found["b"], found["pairs"]) == ("A", "B", 1)
     assert found["rows"][0]["wins"] == found["by_judge"]["kim"]["wins"] == 1
