@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An environment for VBench (.venv-vbench), whose pins (numpy<2, transformers 4.33.2) ours cannot hold: for
 # `stepstack vbench --python .venv-vbench/bin/python`. Needs Python 3.11 or older, for which those versions have wheels.
-# Arguments go to pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu for a CPU build of torch.
+# torch 2.5 is the last that loads VBench's pickled weights unasked. Arguments go to pip, e.g. --extra-index-url https://download.pytorch.org/whl/cpu for a CPU build of torch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv-vbench/bin/python
