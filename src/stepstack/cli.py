@@ -83,12 +83,7 @@ def parser() -> argparse.ArgumentParser:
     command("data", _data, "prepare the data of a config, with a manifest of hashes")
     _eval_options(command("eval", _eval, "evaluate a config's model, or any other in its place, on benchmark tasks"))
     _sample_options(command("sample", _sample, "a picture and a prompt become a clip, GIF and MP4"))
-    tasks = command("tasks", _tasks, "the menu of evaluation tasks; get their data, give them to lm-eval", named=False)
-    tasks.add_argument("tasks", nargs="*", metavar="NAME", help="a task, or a benchmark with --fetch; default: all")
-    tasks.add_argument("--fetch", action="store_true", help="download the benchmarks' rows into --data")
-    tasks.add_argument("--from", dest="source", help="a file or folder that has them, in place of a download")
-    tasks.add_argument("--export", type=Path, metavar="DIR", help="write them for `lm_eval --include_path DIR`")
-    tasks.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
+    _tasks_options(command("tasks", _tasks, "the menu of tasks; get their data, give them to lm-eval", named=False))
     view = command("view", _view, "a page with every sample of one evaluation, or two side by side", named=False)
     view.add_argument("folders", nargs="+", help="runs/<name>/evals/<label>, or one task's folder in it")
     view.add_argument("--out", default="samples.html", help="the page to write")
@@ -304,6 +299,14 @@ def _vbench(args: argparse.Namespace) -> int:
         vbench.run(args.python, (args.data or DATA) / vbench.CLONE, args.folder, args.device)
     Console().print(vbench.conclude(args.folder))
     return 0
+
+
+def _tasks_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("tasks", nargs="*", metavar="NAME", help="a task, or a benchmark with --fetch; default: all")
+    sub.add_argument("--fetch", action="store_true", help="download the benchmarks' rows into --data")
+    sub.add_argument("--from", dest="source", help="a file or folder that has them, in place of a download")
+    sub.add_argument("--export", type=Path, metavar="DIR", help="write them for `lm_eval --include_path DIR`")
+    sub.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
 
 
 def _tasks(args: argparse.Namespace) -> int:
