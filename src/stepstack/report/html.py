@@ -19,8 +19,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bott
 table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #eee; text-align: left;
 vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre-wrap; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(23rem, 1fr)); gap: 1rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; max-width: 15rem; }
-.pictures img { image-rendering: pixelated; border: 1px solid #ddd; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; }
+.pictures img { width: 100%; image-rendering: pixelated; outline: 1px solid #ddd; }
 figcaption { font-size: .85rem; white-space: pre-wrap; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); }
 .grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
@@ -40,10 +40,10 @@ class Report:
         self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
 
     def pictures(self, title: str, items: Sequence[tuple[bytes, str]], width: int = 224) -> None:
-        """A grid of (PNG, caption)."""
+        """A grid of (PNG, caption), each ``width`` pixels wide."""
         cells = "".join(
-            f'<figure><img width="{width}" alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            f'<figure style="width: {width}px"><img alt="" src="data:image/png;base64,'
+            f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
             for png, caption in items
         )
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
