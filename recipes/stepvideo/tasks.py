@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,7 @@ from PIL import Image, ImageSequence
 
 from data import moving
 from data.moving import Clip, Moving
+from recipes.stepvideo import frechet
 from recipes.stepvideo.models import PALETTE
 from stepstack.config import ROOT
 from stepstack.harness.metrics import Metric, Question, corpus, mean, part, scored
@@ -47,7 +49,8 @@ def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float
 
 def own(cfg: Config) -> list[Task]:
     """``test``: held-out clips; ``swapped``: their first frames, told to move another way; ``motion``: first frames at
-    every motion score; ``select``: what is watched in training. None where the data is not drawn."""
+    every motion score; ``select``: what is watched in training; ``frechet``: how far clips of ``test`` are from true
+    ones as a set. None where the data is not drawn."""
     if not isinstance(cfg.data, Moving):
         return []
     data = cfg.data
@@ -57,7 +60,10 @@ def own(cfg: Config) -> list[Task]:
         "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
-    return [_task(cfg.name, name, data, make) for name, make in rows.items()]
+    made = [_task(cfg.name, name, data, make) for name, make in rows.items()]
+    far = frechet.figures(data, lambda text: read(ROOT / text))
+    about = f"frechet: clips of {cfg.name} and true ones, as FVD compares them; trains a classifier"
+    return [*made, replace(made[0], name="frechet", about=about, metrics=lambda sampling: far)]
 
 
 def _task(run: str, name: str, data: Moving, make: Callable[[], list[Clip]]) -> Task:

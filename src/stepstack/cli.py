@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     view.add_argument("--out", default="samples.html", help="the page to write")
     _votes_options(command("votes", _votes, "which of two models' clips: blind votes, and a table", named=False))
     _vbench_options(command("vbench", _vbench, "let VBench-I2V score an evaluation of vbench_i2v", named=False))
+    _clips_options(command("clips", _clips, "of a folder of videos: how many move, FVD-style distance", named=False))
     overlap = command("contamination", _contamination, "which questions of evaluation tasks the training data holds")
     overlap.add_argument("--tasks", default="", help="names or files, separated by commas; default: the config's evals")
     overlap.add_argument("--ngram", type=int, default=13, help="words in a row that count as overlap")
@@ -307,6 +308,32 @@ def _tasks_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--from", dest="source", help="a file or folder that has them, in place of a download")
     sub.add_argument("--export", type=Path, metavar="DIR", help="write them for `lm_eval --include_path DIR`")
     sub.add_argument("--data", type=Path, help="folder of benchmark files; default: evals/data")
+
+
+def _clips_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("folder", type=Path, help="of video files, also in folders below")
+    sub.add_argument("--against", type=Path, help="folder of true videos, for the Fréchet distance")
+    sub.add_argument(
+        "--features", type=Path, help="its network, by torch.export.save: [B, 3, F, H, W] in [-1, 1] to [B, D]"
+    )
+    sub.add_argument("--frames", type=int, default=16, help="of each video, from its first, that the network sees")
+    sub.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("HEIGHT", "WIDTH"), help="in pixels")
+
+
+def _clips(args: argparse.Namespace) -> int:
+    from stepstack import video_figures
+    from stepstack.models.video_features import SavedFeatures
+
+    if (args.against is None) != (args.features is None):
+        raise ConfigError("--against and --features go together: true videos, and the network that compares")
+    files = video_figures.files_in(args.folder)
+    print(f"dynamic degree (Farneback)  {video_figures.dynamic_degree(files):.3f} of {len(files)} videos")
+    if args.against is not None:
+        true = video_figures.files_in(args.against)
+        found = video_figures.frechet(files, true, SavedFeatures(args.features), args.frames, tuple(args.size))
+        print(f"Fréchet distance            {found['distance']:.4g} to {len(true)} true videos")
+        print(f"of their two halves         {found['true']:.4g}")
+    return 0
 
 
 def _tasks(args: argparse.Namespace) -> int:

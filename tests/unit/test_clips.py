@@ -104,6 +104,25 @@ def test_the_motion_score_measures_how_far_things_move():
     assert frames.motion_score(textured(1, 64, 96, 1)) == pytest.approx(0, abs=0.1)
 
 
+def test_flow_is_measured_pair_by_pair():
+    still, moved = textured(1, 64, 96, 1)[0], textured(3, 64, 96, 1.5)
+    assert frames.flow_lengths([still, *moved[1:], moved[2]]) == pytest.approx([1.5, 1.5, 0], rel=0.2, abs=0.1)
+    assert frames.flow_lengths([still]) == []
+
+
+def test_a_clip_is_dynamic_where_a_quarter_of_it_moves_far_enough():
+    """The shorter side is 64: more than 1.5 pixels to the next frame at 8 frames a second."""
+    far, near = textured(16, 64, 96, 2.0), textured(16, 64, 96, 1.0)
+    assert frames.is_dynamic(far, 8)
+    assert not frames.is_dynamic(near, 8)
+    assert frames.is_dynamic(near, 16)  # of each second frame: 2 pixels
+    assert not frames.is_dynamic(far, 4)  # 3 pixels are asked for, where frames are 1/4 s apart
+    assert not frames.is_dynamic(far[:1], 8)
+    assert not frames.is_dynamic(near[:2], 8)
+    moving_for = {n: np.concatenate([far[: n + 1], np.repeat(far[n : n + 1], 15 - n, 0)]) for n in (3, 4)}
+    assert [frames.is_dynamic(clip, 8) for clip in moving_for.values()] == [False, True]
+
+
 def test_clips_out_of_the_range_of_motion_are_dropped_and_counted(tmp_path):
     rows = [
         {"video": video(tmp_path, f"{speed}.mp4", speed=speed), "caption": f"at {speed}"} for speed in (0.0, 0.5, 1.5)

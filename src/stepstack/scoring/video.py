@@ -1,4 +1,5 @@
-"""What moves in a clip of one coloured form on grey: its track, direction, colour. Pure numpy, no torch.
+"""What moves in a clip of one coloured form on grey: its track, direction, colour; and how faithful the first frame is
+(``psnr``). Pure numpy, no torch.
 
 Clips are [frames, height, width, RGB], uint8 or floats in [0, 1]; places are (x, y) in pixels from the upper left
 corner, the first pixel spanning 0 to 1.

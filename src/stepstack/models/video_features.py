@@ -1,0 +1,47 @@
+"""What a network makes of a clip, for distances between sets of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stepstack.config import ConfigError
+
+
+class VideoFeatures(Protocol):
+    """Clips [B, F, H, W, RGB], uint8, to features [B, D]."""
+
+    def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+
+
+class SavedFeatures:
+    """A network of ``torch.export.save`` from clips [B, 3, F, H, W] in [-1, 1] to features [B, D]: for FVD, I3D trained
+    on Kinetics-400 (arXiv 1812.01717), which is not part of this project."""
+
+    def __init__(self, file: Path):
+        """ConfigError where the file is not there."""
+        if not file.is_file():
+            raise ConfigError(f"{file} does not exist: torch.export.save a network from clips to features there")
+        self.network = torch.export.load(file).module()
+
+    @torch.no_grad()
+    def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return self.network(as_input(clips_BFHWC)).double().numpy()
+
+
+def as_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
+    """[B, 3, F, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(clips_BFHWC)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def of_clips(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
+    """[N, D] of clips of one shape, some at a time. ValueError where there are none."""
+    left = iter(clips)
+    some = iter(lambda: list(islice(left, batch)), [])
+    return np.concatenate([features(np.stack(part)) for part in some])
