@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
 from rich.console import Console
+from rich.table import Table
 
 from data import moving
 from data.frames import gif
@@ -45,18 +47,26 @@ def report_outcome(run: Run[Config]) -> None:
     """Print the tables; write the run's report."""
     if not run.is_main:
         return
-    console = Console(width=120)
-    lines = ["  ".join(row) for row in rows(run.dir)]
+    console = Console()
+    console.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
     if facts := sparse.kept(run.dir):
-        title, head, figures = sparse.table(facts)
-        lines += [title, *("  ".join(row) for row in (head, *figures))]
-    for line in lines:
-        console.print(line, highlight=False)
+        console.print(_printed(*sparse.table(facts)))
     console.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
+
+
+def _printed(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    table = Table(*head, title=title)
+    for row in body:
+        table.add_row(*row)
+    return table
 
 
 def labels(folder: Path) -> list[str]:
     return [label for label in LABELS if (folder / "evals" / label).is_dir()]
+
+
+def heads(folder: Path) -> tuple[str, ...]:
+    return ("task", "", *(LABELS[label] for label in labels(folder)))
 
 
 def rows(folder: Path) -> list[tuple[str, ...]]:
@@ -82,7 +92,7 @@ def write_report(folder: Path) -> Path:
     steps = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(cfg.name)
     if found := rows(folder):
-        report.table("Held-out clips", ("task", "", *(LABELS[label] for label in labels(folder))), found)
+        report.table("Held-out clips", heads(folder), found)
     if isinstance(cfg.data, Moving):
         for task in ("test", "swapped"):
             if items := shown(folder, task, cfg.data):
