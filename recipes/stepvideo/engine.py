@@ -53,12 +53,18 @@ class Kit:
     dsv: Dsv | None
 
     def save_pretrained(self, folder: Path) -> None:
-        facts: dict[str, Any] = {"text": to_dict(self.cfg.text), "vae": to_dict(self.cfg.vae)}
+        facts: dict[str, Any] = encoders(self.cfg)
         facts |= sparse.exported(self.dsv)
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
             facts["vae_sha256"] = digest(self.vae)
         jsonl.write_json_atomic(folder / KIT, facts)
+
+
+def encoders(cfg: Config) -> dict[str, Any]:
+    """What latents and prompts a model knows. Of a tiny VAE how it was trained says nothing: it is in the folder."""
+    tiny = isinstance(cfg.vae, TinyVaeConfig)
+    return {"text": to_dict(cfg.text), "vae": {"type": cfg.vae.type} if tiny else to_dict(cfg.vae)}
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
@@ -67,7 +73,7 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
     if not (folder / KIT).is_file():
         raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
     facts = json.loads((folder / KIT).read_text())
-    for key, now in (("text", to_dict(cfg.text)), ("vae", to_dict(cfg.vae))):
+    for key, now in encoders(cfg).items():
         if facts[key] != now:
             raise ConfigError(f"{folder / KIT} was made with {key}={facts[key]}, the config has {now}")
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
