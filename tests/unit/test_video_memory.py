@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
+from diffusers import AutoencoderDC, AutoencoderKLWan
 
 from stepstack import bench_video_memory, cli
 from stepstack.models.video_dit import VideoDiT
-from stepstack.planning.video_memory import Dit, Machine, cost, latent_frames, tokens
+from stepstack.models.video_vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, WanCodec
+from stepstack.planning.video_memory import PUBLISHED, Dit, Machine, Vae, cost, tokens
 
 
 def test_tokens_of_the_published_sizes():
-    assert [latent_frames(n) for n in (1, 102, 136, 204)] == [1, 18, 24, 36]
+    assert [tokens(n, 16, 16) for n in (1, 17, 102, 136, 204)] == [1, 3, 18, 24, 36]
     assert tokens(102, 544, 992) == 37_944
     assert tokens(204, 544, 992) == 75_888
     assert tokens(204, 192, 320) == 8_640
@@ -22,6 +25,28 @@ def test_tokens_of_the_published_sizes():
         tokens(100, 544, 992)
     with pytest.raises(ValueError, match="multiples of 16"):
         tokens(102, 540, 992)
+
+
+def test_tokens_are_those_of_the_codecs():
+    codecs = {
+        Vae(stride=(2, 8, 8), channels=4): TinyCodec(TinyVae(channels=4, width=8)),
+        Vae(stride=(8, 16, 16), channels=4, chunk=17): ChunkedCodec(
+            TinyCodec(TinyVae(patch=(8, 16, 16), channels=4, width=8)), 17
+        ),
+    }
+    for vae, codec in codecs.items():
+        for frames in (1, 9, 17, 34, 40):
+            try:
+                want = math.prod(codec.grid(frames, 48, 32))
+            except ValueError:
+                with pytest.raises(ValueError, match=f"^{frames} frames"):
+                    tokens(frames, 48, 32, vae)
+            else:
+                assert tokens(frames, 48, 32, vae) == want
+    with torch.device("meta"):  # as they are published
+        published = {"wan": WanCodec(AutoencoderKLWan()), "dc": DcCodec(AutoencoderDC())}
+    for name, codec in published.items():
+        assert (codec.stride, codec.channels) == (PUBLISHED[name].stride, PUBLISHED[name].channels)
 
 
 def test_flops_of_a_forward_pass_are_the_known_ones():
@@ -105,12 +130,19 @@ def test_gpus_that_share_a_video_share_its_tokens_and_its_time():
 
 
 def test_the_command_tells_it_for_a_config(capsys):
-    assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0
+    assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--vae", "step-video", "--frames", "102"]) == 0
     said = capsys.readouterr().out
     assert f"{Dit().parameters:,}" in said
     assert "37,944" in said
     assert "sharded over 128" in said
     assert "4,743 a video, 8 GPUs share one, 1 at a time" in said
+    assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0  # Wan's VAE, which the config has
+    assert f"{26 * 68 * 124:,} (101 frames of 544 x 992, VAE 4 x 8 x 8)" in capsys.readouterr().out
+    assert cli.main(["plan", "memory", "stepvideo-tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "80 (9 frames of 32 x 32, VAE 2 x 8 x 8)" in said
+    tiny = VideoDiT(layers=4, heads=3, head_width=32, channels=16, text_channels=(32, 32), split=(16, 8, 8))
+    assert f"{sum(p.numel() for p in tiny.parameters()):,}\n" in said
     assert cli.main(["plan", "memory", "orz-tiny"]) == 2
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err

@@ -68,6 +68,20 @@ class Dit(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Vae(Strict):
+    """``stride``: frames, and pixels in height and width, of a latent voxel; a first frame is one by itself. ``chunk``:
+    frames that are encoded by themselves; 0: all together."""
+
+    stride: tuple[Positive, Positive, Positive]
+    channels: Positive
+    chunk: int = 0
+
+
+STEP_VIDEO = Vae(stride=(8, 16, 16), channels=64, chunk=17)
+PUBLISHED = {"wan": Vae(stride=(4, 8, 8), channels=16), "dc": Vae(stride=(1, 32, 32), channels=32)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Machine(Strict):
     """``gpus`` share the weights, and ``context`` of them each video's tokens; ``tflops`` of one at its peak in
     bfloat16; ``mfu``: the share of it reached by a forward and backward pass, recomputation not counted as work.
@@ -109,18 +123,19 @@ class Cost:
         return self.states + self.activations
 
 
-def latent_frames(frames: int) -> int:
-    """Of Step-Video's VAE: 3 for each chunk of 17 frames, 1 for an image. ValueError for another number."""
-    if frames != 1 and (frames < 17 or frames % 17):
-        raise ValueError(f"{frames} frames are not whole chunks of 17: take {max(1, round(frames / 17)) * 17}, or 1")
-    return frames // 17 * 3 or 1
-
-
-def tokens(frames: int, height: int, width: int) -> int:
-    """Of a video of Step-Video: 16 x 16 pixels a latent voxel. ValueError for a size that is no multiple of 16."""
-    if height % 16 or width % 16 or min(height, width) < 16:
-        raise ValueError(f"{height} x {width} pixels: both must be multiples of 16")
-    return latent_frames(frames) * (height // 16) * (width // 16)
+def tokens(frames: int, height: int, width: int, vae: Vae | None = None) -> int:
+    """Of a video; the default is Step-Video's VAE. ValueError for a length or a size that it does not take."""
+    stride, chunk = (vae or STEP_VIDEO).stride, (vae or STEP_VIDEO).chunk
+    if chunk and frames != 1 and frames % chunk:
+        near = max(1, round(frames / chunk)) * chunk
+        raise ValueError(f"{frames} frames are not whole chunks of {chunk}: take {near}, or 1")
+    chunks = max(1, frames // chunk) if chunk else 1
+    t, h, w = stride
+    if frames < 1 or (frames // chunks - 1) % t:
+        raise ValueError(f"{frames} frames: must be a multiple of {t}, and 1 more")
+    if height % h or width % w or min(height, width) < 1:
+        raise ValueError(f"{height} x {width} pixels: must be multiples of {h} x {w}")
+    return chunks * ((frames // chunks - 1) // t + 1) * (height // h) * (width // w)
 
 
 def cost(dit: Dit, count: int, machine: Machine) -> Cost:
