@@ -17,8 +17,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from stepstack.config import ROOT, to_dict
-from stepstack.models.dsv.config import DsvConfig, Fixed
-from stepstack.models.dsv.diffusers import enable_dsv
+from stepstack.models.video.dsv.config import DsvConfig, Fixed
+from stepstack.models.video.dsv.diffusers import enable_dsv
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 

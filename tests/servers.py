@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+from stepstack.generation.hf import HfGenerator
+from stepstack.generation.prompts import Message, encode
+from stepstack.generation.types import Prompt, Rollout, Sampling
 from stepstack.records import Problem
-from stepstack.rl.generate import HfGenerator
-from stepstack.rl.prompts import Message, encode
-from stepstack.rl.types import Prompt, Rollout, Sampling
 
 
 class ModelServer:

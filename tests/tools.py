@@ -19,14 +19,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from stepstack.batching.rows import Batch, Row
 from stepstack.core.run import Run
-from stepstack.loops.ppo import PpoConfig
-from stepstack.models import tiny
+from stepstack.generation.config import HfConfig
+from stepstack.generation.hf import HfGenerator
+from stepstack.generation.types import Prompt, Rollout, Sampling
+from stepstack.models.lm import tiny
 from stepstack.records import Problem
-from stepstack.rl.batch import Batch, Row
-from stepstack.rl.generate import HfConfig, HfGenerator
-from stepstack.rl.rollout import RolloutConfig
-from stepstack.rl.types import Prompt, Rollout, Sampling
+from stepstack.rl.config import PpoConfig, RolloutConfig
 
 VOCAB = 100
 torch.set_num_threads(1)  # more make tiny models slower, on shared cores by far

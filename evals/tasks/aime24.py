@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from data.benchmarks import load
+from data.sets.benchmarks import load
 from recipes.orz.tasks import benchmark
 
 TASK = benchmark("aime24", partial(load, "aime24"), "AIME 2024, 30 questions")

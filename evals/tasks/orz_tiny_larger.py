@@ -1,6 +1,6 @@
 """Other operands than orz-tiny was ever shown: each sum has terms above 9 or passes through totals above 20."""
 
-from recipes.orz.chains import Chains, beyond
+from data.drawn.chains import Chains, beyond
 from recipes.orz.tasks import held_out, sums
 
 LARGER = Chains(largest_term=19, largest_sum=40)

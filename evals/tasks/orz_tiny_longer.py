@@ -1,6 +1,6 @@
 """Longer sums than orz-tiny was ever shown: 8 to 10 terms."""
 
-from recipes.orz.chains import Chains
+from data.drawn.chains import Chains
 from recipes.orz.tasks import held_out, sums
 
 LONGER = Chains(terms=(8, 10))

@@ -1,10 +1,10 @@
 """All objects of a drawn scene, named, as boxes: the held-out scenes of perception-tiny-detection."""
 
 from recipes.perception.tasks import scored
-from stepstack import config
+from recipes.protocol import load_config
 
 TASK = scored(
-    config.load("perception-tiny-detection"),
+    load_config("perception-tiny-detection"),
     "test",
     "all objects of a drawn scene, named, as boxes",
     name="perception_detection",

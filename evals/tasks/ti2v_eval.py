@@ -1,5 +1,5 @@
 """Step-Video-TI2V-Eval: all 298 first frames and prompts; what it is for is `stepstack votes`."""
 
-from recipes.stepvideo.benchmarks import step_video
+from recipes.stepvideo.evaluation.benchmarks import step_video
 
 TASK = step_video("all", "ti2v_eval", "Step-Video-TI2V-Eval, 298 pictures to clips; judged by `stepstack votes`")

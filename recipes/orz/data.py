@@ -5,56 +5,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from data import orz_math
-from data.splits import SPLITS
-from recipes.orz import chains
-from recipes.orz.chains import Chains
-from recipes.orz.prompt import PromptConfig, encode
-from stepstack.config import ROOT, ConfigError, Strict
-from stepstack.harness import samples
+from data.drawn import chains
+from data.drawn.chains import Chains
+from data.drawn.splits import SPLITS
+from data.sets import orz_math
+from recipes.orz.config import Config, PreparedMath, PromptConfig, ReasoningGym
+from recipes.orz.prompt import encode
+from stepstack.config import ROOT, ConfigError
+from stepstack.generation.types import Prompt
+from stepstack.harness import answers
 from stepstack.records import Problem
-from stepstack.rl.types import Prompt
-
-if TYPE_CHECKING:
-    from recipes.orz.recipe import Config
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared(Strict):
-    """A folder that ``make data`` prepares from ``source`` (files, folders or hf:names, in ORZ's train schema) and
-    ``evals`` (ORZ's eval schema), which are kept out of training. ``select`` and ``test`` name eval sets.
-
-    ``hard``: the samples.jsonl of the training split (``stepstack eval NAME --tasks train --samples 64``); training
-    then keeps the problems with fewer than 4 right, as ORZ mines its annealing set.
-    """
-
-    type: Literal["prepared"] = "prepared"
-    folder: str = "prepared/orz_math"
-    source: tuple[str, ...] = ()
-    evals: tuple[str, ...] = ()
-    select: tuple[str, ...] = ("aime2024",)
-    test: tuple[str, ...] = ("aime2024", "math500")
-    hard: str | None = None
-    limit: int | None = None  # the first so many training and eval problems, for a trial
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReasoningGym(Strict):
-    """A procedural data set of the package reasoning-gym (extra ``reasoning``). The three splits have seeds of their
-    own, and questions that occur in an evaluation split are taken out of training."""
-
-    type: Literal["reasoning_gym"] = "reasoning_gym"
-    dataset: str = "chain_sum"
-    options: dict[str, Any] = field(default_factory=dict)
-    train: int = 5000
-    select: int = 64
-    test: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +29,12 @@ class Splits:
     test: list[Prompt]
 
 
-def problems(cfg: Chains | Prepared | ReasoningGym) -> dict[str, list[Problem]]:
+def problems(cfg: Chains | PreparedMath | ReasoningGym) -> dict[str, list[Problem]]:
     """Each split's problems; indices are unique within a split."""
     match cfg:
         case Chains():
             splits = [chains.problems(cfg, split) for split in SPLITS]
-        case Prepared():
+        case PreparedMath():
             splits = _prepared(cfg)
         case ReasoningGym():
             splits = _reasoning_gym(cfg)
@@ -93,12 +58,12 @@ def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: PromptC
     return prompts
 
 
-def _prepared(cfg: Prepared) -> list[list[Problem]]:
+def _prepared(cfg: PreparedMath) -> list[list[Problem]]:
     folder = ROOT / cfg.folder
     train = orz_math.load(folder, "train")
     if cfg.hard is not None:
         right: Counter[int] = Counter()
-        for sample in samples.read(ROOT / cfg.hard):
+        for sample in answers.read(ROOT / cfg.hard):
             right[sample.index] += bool(sample.score)
         train = orz_math.hard_set(train, [right[problem.index] for problem in train])
     train = train[: cfg.limit]
@@ -129,7 +94,7 @@ def _reasoning_gym(cfg: ReasoningGym) -> list[list[Problem]]:
 def prepare(cfg: Config) -> str:
     """``make data``: write the data that a config reads; returns a line to print."""
     match cfg.data:
-        case Prepared() as kind:
+        case PreparedMath() as kind:
             if not kind.source:
                 raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
             manifest = orz_math.prepare(ROOT / kind.folder, kind.source, kind.evals)

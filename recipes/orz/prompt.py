@@ -9,14 +9,11 @@ so a response begins there, and its template engine drops the newline after the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-from stepstack.config import Strict
+from recipes.orz.config import Overlong, Style
+from stepstack.generation import prompts
+from stepstack.generation.prompts import Tokenizer
+from stepstack.generation.types import Prompt
 from stepstack.records import Problem
-from stepstack.rl import prompts
-from stepstack.rl.prompts import Tokenizer
-from stepstack.rl.types import Prompt
 
 STOP = ("User:", "Human:", "Assistant:", "</answer>")  # kept in the response: the grader needs </answer>
 
@@ -37,20 +34,6 @@ _EXAMPLES = (
     ("What is 30 - 12 + 5?", "30 - 12 = 18. 18 + 5 = 23.", "23"),
     ("What is 8 - 15?", "8 - 15 = -7.", "-7"),
 )
-
-Overlong = Literal["error", "drop", "left"]
-Style = Literal["orz", "examples", "short"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig(Strict):
-    """``style``: orz; examples (three solved sums in the answer format, for a small model that ORZ's words alone leave
-    at reward 0); short (the question alone, for a tiny model). ``max_tokens`` bounds the prompt; ``overlong`` says what
-    becomes of a longer one (never a cut at its end, as in ORZ's code)."""
-
-    style: Style = "orz"
-    max_tokens: int = 2048
-    overlong: Overlong = "drop"
 
 
 def render(problem: str, style: Style = "orz") -> str:

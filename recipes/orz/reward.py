@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from stepstack.config import Strict
+from recipes.orz.config import Grader, RewardConfig
+from stepstack.generation.types import Rollout
 from stepstack.records import Score
-from stepstack.rl.types import Rollout
-from stepstack.scoring.boxes import extract_orz
-from stepstack.scoring.pool import GraderPool
+from stepstack.scoring.maths.boxed import extract_orz
+from stepstack.scoring.maths.pool import GraderPool
 
 # What ORZ counts as reflection (its logged "reflection pattern score"), case included.
 REFLECTION = re.compile(r"wait,|recheck[,\s]|retry|alternatively,|however,")
-
-
-Grader = Literal["math_verify", "exact", "orz_legacy"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardConfig(Strict):
-    """``grader``: math_verify, exact (the normalised string), or orz_legacy (orz-parity). An answer that takes longer
-    than ``timeout`` seconds is wrong; its worker process is killed and replaced."""
-
-    grader: Grader = "math_verify"
-    workers: int = 4
-    timeout: float = 3.0
 
 
 def make_reward(cfg: RewardConfig) -> MathReward:

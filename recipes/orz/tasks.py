@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from data.splits import SPLITS, Split
-from recipes.orz import chains
-from recipes.orz.chains import Chains
+from data.drawn import chains
+from data.drawn.chains import Chains
+from data.drawn.splits import SPLITS, Split
+from recipes.orz.config import Config, Grader, RewardConfig
 from recipes.orz.data import problems
 from recipes.orz.prompt import STOP, render
-from recipes.orz.reward import Grader, RewardConfig, make_reward
+from recipes.orz.reward import make_reward
+from stepstack.generation.types import Sampling
 from stepstack.harness.task import Task
 from stepstack.records import Problem
-from stepstack.rl.types import Sampling
-
-if TYPE_CHECKING:
-    from recipes.orz.recipe import Config
 
 
 def benchmark(name: str, rows: Callable[[Path], Sequence[Problem]], about: str, grader: Grader = "math_verify") -> Task:
@@ -51,7 +48,7 @@ def held_out(cfg: Chains) -> list[Problem]:
     return chains.problems(cfg, "test")
 
 
-def own(cfg: Config) -> list[Task]:
+def tasks(cfg: Config) -> list[Task]:
     """The splits of a config's data: ``test`` is reported, ``select`` watched, ``train`` mined for what is hard."""
 
     def split(name: Split) -> Task:
@@ -62,7 +59,7 @@ def own(cfg: Config) -> list[Task]:
             rows=lambda data: problems(cfg.data)[name],
             request=lambda problem: render(problem.text, cfg.prompt.style),
             score=make_reward(cfg.reward),
-            sampling=cfg.rollout.sampling.but(n=1),
+            sampling=cfg.rollout.sampling.replace(n=1),
         )
 
     return [split(name) for name in SPLITS]

@@ -5,43 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
-from data import coco, page_ocr, pictures, pixmo_count, refcoco, scenes
-from data.pictures import Record
-from data.prepared import MANIFEST, read_manifest
-from data.scenes import Objects, Words
-from data.splits import SPLITS, Split
-from recipes.perception.prompt import PromptConfig, encode
+from data.drawn import scenes
+from data.drawn.scenes import Objects, Words
+from data.drawn.splits import SPLITS, Split
+from data.media.images import Record
+from data.prepare.manifest import MANIFEST, read_manifest
+from data.sets import coco, page_ocr, pixmo_count, refcoco
+from recipes.perception.config import Config, PreparedPictures, PromptConfig
+from recipes.perception.model import Processor
+from recipes.perception.prompt import encode
 from recipes.perception.reward import gold_of
-from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.config import ROOT, ConfigError
+from stepstack.generation.types import Prompt
 from stepstack.records import Problem
-from stepstack.rl.types import Prompt
-
-if TYPE_CHECKING:
-    from recipes.perception.models import Kit
-    from recipes.perception.recipe import Config
 
 log = logging.getLogger(__name__)
 
 SETS = {"refcoco": refcoco, "pixmo_count": pixmo_count, "page_ocr": page_ocr, "coco": coco}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared(Strict):
-    """A folder that ``make data`` prepares from ``source`` (training rows) and ``evals`` (``name=source``); ``select``
-    and ``test`` name evals. ``images``: where the folders of the pictures are now, if not where they were."""
-
-    type: Literal["prepared"] = "prepared"
-    set: Literal["refcoco", "pixmo_count", "page_ocr", "coco"]
-    folder: str
-    source: tuple[str, ...] = ()
-    evals: tuple[str, ...] = ()
-    options: pictures.Options = pictures.Options()
-    images: tuple[str, ...] = ()
-    select: str = "val"
-    test: str = "test"
-    limit: int | None = None  # the first so many of each split, for a trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +32,22 @@ class Splits:
     test: list[Prompt]
 
 
-def records(cfg: Objects | Words | Prepared, split: Split) -> Sequence[Record]:
+def records(cfg: Objects | Words | PreparedPictures, split: Split) -> Sequence[Record]:
     match cfg:
         case Objects() | Words():
             return scenes.problems(cfg, split)
-        case Prepared():
+        case PreparedPictures():
             return held_out(cfg, {"train": "train", "select": cfg.select, "test": cfg.test}[split])
 
 
-def held_out(cfg: Prepared, name: str) -> Sequence[Record]:
+def held_out(cfg: PreparedPictures, name: str) -> Sequence[Record]:
     """The records of "train" or an eval of a prepared folder."""
     return SETS[cfg.set].load(ROOT / cfg.folder, name, cfg.images)[: cfg.limit]
 
 
-def evals_of(cfg: Objects | Words | Prepared) -> list[str]:
+def evals_of(cfg: Objects | Words | PreparedPictures) -> list[str]:
     """The evals that a prepared folder holds: of RefCOCO val, testA, ... as they were named; none before it is made."""
-    if not isinstance(cfg, Prepared) or not (ROOT / cfg.folder / MANIFEST).is_file():
+    if not isinstance(cfg, PreparedPictures) or not (ROOT / cfg.folder / MANIFEST).is_file():
         return []
     return sorted(read_manifest(ROOT / cfg.folder / MANIFEST, cfg.set).evals)
 
@@ -86,15 +67,15 @@ def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     return found
 
 
-def as_prompt(problem: Problem, kit: Kit, cfg: PromptConfig) -> Prompt:
-    return encode(problem, problem.meta["record"], kit.tokenizer, kit.reader, cfg)
+def as_prompt(problem: Problem, processor: Processor, cfg: PromptConfig) -> Prompt:
+    return encode(problem, problem.meta["record"], processor.tokenizer, processor.patcher, cfg)
 
 
-def load_prompts(cfg: Config, kit: Kit) -> Splits:
+def load_prompts(cfg: Config, processor: Processor) -> Splits:
     """Prompts of every split; those that are too long are left out and counted."""
     made = {}
     for split in SPLITS:
-        prompts = [as_prompt(problem, kit, cfg.prompt) for problem in problems(cfg, split)]
+        prompts = [as_prompt(problem, processor, cfg.prompt) for problem in problems(cfg, split)]
         made[split] = [prompt for prompt in prompts if len(prompt.ids) <= cfg.prompt.max_tokens]
         if dropped := len(prompts) - len(made[split]):
             log.warning(
@@ -107,7 +88,7 @@ def load_prompts(cfg: Config, kit: Kit) -> Splits:
 def prepare(cfg: Config) -> str:
     """``make data``: write the data that a config reads; returns a line to print."""
     match cfg.data:
-        case Prepared() as kind:
+        case PreparedPictures() as kind:
             if not kind.source:
                 raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
             manifest = SETS[kind.set].prepare(ROOT / kind.folder, kind.source, kind.evals, kind.options)

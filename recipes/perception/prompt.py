@@ -6,16 +6,13 @@ cuts a prompt: one that is too long is left out when the data is loaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from transformers import PreTrainedTokenizerBase
 
-from data.pictures import Record
-from stepstack.config import Strict
-from stepstack.models.vision import Reader
+from data.media.images import Record
+from recipes.perception.config import PromptConfig
+from stepstack.generation.types import Prompt
+from stepstack.models.vision.policy import ImagePatcher
 from stepstack.records import Problem
-from stepstack.rl.types import Prompt
 
 QUESTIONS = {
     "grounding": "Output the bounding box of the {} in the image.",
@@ -33,16 +30,6 @@ REPLY = "<|im_end|>\n<|im_start|>assistant\n"
 START, END, PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig(Strict):
-    """``style``: qwen (its chat, the published question) or short (a few tokens, for a tiny model). ``thinking`` asks
-    for <think> and <answer>, which the paper found to hurt. Longer prompts than ``max_tokens`` are left out."""
-
-    style: Literal["qwen", "short"] = "qwen"
-    thinking: bool = False
-    max_tokens: int = 2048
-
-
 def question(record: Record, cfg: PromptConfig) -> str:
     """The words beside the pictures."""
     asked = (QUESTIONS if cfg.style == "qwen" else SHORT)[record.task].format(record.question)
@@ -50,11 +37,11 @@ def question(record: Record, cfg: PromptConfig) -> str:
 
 
 def encode(
-    problem: Problem, record: Record, tokenizer: PreTrainedTokenizerBase, reader: Reader, cfg: PromptConfig
+    problem: Problem, record: Record, tokenizer: PreTrainedTokenizerBase, patcher: ImagePatcher, cfg: PromptConfig
 ) -> Prompt:
     """Token ids with as many image tokens as each picture has. Names of special tokens in a question are plain text."""
     sizes = [record.size, *(picture.image().size for picture in record.pictures[1:])]
-    shown = "".join(f"{START}{PAD * reader.tokens(size)}{END}" for size, _ in zip(sizes, record.pictures, strict=True))
+    shown = "".join(f"{START}{PAD * patcher.tokens(size)}{END}" for size, _ in zip(sizes, record.pictures, strict=True))
     chat = cfg.style == "qwen"
     before = tokenizer((SYSTEM if chat else "") + shown, add_special_tokens=False)["input_ids"]
     asked = tokenizer(question(record, cfg), add_special_tokens=False, split_special_tokens=True)["input_ids"]

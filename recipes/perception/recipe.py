@@ -2,82 +2,53 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from data.pictures import Task
-from data.scenes import Objects, Words
-from recipes.perception.base import TinyVl
-from recipes.perception.data import Prepared, load_prompts, prepare
-from recipes.perception.models import PretrainedVl, asking, load_model, make_generator, open_engine
-from recipes.perception.outcome import write_report
-from recipes.perception.prompt import PromptConfig
-from recipes.perception.reward import RewardConfig, make_judge, make_reward, weights_of
-from recipes.perception.tasks import own
+from recipes.perception.config import Config, weights_of
+from recipes.perception.data import load_prompts, prepare
+from recipes.perception.model import load_model, open_engine, prompt_builder
+from recipes.perception.report import write_report
+from recipes.perception.reward import make_metric, make_reward
+from recipes.perception.tasks import tasks
 from stepstack.core.run import Run
-from stepstack.harness.engine import engine_of
-from stepstack.harness.outcome import measure, report_outcome
-from stepstack.harness.validation import validate
+from stepstack.generation.build import build_generator
+from stepstack.harness.engines.generator import engine_of
+from stepstack.harness.training.outcome import measure, report_outcome
+from stepstack.harness.training.validation import validate
 from stepstack.loops import ppo
-from stepstack.models.vision import VisionPolicy
-from stepstack.rl.prompts import Prompts
+from stepstack.models.vision.policy import VisionPolicy
+from stepstack.rl.prompts import PromptStream
+from stepstack.rl.roles import roles
 
-__all__ = ["Config", "describe", "open_engine", "own", "prepare", "train", "write_report"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Config(ppo.PpoConfig):
-    """What Perception-R1 adds to GRPO: a task, a model with eyes, pictures, a prompt and a rule."""
-
-    task: Task
-    model: Annotated[TinyVl | PretrainedVl, Field(discriminator="type")]
-    data: Annotated[Objects | Words | Prepared, Field(discriminator="type")]
-    prompt: PromptConfig = PromptConfig()
-    reward: RewardConfig = RewardConfig()
-
-    def __post_init__(self) -> None:
-        ppo.PpoConfig.__post_init__(self)
-        weights_of(self.task, self.reward)
-        if self.uses_critic:
-            raise ValueError("perception has no critic: set advantage.type to grpo or rloo")
-        if self.layout.pack:
-            raise ValueError("rows with pictures are not packed: set layout.pack=false")
+__all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:
     """The whole recipe: compose the parts, call one loop, show what was learned."""
     cfg = run.config
-    lm, kit, source = load_model(run)
-    prompts = load_prompts(cfg, kit)
+    lm, processor, source = load_model(run)
+    prompts = load_prompts(cfg, processor)
     run.reseed()
-    reference_lm = copy.deepcopy(lm) if cfg.kl.weight > 0 else None
-    generator = make_generator(cfg, lm, kit, source, run.device)
-    actor = run.trainable("actor", VisionPolicy(lm, kit.reader, kit.banned), cfg.actor, cfg.steps * cfg.actor_updates)
-    reference = None if reference_lm is None else run.frozen(VisionPolicy(reference_lm, kit.reader, kit.banned))
-    judge = make_judge(cfg)
-    engine = engine_of(cfg.rollout.generator, generator, kit.tokenizer, prompt=asking(cfg, kit))
+    tokenizer = processor.tokenizer
+    generator = build_generator(cfg.rollout.generator, lm, tokenizer, source, run.device, processor)
+    engine = engine_of(cfg.rollout.generator, generator, tokenizer, prompt=prompt_builder(cfg, processor))
+    models = roles(run, cfg, lm, lambda lm: VisionPolicy(lm, processor.patcher, processor.banned))
+    metric = make_metric(cfg)
 
     def select() -> dict[str, float]:
-        greedy = cfg.rollout.sampling.but(n=1, temperature=0.0)
-        return validate(generator, prompts.select, greedy, judge, run).metrics("eval")
+        greedy = cfg.rollout.sampling.replace(n=1, temperature=0.0)
+        return validate(generator, prompts.select, greedy, metric, run).metrics("eval")
 
-    generator.load(actor.named_weights(), version=run.resume())
-    if run.step == 0:
-        measure(run, "before", engine, source, own(cfg))
     ppo.train(
         run,
-        actor=actor,
-        critic=None,
-        reference=reference,
+        roles=models,
         generator=generator,
-        prompts=Prompts(prompts.train, cfg.seed),
+        prompts=PromptStream(prompts.train, cfg.seed),
         reward=make_reward(cfg),
         evaluate=select,
+        before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
-    measure(run, "after", engine, str(run.export("actor", run.dir / "model", kit)), own(cfg))
+    measure(run, "after", engine, str(run.export("actor", run.dir / "model", processor)), tasks(cfg))
     report_outcome(run, write_report)
     run.finish()
 
@@ -95,5 +66,5 @@ def describe(cfg: Config) -> dict[str, Any]:
         "reference model": "loaded" if cfg.kl.weight > 0 else "not loaded (kl.weight is 0)",
         "rollouts from": cfg.rollout.generator.type,
         "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",
-        "folder": Run.folder(cfg),
+        "folder": cfg.folder,
     }

@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
 
-from data.pictures import Record
-from stepstack.config import ConfigError, Strict
+from data.media.images import Record
+from recipes.perception.config import Config, RewardConfig, weights_of
+from stepstack.generation.types import Rollout
 from stepstack.records import Score
-from stepstack.rl.types import Reward, Rollout
-from stepstack.scoring import answers, perception, text
-from stepstack.scoring.answers import Form
-from stepstack.scoring.detection import box_figures, count_figures
-from stepstack.scoring.perception import Frame
-from stepstack.scoring.spatial import Box, Point, Space
-
-if TYPE_CHECKING:
-    from recipes.perception.recipe import Config
-
-# Sum of the parts, as the paper adds its rewards; ``exact`` of counting is ours and is left out unless asked for.
-WEIGHTS: dict[str, dict[str, float]] = {
-    "grounding": {"format": 1.0, "iou": 1.0},
-    "counting": {"format": 1.0, "points": 1.0, "exact": 0.0},
-    "ocr": {"format": 1.0, "similarity": 1.0},
-    "detection": {"format": 1.0, "location": 1.0, "cls": 1.0, "count_f1": 1.0, "missing": 1.0},
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardConfig(Strict):
-    """``form`` and ``space``: how the model writes boxes. ``weights`` change those of single parts (0 leaves one out).
-    ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order. ``over``: what
-    detection's ``location`` and ``cls`` are means over; all (of ours) does not pay for leaving boxes out."""
-
-    form: Literal["tokens", "json", "plain"] = "tokens"
-    space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
-    weights: dict[str, float] = field(default_factory=dict)
-    squared: bool = True
-    matching: bool = True
-    over: Literal["matched", "all"] = "matched"
+from stepstack.rl.reward import Reward
+from stepstack.scoring.text import similarity
+from stepstack.scoring.vision import answers, perception
+from stepstack.scoring.vision.answers import Form
+from stepstack.scoring.vision.detection import box_figures, count_figures
+from stepstack.scoring.vision.perception import Frame
+from stepstack.scoring.vision.spatial import Box, Point, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +65,6 @@ def gold_of(record: Record, model_size: tuple[int, int]) -> str:
     if record.task == "counting":
         row["count"] = len(record.targets) if record.count is None else record.count
     return json.dumps(row)
-
-
-def weights_of(task: str, cfg: RewardConfig) -> dict[str, float]:
-    if unknown := cfg.weights.keys() - WEIGHTS[task].keys():
-        raise ConfigError(f"reward.weights: {sorted(unknown)} are no parts of {task}: {sorted(WEIGHTS[task])}")
-    return WEIGHTS[task] | cfg.weights
 
 
 def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thinking: bool) -> dict[str, float]:
@@ -154,10 +124,10 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
         case "ocr":
             said, meant = answers.without_end(answer).split(), gold.text.split()
             figures = {
-                "edit": text.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
-                **text.word_overlap(said, meant),
-                "bleu": text.bleu(said, meant),
-                "meteor": text.meteor(said, meant),
+                "edit": similarity.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
+                **similarity.word_overlap(said, meant),
+                "bleu": similarity.bleu(said, meant),
+                "meteor": similarity.meteor(said, meant),
             }
             return 1 - figures["edit"], figures
         case _:
@@ -165,7 +135,7 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
             return parts["count_f1"], parts
 
 
-def make_judge(cfg: Config) -> Reward:
+def make_metric(cfg: Config) -> Reward:
     """The published metrics, for evaluation; ``thinking`` answers are unwrapped first."""
 
     def judge(rollouts: Sequence[Rollout]) -> list[Score]:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
-from data.splits import SPLITS, Split
-from recipes.perception.data import Prepared, as_problems, evals_of, held_out, problems
+from data.drawn.splits import SPLITS, Split
+from recipes.perception.config import Config, PreparedPictures
+from recipes.perception.data import as_problems, evals_of, held_out, problems
 from recipes.perception.prompt import question
-from recipes.perception.reward import Gold, make_judge
+from recipes.perception.reward import Gold, make_metric
+from stepstack.generation.prompts import Pictured
+from stepstack.generation.types import Sampling
 from stepstack.harness.metrics import Metric, Question, corpus, part
 from stepstack.harness.task import Task
 from stepstack.records import Problem
-from stepstack.rl.prompts import Pictured
-from stepstack.rl.types import Sampling
-from stepstack.scoring.answers import Form
-from stepstack.scoring.detection import Compared, compare, precision_of
-from stepstack.scoring.perception import detected
-from stepstack.scoring.spatial import Space
-
-if TYPE_CHECKING:
-    from recipes.perception.recipe import Config
+from stepstack.scoring.vision.answers import Form
+from stepstack.scoring.vision.detection import Compared, compare, precision_of
+from stepstack.scoring.vision.perception import detected
+from stepstack.scoring.vision.spatial import Space
 
 # (part of a score, its name in tables, whether higher is better); the first is what tables show unless told.
 FIGURES = {
@@ -60,14 +57,16 @@ def average_precision(name: str, form: Form, space: Space) -> Metric:
     return corpus({"ap": "AP", "ap50": "AP50", "ap75": "AP75"}[name], of)
 
 
-def own(cfg: Config) -> list[Task]:
+def tasks(cfg: Config) -> list[Task]:
     """The splits of a config's data: ``test`` is reported, ``select`` watched; and every eval of a prepared folder by
     its own name, such as refcoco_testA."""
     splits = [scored(cfg, split, f"the {split} split of {cfg.name}'s data") for split in SPLITS]
-    return splits + [published(cfg, cfg.data, name) for name in evals_of(cfg.data) if isinstance(cfg.data, Prepared)]
+    return splits + [
+        published(cfg, cfg.data, name) for name in evals_of(cfg.data) if isinstance(cfg.data, PreparedPictures)
+    ]
 
 
-def published(cfg: Config, data: Prepared, name: str) -> Task:
+def published(cfg: Config, data: PreparedPictures, name: str) -> Task:
     """An eval of a prepared folder, in the published protocol."""
     return _task(cfg, f"{data.set}_{name}", f"{name} in {data.folder}", lambda: as_problems(cfg, held_out(data, name)))
 
@@ -84,7 +83,7 @@ def _task(cfg: Config, name: str, about: str, rows: Callable[[], Sequence[Proble
         about=about,
         rows=lambda data: rows(),
         request=as_request(cfg),
-        score=make_judge(cfg),
+        score=make_metric(cfg),
         sampling=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),
         metrics=lambda sampling: metrics_of(cfg),
     )

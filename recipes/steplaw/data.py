@@ -7,45 +7,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.steplaw import text
-from recipes.steplaw.text import Grammar
-from stepstack.config import ROOT, ConfigError, Strict
+from data.drawn import grammar
+from data.drawn.grammar import Grammar
+from recipes.steplaw.config import Config, Corpus
+from stepstack.config import ROOT, ConfigError
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
-if TYPE_CHECKING:
-    from recipes.steplaw.recipe import Config
-
 SHARD = 1 << 26  # tokens of one file
 TRAIN, HELD_OUT = 0, 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus(Strict):
-    """``dataset``: a name on the hub, or a builder of datasets (json, parquet) for ``files``. Documents are shuffled in
-    a buffer of ``shuffle``, cut by ``tokenizer`` (a folder or a name on the hub) and joined with its end of text."""
-
-    type: Literal["corpus"] = "corpus"
-    folder: str
-    dataset: str
-    files: tuple[str, ...] = ()
-    subset: str | None = None
-    column: str = "text"
-    tokenizer: str
-    vocab: int
-    shuffle: int = 10_000
 
 
 def rows_of(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
     """Rows [count, sequence + 1] of the training or the held-out stream, the same for every point of the sweep."""
     width = cfg.sequence + 1
     if isinstance(cfg.data, Grammar):
-        return text.rows(cfg.data, cfg.seed, stream, first, count, width)
+        return grammar.rows(cfg.data, cfg.seed, stream, first, count, width)
     return Rows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
 
 

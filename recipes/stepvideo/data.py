@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
-from data import clips as real
-from data import moving
-from data.clips import Options
-from data.moving import Clip, Moving
-from recipes.stepvideo.models import codec_of, encoder_of, pixels
-from stepstack.config import ROOT, ConfigError, Strict
+from data.drawn import moving
+from data.drawn.moving import Clip, Moving
+from data.sets import clips as real
+from recipes.stepvideo.config import Config, PreparedClips
+from recipes.stepvideo.model import codec_of, encoder_of, pixels
+from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
-from stepstack.models.video_vae import VideoCodec
-
-if TYPE_CHECKING:
-    from recipes.stepvideo.recipe import Config
+from stepstack.models.video.vae import VideoCodec
 
 BATCH = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared(Strict):
-    """A folder of latents, which ``stepstack data`` makes of ``source``: rows of videos and captions
-    (``data.clips``)."""
-
-    type: Literal["prepared"] = "prepared"
-    folder: str
-    source: str = ""
-    options: Options = Options()
-    overwrite: bool = False
-
-
 def load_latents(run: Run[Config], codec: VideoCodec | None) -> Latents:
     cfg = run.config
-    if isinstance(cfg.data, Prepared):
+    if isinstance(cfg.data, PreparedClips):
         return Latents(ROOT / cfg.data.folder)
     assert codec is not None
     folder = run.dir / "latents"
@@ -60,7 +43,7 @@ def write(folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: Vid
 
 def prepare_clips(cfg: Config) -> str:
     """Encode ``data.source`` into ``data.folder`` by the config's codec and encoders. ConfigError without a source."""
-    assert isinstance(cfg.data, Prepared)
+    assert isinstance(cfg.data, PreparedClips)
     if not cfg.data.source:
         raise ConfigError(f"data.source is empty: give a .jsonl file of {real.FORM} rows")
     out = ROOT / cfg.data.folder

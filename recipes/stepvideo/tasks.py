@@ -7,26 +7,23 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from data import moving
-from data.moving import Clip, Moving
-from recipes.stepvideo import frechet
-from recipes.stepvideo.models import PALETTE
+from data.drawn import moving
+from data.drawn.moving import Clip, Moving
+from recipes.stepvideo.config import Config
+from recipes.stepvideo.evaluation import frechet
+from recipes.stepvideo.model import PALETTE
 from stepstack.config import ROOT
+from stepstack.generation.prompts import Request
+from stepstack.generation.types import Rollout, Sampling
 from stepstack.harness.metrics import Metric, Question, corpus, mean, part, scored
 from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
-from stepstack.rl.prompts import Request
-from stepstack.rl.types import Rollout, Sampling
 from stepstack.scoring import video
-
-if TYPE_CHECKING:
-    from recipes.stepvideo.recipe import Config
 
 GRADED = 40  # first frames of the task that asks for every motion score
 
@@ -47,7 +44,7 @@ def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float
     }
 
 
-def own(cfg: Config) -> list[Task]:
+def tasks(cfg: Config) -> list[Task]:
     """``test``: held-out clips; ``swapped``: their first frames, told to move another way; ``motion``: first frames at
     every motion score; ``select``: what is watched in training; ``frechet``: how far clips of ``test`` are from true
     ones as a set. None where the data is not drawn."""

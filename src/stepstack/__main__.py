@@ -1,5 +1,5 @@
 """python -m stepstack"""
 
-from stepstack.cli import main
+from stepstack.cli.main import main
 
 raise SystemExit(main())

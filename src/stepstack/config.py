@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import json
 import re
 import typing
@@ -21,15 +20,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 DERIVED = "derived"  # the source of a value that follows from others
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfigError(ValueError):
@@ -60,9 +58,9 @@ class Launch(Strict):
     """Machines: ``file`` names configs/launch/<file>.yaml, a plain accelerate config."""
 
     file: str = "cpu"
-    nodes: Positive = 1
-    processes_per_node: Positive = 1
-    threads: Positive = 1  # OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more on shared cores
+    nodes: PositiveInt = 1
+    processes_per_node: PositiveInt = 1
+    threads: PositiveInt = 1  # OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more on shared cores
     port: Annotated[int, Field(ge=1, le=65535)] = 29500
 
     @property
@@ -74,8 +72,8 @@ class Launch(Strict):
 class Save(Strict):
     """Checkpoints: one every ``every`` steps (0: only at the end and on SIGTERM), the newest ``keep`` stay."""
 
-    every: Count = 50
-    keep: Positive = 2
+    every: NonNegativeInt = 50
+    keep: PositiveInt = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,14 +88,19 @@ class RunConfig(Strict):
     launch: Launch = Launch()
     save: Save = Save()
     evals: tuple[str, ...] = ("test",)  # tasks before and after training, and of `stepstack eval`
-    eval_every: Count = 10  # 0: only before the first and after the last step
+    eval_every: NonNegativeInt = 10  # 0: only before the first and after the last step
     trackers: tuple[str, ...] = ("tensorboard",)  # any of accelerate's: tensorboard wandb mlflow comet_ml aim ...
     peak_tflops: float | None = None  # per device, for MFU; None: known GPUs by name, else a measured matmul
-    max_skipped: Count = 5  # this many updates in a row with a non-finite gradient stop the run
+    max_skipped: NonNegativeInt = 5  # this many updates in a row with a non-finite gradient stop the run
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder. ``dir`` is relative to the repository unless it is absolute."""
+        return ROOT / self.dir / self.name
 
     @property
     def scale(self) -> Scale:
-        """Of the model that the recipe trains; a recipe that knows them says so."""
+        """Scale of the model that the recipe trains; a recipe that knows it says so."""
         return Scale()
 
 
@@ -165,20 +168,6 @@ def build(cls: type, resolved: Resolved) -> Any:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_errors(error, cls, values, resolved))) from None
-
-
-def load(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Any:
-    """``resolve`` and ``build`` with the class ``recipes.<recipe>.recipe.Config``."""
-    resolved = resolve(name, overrides, configs)
-    return build(recipe_module(resolved.values["recipe"]).Config, resolved)
-
-
-def recipe_module(recipe: str) -> Any:
-    """The module recipes/<recipe>/recipe.py."""
-    if not isinstance(recipe, str) or not (ROOT / "recipes" / recipe / "recipe.py").is_file():
-        have = sorted(p.parent.name for p in (ROOT / "recipes").glob("*/recipe.py"))
-        raise ConfigError(f"no recipe {recipe!r}: there are {', '.join(have)}")
-    return importlib.import_module(f"recipes.{recipe}.recipe")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,9 @@ class Problem:
     text: str
     gold: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Picture(Protocol):
+    """A light, hashable reference to an image: rollouts carry it between processes, who needs the pixels opens it."""
+
+    def image(self) -> Image: ...

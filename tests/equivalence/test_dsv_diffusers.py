@@ -10,10 +10,10 @@ from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch import nn
 
 from stepstack.config import ConfigError
-from stepstack.models.dsv.config import DsvConfig, Fixed, Measured
-from stepstack.models.dsv.diffusers import enable_dsv
-from stepstack.models.dsv.speed import Row, Shape, SpeedProfile, device_name
-from stepstack.models.video_dit import VideoDiT
+from stepstack.models.video.dit import VideoDiT
+from stepstack.models.video.dsv.config import DsvConfig, Fixed, Measured
+from stepstack.models.video.dsv.diffusers import enable_dsv
+from stepstack.models.video.dsv.speed import Row, Shape, SpeedProfile, device_name
 from stepstack.report.html import Report
 
 GRID = (3, 4, 4)

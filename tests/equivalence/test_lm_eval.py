@@ -17,14 +17,15 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from stepstack.config import ROOT, ConfigError
-from stepstack.harness import samples as io
-from stepstack.harness.engine import GeneratorEngine
-from stepstack.harness.lm_eval_export import export
-from stepstack.harness.run import Stopped, evaluate
-from stepstack.harness.server import ServerConfig, ServerEngine
+from stepstack.core.types import SingleProcess
+from stepstack.generation.types import EngineError
+from stepstack.harness import answers as io
+from stepstack.harness.engines.generator import GeneratorEngine
+from stepstack.harness.engines.server import ServerConfig, ServerEngine
+from stepstack.harness.evaluate import Stopped, evaluate
+from stepstack.harness.lm_eval.export import export
 from stepstack.harness.task import load
-from stepstack.models import tiny
-from stepstack.rl.types import Alone, EngineError
+from stepstack.models.lm import tiny
 from tests import tools
 from tests.servers import ModelServer
 
@@ -33,7 +34,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from stepstack.harness import lm_eval_bridge
+from stepstack.harness.lm_eval import tasks as lm_eval_tasks
 
 LENGTH = 96  # of the model; some prompts and texts are longer
 MODEL = {"name": "tiny", "sha256": "0" * 64}
@@ -118,7 +119,7 @@ def own(tmp_path_factory) -> Path:
 
 def ours(names, engine, own, root, world=None, **changes):
     options = {"model": MODEL, "limit": None, "seed": 0, "include": own, **changes}
-    return lm_eval_bridge.evaluate(names, engine, world or Alone(), root=root, **options)
+    return lm_eval_tasks.evaluate(names, engine, world or SingleProcess(), root=root, **options)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_the_responses_are_those_of_lm_evals_own_model(theirs, found):
 
 def test_the_likelihoods_are_those_of_lm_evals_own_model(engine, own, theirs):
     for name in NAMES[1:]:
-        lm = lm_eval_bridge.StepstackLM(engine)
+        lm = lm_eval_tasks.StepstackLM(engine)
         task = TaskManager(include_path=own, include_defaults=False).load([name])["tasks"][name]
         task.set_fewshot_seed(seed=1234)
         task.build_all_requests()
@@ -184,7 +185,7 @@ def test_likelihoods_without_context_and_with_spaces(engine, folder):
 
     pairs = [("", "abc"), ("a question ", "yes"), ("a  ", " no"), ("x" * 200, "yy"), ("<eos>a", "b")]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    have = lm_eval_bridge.StepstackLM(engine).loglikelihood(requests)
+    have = lm_eval_tasks.StepstackLM(engine).loglikelihood(requests)
     want = theirs.loglikelihood(requests)
     assert [value for value, _ in have] == pytest.approx([value for value, _ in want], rel=1e-5)
     assert [greedy for _, greedy in have] == [greedy for _, greedy in want]
@@ -192,7 +193,7 @@ def test_likelihoods_without_context_and_with_spaces(engine, folder):
 
 def test_a_group_is_aggregated_by_lm_eval(engine, own, found, tmp_path, monkeypatch):
     plain = TaskManager(include_path=own, include_defaults=False)
-    monkeypatch.setattr(lm_eval_bridge, "_manager", lambda names, include: plain)  # that of all tasks takes seconds
+    monkeypatch.setattr(lm_eval_tasks, "_manager", lambda names, include: plain)  # that of all tasks takes seconds
     (_, part), (folder, whole) = ours(["local_all"], engine, own, tmp_path)
     assert part["metrics"] == found["local_choice"][1]["metrics"]
     [figure] = whole["metrics"]
@@ -295,7 +296,7 @@ def test_through_a_server_and_a_failed_request_is_not_scored(engine, own, found,
 TASK = '''
 from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
-from stepstack.rl.types import Sampling
+from stepstack.generation.types import Sampling
 
 
 def rows(data):
@@ -357,7 +358,7 @@ def test_our_tasks_in_lm_evals_own_command_line(folder, engine, tasks, tmp_path)
     [file] = (tmp_path / "out").rglob("results_*.json")
     written = json.loads(file.read_text())
     for task in tasks:
-        kept, result = evaluate(task, engine, Alone(), root=tmp_path / "here", data=tmp_path, model=MODEL)
+        kept, result = evaluate(task, engine, SingleProcess(), root=tmp_path / "here", data=tmp_path, model=MODEL)
         [metric] = result["metrics"]
         theirs = written["results"][f"stepstack_{task.name}"]
         assert (theirs["greedy,none"], theirs["sample_len"]) == (metric["value"], metric["n"])
@@ -371,8 +372,8 @@ def test_our_tasks_in_lm_evals_own_command_line(folder, engine, tasks, tmp_path)
 def test_what_cannot_be_exported_is_said(tasks, tmp_path):
     from dataclasses import replace
 
+    from stepstack.generation.prompts import Message
     from stepstack.harness.metrics import corpus
-    from stepstack.rl.prompts import Message
 
     whole = replace(tasks[0], metrics=lambda sampling: [corpus("map", lambda questions: 0.5)])
     with pytest.raises(ConfigError, match="letters: map is a figure of the whole set"):

@@ -4,25 +4,24 @@ update after a rollout is on-policy to the last bit."""
 import pytest
 import torch
 
-from stepstack.core.minibatch import minibatches
-from stepstack.core.optim import AdamW, TrainableConfig
-from stepstack.loops import ppo
-from stepstack.models.policy import Policy
-from stepstack.models.value import Value
-from stepstack.rl.advantage import Gae, Grpo
-from stepstack.rl.batch import Layout, collate
-from stepstack.rl.loss import Kl, PolicyLoss, ValueLoss
-from stepstack.rl.rollout import RolloutConfig
-from stepstack.rl.types import Sampling
+from stepstack.batching.collate import collate
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.minibatch import minibatches
+from stepstack.core.config import AdamW, TrainableConfig
+from stepstack.generation.types import Sampling
+from stepstack.models.lm.policy import Policy
+from stepstack.models.lm.value import Value
+from stepstack.rl import update
+from stepstack.rl.config import Gae, Grpo, Kl, PolicyLoss, RolloutConfig, ValueLoss
 from tests import tools
 
 SHAPES = [(3, 5), (9, 2), (4, 17), (6, 6), (2, 11), (8, 1), (5, 9), (7, 3)]
 LAYOUTS = {
-    "one padded": Layout(max_tokens=10_000),
-    "one packed": Layout(pack=True, max_tokens=10_000),
-    "several padded": Layout(max_tokens=45),
-    "several packed": Layout(pack=True, max_tokens=32),
-    "one row each": Layout(max_tokens=21),
+    "one padded": BatchLayout(max_tokens=10_000),
+    "one packed": BatchLayout(pack=True, max_tokens=10_000),
+    "several padded": BatchLayout(max_tokens=45),
+    "several packed": BatchLayout(pack=True, max_tokens=32),
+    "one row each": BatchLayout(max_tokens=21),
 }
 
 
@@ -59,11 +58,14 @@ class Roles:
         critic = self.critic if cfg.uses_critic else None
         for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
         for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-        ppo.annotate(run, for_actor, for_critic, self.actor, critic, self.reference)
-        ppo.credit(run, batch, cfg)
+        update.annotate(run, for_actor, for_critic, self.actor, critic, self.reference)
+        update.credit(run, batch, cfg)
         for part in for_critic:
-            critic.update(part.micros, ppo.value_loss(cfg), ppo.over(cfg.value_loss, part))
-        losses = [self.actor.update(p.micros, ppo.policy_loss(cfg), ppo.over(cfg.policy_loss, p)) for p in for_actor]
+            critic.update(part.micros, update.value_loss(cfg), update.loss_denominator(cfg.value_loss, part))
+        losses = [
+            self.actor.update(p.micros, update.policy_loss(cfg), update.loss_denominator(cfg.policy_loss, p))
+            for p in for_actor
+        ]
         return losses, batch
 
     def weights(self):
@@ -111,13 +113,13 @@ def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
     run, cfg = roles.run, roles.run.config
     batch = tools.batch(rows)
     [part] = minibatches(run, batch, 1, cfg.layout)
-    ppo.credit(run, batch, cfg)
+    update.credit(run, batch, cfg)
     size = len(rows) // accumulate
     micros = [collate(rows[i : i + size], False, "cpu") for i in range(0, len(rows), size)]
     assert len(micros) == accumulate
-    roles.actor.update(micros, ppo.policy_loss(cfg), ppo.over(cfg.policy_loss, part))
+    roles.actor.update(micros, update.policy_loss(cfg), update.loss_denominator(cfg.policy_loss, part))
     module = Policy(tools.qwen2(seed=0))
-    (ppo.policy_loss(cfg)(module, collate(rows, False, "cpu")).total / part.tokens).backward()
+    (update.policy_loss(cfg)(module, collate(rows, False, "cpu")).total / part.tokens).backward()
     whole = torch.cat([p.grad.flatten() for p in module.parameters()])
     torch.testing.assert_close(roles.grads["actor"], whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
 
@@ -125,25 +127,29 @@ def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
 def test_orz_pack_mean_does_depend_on_the_packs(tmp_path):
     """Parity, and the reason why it is not our default."""
     parity = {"policy_loss": PolicyLoss(aggregate="pack-mean"), "value_loss": ValueLoss(aggregate="pack-mean")}
-    found = [outcome(tmp_path / str(limit), Layout(pack=True, max_tokens=limit), **parity)[1] for limit in (10_000, 32)]
+    found = [
+        outcome(tmp_path / str(limit), BatchLayout(pack=True, max_tokens=limit), **parity)[1] for limit in (10_000, 32)
+    ]
     assert (found[0] - found[1]).abs().max() > 0.01 * found[0].abs().max()
 
 
 def test_pack_mean_is_the_mean_over_packs_of_their_token_means(tmp_path):
     parity = {"policy_loss": PolicyLoss(aggregate="pack-mean"), "advantage": Grpo()}
-    roles = Roles(tmp_path, layout=Layout(pack=True, max_tokens=32, orz_parity=True), **parity)
+    roles = Roles(tmp_path, layout=BatchLayout(pack=True, max_tokens=32, orz_parity=True), **parity)
     batch = tools.batch(tools.rows(SHAPES, n=2))
     [part] = minibatches(roles.run, batch, 1, roles.run.config.layout)
-    ppo.credit(roles.run, batch, roles.run.config)
+    update.credit(roles.run, batch, roles.run.config)
     expected = torch.stack([-micro.field("advantage").mean() for micro in part.micros]).mean()
     assert len(part.micros) > 2
-    metrics = roles.actor.update(part.micros, ppo.policy_loss(roles.run.config), part.packs)
+    metrics = roles.actor.update(part.micros, update.policy_loss(roles.run.config), part.packs)
     assert metrics["actor/loss"] == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_orz_parity_trains_with_packs_to_drop(tmp_path):
     """Eight packs in three updates: six are trained on, eight have values, advantages and returns."""
-    roles = Roles(tmp_path, critic_updates=3, actor_updates=3, layout=Layout(pack=True, max_tokens=12, orz_parity=True))
+    roles = Roles(
+        tmp_path, critic_updates=3, actor_updates=3, layout=BatchLayout(pack=True, max_tokens=12, orz_parity=True)
+    )
     losses, batch = roles.step(tools.rows([(5, 7)] * 8, n=2))
     assert (roles.critic.updates, roles.actor.updates, len(losses)) == (3, 3, 3)
     assert all({"value", "advantage", "return"} <= set(row.fields) for row in batch.rows)
@@ -207,7 +213,7 @@ def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
         ({"critic_updates": 9}, "9 updates a step need at least as many rollouts, not 8"),
         ({"advantage": Grpo(), "n": 1}, "sampling.n of at least 2"),
         ({"temperature": 0.0}, "temperature above 0"),
-        ({"layout": Layout(orz_parity=True)}, "layout.pack=true"),
+        ({"layout": BatchLayout(orz_parity=True)}, "layout.pack=true"),
         ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),
     ],
 )

@@ -10,15 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepstack.core.minibatch import minibatches
-from stepstack.core.optim import AdamW, TrainableConfig
-from stepstack.loops import ppo
-from stepstack.models.policy import Policy
-from stepstack.rl.advantage import Grpo
-from stepstack.rl.batch import Batch, Layout, Row
-from stepstack.rl.loss import Kl, PolicyLoss
-from stepstack.rl.rollout import RolloutConfig
-from stepstack.rl.types import Sampling
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.minibatch import minibatches
+from stepstack.batching.rows import Batch, Row
+from stepstack.core.config import AdamW, TrainableConfig
+from stepstack.generation.types import Sampling
+from stepstack.models.lm.policy import Policy
+from stepstack.rl import update
+from stepstack.rl.config import Grpo, Kl, PolicyLoss, RolloutConfig
 from tests import tools
 
 TEMPERATURE, LENGTH, N, LR = 0.8, 16, 4, 1e-3
@@ -119,11 +118,11 @@ def flat(inputs, padded_BT):
 def ours(tmp_path, rows, *, layout=None, kl=0.0, **loss):
     rollout = RolloutConfig(prompts=3, sampling=Sampling(n=N, max_tokens=LENGTH, temperature=TEMPERATURE))
     changes = {"rollout": rollout, "advantage": Grpo(), "policy_loss": PolicyLoss(**loss), "kl": Kl(weight=kl)}
-    run = tools.make_run(tmp_path, layout=layout or Layout(max_tokens=10_000), **changes)
+    run = tools.make_run(tmp_path, layout=layout or BatchLayout(max_tokens=10_000), **changes)
     rows = [replace(row, fields=dict(row.fields)) for row in rows]
     scores = {group: list(values) for group, values in enumerate(REWARDS)}
     batch = Batch(rows, len(rows), 0, scores)
-    ppo.credit(run, batch, run.config)
+    update.credit(run, batch, run.config)
     return run, batch
 
 
@@ -154,9 +153,9 @@ def test_token_log_probabilities_and_entropies(theirs, tmp_path):
         i["completion_ids"].shape[1],
         compute_entropy=True,
     )
-    [part] = minibatches(run, batch, 1, Layout(pack=True, max_tokens=10_000))
+    [part] = minibatches(run, batch, 1, BatchLayout(pack=True, max_tokens=10_000))
     [micro] = part.micros
-    found = ppo.forward(Policy(model()), micro, run.config)
+    found = update.forward(Policy(model()), micro, run.config)
     place = {row.index: n for n, row in enumerate(rows_of(i))}
     for ours_N, theirs_BT in zip(found, (logps, entropies), strict=True):
         for row, values in zip(micro.rows, ours_N.split(micro.lengths), strict=True):
@@ -173,15 +172,15 @@ def test_loss_and_gradient_off_policy(theirs, tmp_path, loss_type, aggregate, be
     default multiplies it by the ratio: use_bias_correction_kl)."""
     run, batch = ours(tmp_path, rows_of(theirs.inputs), kl=beta, aggregate=aggregate, clip_high=0.28)
     module = Policy(model())
-    [part] = minibatches(run, batch, 1, Layout(max_tokens=10_000))
+    [part] = minibatches(run, batch, 1, BatchLayout(max_tokens=10_000))
     [micro] = part.micros
     with torch.no_grad():
-        logp = ppo.forward(module, micro, run.config)[0]
+        logp = update.forward(module, micro, run.config)[0]
     noise = torch.Generator().manual_seed(0)
     micro.store("old", logp + 0.4 * torch.randn(logp.shape, generator=noise))
     micro.store("ref", logp + 0.4 * torch.randn(logp.shape, generator=noise))
-    out = ppo.policy_loss(run.config)(module, micro)
-    loss = out.total / ppo.over(run.config.policy_loss, part)
+    out = update.policy_loss(run.config)(module, micro)
+    loss = out.total / update.loss_denominator(run.config.policy_loss, part)
     loss.backward()
     assert 0.1 < out.metrics["clip_fraction"] / len(logp) < 0.5
 
@@ -205,7 +204,7 @@ def _same_gradients(mine, other):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-5 * largest, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("layout", [Layout(max_tokens=10_000), Layout(pack=True, max_tokens=64)])
+@pytest.mark.parametrize("layout", [BatchLayout(max_tokens=10_000), BatchLayout(pack=True, max_tokens=64)])
 def test_weights_after_one_step(theirs, tmp_path, layout):
     """Ours cuts the batch into micro-batches as it likes; TRL takes it at once."""
     run, batch = ours(tmp_path, ROWS, layout=layout)
@@ -214,7 +213,9 @@ def test_weights_after_one_step(theirs, tmp_path, layout):
     optim = AdamW(lr=LR, betas=(0.9, 0.95), weight_decay=0.0)
     actor = run.trainable("actor", Policy(lm), TrainableConfig(optim=optim, clip=1.0), total_updates=1)
     [part] = minibatches(run, batch, 1, layout)
-    metrics = actor.update(part.micros, ppo.policy_loss(run.config), ppo.over(run.config.policy_loss, part))
+    metrics = actor.update(
+        part.micros, update.policy_loss(run.config), update.loss_denominator(run.config.policy_loss, part)
+    )
     assert metrics["actor/loss"] == pytest.approx(theirs.log["loss"], abs=1e-5)  # TRL logs it rounded
     assert metrics["actor/grad_norm"] == pytest.approx(float(theirs.log["grad_norm"]), rel=1e-3)
     moved = 0

@@ -9,15 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from stepstack.core.minibatch import minibatches
-from stepstack.loops import ppo
-from stepstack.models import tiny
-from stepstack.models.vision import Reader, VisionPolicy
-from stepstack.rl.advantage import Grpo
-from stepstack.rl.batch import Batch, Layout, Row
-from stepstack.rl.loss import Kl, PolicyLoss
-from stepstack.rl.rollout import RolloutConfig
-from stepstack.rl.types import Sampling
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.minibatch import minibatches
+from stepstack.batching.rows import Batch, Row
+from stepstack.generation.types import Sampling
+from stepstack.models.lm import tiny
+from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
+from stepstack.rl import update
+from stepstack.rl.config import Grpo, Kl, PolicyLoss, RolloutConfig
 from tests import tools
 
 TEMPERATURE, LENGTH, N = 0.8, 12, 4
@@ -37,7 +36,7 @@ class Dot:
         return made
 
 
-READER = Reader(tiny.image_processor())
+READER = ImagePatcher(tiny.image_processor())
 PICTURES = [(Dot(4),), (Dot(20), Dot(30, (84, 56)))]
 
 
@@ -116,19 +115,19 @@ def test_loss_and_gradients(trainer, tmp_path, beta):
     rollout = RolloutConfig(prompts=2, sampling=Sampling(n=N, max_tokens=LENGTH, temperature=TEMPERATURE))
     loss = PolicyLoss(aggregate="seq-mean-token-mean")
     changes = {"rollout": rollout, "advantage": Grpo(), "policy_loss": loss, "kl": Kl(weight=beta)}
-    run = tools.make_run(tmp_path, layout=Layout(max_tokens=10_000), **changes)
+    run = tools.make_run(tmp_path, layout=BatchLayout(max_tokens=10_000), **changes)
     batch = Batch(ROWS, len(ROWS), 0, dict(enumerate(REWARDS)))
-    ppo.credit(run, batch, run.config)
+    update.credit(run, batch, run.config)
     module = VisionPolicy(model().train(), READER, banned=())
-    [part] = minibatches(run, batch, 1, Layout(max_tokens=10_000))
+    [part] = minibatches(run, batch, 1, BatchLayout(max_tokens=10_000))
     [micro] = part.micros
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        logp = ppo.forward(module, micro, run.config)[0]
+        logp = update.forward(module, micro, run.config)[0]
     for name in ("old", "ref") if beta else ("old",):
         micro.store(name, logp + 0.4 * torch.randn(logp.shape, generator=noise))
-    out = ppo.policy_loss(run.config)(module, micro)
-    mine = out.total / ppo.over(loss, part)
+    out = update.policy_loss(run.config)(module, micro)
+    mine = out.total / update.loss_denominator(loss, part)
     mine.backward()
     assert 0.1 < out.metrics["clip_fraction"] / len(logp) < 0.6
 

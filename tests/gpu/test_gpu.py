@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from stepstack.batching.collate import collate
+from stepstack.batching.rows import Row
 from stepstack.config import ROOT
-from stepstack.models import tiny
-from stepstack.models.policy import Policy
+from stepstack.generation.config import HfConfig
+from stepstack.generation.hf import HfGenerator
+from stepstack.generation.types import Prompt, Sampling
+from stepstack.models.lm import tiny
+from stepstack.models.lm.policy import Policy
 from stepstack.records import Problem
-from stepstack.rl.batch import Row, collate
-from stepstack.rl.generate import HfConfig, HfGenerator
-from stepstack.rl.types import Prompt, Sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

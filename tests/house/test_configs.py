@@ -7,6 +7,7 @@ import shlex
 import pytest
 import yaml
 
+from recipes.protocol import load_config
 from stepstack import config
 from stepstack.config import CONFIGS, ROOT
 from stepstack.core import launch
@@ -31,7 +32,7 @@ def test_there_are_configs():
 @pytest.mark.parametrize("name", NAMES)
 def test_loads_and_explains_every_key(name):
     resolved = config.resolve(name)
-    loaded = config.load(name)
+    loaded = load_config(name)
     assert loaded.name == name
     rows = config.explain(loaded, resolved)
     keys = {key for key, _, _ in rows}
@@ -43,7 +44,7 @@ def test_loads_and_explains_every_key(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dry_run_types_a_line(name, capsys):
-    loaded = config.load(name)
+    loaded = load_config(name)
     assert launch.run(loaded, name, dry_run=True, environ={}) == 0
     words = shlex.split(capsys.readouterr().out)
     assert words[words.index("-m") :] == ["-m", "stepstack", "train", name]

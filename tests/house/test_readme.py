@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 
-from stepstack import config
+from recipes.protocol import load_config
 from stepstack.config import CONFIGS, ROOT
 from tests.house.tree import files, text
 
@@ -94,7 +94,7 @@ def check_stepstack(words: list[str]) -> None:
     if plain[0] in NAMED:
         assert is_config(plain[1])
         if "<" not in plain[1]:
-            config.load(plain[1], [w for w in plain[2:] if "=" in w])
+            load_config(plain[1], [w for w in plain[2:] if "=" in w])
     if "--dry-run" in words:
         done = stepstack(*words)
         assert done.returncode == 0, done.stderr

@@ -10,8 +10,8 @@ import pytest
 
 from stepstack import cli
 from stepstack.config import ROOT
-from stepstack.harness import samples as io
-from stepstack.models import tiny
+from stepstack.harness import answers as io
+from stepstack.models.lm import tiny
 
 SHARED = Path(os.environ.get("STEPSTACK_SHARED", ROOT.parent / "shared")) / "data" / "orz"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no published data in {SHARED} (STEPSTACK_SHARED)")

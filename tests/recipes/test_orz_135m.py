@@ -8,7 +8,7 @@ import math
 import pytest
 
 from recipes.orz import recipe
-from stepstack import config
+from recipes.protocol import load_config
 from stepstack.core.run import Run
 from stepstack.report import jsonl
 
@@ -23,7 +23,7 @@ SMALL = (
 @pytest.mark.optin
 @pytest.mark.skipif(any(importlib.util.find_spec(m) is None for m in NEEDED), reason=f"not installed: one of {NEEDED}")
 def test_real_steps_on_a_cpu(tmp_path):
-    run = Run(config.load("orz-135m", [*SMALL, f"dir={tmp_path}"]))
+    run = Run(load_config("orz-135m", [*SMALL, f"dir={tmp_path}"]))
     recipe.train(run)
     rows = [row for row in jsonl.read(run.metrics_file) if row["step"]]
     assert [row["step"] for row in rows] == [1, 2, 3]

@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from data import orz_math
+from data.sets import orz_math
 from recipes.orz import recipe
 from recipes.orz.prompt import STOP, render
-from stepstack import cli, config
+from recipes.protocol import load_config
+from stepstack import cli
 from stepstack.config import ROOT
 from stepstack.core.run import Run
-from stepstack.harness.samples import Sample, read
-from stepstack.models import tiny
+from stepstack.generation.hf import HfGenerator
+from stepstack.harness.answers import Sample, read
+from stepstack.models.lm import tiny
 from stepstack.report import jsonl
-from stepstack.rl.generate import HfGenerator
-from stepstack.scoring.pool import GraderPool
+from stepstack.scoring.maths.pool import GraderPool
 
 SHARED = Path(os.environ.get("STEPSTACK_SHARED", ROOT.parent / "shared")) / "data" / "orz"
 TRAIN = 200  # of MATH-500's rows are trained on, the others and AIME are its evals
@@ -84,9 +85,9 @@ def seen(words):
         patch.setattr(HfGenerator, "generate", generated)
         patch.setattr(GraderPool, "map", mapped)
         patch.setattr(recipe, "report_outcome", lambda run, write: None)
-        loaded = config.load(words[0], words[1:])
+        loaded = load_config(words[0], words[1:])
         recipe.train(Run(loaded))
-    return Run.folder(loaded), sampled, graded
+    return loaded.folder, sampled, graded
 
 
 def result(run: Path, when: str) -> tuple[dict, list[Sample]]:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data.splits import split_of
-from recipes.orz.base import TinyBase, demonstrations
-from recipes.orz.chains import Chains, draw, problems, show
-from recipes.orz.outcome import CURVES
-from stepstack import config
+from data.drawn.chains import Chains, draw, problems, show
+from data.drawn.splits import split_of
+from recipes.orz.config import TinyBase
+from recipes.orz.model import demonstrations
+from recipes.orz.report import CURVES
+from recipes.protocol import load_config
 from stepstack.config import ConfigError
-from stepstack.models import tiny
+from stepstack.models.lm import tiny
 
 SHORT = ("model.steps=180", "steps=26", "eval_every=13", "evals=[test]", "data.test=512", "data.select=64", "seed=1")
 
@@ -139,7 +140,7 @@ def test_no_demonstration_is_held_out():
 
 
 def test_the_size_of_the_model():
-    cfg = config.load("orz-tiny").model
+    cfg = load_config("orz-tiny").model
     shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
     lm = tiny.qwen2(len(tiny.tokenizer()), seed=0, **shape)
     assert 250_000 < sum(p.numel() for p in lm.parameters()) < 400_000

@@ -13,10 +13,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import AutoModelForCausalLM
 
 from recipes.orz import recipe
-from stepstack import config
+from recipes.protocol import load_config
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
-from stepstack.models.policy import Policy
+from stepstack.models.lm.policy import Policy
 from stepstack.records import Score
 from stepstack.report import jsonl
 
@@ -33,7 +33,7 @@ def parity(rollouts) -> list[Score]:
 def run_recipe(folder: Path, *words: str) -> list[dict[str, float]]:
     for state in (AcceleratorState, GradientState, PartialState):  # mixed precision is fixed for a process otherwise
         state._reset_state()
-    recipe.train(Run(config.load(MINI, (f"dir={folder.parent}", f"name={folder.name}", *SMALL, *words))))
+    recipe.train(Run(load_config(MINI, (f"dir={folder.parent}", f"name={folder.name}", *SMALL, *words))))
     return jsonl.read(folder / "metrics.jsonl")
 
 
@@ -110,7 +110,7 @@ def test_a_step(go, words):
 
 def test_a_group_needs_two():
     with pytest.raises(ConfigError, match="a group-relative advantage needs"):
-        config.load(MINI, (GRPO, "rollout.sampling.n=1"))
+        load_config(MINI, (GRPO, "rollout.sampling.n=1"))
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_the_reference_exists_only_with_a_weight(go, monkeypatch, words, made):
 @pytest.mark.parametrize("cut", ["temperature=0", "top_k=20", "top_p=0.9"])
 def test_rollouts_of_a_cut_distribution_are_refused(cut):
     with pytest.raises(ConfigError, match="rollouts are samples of the policy itself"):
-        config.load(MINI, (f"rollout.sampling.{cut}",))
+        load_config(MINI, (f"rollout.sampling.{cut}",))
 
 
 def test_kl_in_the_reward_of_a_critic_less_advantage_is_refused():
     """The penalty is taken token by token, which a group's advantage has no place for."""
     with pytest.raises(ConfigError, match="kl"):
-        config.load(MINI, (GRPO, "kl.weight=0.1", "kl.place=reward"))
+        load_config(MINI, (GRPO, "kl.weight=0.1", "kl.place=reward"))
 
 
 def test_lora(go, base):

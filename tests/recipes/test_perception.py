@@ -12,14 +12,15 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from data.pictures import Record
+from data.media.images import Record
 from recipes.perception import data as perception_data
 from recipes.perception import recipe
-from stepstack import cli, config
+from recipes.protocol import load_config
+from stepstack import cli
 from stepstack.core.run import Run
-from stepstack.harness import samples as io
+from stepstack.harness import answers as io
 from stepstack.report import jsonl
-from tests.unit.test_perception_recipe import TASKS
+from tests.unit.recipes.perception.test_perception_recipe import TASKS
 
 SMALL = (
     "steps=3", "eval_every=0", "save.every=2", "trackers=[]", "evals=[test]", "model.steps=12", "model.batch=8",
@@ -49,7 +50,7 @@ def varied():
 def train(folder: Path, task: str, *words: str, stop_after: int | None = None) -> Path:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    loaded = config.load(TASKS[task], (f"dir={folder.parent}", f"name={folder.name}", *SMALL, *words))
+    loaded = load_config(TASKS[task], (f"dir={folder.parent}", f"name={folder.name}", *SMALL, *words))
     recipe.train(Run(loaded, stop_after=stop_after))
     return folder
 
@@ -73,7 +74,7 @@ def test_every_task_trains(trained, task):
         assert all(math.isfinite(value) for value in row.values())
         assert row["actor/mismatch_max"] < 1e-4
         assert row["actor/skipped"] == 0
-        assert {f"reward/{name}" for name in recipe.weights_of(task, config.load(TASKS[task]).reward)} <= row.keys()
+        assert {f"reward/{name}" for name in recipe.weights_of(task, load_config(TASKS[task]).reward)} <= row.keys()
     base, made = (load_file(trained[task] / place / "model.safetensors") for place in ("base/model", "model"))
     assert any((base[name] != made[name]).any() for name in made)
     assert {p.name for p in (trained[task] / "model").iterdir()} >= {"preprocessor_config.json", "tokenizer.json"}
@@ -130,7 +131,7 @@ def test_a_frozen_tower_stays_and_adapters_learn(tmp_path, trained):
     small = tuple(word for word in SMALL if not word.startswith("model."))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    loaded = config.load(TASKS["grounding"], (f"dir={tmp_path}", "name=q", *small, *words))
+    loaded = load_config(TASKS["grounding"], (f"dir={tmp_path}", "name=q", *small, *words))
     recipe.train(Run(loaded))
     assert all("actor/ref_kl" in row for row in rows(tmp_path / "q")[1:])
     before, after = (load_file(place / "model.safetensors") for place in (base, tmp_path / "q" / "model"))
@@ -141,7 +142,7 @@ def test_a_frozen_tower_stays_and_adapters_learn(tmp_path, trained):
 
 def sources(folder: Path, split: str, task: str) -> tuple[str, list[Record]]:
     """Drawn scenes as a file of the published form, with its pictures: (file, records)."""
-    cfg = config.load(TASKS[task], SMALL)
+    cfg = load_config(TASKS[task], SMALL)
     records = list(perception_data.records(cfg.data, split))
     rows = []
     for record in records:

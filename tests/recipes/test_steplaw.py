@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from recipes.steplaw import data, outcome, sweep, text
+from data.drawn import grammar
+from data.drawn.grammar import Grammar
+from recipes.protocol import load_config
+from recipes.steplaw import data, model, report
 from recipes.steplaw.recipe import train
-from recipes.steplaw.text import Grammar
-from stepstack import config
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
-from stepstack.models import tiny
+from stepstack.models.lm import tiny
 
 CELLS = "{hidden: 16, intermediate: 32, layers: 1, heads: 2, tokens: 4096}"
 SMALL = (
@@ -28,36 +29,36 @@ GRAMMAR = Grammar(words=32, classes=4, successors=2, typos=0.2)
 
 
 def small(folder, *more):
-    return config.load("steplaw-tiny", [f"dir={folder}", "name=small", *SMALL, *more])
+    return load_config("steplaw-tiny", [f"dir={folder}", "name=small", *SMALL, *more])
 
 
 def test_text_is_a_pure_function_however_it_is_asked_for():
-    whole = text.rows(GRAMMAR, 3, 0, 0, 600, 33)
-    assert (text.rows(GRAMMAR, 3, 0, 250, 20, 33) == whole[250:270]).all()
+    whole = grammar.rows(GRAMMAR, 3, 0, 0, 600, 33)
+    assert (grammar.rows(GRAMMAR, 3, 0, 250, 20, 33) == whole[250:270]).all()
     assert whole.min() >= 0
     assert whole.max() < GRAMMAR.vocab
-    assert (text.rows(GRAMMAR, 3, 1, 0, 600, 33) != whole).any()
-    assert (text.rows(GRAMMAR, 4, 0, 0, 600, 33) != whole).any()
+    assert (grammar.rows(GRAMMAR, 3, 1, 0, 600, 33) != whole).any()
+    assert (grammar.rows(GRAMMAR, 4, 0, 0, 600, 33) != whole).any()
 
 
 def test_text_without_typos_is_spelled_from_the_lexicon():
     clean = Grammar(words=32, classes=4, successors=2, typos=0.0)
-    lang = text.language(clean, 3)
-    words = {text.show(row[:n]) for row, n in zip(lang.spelling_WL, lang.length_W, strict=True)}
-    written = text.show(text.rows(clean, 3, 0, 0, 1, 400)[0])
+    lang = grammar.language(clean, 3)
+    words = {grammar.show(row[:n]) for row, n in zip(lang.spelling_WL, lang.length_W, strict=True)}
+    written = grammar.show(grammar.rows(clean, 3, 0, 0, 1, 400)[0])
     at = 0
-    while at < len(written) - text.LONGEST:
+    while at < len(written) - grammar.LONGEST:
         [word] = [w for w in words if written.startswith(w, at)][:1]
         at += len(word)
-    dirty = text.rows(GRAMMAR, 3, 0, 0, 256, 200)
-    share = float((dirty != text.rows(clean, 3, 0, 0, 256, 200)).mean())
+    dirty = grammar.rows(GRAMMAR, 3, 0, 0, 256, 200)
+    share = float((dirty != grammar.rows(clean, 3, 0, 0, 256, 200)).mean())
     assert share == pytest.approx(0.2 * (1 - 1 / GRAMMAR.vocab), abs=0.01)
 
 
 def test_every_batch_size_reads_the_same_stream(tmp_path):
     cfg = small(tmp_path)
     read = [
-        [row.ids for step in range(32 // size) for row in sweep.batch(cfg, data.TRAIN, step * size, size)]
+        [row.ids for step in range(32 // size) for row in model.batch(cfg, data.TRAIN, step * size, size)]
         for size in (4, 16)
     ]
     assert read[0] == read[1]
@@ -66,7 +67,7 @@ def test_every_batch_size_reads_the_same_stream(tmp_path):
 def test_the_schedule_ends_at_one_learning_rate_and_warms_up_for_a_tenth_at_most(tmp_path):
     cfg = small(tmp_path)
     for point in cfg.points:
-        made = sweep.optim(cfg, point)
+        made = model.optim(cfg, point)
         assert made.lr * made.schedule.factor(point.steps, point.steps) == pytest.approx(1e-5)
         assert made.schedule.warmup == min(10, point.steps // 10)
 
@@ -74,7 +75,7 @@ def test_the_schedule_ends_at_one_learning_rate_and_warms_up_for_a_tenth_at_most
 def test_models_have_the_parameters_that_their_cell_says(tmp_path):
     cfg = small(tmp_path)
     for cell in cfg.cells:
-        blocks = sweep.build(cfg, cell).model.layers
+        blocks = model.build(cfg, cell).model.layers
         assert cell.params == sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
 
 
@@ -134,7 +135,7 @@ def test_a_sweep_leaves_its_runs_a_law_and_a_page(swept):
 
 def test_longer_training_and_tuning_pay(swept):
     folder, _ = swept
-    shaping, _ = outcome.cells_of(folder / "sweep.csv")
+    shaping, _ = report.cells_of(folder / "sweep.csv")
     brief, long = (next(g for g in shaping if g.tokens == d and g.params == shaping[0].params) for d in (4096, 8192))
     assert long.loss.min() < brief.loss.min()
     assert brief.excess.max() > 0.02
@@ -142,7 +143,7 @@ def test_longer_training_and_tuning_pay(swept):
 
 def test_a_run_that_diverges_is_a_loss_of_infinity(tmp_path):
     cfg = small(tmp_path, "lr=[1e12]", "clip=1e12", f"cells=[{CELLS}]", "batch=[4]")
-    found = sweep.measure(Run(cfg), cfg.points[0])
+    found = model.measure(Run(cfg), cfg.points[0])
     assert found["loss"] == math.inf or found["loss"] > 10
 
 
@@ -167,7 +168,7 @@ def test_a_corpus_becomes_rows_of_whole_documents(corpus, tmp_path):
     assert (data.rows_of(cfg, data.TRAIN, 5, 3) == rows[5:8]).all()
     with pytest.raises(ConfigError, match="holds 128 rows"):
         data.rows_of(cfg, data.TRAIN, 120, 9)
-    assert math.isfinite(sweep.measure(Run(cfg), cfg.points[0])["loss"])
+    assert math.isfinite(model.measure(Run(cfg), cfg.points[0])["loss"])
 
 
 def test_a_corpus_that_is_missing_or_too_short_says_so(corpus, tmp_path):

@@ -13,26 +13,30 @@ import pytest
 import torch
 from PIL import Image
 
-from data import clips, frames, moving, ti2v_eval
-from data.moving import Moving
-from data.prepared import DataError
-from recipes.stepvideo import pairs, sampling, tasks
-from recipes.stepvideo.engine import Ceiling, ClipEngine, open_pipeline
-from recipes.stepvideo.models import PALETTE, codec_of, encoder_of, make_dit, pixels
-from recipes.stepvideo.models import frames as as_frames
-from recipes.stepvideo.pipeline import Ask, Pipeline, fitted
+from data.drawn import moving
+from data.drawn.moving import Moving
+from data.errors import DataError
+from data.media import frames
+from data.sets import clips, ti2v_eval
+from recipes.protocol import load_config
+from recipes.stepvideo import preference, tasks
+from recipes.stepvideo.evaluation import vbench
+from recipes.stepvideo.generation import sampling
+from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
+from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
+from recipes.stepvideo.generation.sampling import SampleArgs
+from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, make_dit, pixels
+from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
-from recipes.stepvideo.sampling import Wish
-from stepstack import cli, config
+from stepstack import cli
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
-from stepstack.diffusion.flow import SamplerConfig
+from stepstack.diffusion.config import SamplerConfig
 from stepstack.diffusion.latents import Latents
-from stepstack.harness import vbench
-from stepstack.harness.outcome import results
-from stepstack.models.prompt_encoders import WordHashes
-from stepstack.models.video_dit import VideoDiT
-from stepstack.models.video_vae import TinyCodec, TinyVae
+from stepstack.harness.training.outcome import results
+from stepstack.models.video.dit import VideoDiT
+from stepstack.models.video.prompt_encoders import WordHashes
+from stepstack.models.video.vae import TinyCodec, TinyVae
 from stepstack.scoring import video
 
 SHORT = (
@@ -43,7 +47,7 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    made = Run(config.load("stepvideo-tiny", [*SHORT, f"dir={tmp_path_factory.mktemp('runs')}", "name=short"]))
+    made = Run(load_config("stepvideo-tiny", [*SHORT, f"dir={tmp_path_factory.mktemp('runs')}", "name=short"]))
     train(made)
     return made
 
@@ -109,7 +113,7 @@ def test_the_judge_is_right_about_true_and_wrong_clips():
 
 def test_a_vae_that_shows_nothing_stops_the_run(tmp_path):
     strict = [word for word in SHORT if "gate" not in word]
-    cfg = config.load("stepvideo-tiny", [*strict, f"dir={tmp_path}", "name=gate"])
+    cfg = load_config("stepvideo-tiny", [*strict, f"dir={tmp_path}", "name=gate"])
     with pytest.raises(ConfigError, match=r"vae\.gate asks for 95%"):
         train(Run(cfg))
 
@@ -132,7 +136,7 @@ def test_sample_writes_a_gif_and_an_mp4(run, tmp_path, capsys):
 
 
 def test_what_cannot_be_sampled_is_named(run, tmp_path):
-    wish = Wish(image=picture(tmp_path, (64, 32)), prompt="x")
+    wish = SampleArgs(image=picture(tmp_path, (64, 32)), prompt="x")
     with pytest.raises(ConfigError, match=r"is 64 x 32.*50% of it would be left.*--crop"):
         sampling.asked(run.config, wish)
     assert sampling.asked(run.config, dataclasses.replace(wish, crop=True)).image.shape == (32, 32, 3)
@@ -159,14 +163,14 @@ def test_what_cannot_be_sampled_is_named(run, tmp_path):
 )
 def test_settings_that_do_not_fit_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
-        config.load("stepvideo-tiny", [change])
+        load_config("stepvideo-tiny", [change])
 
 
 def test_a_cluster_shares_videos_by_its_heads(capsys):
     with pytest.raises(ConfigError, match=r"context=32 must divide model\.heads=48"):
-        config.load("stepvideo-ti2v-30b", ["context=32"])
+        load_config("stepvideo-ti2v-30b", ["context=32"])
     with pytest.raises(ConfigError, match="context=8: processes that share a video attend densely"):
-        config.load("stepvideo-ti2v-30b", ["dsv={dispatch: {type: fixed}}"])
+        load_config("stepvideo-ti2v-30b", ["dsv={dispatch: {type: fixed}}"])
     assert cli.main(["train", "stepvideo-ti2v-30b", "--dry-run"]) == 0
     assert "128 on 16 nodes, 8 share a video" in capsys.readouterr().out
 
@@ -188,7 +192,7 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
         "preference={conditions: 4, clips: 3, margin: 0.0}",
     ]  # fmt: skip
     overrides.remove("vae.gate=0.0")  # the VAE is the start's: none is trained
-    made = Run(config.load("stepvideo-tiny-dpo", [*overrides, "vae.gate=0.0"]))
+    made = Run(load_config("stepvideo-tiny-dpo", [*overrides, "vae.gate=0.0"]))
     train(made)
     assert not (made.dir / "vae").exists()
     assert (made.dir / "model" / "vae" / "config.json").is_file()
@@ -209,27 +213,27 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
 
 def test_clips_that_are_all_alike_are_no_pairs(run, tmp_path):
     overrides = [*SHORT, f"dir={tmp_path}", "name=alike", f"model.start={run.dir / 'model'}"]
-    made = Run(config.load("stepvideo-tiny-dpo", [*overrides, "preference={conditions: 3, clips: 2, margin: 99.0}"]))
+    made = Run(load_config("stepvideo-tiny-dpo", [*overrides, "preference={conditions: 3, clips: 2, margin: 99.0}"]))
     with pytest.raises(ConfigError, match="3 conditions gave 0 pairs, fewer than batch=4"):
         train(made)
 
 
 def test_the_pair_of_some_clips_is_the_best_and_the_worst():
-    assert pairs.choose([(1.0, -0.5), (1.0, -0.2), (1.0, -1.0)], margin=0.5) == (1, 2)
-    assert pairs.choose([(1.0, -0.5), (1.0, -0.2)], margin=0.5) is None
-    assert pairs.choose([(0.0, -0.1), (1.0, -0.3)], margin=0.5) == (1, 0)
-    assert pairs.choose([(1.0, -0.3), (1.0, -0.3)], margin=0.0) == (1, 0)
+    assert preference.choose([(1.0, -0.5), (1.0, -0.2), (1.0, -1.0)], margin=0.5) == (1, 2)
+    assert preference.choose([(1.0, -0.5), (1.0, -0.2)], margin=0.5) is None
+    assert preference.choose([(0.0, -0.1), (1.0, -0.3)], margin=0.5) == (1, 0)
+    assert preference.choose([(1.0, -0.3), (1.0, -0.3)], margin=0.0) == (1, 0)
 
 
 def test_preference_needs_a_start_and_losers(run):
     with pytest.raises(ConfigError, match=r"preference needs model\.start"):
-        config.load("stepvideo-tiny", ["preference={}"])
+        load_config("stepvideo-tiny", ["preference={}"])
     with pytest.raises(ConfigError, match="and dsv=null"):
-        config.load("stepvideo-tiny-dpo", ["dsv={dispatch: {type: fixed}}"])
+        load_config("stepvideo-tiny-dpo", ["dsv={dispatch: {type: fixed}}"])
     with pytest.raises(ConfigError, match="latents has no losers"):
-        pairs.preference_loss(run, pairs.Preference(), Latents(run.dir / "latents"))
+        preference.preference_loss(run, preference.Preference(), Latents(run.dir / "latents"))
     with pytest.raises(ConfigError, match=r"does not exist: model\.start must be"):
-        train(Run(config.load("stepvideo-tiny-dpo", [*SHORT, f"model.start={run.dir / 'none'}", f"dir={run.dir}"])))
+        train(Run(load_config("stepvideo-tiny-dpo", [*SHORT, f"model.start={run.dir / 'none'}", f"dir={run.dir}"])))
 
 
 def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
@@ -239,7 +243,7 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
         frames.write_mp4(tmp_path / f"{name}.mp4", rng.integers(0, 255, (9, 32, 32, 3), dtype=np.uint8), fps=9)
     rows = [{"video": f"{name}.mp4", "caption": f"noise {name}"} for name in ("a", "b")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = clips.Options(sizes=((32, 32),), lengths=(1, 9), motion=(0, 1e3))
+    options = clips.ClipOptions(sizes=((32, 32),), lengths=(1, 9), motion=(0, 1e3))
     codec = codec_of(run.config.vae, run.dir / "model" / "vae")
     clips.prepare(tmp_path / "out", str(tmp_path / "rows.jsonl"), options, codec, encoder_of(run.config.text))
     overrides = [
@@ -248,7 +252,7 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
         f"data.folder={tmp_path / 'out'}", "model={layers: 1, heads: 3, head_width: 32, split: [16, 8, 8]}",
         "trackers=[]",
     ]  # fmt: skip
-    real = Run(config.load("stepvideo-t2v-1b", overrides))
+    real = Run(load_config("stepvideo-t2v-1b", overrides))
     train(real)
     assert VideoDiT.from_pretrained(real.dir / "model").config.channels == 16
 
@@ -258,7 +262,7 @@ def test_every_item_of_the_published_evaluation_flows():
     place = Path(os.environ.get("STEPSTACK_SHARED", "none")) / "data" / "ti2v_eval"
     if not place.is_dir():
         pytest.skip("STEPSTACK_SHARED does not lead to data/ti2v_eval")
-    cfg = dataclasses.replace(config.load("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
+    cfg = dataclasses.replace(load_config("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
     rows = ti2v_eval.read(place)
     images = {
         row.name: fitted(cfg, frames.read_image(row.image), row.name, crop=True) for row in rows if row.image.is_file()
@@ -269,7 +273,8 @@ def test_every_item_of_the_published_evaluation_flows():
     codec = TinyCodec(TinyVae(channels=4, width=8, blocks=1).eval())
     pipeline = Pipeline(dit, codec, WordHashes((8, 8)), SamplerConfig(steps=1, guidance=2.0), count=3)
     asks = [
-        Ask(row.prompt, images.get(row.name, by_shape[row.shape]), ti2v_eval.MOTION, i) for i, row in enumerate(rows)
+        ClipRequest(row.prompt, images.get(row.name, by_shape[row.shape]), ti2v_eval.MOTION, i)
+        for i, row in enumerate(rows)
     ]
     asks.sort(key=lambda ask: ask.image.shape)
     made = [

@@ -13,17 +13,17 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 
-from data import moving
-from recipes.stepvideo.engine import ClipEngine, open_pipeline
-from recipes.stepvideo.pipeline import Ask, Pipeline
+from data.drawn import moving
+from recipes.protocol import load_config
+from recipes.stepvideo.generation.engine import ClipEngine, open_pipeline
+from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
 from recipes.stepvideo.recipe import train
 from recipes.stepvideo.tasks import read
-from stepstack import config
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
-from stepstack.harness import samples
-from stepstack.harness.outcome import results
-from stepstack.models.video_dit import VideoDiT
+from stepstack.harness import answers
+from stepstack.harness.training.outcome import results
+from stepstack.models.video.dit import VideoDiT
 from stepstack.report import tables
 from tests.system.processes import checkpoint, differences, ok, rows, train_ranks
 
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 def made(folder: Path, name: str, *words: str, of: Run | None = None, stop_after: int | None = None) -> Run:
     """A run in ``folder``, trained; with the VAE and the latents of another."""
     base = "stepvideo-tiny-dsv" if "dsv.warmup=2" in words else "stepvideo-tiny"
-    loaded = config.load(base, [*SHORT, f"dir={folder}", f"name={name}", *words])
+    loaded = load_config(base, [*SHORT, f"dir={folder}", f"name={name}", *words])
     for part in ("vae", "latents") if of else ():
         if not (folder / name / part).exists():
             shutil.copytree(of.dir / part, folder / name / part)
@@ -89,13 +89,13 @@ def test_an_exported_model_samples_as_in_its_run(run):
     asked = moving.clips(run.config.data, "test")
     [(place, result)] = results(run.dir / "evals" / "after").values()
     assert result["plan"]["engine"] == engine.facts
-    shown = [read(ROOT / sample.text) for sample in samples.read(place / "samples.jsonl")]
+    shown = [read(ROOT / sample.text) for sample in answers.read(place / "samples.jsonl")]
     assert np.array_equal(engine.clips(asked, [0] * len(asked)), np.stack(shown))
 
 
 def latents(pipeline: Pipeline) -> torch.Tensor:
     image = np.full((32, 32, 3), 100, np.uint8)
-    *_, last = pipeline.steps([Ask("a red circle moves right", image, 5.0, 0)])
+    *_, last = pipeline.steps([ClipRequest("a red circle moves right", image, 5.0, 0)])
     return last
 
 
@@ -145,17 +145,17 @@ def test_figures_curves_and_heat_maps_are_kept(run, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
-        config.load("stepvideo-tiny-dsv", [*SHORT, *DSV, change])
+        load_config("stepvideo-tiny-dsv", [*SHORT, *DSV, change])
 
 
 def test_a_run_that_dsv_cannot_join_computes_nothing(tmp_path, monkeypatch):
     words = [*SHORT, *DSV, f"dir={tmp_path}"]
     gone = Run(
-        config.load("stepvideo-tiny-dsv", [*words, "name=gone", "dsv.dispatch={type: measured, file: gone.json}"])
+        load_config("stepvideo-tiny-dsv", [*words, "name=gone", "dsv.dispatch={type: measured, file: gone.json}"])
     )
     with pytest.raises(ConfigError, match=r"no speed profile at gone\.json"):
         train(gone)
-    sharded = Run(config.load("stepvideo-tiny-dsv", [*words, "name=sharded"]))
+    sharded = Run(load_config("stepvideo-tiny-dsv", [*words, "name=sharded"]))
     monkeypatch.setattr(sharded.accelerator.state, "distributed_type", DistributedType.FSDP)
     with pytest.raises(ConfigError, match="never run on a model that FSDP or DeepSpeed spreads"):
         train(sharded)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import moving
-from data.moving import Clip, Moving
-from recipes.stepvideo import frechet, tasks
+from data.drawn import moving
+from data.drawn.moving import Clip, Moving
+from recipes.protocol import load_config
+from recipes.stepvideo import tasks
+from recipes.stepvideo.evaluation import frechet
 from recipes.stepvideo.recipe import own
-from stepstack import config
-from stepstack.harness.samples import Sample
+from stepstack.harness.answers import Sample
 
 DATA = Moving(train=300, test=24, select=2)
 STEPS = 90  # of 350: enough to see colours, and that something moves
@@ -62,7 +63,7 @@ def test_a_clip_that_stands_still_has_no_direction():
 
 
 def test_it_is_a_task_that_is_asked_for_by_name():
-    cfg = config.load("stepvideo-tiny")
+    cfg = load_config("stepvideo-tiny")
     assert "frechet" not in cfg.evals
     task = {task.name: task for task in own(cfg)}["frechet"]
     assert [m.name for m in task.metrics(task.sampling)] == ["Fréchet distance", "Fréchet distance of true clips"]

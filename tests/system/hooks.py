@@ -17,10 +17,10 @@ from recipes.orz.reward import MathReward
 from stepstack.core import checkpoint
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
+from stepstack.generation.hf import HfGenerator
 from stepstack.loops import ppo
-from stepstack.rl.generate import HfGenerator
-from stepstack.scoring import pool
-from stepstack.scoring.pool import GraderPool
+from stepstack.scoring.maths import pool
+from stepstack.scoring.maths.pool import GraderPool
 
 
 def record(file: Path) -> None:
@@ -120,11 +120,11 @@ def save_base_often(every: int) -> None:
     """The SFT stage saves more often than it would, so that a short one can be killed between two saves."""
     import dataclasses
 
-    from recipes.orz import base
+    from recipes.orz import model
     from stepstack.core.run import stage
 
     def staged(run: Run, name: str, **changes):
         changes["save"] = dataclasses.replace(changes["save"], every=every)
         return stage(run, name, **changes)
 
-    base.stage = staged
+    model.stage = staged

@@ -150,7 +150,7 @@ def test_a_hanging_grader_costs_one_timeout(tmp_path):
     """Two workers and four distinct answers that hang: two timeouts of wall time and the replacement of the workers."""
     import time
 
-    from stepstack.scoring.pool import GraderPool
+    from stepstack.scoring.maths.pool import GraderPool
 
     with GraderPool(2, 0.5) as pool:
         grader = "tests.system.graders:hang"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stepstack.ops.attention import sparse_attention
-from stepstack.ops.context_parallel import Groups, parallel_attention, profile_of, shard_of
 from stepstack.ops.selection import Blocks, Selection
+from stepstack.parallel.context import Groups, parallel_attention, profile_of, shard_of
 from stepstack.planning import assignment
-from stepstack.planning import contextparallel as planner
+from stepstack.planning.contextparallel.plan import plan as planner
 from stepstack.planning.timing import Attention, Link
 from tests.system.ranks import run
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from stepstack.models.dsv.config import DsvConfig, Fixed
-from stepstack.models.dsv.core import DsvAttention
-from stepstack.models.dsv.handle import Dsv
+from stepstack.models.video.dsv.config import DsvConfig, Fixed
+from stepstack.models.video.dsv.core import DsvAttention
+from stepstack.models.video.dsv.handle import Dsv
 from tests.system.ranks import run
 
 CONFIG = DsvConfig(dispatch=Fixed(), cube=(2, 2, 2), rank=8, sampling=2, switch=1e9, warmup=2)

@@ -15,14 +15,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from stepstack.config import Launch, Save
-from stepstack.core.optim import AdamW, TrainableConfig
+from stepstack.core.config import AdamW, TrainableConfig
 from stepstack.core.run import Run
+from stepstack.diffusion.config import DiffusionConfig
 from stepstack.diffusion.latents import Latents, LatentWriter
 from stepstack.loops import diffusion
-from stepstack.loops.diffusion import DiffusionConfig
-from stepstack.models.prompt_encoders import WordHashes
-from stepstack.models.video_context import Context
-from stepstack.models.video_dit import VideoDiT
+from stepstack.models.video.dit import VideoDiT
+from stepstack.models.video.prompt_encoders import WordHashes
+from stepstack.parallel.ulysses import Context
 from tests.system.processes import rows
 from tests.system.ranks import run
 

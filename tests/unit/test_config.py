@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from recipes.protocol import load_config
 from stepstack import config
 from stepstack.config import ConfigError, RunConfig, Strict
 
@@ -254,7 +255,7 @@ def test_unknown_config_lists_the_menu(tmp_path, write):
 @pytest.mark.parametrize("recipe", ["nothing", "3", "[a]", "null"])
 def test_unknown_recipe_lists_the_recipes(write, recipe):
     with pytest.raises(ConfigError, match="no recipe"):
-        config.load(write("a.yaml", f"recipe: {recipe}"))
+        load_config(write("a.yaml", f"recipe: {recipe}"))
 
 
 # -- records ---------------------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from stepstack.harness.engine import GeneratorEngine, Question
-from stepstack.harness.server import ServerConfig, ServerEngine
+from stepstack.generation.config import HfConfig
+from stepstack.generation.hf import HfGenerator
+from stepstack.generation.types import Sampling
+from stepstack.harness.engine import Question
+from stepstack.harness.engines.generator import GeneratorEngine
+from stepstack.harness.engines.server import ServerConfig, ServerEngine
 from stepstack.records import Problem
-from stepstack.rl.generate import HfConfig, HfGenerator
-from stepstack.rl.types import Sampling
 from tests.vllm.test_vllm import LENGTH, Served, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -56,7 +58,7 @@ def test_stop_strings_stay(engine, local):
     want = {i: made for i, [made] in answers(local).items()}
     texts = {i: visible(made.text) for i, made in want.items()}
     stop = (texts[0][20:23], texts[10][30:34])  # late ones, so that others reach the bound
-    found = answers(engine, sampling=GREEDY.but(stop=stop))
+    found = answers(engine, sampling=GREEDY.replace(stop=stop))
     for index, text in texts.items():
         ends = [text.index(s) + len(s) for s in stop if s in text]
         [made] = found[index]
@@ -70,7 +72,7 @@ def test_seeds_make_samples_repeatable(engine):
     first = answers(engine, sampling=sampling)
     assert all(len({c.text for c in made}) > 1 for made in first.values())
     assert shape(first) == shape(answers(engine, sampling=sampling))
-    assert shape(first) != shape(answers(engine, sampling=sampling.but(seed=4)))
+    assert shape(first) != shape(answers(engine, sampling=sampling.replace(seed=4)))
 
 
 def test_a_prompt_without_room_is_one_failed_sample(engine):

@@ -19,9 +19,11 @@ import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from stepstack.generation.types import EngineError, Group, Prompt, Sampling
+from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
+from stepstack.generation.vllm.engine import VllmGenerator
+from stepstack.generation.vllm.server import VllmServerGenerator
 from stepstack.records import Problem
-from stepstack.rl.types import EngineError, Group, Prompt, Sampling
-from stepstack.rl.vllm import VllmConfig, VllmGenerator, VllmServerConfig, VllmServerGenerator
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")
 pytestmark = pytest.mark.vllm
@@ -206,7 +208,7 @@ def test_a_seed_decides_a_rollout(generator):
     sampling = Sampling(n=3, max_tokens=20, seed=7)
     first = by_index(generator.generate(some_prompts(), sampling))
     again = by_index(generator.generate(some_prompts()[::-1], sampling))  # another order, another batch
-    other = by_index(generator.generate(some_prompts(), sampling.but(seed=8)))
+    other = by_index(generator.generate(some_prompts(), sampling.replace(seed=8)))
     assert all(a.ids == b.ids for i in first for a, b in zip(first[i].rollouts, again[i].rollouts, strict=True))
     assert all(a.ids != b.ids for i in first for a, b in zip(first[i].rollouts, other[i].rollouts, strict=True))
 

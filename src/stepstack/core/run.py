@@ -21,10 +21,10 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
-from stepstack.config import ROOT, ConfigError, RunConfig, difference, digest, to_dict
-from stepstack.core import bodies, checkpoint
+from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict
+from stepstack.core import checkpoint, hf
+from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
-from stepstack.core.optim import TrainableConfig
 from stepstack.core.progress import Progress
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
@@ -47,7 +47,7 @@ class Run(Generic[C]):
     def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, shown: bool = True):
         """``shown``: whether there is a bar; two at a time would write over each other."""
         self.config, self.shown = config, shown
-        self.dir = folder or self.folder(config)
+        self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
         self.accelerator = Accelerator(
@@ -69,11 +69,6 @@ class Run(Generic[C]):
         self._stop = self._looked = False
         self._claim_folder()
         self._begin_step()
-
-    @staticmethod
-    def folder(config: RunConfig) -> Path:
-        """``dir`` is relative to the repository unless it is absolute."""
-        return ROOT / config.dir / config.name
 
     # -- places and processes ------------------------------------------------------------------------------------
 
@@ -212,7 +207,7 @@ class Run(Generic[C]):
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
         """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
         trainable = self.trainables[role]
-        body = bodies.pretrained(self.accelerator.unwrap_model(trainable.module))
+        body = hf.pretrained(self.accelerator.unwrap_model(trainable.module))
         weights = {}
         for name, value in trainable.named_weights():  # every process takes part, one keeps them
             if self.is_main:
@@ -220,7 +215,7 @@ class Run(Generic[C]):
         if self.is_main:
             partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            bodies.save(body, partial, weights)
+            hf.save(body, partial, weights)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
             shutil.rmtree(folder, ignore_errors=True)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stepstack.config import ConfigError
-from stepstack.core import bodies
+from stepstack.core import hf
+from stepstack.core.config import Lora, TrainableConfig
 from stepstack.core.ema import Ema
-from stepstack.core.optim import Lora, TrainableConfig, optimizers, settled
+from stepstack.core.optim import optimizers, resolve_optimizer
 
 if TYPE_CHECKING:
     from stepstack.core.run import Run
-    from stepstack.rl.loss import LossOut
+    from stepstack.core.types import LossOut
 
 
 class NonFiniteGradient(FloatingPointError):
@@ -34,12 +35,12 @@ class Trainable:
     def __init__(self, run: Run, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int):
         self.run, self.role, self.cfg, self.total_updates = run, role, cfg, total_updates
         self.updates = self.skipped = self.skipped_in_a_row = 0
-        body = bodies.pretrained(module)
+        body = hf.pretrained(module)
         if cfg.lora is not None:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
-            bodies.remember_little(body)
-        for dropout in bodies.active_dropout(module, body):
+            hf.enable_gradient_checkpointing(body)
+        for dropout in hf.active_dropout(module, body):
             raise ConfigError(
                 f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"
             )
@@ -51,7 +52,7 @@ class Trainable:
                 f"role {role!r}: DeepSpeed trains one model per process, and {next(iter(run.trainables))!r} is one. "
                 "Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
             )
-        self.optim = settled(cfg.optim, run.config.scale)
+        self.optim = resolve_optimizer(cfg.optim, run.config.scale)
         made = optimizers(module, self.optim)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             self._fit_deepspeed(made)
@@ -158,7 +159,7 @@ class Trainable:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""
-        body = bodies.pretrained(self.run.accelerator.unwrap_model(self.module))
+        body = hf.pretrained(self.run.accelerator.unwrap_model(self.module))
         modules = dict(body.named_modules())
         for name, parameter in body.named_parameters():
             if ".lora_" in name:

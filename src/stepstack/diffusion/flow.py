@@ -8,29 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from stepstack.config import Positive, Strict
-
-Above = Annotated[float, Field(gt=0)]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TimeConfig(Strict):
-    """How training times are drawn; Step-Video publishes none for pre-training. logit_normal: sigmoid of N(``mean``,
-    ``std``). u: density proportional to exp(a x) + exp(-a x) at x = 2t - 1, its distillation's, a = ``steepness``.
-    ``shift``: as of the sampler, towards noise."""
-
-    density: Literal["uniform", "logit_normal", "u"] = "logit_normal"
-    mean: float = 0.0
-    std: Above = 1.0
-    steepness: Above = 5.0
-    shift: Above = 1.0
+from stepstack.diffusion.config import SamplerConfig, TimeConfig
 
 
 def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
@@ -87,15 +69,6 @@ def preference_loss(
     matching. Errors are means over a sample at the same noise and time for both of a pair (§8, Video-DPO)."""
     margin_B = (errors_lose_B - reference_lose_B) - (errors_win_B - reference_win_B)
     return -torch.nn.functional.logsigmoid(beta * margin_B).sum(), (margin_B > 0).float().sum()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplerConfig(Strict):
-    """Euler from noise to data. ``guidance``: v = v_u + guidance (v_c - v_u); 1 asks the model once a step."""
-
-    steps: Positive = 50
-    guidance: float = 9.0
-    shift: Above = 13.0
 
 
 def sampling_times(cfg: SamplerConfig) -> Tensor:

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stepstack.config import ConfigError
-from stepstack.models.prompt_encoders import Encoded, PromptEncoder
+from stepstack.models.video.grid import Grid
+from stepstack.models.video.prompt_encoders import Encoded, PromptEncoder
 from stepstack.report import jsonl
 
 INDEX = "latents.json"
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stepstack.diffusion import flow
-from stepstack.diffusion.flow import SamplerConfig
-from stepstack.models.prompt_encoders import Encoded
+from stepstack.diffusion.config import SamplerConfig
+from stepstack.models.video.prompt_encoders import Encoded
 
 
 def noise_like(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:

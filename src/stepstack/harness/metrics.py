@@ -13,8 +13,8 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from stepstack.harness.samples import Sample
-from stepstack.rl.types import Sampling
+from stepstack.generation.types import Sampling
+from stepstack.harness.answers import Sample
 
 RESAMPLES = 1000
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepstack.harness import samples
-from stepstack.harness.samples import Completion, Sample
+from stepstack.generation.types import Sampling
+from stepstack.harness import answers
+from stepstack.harness.answers import Completion, Sample
 from stepstack.records import Problem
 from stepstack.report import jsonl
-from stepstack.rl.types import Sampling
 
 PLAN, SAMPLES, RESULT = "plan.json", "samples.jsonl", "result.json"
 
@@ -89,7 +89,7 @@ class Store:
         if (old := self.result()) is None:
             done, seconds = self.generated()
         else:
-            done, seconds = _completions(samples.read(self.folder / SAMPLES)), old["timing"]["generation_s"]
+            done, seconds = _completions(answers.read(self.folder / SAMPLES)), old["timing"]["generation_s"]
         kept = {index: made for index, made in done.items() if all(c.error is None for c in made)}
         rows = [_row(index, made) for index, made in kept.items()]
         if rows:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepstack.core.types import ProcessGroup
+from stepstack.generation.types import Sampling
 from stepstack.harness.engine import Engine
-from stepstack.harness.run import evaluate
+from stepstack.harness.evaluate import evaluate
 from stepstack.harness.task import DATA, Task, load
-from stepstack.rl.types import Sampling, World
 
 LM_EVAL = "lm_eval:"
 
@@ -19,7 +20,7 @@ Evaluated = list[tuple[Path, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class SuiteOptions:
     """Changes to every task of a suite: None keeps the task's own. ``limit``: the first so many rows."""
 
     samples: int | None = None
@@ -45,26 +46,28 @@ class Options:
 def evaluate_all(
     names: Sequence[str],
     engine: Engine,
-    world: World,
+    world: ProcessGroup,
     *,
     own: Sequence[Task],
     root: Path,
     model: Mapping[str, Any],
-    options: Options | None = None,
+    options: SuiteOptions | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Evaluated:
     """(folder under ``root``, result) of each task, those of lm-evaluation-harness (``lm_eval:<task>``) first.
 
     Every name is known before the first question is asked.
     """
-    options = options or Options()
+    options = options or SuiteOptions()
     tasks = [load(name, own) for name in names if not name.startswith(LM_EVAL)]
     foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
     found: Evaluated = []
     if foreign:
-        from stepstack.harness import lm_eval_bridge  # an extra: imported where it is asked for
+        from stepstack.harness.lm_eval.tasks import (
+            evaluate as evaluate_lm_eval,  # an extra: imported where it is asked for
+        )
 
-        found += lm_eval_bridge.evaluate(
+        found += evaluate_lm_eval(
             foreign,
             engine,
             world,

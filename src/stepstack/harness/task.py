@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stepstack.config import ROOT, ConfigError
+from stepstack.generation.prompts import Request
+from stepstack.generation.types import Sampling
 from stepstack.harness import metrics
 from stepstack.harness.metrics import Metric
 from stepstack.records import Problem
-from stepstack.rl.prompts import Request
-from stepstack.rl.types import Reward, Sampling
+from stepstack.rl.reward import Reward
 
 TASKS = ROOT / "evals" / "tasks"
 DATA = ROOT / "evals" / "data"  # where tasks look for their rows; not in git

@@ -10,66 +10,28 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from stepstack.config import Positive, RunConfig, Strict
-from stepstack.core import bodies
-from stepstack.core.optim import AdamW, TrainableConfig
+from stepstack.core import hf
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
+from stepstack.core.types import LossOut
 from stepstack.diffusion import flow
-from stepstack.diffusion.flow import TimeConfig
-from stepstack.diffusion.latents import Grid, Latents, Video
+from stepstack.diffusion.config import DiffusionConfig
+from stepstack.diffusion.latents import Latents, Video
 from stepstack.diffusion.sample import padded, seed_of
-from stepstack.models.prompt_encoders import Encoded
-from stepstack.models.video_context import sharing
-from stepstack.rl.loss import LossOut
+from stepstack.models.video.grid import Grid
+from stepstack.models.video.prompt_encoders import Encoded
+from stepstack.parallel.ulysses import sharing
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Loss = Callable[[nn.Module, Any], LossOut]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conditions(Strict):
-    """How conditions are made uncertain in training. ``drop_text``, ``drop_image``: how often the prompt is empty (what
-    guidance needs) and the first frame zeros. The first frame's latent gets noise of deviation exp(N(``noise_mean``,
-    ``noise_std``)); the paper adds it before encoding, at a level it does not publish."""
-
-    drop_text: Share = 0.1
-    drop_image: Share = 0.0
-    noise_mean: float = -3.0
-    noise_std: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusionConfig(RunConfig):
-    """``batch``: videos a step, over all processes, all of one bucket; ``micro``: of a forward pass. ``context``: so
-    many processes, consecutive ones, share each video's tokens between them (context parallelism)."""
-
-    steps: Positive = 1000
-    batch: Positive = 32
-    micro: Positive = 32
-    context: Positive = 1
-    times: TimeConfig = TimeConfig()
-    conditions: Conditions = Conditions()
-    dit: TrainableConfig = TrainableConfig(optim=AdamW(lr=1e-4, betas=(0.9, 0.999)), ema=0.999)
-
-    def __post_init__(self) -> None:
-        processes = self.launch.processes
-        if processes % self.context:
-            raise ValueError(f"context={self.context} must divide the {processes} processes: so many share a video")
-        if self.batch % (groups := processes // self.context):
-            raise ValueError(
-                f"batch={self.batch} must be a multiple of {groups}, processes by context: each has a share"
-            )
-
-
 @dataclass(frozen=True, slots=True)
-class Micro:
+class LatentMicroBatch:
     """What a forward pass gets, and the velocity it is to predict; of pairs, the losers' below the winners'."""
 
     inputs: Mapping[str, Tensor]
@@ -96,16 +58,16 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
     """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged."""
-    together = sharing(bodies.pretrained(dit.module), cfg.context)
+    together = sharing(hf.pretrained(dit.module), cfg.context)
     for step in run.steps(cfg.steps, evaluate):
-        micros = share(run, cfg, videos, step)
+        micros = local_batch(run, cfg, videos, step)
         with run.timer("dit"), together:
             metrics = dit.update(micros, loss or matching, cfg.batch * cfg.context)  # all who share a video count it
         tokens = sum(micro.seen for micro in micros) * run.processes
         run.log(**metrics, **after(), loss=metrics[f"{dit.role}/loss"], tokens=tokens)
 
 
-def share(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> list[Micro]:
+def local_batch(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> list[LatentMicroBatch]:
     """This process's part of a step, noised; that of the others with which it shares videos is the same."""
     group, groups = run.rank // cfg.context, run.processes // cfg.context
     places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[group::groups]
@@ -150,7 +112,7 @@ def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Sam
     )
 
 
-def collate(samples: Sequence[Sample], device: torch.device, context: int) -> Micro:
+def collate(samples: Sequence[Sample], device: torch.device, context: int) -> LatentMicroBatch:
     sides = len(samples[0].x)
     rows = [(sample, side) for side in range(sides) for sample in samples]
     x = torch.stack([sample.x[side] for sample, side in rows])
@@ -164,10 +126,12 @@ def collate(samples: Sequence[Sample], device: torch.device, context: int) -> Mi
         "motion_B": torch.tensor([sample.motion for sample, _ in rows]),
     }
     target = torch.stack([sample.target[side] for sample, side in rows])
-    return Micro({name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples), context)
+    return LatentMicroBatch(
+        {name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples), context
+    )
 
 
-def matching(module: nn.Module, micro: Micro) -> LossOut:
+def matching(module: nn.Module, micro: LatentMicroBatch) -> LossOut:
     """Squared error of the velocity, summed over videos."""
     total = flow.squared_error(module(**micro.inputs), micro.target_BFCHW)
     return LossOut(total, counts(micro))
@@ -177,7 +141,7 @@ def preference(reference: nn.Module, beta: float) -> Loss:
     """Video-DPO: the winner's error is to fall, against the reference model's, more than the loser's. The reference is
     computed whole on every process, also where others share the video."""
 
-    def loss(module: nn.Module, micro: Micro) -> LossOut:
+    def loss(module: nn.Module, micro: LatentMicroBatch) -> LossOut:
         win_B, lose_B = _errors(module, micro).chunk(2)
         with torch.no_grad():
             reference_win_B, reference_lose_B = _errors(reference, micro).chunk(2)
@@ -187,10 +151,10 @@ def preference(reference: nn.Module, beta: float) -> Loss:
     return loss
 
 
-def _errors(module: nn.Module, micro: Micro) -> Tensor:
+def _errors(module: nn.Module, micro: LatentMicroBatch) -> Tensor:
     return (module(**micro.inputs).float() - micro.target_BFCHW).square().flatten(1).mean(1)
 
 
-def counts(micro: Micro) -> dict[str, Tensor]:
+def counts(micro: LatentMicroBatch) -> dict[str, Tensor]:
     """Means are per video, and work is counted in tokens of the latent grid."""
     return {"tokens": torch.tensor(float(micro.count)), "seen": torch.tensor(micro.seen)}

@@ -9,40 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stepstack.config import ROOT, ConfigError, Strict
+from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
-from stepstack.rl.loss import LossOut
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights(Strict):
-    """Of the loss, per pixel in [-1, 1] and per latent. Without ``squared`` a small form on a plain ground is worth
-    less than its cost, and the VAE learns the ground alone. ``perceptual``: of the distance of ``features``, a file of
-    ``torch.export.save``: frames [N, 3, H, W] in [-1, 1] to a list of feature maps, VGG's for instance."""
-
-    squared: float = 4.0
-    absolute: float = 0.1
-    kl: float = 2e-4
-    perceptual: float = 0.0
-    features: str = ""
-
-    def __post_init__(self) -> None:
-        if (self.perceptual > 0) != bool(self.features):
-            raise ValueError(
-                f"perceptual={self.perceptual} and features={self.features!r} go together: set both, or none"
-            )
+from stepstack.core.types import LossOut
+from stepstack.diffusion.config import ReconstructionWeights
 
 
 @dataclass(frozen=True, slots=True)
-class Videos:
+class VideoMicroBatch:
     video_BFCHW: Tensor
     noise_BCFHW: Tensor
     blank: bool = False
 
 
 def train(
-    run: Run, *, vae: Trainable, videos: Callable[[int], Videos], steps: int, batch: int, weights: Weights
+    run: Run,
+    *,
+    vae: Trainable,
+    videos: Callable[[int], VideoMicroBatch],
+    steps: int,
+    batch: int,
+    weights: ReconstructionWeights,
 ) -> None:
     """``videos(step)`` gives this process's share of the step's ``batch`` videos."""
     loss = reconstruction(weights, load_features(weights.features, run.device) if weights.features else None)
@@ -62,11 +50,13 @@ def load_features(file: str, device: torch.device) -> Features:
     return torch.export.load(ROOT / file).module().to(device).requires_grad_(False)
 
 
-def reconstruction(weights: Weights, features: Features | None = None) -> Callable[[nn.Module, Videos], LossOut]:
+def reconstruction(
+    weights: ReconstructionWeights, features: Features | None = None
+) -> Callable[[nn.Module, VideoMicroBatch], LossOut]:
     """Squared and absolute error, the divergence from a standard normal and the distance of features, each a mean over
     a video; summed."""
 
-    def loss(module: nn.Module, micro: Videos) -> LossOut:
+    def loss(module: nn.Module, micro: VideoMicroBatch) -> LossOut:
         made, mean, logvar = module(micro.video_BFCHW, micro.noise_BCFHW)
         error = made.float() - micro.video_BFCHW
         parts = {

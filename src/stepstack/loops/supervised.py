@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from stepstack.core.minibatch import minibatches
+from stepstack.batching.collate import TokenMicroBatch
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.minibatch import minibatches
+from stepstack.batching.rows import Batch, Row, owners
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
-from stepstack.rl.batch import Batch, Layout, Micro, Row, owners
-from stepstack.rl.loss import LossOut
+from stepstack.core.types import LossOut
 
 
 def train(
@@ -19,25 +21,25 @@ def train(
     policy: Trainable,
     rows: Callable[[int], list[Row]],
     steps: int,
-    layout: Layout,
+    layout: BatchLayout,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
-    """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its share."""
+    """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its part."""
     for step in run.steps(steps, evaluate):
-        batch = share(run, rows(step), seed=step)
+        batch = local_batch(run, rows(step), seed=step)
         [minibatch] = minibatches(run, batch, 1, layout)
         with run.timer("policy"):
             metrics = policy.update(minibatch.micros, likelihood, minibatch.tokens)
         run.log(**metrics, loss=metrics["policy/loss"], tokens=minibatch.tokens)
 
 
-def share(run: Run, rows: list[Row], seed: int) -> Batch:
+def local_batch(run: Run, rows: list[Row], seed: int) -> Batch:
     """This process's rows, balanced by length."""
     owner = owners([len(row) for row in rows], [0] * len(rows), run.processes)
     return Batch([row for row, rank in zip(rows, owner, strict=True) if rank == run.rank], len(rows), seed)
 
 
-def likelihood(module: nn.Module, micro: Micro) -> LossOut:
+def likelihood(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
     """Negative log-likelihood of the response tokens, summed."""
     logp_N, entropy_N = module(**micro.inputs())
     return LossOut(-logp_N.sum(), {"entropy": entropy_N.sum(), **micro.counts()})

@@ -7,47 +7,13 @@ no padding columns, so there is no mask to forget.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stepstack.config import Strict
+from stepstack.rl.config import Gae, Grpo, Rloo
 
 Sum = Callable[[Tensor], Tensor]  # adds a tensor over all processes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gae(Strict):
-    """Generalised advantage estimation with a critic (ORZ: gamma = lam = 1)."""
-
-    type: Literal["gae"] = "gae"
-    gamma: float = 1.0
-    lam: float = 1.0
-    whiten: bool = True
-    bf16: bool = False  # orz-parity: ORZ rounds whitened advantages to bfloat16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grpo(Strict):
-    """Group-relative advantage, no critic. ``scale``: divide by the group's std (sample or population), or not at all
-    (Dr. GRPO's estimator, and what ORZ's GRPO script computes, whose std is a bool by operator precedence)."""
-
-    type: Literal["grpo"] = "grpo"
-    scale: Literal["std", "population", "none"] = "std"
-    eps: float = 1e-4
-    whiten: bool = False
-    bf16: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rloo(Strict):
-    """REINFORCE leave-one-out: reward minus the mean of the group's other rewards."""
-
-    type: Literal["rloo"] = "rloo"
-    whiten: bool = False
-    bf16: bool = False
 
 
 Advantage = Gae | Grpo | Rloo

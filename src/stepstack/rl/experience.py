@@ -6,15 +6,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from stepstack.batching.rows import Batch, Row, chunk_of, owners
+from stepstack.core.types import ProcessGroup
+from stepstack.generation.types import Group, Rollout
 from stepstack.records import Score
-from stepstack.rl.batch import Batch, Row, chunk_of, owners
-from stepstack.rl.types import Group, Reward, Rollout, World
+from stepstack.rl.reward import Reward
 
 Scored = tuple[Rollout, Score]
 
 
 def collect(
-    world: World, groups: Sequence[Group], reward: Reward, *, seed: int, chunks: int
+    world: ProcessGroup, groups: Sequence[Group], reward: Reward, *, seed: int, chunks: int
 ) -> tuple[Batch, dict[str, float]]:
     """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics.
 

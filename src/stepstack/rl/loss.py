@@ -7,56 +7,11 @@ micro-batches nor on packing nor on the number of processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from stepstack.config import Strict
-
-Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "pack-mean"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PolicyLoss(Strict):
-    """PPO's clipped surrogate. ``clip_high`` > ``clip_low`` is clip-higher (DAPO); ``dual_clip`` c bounds the loss of
-    negative advantages by -c*A; ``is_cap`` weighs tokens by min(cap, trainer/sampler probability) (TIS).
-
-    aggregate: token-mean (ours, global) · seq-mean-token-mean (GRPO) · seq-mean-token-sum · seq-mean-token-sum-norm
-    (Dr. GRPO: divides by max_tokens) · pack-mean (orz-parity: mean over packs of each pack's token mean)."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    is_cap: float | None = None
-    aggregate: Aggregate = "token-mean"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ValueLoss(Strict):
-    """The critic's regression; ``clip`` keeps a value near the one it had when the rollout was made (null: free)."""
-
-    clip: float | None = 0.2
-    aggregate: Aggregate = "token-mean"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kl(Strict):
-    """KL to the reference model. No reference is loaded while ``weight`` is 0. ``place``: a term of the loss, or a
-    penalty taken off the reward token by token."""
-
-    weight: float = 0.0
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    place: Literal["loss", "reward"] = "loss"
-
-
-@dataclass
-class LossOut:
-    """total: sum over tokens. metrics: sums over tokens, except names ending in _max; must hold "tokens"."""
-
-    total: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+from stepstack.rl.config import Aggregate, PolicyLoss
 
 
 def surrogate(logp_N: Tensor, old_N: Tensor, advantage_N: Tensor, cfg: PolicyLoss) -> tuple[Tensor, Tensor, Tensor]:

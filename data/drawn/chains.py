@@ -1,0 +1,89 @@
+"""orz-tiny's task: signed chains such as ``6-3+1-1+9-6``, whose partial sums stay within 0..20.
+
+Which chains are held out is decided by a hash of the text, so no stage of training can ever see one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from data.drawn.splits import Split, split_of
+from stepstack.config import ConfigError, Strict
+from stepstack.records import Problem
+
+PATIENCE = 100_000  # draws without a new chain after which there are taken to be no more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chains(Strict):
+    """Terms per chain (inclusive), the largest term and the largest partial sum; sizes of the sets.
+
+    ``select`` is watched during training, ``test`` is reported; both are disjoint from ``train`` and each other.
+    """
+
+    type: Literal["chains"] = "chains"
+    terms: tuple[int, int] = (5, 7)
+    largest_term: int = 9
+    largest_sum: int = 20
+    train: int = 20000
+    select: int = 256
+    test: int = 1024
+    seed: int = 0
+
+
+def problems(cfg: Chains, split: Split) -> list[Problem]:
+    """The distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
+    wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
+    rng = random.Random(f"{cfg.seed}-{split}")
+    found: dict[str, int] = {}
+    in_vain = 0
+    while len(found) < wanted:
+        terms = draw(rng, cfg)
+        text = show(terms)
+        if split_of(text) == split and text not in found:
+            found[text], in_vain = sum(terms), 0
+        elif (in_vain := in_vain + 1) == PATIENCE:
+            raise ConfigError(
+                f"data.{split}={wanted}: only {len(found)} such chains were found; ask for fewer, or for more terms"
+            )
+    return [Problem(i, text, str(total)) for i, (text, total) in enumerate(found.items())]
+
+
+def draw(rng: random.Random, cfg: Chains) -> list[int]:
+    """Signed terms of one chain; a term that would leave 0..largest_sum is drawn again."""
+    terms = [rng.randint(1, cfg.largest_term)]
+    length = rng.randint(*cfg.terms)
+    while len(terms) < length:
+        term = rng.choice((-1, 1)) * rng.randint(1, cfg.largest_term)
+        if 0 <= sum(terms) + term <= cfg.largest_sum:
+            terms.append(term)
+    return terms
+
+
+def beyond(problem: Problem, cfg: Chains) -> bool:
+    """Whether a chain has a term or a partial sum that those of ``cfg`` never have."""
+    terms = [int(term) for term in re.findall(r"[+-]?\d+", problem.text)]
+    return max(map(abs, terms)) > cfg.largest_term or max(itertools.accumulate(terms)) > cfg.largest_sum
+
+
+def show(terms: list[int]) -> str:
+    return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
+
+
+def worked(terms: list[int], rng: random.Random, slip: float) -> str:
+    """Step-by-step reasoning; each step goes wrong by one with probability ``slip``, and the error carries on."""
+    total, steps = terms[0], []
+    for term in terms[1:]:
+        result = total + term + (rng.choice((-1, 1)) if rng.random() < slip else 0)
+        result = max(0, result)
+        steps.append(f"{total}{term:+d}={result}")
+        total = result
+    return ";".join(steps) + answer(total)
+
+
+def answer(value: int | str) -> str:
+    return f"</think><answer>\\boxed{{{value}}}</answer>"

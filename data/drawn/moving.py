@@ -1,0 +1,174 @@
+"""Drawn clips of one moving form, whose motion is known exactly: what the tiny video recipe learns from. No torch.
+
+The prompt says what moves and where to ("a red circle moves right"), the motion score how fast, the first frame
+neither: start, radius and background are drawn without looking at direction and score.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
+
+from data.drawn.scenes import RGB
+from data.drawn.splits import Split, split_of
+from stepstack.config import ConfigError, Strict
+
+Colour = Literal["red", "green", "blue", "yellow"]
+Form = Literal["circle", "square"]
+Direction = Literal["right", "left", "down", "up"]
+
+# x, y; y goes down
+STEP: dict[str, tuple[int, int]] = {
+    "right": (1, 0),
+    "left": (-1, 0),
+    "down": (0, 1),
+    "up": (0, -1),
+}
+SPEED = 0.1  # pixels per frame of a motion score of 1
+PATIENCE = 20_000  # draws without a new clip after which there are taken to be no more
+NEVER = 8  # one in so many prompts is kept out of training
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip(Strict):
+    """All that ``render`` draws. ``start``: the centre in the first frame, pixels from the upper left corner, of which
+    the first pixel spans 0 to 1. ``grey``: the background, 0 to 255."""
+
+    form: Form
+    colour: Colour
+    direction: Direction
+    score: float
+    start: tuple[float, float]
+    radius: float
+    grey: int
+
+    @property
+    def prompt(self) -> str:
+        return f"a {self.colour} {self.form} moves {self.direction}"
+
+    def track(self, frames: int) -> NDArray[np.float64]:
+        """Centres [frames, (x, y)] in pixels."""
+        step = SPEED * self.score * np.array(STEP[self.direction], float)
+        return np.array(self.start, float) + np.arange(frames)[:, None] * step
+
+    def write(self) -> str:
+        """As JSON, the form in which it is a gold answer."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def read(cls, text: str) -> Clip:
+        return TypeAdapter(cls).validate_json(text, strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moving(Strict):
+    """How clips are drawn. ``frames`` of ``size`` by ``size`` pixels; ``scores``: the motion scores; ``radius`` and
+    ``grey`` are ranges. ``select`` is watched during training, ``test`` is reported; both are disjoint from ``train``
+    and each other, and one prompt in eight is in them only."""
+
+    type: Literal["moving"] = "moving"
+    frames: PositiveInt = 9
+    size: PositiveInt = 32
+    scores: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0, 5.0, 10.0)
+    radius: tuple[float, float] = (3.0, 5.0)
+    grey: tuple[NonNegativeInt, NonNegativeInt] = (40, 215)
+    train: NonNegativeInt = 6000
+    select: PositiveInt = 32
+    test: PositiveInt = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.scores) < 0 or self.radius[0] <= 0 or self.radius[0] > self.radius[1]:
+            raise ValueError(f"scores={self.scores} must not be negative, radius={self.radius} must rise from above 0")
+        if not 0 <= self.grey[0] <= self.grey[1] <= 255:
+            raise ValueError(f"grey={self.grey} must rise within 0 to 255")
+        if self.room(self.radius[1]) < 0:
+            raise ValueError(
+                f"size={self.size}: a form of radius {self.radius[1]} that moves {self.reach:g} pixels leaves the "
+                "frame; take a larger size, fewer frames or lower scores"
+            )
+
+    @property
+    def reach(self) -> float:
+        """Pixels that the fastest form moves in a clip."""
+        return SPEED * max(self.scores) * (self.frames - 1)
+
+    def room(self, radius: float) -> float:
+        """How far from the middle a form may start, in x and in y, so that it stays in the frame wherever it goes."""
+        return self.size / 2 - radius - self.reach
+
+
+def clips(cfg: Moving, split: Split) -> list[Clip]:
+    """The distinct clips of a split, a pure function of the config. ConfigError where there are not that many."""
+    wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
+    rng = random.Random(f"{cfg.seed}-{split}")
+    found: dict[Clip, None] = {}
+    in_vain = 0
+    while len(found) < wanted:
+        clip = draw(rng, cfg)
+        if split_of(clip.write()) == split and clip not in found and not (split == "train" and unseen(clip.prompt)):
+            found[clip], in_vain = None, 0
+        elif (in_vain := in_vain + 1) == PATIENCE:
+            raise ConfigError(f"data.{split}={wanted}: only {len(found)} such clips were found; ask for fewer")
+    return list(found)
+
+
+def unseen(prompt: str) -> bool:
+    """Whether no training clip has this prompt."""
+    return zlib.crc32(prompt.encode()) % NEVER == 0
+
+
+def draw(rng: random.Random, cfg: Moving) -> Clip:
+    """What the first frame shows is drawn before, and apart from, direction and score."""
+    radius = round(rng.uniform(*cfg.radius), 2)
+    room, middle = cfg.room(radius), cfg.size / 2
+    start = (round(middle + rng.uniform(-room, room), 2), round(middle + rng.uniform(-room, room), 2))
+    form, colour = rng.choice(get_args(Form)), rng.choice(get_args(Colour))
+    grey = rng.randint(*cfg.grey)
+    direction, score = rng.choice(get_args(Direction)), rng.choice(cfg.scores)
+    return Clip(
+        form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey
+    )  # fmt: skip
+
+
+def render(clip: Clip, cfg: Moving) -> NDArray[np.uint8]:
+    """The clip [frames, size, size, RGB]. A pixel on the edge is mixed by how much of it the form covers."""
+    places = np.arange(cfg.size) + 0.5
+    track = clip.track(cfg.frames)
+    dx = places[None, None, :] - track[:, 0, None, None]
+    dy = places[None, :, None] - track[:, 1, None, None]
+    covered = _disc(dx, dy, clip.radius) if clip.form == "circle" else _box(dx, clip.radius) * _box(dy, clip.radius)
+    ink = np.array(RGB[clip.colour], float)
+    return np.round(clip.grey + covered[..., None] * (ink - clip.grey)).astype(np.uint8)
+
+
+def _box(distance: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """The covered part of a pixel's unit length, exactly."""
+    return np.clip(np.minimum(distance + 0.5, radius) - np.maximum(distance - 0.5, -radius), 0, 1)
+
+
+def _disc(dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
+    """The covered part of a pixel, with the edge taken as straight across it."""
+    return np.clip(radius - np.hypot(dx, dy) + 0.5, 0, 1)
+
+
+def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
+    """The same first frames, told to move another way than their clips did."""
+    rng = random.Random(f"swapped-{seed}")
+    return [
+        Clip(**(asdict(clip) | {"direction": rng.choice([way for way in STEP if way != clip.direction])}))
+        for clip in clips
+    ]
+
+
+def graded(clips: Sequence[Clip], scores: Sequence[float]) -> list[Clip]:
+    """The same first frames and prompts at every motion score."""
+    return [Clip(**(asdict(clip) | {"score": score})) for clip in clips for score in scores]

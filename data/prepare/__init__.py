@@ -1,0 +1,1 @@
+"""Validate, deduplicate, decontaminate, write with hashes."""

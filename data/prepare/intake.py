@@ -1,0 +1,352 @@
+"""What is to be seen in a picture: the record of perception data, and how its sources are checked and prepared.
+
+A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record says in which ``space`` its numbers are:
+"pixels" of the picture as it lies in the data, "thousand" (0..1000 of its width and height) or "unit" (0..1).
+
+A prepared row is ``{"index", "pictures": [{"root", "path", "sha256"}], "question", "targets": [{"label", "box"|
+"point"}], "text", "count", "size"}``; task, space and the folders that ``root`` counts stand in the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadRow, DataError
+from data.media.images import FilePicture, PerceptionTask, Record, Target, decode
+from data.prepare.config import IntakeOptions
+from data.prepare.conventions import (
+    Convention,
+    Mark,
+    Numbers,
+    SourceSpace,
+    check_convention,
+    check_same,
+    settle,
+    settled_space,
+)
+from data.prepare.manifest import (
+    MANIFEST,
+    SCHEMA,
+    SHOWN_ERRORS,
+    Manifest,
+    Source,
+    check_target,
+    json_lines,
+    named_sources,
+    new_folder,
+    on_hub,
+    read_manifest,
+    read_source,
+    refuse,
+    split_rows,
+    write_files,
+    write_synced,
+)
+from stepstack import __version__, config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A row as its source has it: ``image`` is a path or an encoded picture, ``numbers`` are boxes in the declared
+    space and layout, or points. ``again``: the same boxes in another space, where the source has both. ``size``: what
+    the source says of the picture, if it does."""
+
+    image: str | bytes
+    question: str = ""
+    labels: tuple[str, ...] = ()
+    numbers: tuple[Numbers, ...] = ()
+    text: str = ""
+    count: int | None = None
+    size: tuple[int, int] | None = None
+    again: tuple[Numbers, ...] = ()
+    again_space: SourceSpace = "pixels"
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    root: int | None  # None: in the prepared folder
+    path: str
+    sha256: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    where: str
+    row: Row
+    picture: _Placed
+
+
+def prepare(
+    out: Path,
+    data: str,
+    task: PerceptionTask,
+    source: str | Sequence[str],
+    evals: Sequence[str],
+    parse: Callable[[Any], Row],
+    options: IntakeOptions,
+    *,
+    read: Callable[[str], Source] = read_source,
+    question: str | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Read the sources, open every picture, check every row and write ``out`` in one rename; what `data`'s do.
+
+    ``options.space`` and ``.layout`` are set here. A train row whose picture is in an eval, byte for byte, is dropped
+    and counted as contaminated. ``question``: the one of every row, kept in the manifest only.
+
+    Raises DataError for a convention that the numbers contradict, or with up to 20 bad rows; nothing is written then.
+    """
+    out = Path(out)
+    check_target(out, overwrite)
+    sources = [source] if isinstance(source, str) else list(source)
+    named = named_sources(evals)
+    with new_folder(out) as folder:
+        intake = _Intake(folder, task, options, parse, read)
+        train = intake.split("train", sources)
+        held_out = {name: intake.split(name, [place]) for name, place in named.items()}
+        if not options.drop_bad:
+            refuse(intake.errors, ", nothing written (drop_bad leaves them out)")
+        seen = {found.picture.sha256 for rows in held_out.values() for found in rows}
+        kept = [found for found in train if found.picture.sha256 not in seen]
+        counts = {
+            **intake.counts,
+            "contaminated": len(train) - len(kept),
+            "kept": {"train": len(kept), **{name: len(rows) for name, rows in held_out.items()}},
+            "dropped": intake.errors[:SHOWN_ERRORS],
+        }
+        splits = {"train": kept, **held_out}
+        files = {f"{name}.jsonl": (name, intake.lines(rows, question is None)) for name, rows in splits.items()}
+        described = {
+            **config.to_dict(options),
+            "task": task,
+            "space": settled_space(options.space or "pixels"),
+            "images": intake.roots,
+            "question": question,
+            "source_space": options.space,
+        }
+        records = [intake.records[place] for place in sources]
+        eval_records = {name: intake.records[place] for name, place in named.items()}
+        manifest = Manifest(SCHEMA, __version__, data, records, eval_records, described, counts, {})
+        return write_files(folder, files, manifest)
+
+
+def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list[Record]:
+    """Records of a prepared split, in order. ``images``: where the folders of the pictures are now, if not where they
+    were. DataError for another kind of data, a changed file, or where the first picture is missing."""
+    path = Path(place) / MANIFEST if Path(place).is_dir() else Path(place)
+    manifest = read_manifest(path, data)
+    options = manifest.options
+    roots = list(images) or options["images"]
+    if len(roots) != len(options["images"]):
+        raise DataError(f"images: {len(roots)} folders, {path} was prepared with {len(options['images'])}")
+    records: list[Record] = []
+    for row in split_rows(path, manifest, split):
+        pictures = tuple(_picture(picture, roots, path.parent) for picture in row["pictures"])
+        if not records and not Path(pictures[0].path).is_file():
+            raise DataError(f"{pictures[0].path} does not exist: set images to the folders that hold the pictures now")
+        targets = tuple(
+            Target(t["label"], tuple(t["box"]) if "box" in t else None, tuple(t["point"]) if "point" in t else None)
+            for t in row["targets"]
+        )
+        question = row["question"] if options["question"] is None else options["question"]
+        size = (row["size"][0], row["size"][1])
+        gold = {"text": row["text"], "count": row["count"]}
+        records.append(
+            Record(row["index"], options["task"], pictures, question, targets, options["space"], size, **gold)
+        )
+    return records
+
+
+class _Intake:
+    """Reads sources into a folder that is being written; ``errors`` and ``counts`` gather over all of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: PerceptionTask,
+        options: IntakeOptions,
+        parse: Callable[[Any], Row],
+        read: Callable[[str], Source],
+    ):
+        self.folder, self.task, self.options, self.parse, self.read = folder, task, options, parse, read
+        self.roots = [str(Path(place).resolve()) for place in options.images]
+        self.records: dict[str, Mapping[str, Any]] = {}
+        self.errors: list[str] = []
+        self.counts: dict[str, Any] = dict.fromkeys(("read", "bad", "duplicates", "empty", "clipped"), 0)
+        self._by_path: dict[str, _Placed | str] = {}  # a text says why there is none
+        self._by_digest: dict[str, _Placed] = {}
+
+    def split(self, name: str, sources: Sequence[str]) -> list[_Found]:
+        """The rows of a split that stay, settled; what is wrong with the others is in ``errors``."""
+        kept: list[_Found] = []
+        first: dict[tuple[str, str], _Found] = {}
+        for place in sources:
+            opened = self._open(place)
+            if self.task != "ocr":
+                marks = [Mark(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers]
+                check_convention(place, marks, self._convention)
+            for one in opened:
+                try:
+                    self._check(one, train=name == "train")
+                    row, clipped = self._settled(one)
+                    settled = _Found(one.where, row, one.picture)
+                    self._check_repeats(settled, first.setdefault((one.picture.sha256, row.question), settled))
+                except BadRow as bad:
+                    self._refuse(one.where, bad)
+                    continue
+                self.counts["clipped"] += clipped
+                if self.task == "detection" and not row.numbers and self.options.empty == "drop":
+                    self.counts["empty"] += 1
+                else:
+                    kept.append(settled)
+        return kept
+
+    def lines(self, rows: Sequence[_Found], with_question: bool) -> bytes:
+        """JSON lines of a split; see the head of this module."""
+        return json_lines(self._line(index, found, with_question) for index, found in enumerate(rows))
+
+    def _open(self, place: str) -> list[_Found]:
+        """Every row that can be parsed and whose picture can be opened."""
+        source = self.read(place)
+        self.records[place] = source.record
+        roots = self.roots[:] if self.options.images else [] if on_hub(place) else [_folder_of(place)]
+        opened = []
+        for where, raw in source.rows:
+            self.counts["read"] += 1
+            try:
+                row = self.parse(raw)
+                picture = self._place(row.image, roots)
+                if row.size is not None and row.size != picture.size:
+                    raise BadRow(
+                        f"the picture {picture.path} is {picture.size[0]} x {picture.size[1]} once turned upright, the "
+                        f"source says {row.size[0]} x {row.size[1]}: are these its own pictures?"
+                    )
+            except BadRow as bad:
+                self._refuse(where, bad)
+            else:
+                opened.append(_Found(where, dataclasses.replace(row, image=""), picture))  # no pixels are kept
+        return opened
+
+    def _place(self, image: str | bytes, roots: Sequence[str]) -> _Placed:
+        """Where the picture is, opened once; BadRow where it cannot be used."""
+        if isinstance(image, bytes):
+            return self._measure("its picture", image, None, "")
+        paths = [str(Path(root) / image) for root in roots]  # an absolute path stays itself
+        key = " or ".join(paths)
+        if key not in self._by_path:
+            try:
+                self._by_path[key] = self._find(image, roots)
+            except BadRow as bad:
+                self._by_path[key] = str(bad)
+        placed = self._by_path[key]
+        if isinstance(placed, str):
+            raise BadRow(placed)
+        return placed
+
+    def _find(self, image: str, roots: Sequence[str]) -> _Placed:
+        for root in roots:
+            path = Path(root) / image
+            if path.is_relative_to(root) and path.is_file():
+                if root not in self.roots:
+                    self.roots.append(root)
+                relative = path.relative_to(root).as_posix()
+                return self._measure(image, path.read_bytes(), self.roots.index(root), relative)
+        below = " or ".join(roots) or "any folder"
+        raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
+
+    def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _Placed:
+        """Decode, so that a broken picture is found now; copy it where it has no file or ``copy`` says so."""
+        digest = hashlib.sha256(content).hexdigest()
+        copied = root is None or self.options.copy
+        if copied and digest in self._by_digest:
+            return self._by_digest[digest]
+        try:
+            size = decode(content, name, self.options.max_pixels).size
+        except DataError as error:
+            raise BadRow(str(error)) from None
+        if not copied:
+            return _Placed(root, path, digest, size)
+        kept = f"images/{digest}{_suffix(content)}"
+        (self.folder / "images").mkdir(exist_ok=True)
+        write_synced(self.folder / kept, content)
+        return self._by_digest.setdefault(digest, _Placed(None, kept, digest, size))
+
+    def _check(self, one: _Found, train: bool) -> None:
+        row, known = one.row, len(one.row.numbers)
+        asked = [row.question] if self.task in ("grounding", "counting") else []
+        if not all(label.strip() for label in [*row.labels, *asked]):
+            raise BadRow("a label is empty: name the object, or remove the row")
+        if self.task == "ocr" and not row.text.strip():
+            raise BadRow("the text is empty: transcribe the picture, or remove the row")
+        if self.task == "grounding" and known != 1:
+            raise BadRow(f"{known} boxes: grounding asks for exactly one")
+        if self.task == "detection" and not known and self.options.empty == "refuse":
+            raise BadRow('no objects: add them, or set empty to "drop" (leave out) or "keep" (there are none to see)')
+        if self.task == "counting" and known and row.count not in (None, known):
+            raise BadRow(f"the count is {row.count}, but {known} objects are marked: mend one of them")
+        if self.task == "counting" and not known and row.count != 0 and (train or row.count is None):
+            raise BadRow("no objects are marked: training needs their points or boxes; a count alone can be an eval")
+
+    def _settled(self, one: _Found) -> tuple[Row, int]:
+        """The row with its numbers as they are written, and how many were clipped."""
+        size, convention = one.picture.size, self._convention
+        settled = [settle(numbers, size, convention)[::2] for numbers in one.row.numbers]
+        again = dataclasses.replace(convention, space=one.row.again_space)
+        for numbers, same in zip(one.row.numbers, one.row.again, strict=False):
+            check_same(numbers, convention, same, again, size)
+        row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in settled))
+        return row, sum(clipped for _, clipped in settled)
+
+    def _check_repeats(self, one: _Found, first: _Found) -> None:
+        if one is first:
+            return
+        self.counts["duplicates"] += 1
+        if one.row == first.row:
+            raise BadRow(f"repeats {first.where}: remove one of them")
+        raise BadRow(f"asks the same of the same picture as {first.where}, with another answer: keep the right one")
+
+    def _refuse(self, where: str, why: BadRow) -> None:
+        self.counts["bad"] += 1
+        self.errors.append(f"{where}: {why}")
+
+    @property
+    def _convention(self) -> Convention:
+        return Convention(self.options.space or "pixels", self.options.layout or "xyxy")
+
+    def _line(self, index: int, found: _Found, with_question: bool) -> dict[str, Any]:
+        picture, row = found.picture, found.row
+        labels = row.labels or (row.question,) * len(row.numbers)
+        return {
+            "index": index,
+            "pictures": [{"root": picture.root, "path": picture.path, "sha256": picture.sha256}],
+            **({"question": row.question} if with_question else {}),
+            "targets": [
+                {"label": label, "box" if len(numbers) == 4 else "point": numbers}
+                for label, numbers in zip(labels, row.numbers, strict=True)
+            ],
+            "text": row.text,
+            "count": row.count,
+            "size": picture.size,
+        }
+
+
+def _picture(row: Mapping[str, Any], roots: Sequence[str], folder: Path) -> FilePicture:
+    root = folder if row["root"] is None else Path(roots[row["root"]])
+    return FilePicture(str(root / row["path"]), row["sha256"])
+
+
+def _suffix(content: bytes) -> str:
+    """For people who look into the folder; the program reads the format from the content."""
+    kinds = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}
+    return next((suffix for head, suffix in kinds.items() if content.startswith(head)), "")
+
+
+def _folder_of(source: str) -> str:
+    path = Path(source).resolve()
+    return str(path if path.is_dir() else path.parent)

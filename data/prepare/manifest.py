@@ -1,0 +1,265 @@
+"""What all prepared data share: reading sources, refusing bad rows together, folders that are whole or absent.
+
+A source is a ``.json`` or ``.jsonl`` file, a folder of them, or ``hf:name[@split]``: a data set of the Hugging Face
+hub, or a local folder of parquet files. A prepared folder holds JSON lines and ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadRow, DataError
+
+SCHEMA = 2
+SHOWN_ERRORS = 20
+MANIFEST = "manifest.json"
+HUB = "hf:"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a prepared folder is: where it came from, what was dropped and the sha256 of each file.
+
+    ``data``: the module of ``data`` that wrote it and reads it. ``counts``: its own words for what it read, dropped and
+    kept. ``files``: name -> split, rows, sha256.
+    """
+
+    schema: int
+    stepstack: str
+    data: str
+    sources: Sequence[Mapping[str, Any]]
+    evals: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """``rows``: (place, JSON value) of each row, to be read once. ``record``: name, number of rows and hashes."""
+
+    rows: Iterable[tuple[str, Any]]
+    record: Mapping[str, Any]
+
+
+def read_source(source: str) -> Source:
+    """The rows of a source. DataError where it is missing, unreadable or empty."""
+    if on_hub(source):
+        return _read_hub(source)
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"{source} does not exist: give a .json or .jsonl file, a folder of them, or {HUB}owner/name")
+    files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{source}: no .json or .jsonl file in this folder")
+    rows: list[tuple[str, Any]] = []
+    digests = {}
+    for file in files:
+        content = file.read_bytes()
+        digests[file.name] = hashlib.sha256(content).hexdigest()
+        rows.extend(json_rows(file, content))
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    return Source(rows, {"name": source, "rows": len(rows), "sha256": digests})
+
+
+def on_hub(source: str) -> bool:
+    return source.startswith(HUB)
+
+
+def named_sources(entries: Sequence[str]) -> dict[str, str]:
+    """name -> source of eval arguments: ``name=source``, or a source named by its file stem or data set name."""
+    named = dict(_named(entry) for entry in entries)
+    if len(named) != len(entries) or "train" in named:
+        raise DataError(f"evals {list(entries)}: each needs its own name other than 'train'; write name=source")
+    return named
+
+
+def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
+    """(place, JSON value) of each row of a file. DataError names the line that cannot be read."""
+    if file.suffix != ".jsonl":
+        rows = json_value(file, content)
+        if not isinstance(rows, list):
+            raise DataError(f"{file}: must be a list of rows, not {type(rows).__name__}")
+        return [(f"{file} row {number}", row) for number, row in enumerate(rows, 1)]
+    lines = enumerate(_utf8(file, content).split("\n"), 1)
+    return [(f"{file} line {number}", _parse(file, line, number)) for number, line in lines if line.strip()]
+
+
+def json_value(file: Path, content: bytes) -> Any:
+    """The value of a whole JSON file. DataError names the line that cannot be read."""
+    return _parse(file, _utf8(file, content))
+
+
+def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
+    """The string at ``value[keys[0]][keys[1]]...``; the refusal names the whole key and the expected form."""
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            raise BadRow(f"key {f'{place}.{key}'.lstrip('.')} is missing: expected {form}")
+        value = value[key]
+        place = f"{place}.{key}"
+    if not isinstance(value, str):
+        raise BadRow(f"key {place.lstrip('.')} must be text, not {type(value).__name__}: put it in quotes")
+    return value
+
+
+def refuse(errors: Sequence[str], outcome: str = "") -> None:
+    """DataError with the first 20 of ``errors``, if there are any."""
+    if errors:
+        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
+        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:SHOWN_ERRORS]) + more)
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """DataError unless a prepared folder may be written at ``out``."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise DataError(f"{out} exists: remove it, choose another folder, or set overwrite")
+    if not (out / MANIFEST).is_file():
+        raise DataError(f"{out} is not a prepared folder (no {MANIFEST}) and is not overwritten: choose another folder")
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` that takes its place in one rename when the block ends: ``out`` is whole or
+    absent, also after a crash. What the block raises removes the folder."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder in [temporary, *(path for path in temporary.rglob("*") if path.is_dir())]:
+            _sync_folder(folder)
+        if out.exists():
+            old = out.parent / f"{temporary.name}.old"
+            out.rename(old)
+            temporary.rename(out)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(out)
+        _sync_folder(out.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_files(folder: Path, files: Mapping[str, tuple[str, bytes]], manifest: Manifest) -> Manifest:
+    """Write ``files`` (name -> split, JSON lines) and the manifest, with their rows and hashes, into ``folder``."""
+    described = {
+        name: {"split": split, "rows": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, (split, content) in files.items()
+    }
+    manifest = dataclasses.replace(manifest, files=described)
+    for name, (_, content) in files.items():
+        write_synced(folder / name, content)
+    shown = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+    write_synced(folder / MANIFEST, f"{shown}\n".encode())
+    return manifest
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(path: Path, data: str | None = None) -> Manifest:
+    """The manifest of a folder that ``data`` prepared (None: any). DataError for another kind or schema version."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: prepare the data first (stepstack data)")
+    content = json.loads(path.read_text())
+    if content.get("schema") != SCHEMA:
+        raise DataError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; prepare the data again")
+    manifest = Manifest(**content)
+    if data is not None and manifest.data != data:
+        raise DataError(f"{path}: holds data of {manifest.data}, not of {data}: name the right folder")
+    return manifest
+
+
+def split_rows(path: Path, manifest: Manifest, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a split beside the manifest at ``path``, in order, hashes checked."""
+    chosen = {name: info for name, info in sorted(manifest.files.items()) if info["split"] == split}
+    if not chosen:
+        splits = sorted({info["split"] for info in manifest.files.values()})
+        raise DataError(f"{path}: no split {split!r}; there are {', '.join(splits)}")
+    for name, info in chosen.items():
+        content = (path.parent / name).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != info["sha256"]:
+            raise DataError(
+                f"{path.parent / name}: sha256 is {found}, {MANIFEST} says {info['sha256']}: the file was changed "
+                "after it was prepared; prepare it again"
+            )
+        yield from map(json.loads, content.splitlines())
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, equals, place = entry.partition("=")
+    if equals:
+        return name, place
+    stem = entry.removeprefix(HUB).partition("@")[0].rpartition("/")[2] if on_hub(entry) else Path(entry).stem
+    return stem, entry
+
+
+def _read_hub(source: str) -> Source:
+    """Rows of ``hf:name[@split]``; the digest is of the rows, since the hub may store them in any format. Pictures stay
+    undecoded, ``{"bytes": content, "path": name}``, and rows on the disk until they are read."""
+    import datasets
+
+    name, _, split = source.removeprefix(HUB).partition("@")
+    table = datasets.load_dataset(name, split=split or "train")
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    if not len(table):
+        raise DataError(f"{source}: no rows")
+    digest = hashlib.sha256()
+    for row in table:
+        digest.update(json.dumps(row, sort_keys=True, default=_hashable).encode())
+    rows = ((f"{source} row {number}", dict(row)) for number, row in enumerate(table, 1))
+    return Source(rows, {"name": source, "rows": len(table), "sha256": {name: digest.hexdigest()}})
+
+
+def _hashable(value: Any) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+def _utf8(file: Path, content: bytes) -> str:
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError(f"{file}: a Git LFS pointer, not the data: run `git lfs pull` in its repository")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _parse(file: Path, content: str, line: int | None = None) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno} column {error.colno}"
+        raise DataError(f"{file} {place}: not JSON: {error.msg}; download it again or repair that line") from None
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

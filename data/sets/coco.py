@@ -1,0 +1,131 @@
+"""Detection: COCO 2017's instances files, ``{"images": [...], "annotations": [...], "categories": [...]}``.
+
+Boxes are x, y, width, height in pixels there and x1, y1, x2, y2 in the records. Crowds (``iscrowd``) are regions, not
+objects: they are dropped and counted. COCO's own evaluation ignores what is detected in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadRow, DataError
+from data.media.images import Record
+from data.prepare import intake
+from data.prepare.config import IntakeOptions
+from data.prepare.intake import Row
+from data.prepare.manifest import Manifest, Source, json_value
+from data.sets.refcoco import numbers_of
+
+DATA = "coco"
+
+
+def prepare(
+    out: Path,
+    source: str | Sequence[str],
+    evals: Sequence[str],
+    options: IntakeOptions,
+    *,
+    overwrite: bool = False,
+) -> Manifest:
+    """Check instances files (``evals``: ``name=file``) and write the prepared folder ``out``. ``options.images`` are
+    the folders of the pictures, such as train2017 and val2017.
+
+    All files must have the same categories; the record of each counts its crowds. Raises DataError for a wrong
+    ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
+    """
+    options = dataclasses.replace(options, space=options.space or "pixels", layout=options.layout or "xywh")
+    files = [source] if isinstance(source, str) else list(source)
+    files += [entry.partition("=")[2] or entry for entry in evals]
+    contents = {file: _content(file) for file in files}
+    names = {file: list(_categories(file, content).values()) for file, content in contents.items()}
+    for file in files:
+        if names[file] != names[files[0]]:
+            raise DataError(f"{file}: its categories are not those of {files[0]}: evaluate on what is trained")
+
+    def read(file: str) -> Source:
+        return _read(file, contents[file])
+
+    question = ", ".join(names[files[0]])
+    return intake.prepare(
+        out, DATA, "detection", source, evals, _row, options, read=read, question=question, overwrite=overwrite
+    )
+
+
+def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
+    """Detection records of "train" or an eval: ``question`` names all categories, ``targets`` are the objects."""
+    return intake.load(place, split, DATA, images)
+
+
+def _read(source: str, content: Mapping[str, Any]) -> Source:
+    """A row an image: ``{"image", "objects": [(label, annotation)]}``. What belongs to no row is refused here."""
+    categories = _categories(source, content)
+    images = {image["id"]: image for image in content["images"]}
+    repeated = [key for key, times in Counter(image["id"] for image in content["images"]).items() if times > 1]
+    if repeated:
+        raise DataError(f"{source}: image id {repeated[0]} stands {len(content['images']) - len(images) + 1} times")
+    objects: dict[Any, list[tuple[str, Any]]] = {key: [] for key in images}
+    ids: set[Any] = set()
+    crowds = 0
+    for number, annotation in enumerate(content["annotations"], 1):
+        where = f"{source} annotation {number} (id {annotation.get('id')})"
+        if annotation.get("id") in ids:
+            raise DataError(f"{where}: its id stands twice: remove one of them")
+        ids.add(annotation.get("id"))
+        for key, known in (("image_id", images), ("category_id", categories)):
+            if annotation.get(key) not in known:
+                raise DataError(f"{where}: key {key} is {annotation.get(key)!r}, which is not in this file")
+        if annotation.get("iscrowd"):
+            crowds += 1
+        else:
+            objects[annotation["image_id"]].append((categories[annotation["category_id"]], annotation))
+    rows = [
+        (f"{source} image {number} (id {key})", {"image": image, "objects": objects[key]})
+        for number, (key, image) in enumerate(images.items(), 1)
+    ]
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return Source(rows, {"name": source, "rows": len(rows), "crowds": crowds, "sha256": {Path(source).name: digest}})
+
+
+def _row(raw: Any) -> Row:
+    image = raw["image"]
+    sides = (image.get("width"), image.get("height"))
+    if not isinstance(image.get("file_name"), str) or not all(isinstance(side, int) for side in sides):
+        raise BadRow('expected {"id": ..., "file_name": name, "width": pixels, "height": pixels}')
+    boxes = [
+        numbers_of(annotation.get("bbox"), f"bbox of annotation {annotation['id']}") for _, annotation in raw["objects"]
+    ]
+    labels = tuple(label for label, _ in raw["objects"])
+    return Row(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
+
+
+def _content(source: str) -> Mapping[str, Any]:
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source} does not exist: give an instances file, such as instances_train2017.json")
+    content = json_value(path, path.read_bytes())
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), list):
+            raise DataError(f"{source}: key {key} must be a list: is this an instances file of COCO?")
+    for key in ("images", "annotations"):
+        for number, entry in enumerate(content[key], 1):
+            if not isinstance(entry, Mapping) or "id" not in entry:
+                raise DataError(f"{source}: {key} entry {number} must be an object with an id")
+    if not content["images"]:
+        raise DataError(f"{source}: no images")
+    return content
+
+
+def _categories(source: str, content: Mapping[str, Any]) -> dict[Any, str]:
+    """id -> name, in the order of the file."""
+    named: dict[Any, str] = {}
+    for number, entry in enumerate(content["categories"], 1):
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str) or not name.strip() or "id" not in entry or name in named.values():
+            raise DataError(f"{source}: categories entry {number} must have an id and a name of its own")
+        named[entry["id"]] = name
+    return named

@@ -1,0 +1,85 @@
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as Perception-R1 and VLM-R1 publish them.
+
+A row is ``{"image": path | {"bytes": ...}, "problem": expression, "solution": box}``. A box is a list of four numbers,
+or such a list as text. Perception-R1's training rows have it in 0..1000; its evaluation rows have pixels there and
+0..1000 in "normalized_solution"; VLM-R1's rows have pixels. ``space="thousand"`` takes "normalized_solution" where a
+row has it; where a row has both, they must say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import BadRow
+from data.media.images import Record, image_of
+from data.prepare import intake
+from data.prepare.config import IntakeOptions
+from data.prepare.conventions import Numbers, SourceSpace
+from data.prepare.intake import Row
+from data.prepare.manifest import Manifest, text_at
+
+DATA = "refcoco"
+FORM = '{"image": path, "problem": expression, "solution": [x1, y1, x2, y2]}'
+NUMBER = r"\s*(-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*"
+BOX = re.compile(rf"\s*[\[(]{NUMBER},{NUMBER},{NUMBER},{NUMBER}[\])]\s*")
+
+
+def prepare(
+    out: Path,
+    source: str | Sequence[str],
+    evals: Sequence[str],
+    options: IntakeOptions,
+    *,
+    overwrite: bool = False,
+) -> Manifest:
+    """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
+
+    Raises DataError for a wrong ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
+    """
+    options = dataclasses.replace(options, space=options.space or "thousand", layout=options.layout or "xyxy")
+
+    def parse(raw: Any) -> Row:
+        expression = text_at(raw, "", ("problem",), FORM)
+        if "image" not in raw or "solution" not in raw:
+            raise BadRow(f"key {'solution' if 'image' in raw else 'image'} is missing: expected {FORM}")
+        numbers, again, again_space = _boxes(raw, options.space)
+        return Row(
+            image=image_of(raw["image"]), question=expression, numbers=numbers, again=again, again_space=again_space
+        )
+
+    return intake.prepare(out, DATA, "grounding", source, evals, parse, options, overwrite=overwrite)
+
+
+def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
+    """Grounding records of "train" or an eval: ``question`` is the expression, ``targets`` the one box."""
+    return intake.load(place, split, DATA, images)
+
+
+def numbers_of(value: Any, key: str) -> Numbers:
+    """The four numbers of a box that is a list, or one as text. BadRow names the key."""
+    if isinstance(value, str) and (found := BOX.fullmatch(value)):
+        return tuple(map(float, found.groups()))
+    if (
+        isinstance(value, Sequence)
+        and len(value) == 4
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+    ):
+        return tuple(map(float, value))
+    raise BadRow(f"key {key} is {str(value)[:60]!r}: must be four numbers, [x1, y1, x2, y2]")
+
+
+def _boxes(
+    raw: Mapping[str, Any], space: SourceSpace | None
+) -> tuple[tuple[Numbers], tuple[Numbers, ...], SourceSpace]:
+    """(the box, the same box in another space, that space); the second is empty where a row has but one."""
+    solution = numbers_of(raw["solution"], "solution")
+    if raw.get("normalized_solution") is None or space not in ("pixels", "thousand"):
+        return (solution,), (), "pixels"
+    normalized = numbers_of(raw["normalized_solution"], "normalized_solution")
+    if space == "thousand":
+        return (normalized,), (solution,), "pixels"
+    return (solution,), (normalized,), "thousand"

@@ -1,0 +1,17 @@
+"""`make bench BENCH=stepvideo-cpu`: a DiT step dense and with DSV on one CPU thread, to see that all of it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from evals.bench.stepvideo import Case, measure_grids
+from stepstack.models.video.dsv.config import DsvConfig, Fixed
+
+
+def measure(rounds: int = 8, percent: int = 75, seed: int = 0) -> dict[str, Any]:
+    """That all of it runs, in CPU seconds of one thread: the reference, which computes what it masks, is slower."""
+    torch.set_num_threads(1)
+    case = Case(2, 2, 32, percent / 100, DsvConfig(dispatch=Fixed(), cube=(1, 2, 2)))
+    return measure_grids("stepvideo-cpu", case, [(4, 8, 8)], torch.device("cpu"), rounds, seed)

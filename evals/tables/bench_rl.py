@@ -1,0 +1,52 @@
+"""Against TRL, and against model.generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from stepstack.report.formats import Table
+from stepstack.report.layout import origins
+
+
+def table(root: Path) -> list[Table]:
+    """Against TRL, and against model.generate."""
+    file = root / "evals" / "results" / "bench-rl.json"
+    if not file.is_file():
+        return [Table((), (), ["Not measured yet."])]
+    result = json.loads(file.read_text())
+    by_who: dict[str, list[dict[str, Any]]] = {}
+    for race in result["races"]:
+        by_who.setdefault(race["who"], []).append(race)
+    peer = _seconds(by_who["TRL GRPO"])
+    goal = f"to {result['goal']:.2f} held-out"
+    head = (goal, "CPU-s", "speed", "steps", "rollout tokens/s", "seeds that reached it")
+    races = Table(head, [_race(who, runs, peer) for who, runs in by_who.items()])
+    sampler = []
+    for shape in dict.fromkeys(row["shape"] for row in result["sampler"]):
+        pairs = [(row["ours"], row["generate"]) for row in result["sampler"] if row["shape"] == shape]
+        own, other = (median(column) for column in zip(*pairs, strict=True))
+        ratio = median(a / b for a, b in pairs)
+        sampler.append((shape, f"{own:.0f}", f"{other:.0f}", f"{ratio:.2f}x", str(len(pairs))))
+    columns = ("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs")
+    return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
+
+
+def _race(who: str, races: Sequence[Mapping[str, Any]], peer: Sequence[float]) -> tuple[str, ...]:
+    seconds = _seconds(races)
+    error = stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else float("nan")
+    return (
+        who,
+        f"{fmean(seconds):.1f} ± {error:.1f}",
+        f"{fmean(peer) / fmean(seconds):.1f}x",
+        f"{fmean(race['steps'] for race in races):.0f}",
+        f"{fmean(race['rollout_tokens_per_s'] for race in races):.0f}",
+        f"{len(seconds)} of {len(races)}",
+    )
+
+
+def _seconds(races: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [race["seconds"] for race in races if race["seconds"] is not None]

@@ -1,0 +1,207 @@
+"""The vision-language model of a run: a published Qwen2-VL or Qwen2.5-VL, or a tiny one made on the spot.
+
+The tiny base model is a Qwen2.5-VL of 0.6M parameters that a brief SFT teaches to see, from careless annotations: boxes
+a few pixels off, objects forgotten or counted twice, labels and letters mistaken, as weak labels are. What RL then has
+is a checkable reward on the true scene.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+)
+
+from data.drawn.scenes import Colour, Shape, Words
+from data.media.images import Record
+from recipes.perception.config import Config, LabelNoise, PretrainedVl, TinyVl
+from stepstack.batching.rows import Row
+from stepstack.config import Save
+from stepstack.core.config import TrainableConfig
+from stepstack.core.run import Run, stage
+from stepstack.generation.types import Prompt
+from stepstack.harness.engine import Question
+from stepstack.harness.engines.generator import GeneratorEngine, open_generator
+from stepstack.loops import supervised
+from stepstack.models.lm import pretrained, tiny
+from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
+from stepstack.models.vision.processor import Processor
+from stepstack.scoring.vision.answers import ANSWER, ANSWER_END, THINK, THINK_END, Found, write_tokens
+from stepstack.scoring.vision.spatial import centre
+
+
+def load_model(run: Run[Config]) -> tuple[PreTrainedModel, Processor, str]:
+    """(model, processor, folder or hub name that an engine of its own can load the same model from)."""
+    cfg = run.config
+    match cfg.model:
+        case TinyVl() as kind:
+            made = run.dir / "base" / "model"
+            build_base(run, kind, made)
+            place = tiny_at(made)
+        case PretrainedVl() as kind:
+            place = kind
+    auto = AutoModelForImageTextToText
+    lm = run.load(lambda: pretrained.load(place, auto), lambda: pretrained.skeleton(place, auto))
+    if place.freeze == "tower":
+        lm.model.visual.requires_grad_(False)
+    return lm, load_processor(place), place.path
+
+
+def tiny_at(folder: Path) -> PretrainedVl:
+    """A tiny model that was made in ``folder``; its scenes are taken as they are."""
+    return PretrainedVl(path=str(folder), min_pixels=(2 * PATCH) ** 2, max_pixels=1 << 22)
+
+
+def load_processor(cfg: PretrainedVl) -> Processor:
+    """The tokenizer, and the image processor by its class: the automatic one asks for torchvision."""
+    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(
+        cfg.path, revision=cfg.revision or "main", min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels
+    )
+    return Processor(tokenizer, ImagePatcher(processor))
+
+
+def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:
+    """How the harness puts a question: as training does."""
+    from recipes.perception.data import as_prompt
+
+    return lambda question: as_prompt(question.problem, processor, cfg.prompt)
+
+
+def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
+    """A model folder, answering on ``device`` by the config's generator."""
+    place = dataclasses.replace(cfg.model, path=str(folder)) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder)
+    processor = load_processor(place)
+    return open_generator(
+        cfg.rollout.generator,
+        place,
+        device,
+        processor.tokenizer,
+        auto=AutoModelForImageTextToText,
+        processor=processor,
+        prompt=prompt_builder(cfg, processor),
+    )
+
+
+PATCH = 14
+
+
+WORDS = [*get_args(Colour), *get_args(Shape)]
+
+
+NAMES = [*WORDS, *(f"{colour} {shape}" for colour in get_args(Colour) for shape in get_args(Shape))]
+
+
+LETTERS = Words().characters
+
+
+SPECIAL = (*tiny.CHAT, *tiny.VISION, *tiny.BOXES)
+
+
+TAGS = (THINK, THINK_END, ANSWER, ANSWER_END)
+
+
+def tokenizer(thinking: bool = False) -> Qwen2Tokenizer:
+    """One token for a number, for what an object is called, for what stands between coordinates, and for each tag of
+    a model that thinks."""
+    numbers = [str(number) for number in range(10, 128)]
+    return tiny.tokenizer(pieces=[*numbers, "),(", *NAMES, *(TAGS if thinking else ())], special=SPECIAL)
+
+
+def build_base(run: Run[Config], cfg: TinyVl, out: Path) -> None:
+    """The base model of a run, made in ``out`` by a stage of the run, or found there finished."""
+    if not out.is_dir():
+        _train(stage(run, "base", eval_every=0, save=Save(every=200, keep=1)), cfg, out)
+
+
+def untrained(cfg: TinyVl, seed: int, thinking: bool = False) -> tuple[PreTrainedModel, Processor]:
+    """The tiny model as it is born, with its tokenizer and image processor."""
+    words = tokenizer(thinking)
+    shape = {name: getattr(cfg, name) for name in ("hidden", "layers", "intermediate", "tower", "depth", "theta")}
+    lm = tiny.qwen2_5_vl(words, patch=PATCH, seed=seed, **shape)
+    return lm, Processor(words, ImagePatcher(tiny.image_processor(PATCH)))
+
+
+def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
+    from recipes.perception.data import load_prompts
+
+    thinking = run.config.prompt.thinking
+    lm, processor = untrained(cfg, run.config.seed, thinking)
+    policy = run.trainable(
+        "policy",
+        VisionPolicy(lm, processor.patcher, processor.banned),
+        TrainableConfig(optim=cfg.optim),
+        total_updates=cfg.steps,
+    )
+    prompts = load_prompts(run.config, processor).train
+    end = processor.tokenizer.get_vocab()["<|im_end|>"]
+
+    def rows(step: int) -> list[Row]:
+        rng = random.Random(f"{run.config.seed}-{step}")
+        made = []
+        for place, prompt in enumerate(rng.choices(prompts, k=cfg.batch)):
+            said = demonstration(prompt.problem.meta["record"], cfg.careless, rng, thinking)
+            ids = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+            made.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
+        return made
+
+    supervised.train(run, policy=policy, rows=rows, steps=cfg.steps, layout=run.config.layout)
+    run.export("policy", out, processor)
+    run.finish()
+
+
+def demonstration(record: Record, careless: LabelNoise, rng: random.Random, thinking: bool = False) -> str:
+    """An answer to a scene's question, with its carelessness; objects in a random order. Who thinks says first where
+    each object is (which letter comes after which), as carelessly."""
+    if record.task == "ocr":
+        said = misread(record.text, careless.letter, rng)
+        return thought(" ".join(said), said) if thinking else said
+    found, labels = [], [target.label for target in record.targets]  # one mistakes an object for another one there
+    for target in record.targets:
+        if rng.random() < careless.forgotten and record.task != "grounding":
+            continue
+        assert target.box is not None
+        label = rng.choice(labels) if rng.random() < careless.label else target.label
+        times = 2 if rng.random() < careless.twice and record.task != "grounding" else 1
+        found += [Found(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
+    rng.shuffle(found)
+    if not thinking:
+        return write_tokens(found)
+    middles = [centre(item.box) for item in found]
+    where = [f"{item.label} {x:.0f} {y:.0f}" for item, (x, y) in zip(found, middles, strict=True)]
+    return thought(";".join(where), write_tokens(found))
+
+
+def thought(reasoning: str, answer: str) -> str:
+    return f"{THINK}{reasoning}{THINK_END}{ANSWER}{answer}{ANSWER_END}"
+
+
+def misread(text: str, chance: float, rng: random.Random) -> str:
+    """Each letter may be left out or taken for another one."""
+    out = []
+    for letter in text:
+        if letter.strip() and rng.random() < chance:
+            out.append(rng.choice(["", rng.choice(LETTERS)]))
+        else:
+            out.append(letter)
+    return "".join(out)
+
+
+def _shaken(
+    box: Sequence[float], jitter: int, size: tuple[int, int], rng: random.Random
+) -> tuple[float, float, float, float]:
+    """Each edge moved by up to ``jitter`` pixels, still a box within the picture."""
+    width, height = size
+    x1, y1, x2, y2 = (edge + rng.randint(-jitter, jitter) for edge in box)
+    x1, y1 = max(0, min(x1, width - 2)), max(0, min(y1, height - 2))
+    return x1, y1, min(width, max(x2, x1 + 1)), min(height, max(y2, y1 + 1))

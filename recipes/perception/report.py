@@ -1,0 +1,109 @@
+"""The curves of a perception run, and held-out pictures with what was predicted before and after."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from pydantic import TypeAdapter
+
+from recipes.perception.config import Config
+from recipes.perception.data import problems
+from recipes.perception.reward import Gold
+from stepstack.harness.answers import Sample, by_question, read
+from stepstack.harness.training import outcome
+from stepstack.harness.training.outcome import Columns
+from stepstack.report import jsonl
+from stepstack.report.html import Report
+from stepstack.report.sheet import sheet
+from stepstack.scoring.vision import answers, perception
+from stepstack.scoring.vision.spatial import Box
+
+SHOWN, SIDE, SHEET = 24, 224, 8  # pictures in the report, the pixels of their shorter side; in pictures.png
+TRUE, SAID = (0, 150, 60), (220, 0, 120)
+
+CURVES = {
+    "Reward (rollouts)": ("reward",),
+    "Parts of the reward": (
+        "reward/format", "reward/iou", "reward/points", "reward/exact", "reward/similarity", "reward/location",
+        "reward/cls", "reward/count_f1", "reward/missing",
+    ),
+    "First figure (held out, selection set)": ("eval/accuracy",),
+    "Response length, tokens": ("length", "eval/length"),
+    "Entropy, nats per token": ("actor/entropy",),
+    "KL of an update, nats per token": ("actor/kl",),
+    "Gradient norm": ("actor/grad_norm",),
+    "Sampler against trainer log-probability": ("actor/mismatch", "actor/mismatch_max"),
+    "Truncated rollouts, groups without signal": ("truncated", "frac_zero_std"),
+    "Throughput, tokens/s": ("tokens_per_s",),
+}  # fmt: skip
+
+
+def write_report(folder: Path) -> Path:
+    """runs/<name>/report.html from what stands in the folder."""
+    from recipes.perception.config import Config
+
+    text = json.dumps(json.loads((folder / "config.json").read_text())["config"])
+    cfg = TypeAdapter(Config).validate_json(text, strict=True)
+
+    def show(report: Report, columns: Columns) -> None:
+        rows = grid(cfg, columns)
+        pairs = [pair for pairs in zip(*rows.values(), strict=True) for pair in pairs]
+        report.pictures("Held-out pictures: true in green, predicted in magenta", pairs, SIDE)
+        if pairs:
+            first = {when: [(png, said.split("\n", 1)[1]) for png, said in row[:SHEET]] for when, row in rows.items()}
+            jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
+
+    return outcome.write(folder, CURVES, show)
+
+
+def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
+    """The first questions of the test split, a row a moment: (PNG, caption). A task of other rows is not shown."""
+    tasks = outcome.common(*columns.values())
+    if not tasks:
+        return {}
+    by_moment = {
+        when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[tasks[0]][0] / "samples.jsonl"))}
+        for when, column in columns.items()
+    }
+    made: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
+    for problem in problems(cfg, "test")[:SHOWN]:
+        record, key = problem.meta["record"], (problem.index, problem.gold)
+        for when, samples in by_moment.items():
+            if key in samples:
+                png, said = drawn(cfg, record.pictures[0].image(), samples[key])
+                made[when].append((png, f"{when}: {record.question or 'read'}\n{said}"))
+    return made
+
+
+def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
+    """(PNG with true and predicted boxes or points, what to read below it)."""
+    gold = Gold.read(sample.gold)
+    scale = max(1, round(SIDE / min(image.size)))
+    canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(canvas)
+    answer = sample.answer or ""
+    frame = gold.frame(cfg.reward.space)
+    said = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
+    if gold.task == "grounding" and (box := perception.grounded(answer, frame, cfg.reward.form)) is not None:
+        said = [box]
+    for boxes, colour in (([box for box, _ in gold.boxes], TRUE), (said, SAID)):
+        for box in boxes:
+            _outline(pen, box, scale, colour)
+    for x, y in gold.points:
+        pen.ellipse([scale * x - 3, scale * y - 3, scale * x + 3, scale * y + 3], outline=TRUE, width=2)
+    out = io.BytesIO()
+    canvas.save(out, "PNG")
+    figures = "  ".join(f"{name} {value:.2f}" for name, value in list(sample.parts.items())[:2])
+    words = f"{answers.without_end(answer)!r}, true {gold.text!r}\n" if gold.task == "ocr" else ""
+    counted = f"{len(said)} of {gold.count}\n" if gold.task == "counting" else ""
+    return out.getvalue(), words + counted + figures
+
+
+def _outline(pen: ImageDraw.ImageDraw, box: Box, scale: int, colour: tuple[int, int, int]) -> None:
+    """Reversed boxes too: a wrong answer is to be seen."""
+    x1, x2 = sorted((box[0] * scale, box[2] * scale))
+    y1, y2 = sorted((box[1] * scale, box[3] * scale))
+    pen.rectangle([x1, y1, x2, y2], outline=colour, width=2)

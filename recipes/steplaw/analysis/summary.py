@@ -1,0 +1,144 @@
+"""A fit as plain JSON values, as rows of a table, and as a page with its contour plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.steplaw.analysis import figures, judge
+from recipes.steplaw.analysis.tables import formula
+from stepstack.planning.steplaw import fit, laws
+from stepstack.planning.steplaw.fit import Optima, Surface
+from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.laws import PowerLaw
+from stepstack.report import jsonl
+from stepstack.report.html import Report
+
+FEWEST = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
+Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators
+
+
+def surfaces(grids: Sequence[Grid], window: float) -> list[Surface | str]:
+    """One a grid, or why there is none."""
+    found: list[Surface | str] = []
+    for grid in grids:
+        try:
+            found.append(fit.surface(grid, window))
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def points_of(estimator: str, grids: Sequence[Grid], window: float, tolerance: float) -> Optima:
+    """ValueError where a surface has no minimum."""
+    match estimator:
+        case "near":
+            return fit.near_best(grids, tolerance)
+        case "surface":
+            return fit.minima(grids, window)
+        case _:
+            return fit.best(grids)
+
+
+def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
+    """A power law with its R² and, of enough points, bootstrap intervals at 95 %. ValueError where there is none."""
+    law = fit.power_law(optima, batch_of_params)
+    facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
+    facts["r2"] = fit.r_squared(law, optima)
+    if len(optima.lr) >= FEWEST and draws:
+        drawn = fit.bootstrap(optima, draws, batch_of_params=batch_of_params)
+        for name in ("lr", "batch"):
+            columns = np.array([getattr(one, name) for one in drawn]).T
+            facts[f"{name}_interval"] = [fit.interval(column) for column in columns]
+    return facts
+
+
+def summarise(
+    grids: Sequence[Grid], *, window: float = fit.WINDOW, tolerance: float = fit.NEAR, draws: int = 1000,
+    batch_of_params: bool = False, track: Track = iter,
+) -> dict[str, Any]:  # fmt: skip
+    """Grids with their optima, and a law by each estimator or why there is none."""
+    said: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
+    for grid, surface in zip(grids, surfaces(grids, window), strict=True):
+        said["grids"].append(_grid(grid, surface))
+    for name in track(list(fit.ESTIMATORS)):
+        try:
+            said["laws"][name] = law_of(points_of(name, grids, window, tolerance), draws, batch_of_params)
+        except ValueError as error:
+            said["laws"][name] = {"why": str(error)}
+    return said
+
+
+def _grid(grid: Grid, surface: Surface | str) -> dict[str, Any]:
+    at = int(grid.loss.argmin())
+    facts: dict[str, Any] = {"model": grid.model, "params": grid.params, "tokens": grid.tokens, "runs": len(grid.loss)}
+    facts |= {"diverged": grid.diverged, "loss": float(grid.loss[at])}
+    facts["best"] = {"lr": float(grid.lr[at]), "batch": float(grid.batch[at])}
+    if isinstance(surface, str):
+        return facts | {"surface": {"why": surface}}
+    minimum: dict[str, Any] = {"convex": surface.convex, "residual": surface.residual / surface.floor}
+    if surface.convex:
+        minimum |= {"lr": surface.lr, "batch": surface.batch, "plateau": surface.plateau(1e-3)}
+    return facts | {"surface": minimum}
+
+
+def grid_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Head and rows: the best run of each grid and the minimum of its surface."""
+    rows = []
+    for one in said["grids"]:
+        name = f"{one['model']} N={one['params']:.4g} D={one['tokens']:.4g}".strip()
+        best, surface = one["best"], one["surface"]
+        row = [name, str(one["runs"]), str(one["diverged"]), f"{one['loss']:.4f}"]
+        row += [f"{best['lr']:.3g}", f"{best['batch']:,.0f}"]
+        row += [f"{surface['lr']:.3g}", f"{surface['batch']:,.0f}"] if "lr" in surface else ["-", "-"]
+        row.append("-" if "why" in surface else "yes" if surface["convex"] else "no")
+        rows.append(row)
+    return ("grid", "runs", "diverged", "loss", "best lr", "batch", "surface lr", "batch", "convex"), rows
+
+
+def law_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Head and rows: the law of each estimator, Step Law last."""
+    rows = []
+    for name, law in said["laws"].items():
+        if "why" in law:
+            rows.append([name, "-", "-", "-", law["why"]])
+            continue
+        shown = [formula(law[part], law.get(f"{part}_interval")) for part in ("lr", "batch")]
+        rows.append([name, *shown, " / ".join(f"{share:.3f}" for share in law["r2"]), f"{law['points']} points"])
+    rows.append(["Step Law", formula(laws.STEP.lr), formula(laws.STEP.batch), "", "as published"])
+    return ("fitted to", "learning rate", "batch, tokens", "R²", ""), rows
+
+
+def page(title: str, said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
+    """The tables, and a contour plot a grid with Step Law's point and each fitted law's."""
+    report = Report(title)
+    add(report, said, grids)
+    return report.write(path)
+
+
+def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
+    report.table("Grids", *grid_rows(said))
+    report.table("Power laws", *law_rows(said))
+    drawn = []
+    for one, marks, surface in zip(grids, *_marks(said, grids), strict=True):
+        drawn.append((one.name, figures.contours(one, marks, surface)))
+    report.figures("Excess loss over learning rate and batch", drawn)
+
+
+def sheet(said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
+    """The contour plots alone, as one SVG file."""
+    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(said, grids)))
+    return path
+
+
+def _marks(said: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[figures.Marks], list[Surface | None]]:
+    """The laws' points on each grid, and its surface."""
+    known = {"Step Law": laws.STEP}
+    for name, law in said["laws"].items():
+        if "why" not in law:
+            known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
+    marks: list[figures.Marks] = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
+    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]

@@ -1,0 +1,113 @@
+"""What a sweep has shown: its table of runs, the law fitted to it, and how that law does on cells that it never saw."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from recipes.steplaw.analysis import judge, summary, tables
+from recipes.steplaw.config import Config
+from stepstack.core.run import Run
+from stepstack.planning.steplaw import fit, grids, laws
+from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.laws import PowerLaw
+from stepstack.report import jsonl
+from stepstack.report.formats import render
+from stepstack.report.html import Report
+
+HEAD = ("N", "D", "lr", "bs", "loss", "held_out")  # bs in tokens: what `stepstack plan steplaw fit` reads
+
+
+def finish(run: Run[Config]) -> None:
+    """sweep.csv, fit.json and report.html in the run's folder, and the figures on the terminal."""
+    if not run.is_main:
+        return
+    table = write_table(run.config, run.dir)
+    said = judged(table, run.config.window)
+    said["cpu_s"] = sum(found["cpu_s"] for found in results(run.config, run.dir))
+    jsonl.write_json_atomic(run.dir / "fit.json", said)
+    page = write_report(run.dir)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(render(tables.sweep_of(said), "md"), markup=False)
+    console.print(f"report: {page}\nruns:   {table}", markup=False)
+
+
+def write_table(cfg: Config, folder: Path) -> Path:
+    """A row a point that this run has trained."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEAD)
+    for point, found in zip(cfg.points, results(cfg, folder), strict=True):
+        tokens = point.batch * point.sequence
+        writer.writerow(
+            (point.cell.params, point.cell.tokens, point.lr, tokens, found["loss"], int(point.cell.held_out))
+        )
+    jsonl.write_text_atomic(folder / "sweep.csv", text.getvalue())
+    return folder / "sweep.csv"
+
+
+def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
+    """Loss and CPU seconds of each point."""
+    return [json.loads((folder / "points" / point.name / "result.json").read_text()) for point in cfg.points]
+
+
+def cells_of(table: Path) -> tuple[list[Grid], list[Grid]]:
+    """(cells that make the law, cells that check it)."""
+    held = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
+    read = grids.read([table], Columns())
+    shaping = [grid for grid in read if (grid.params, grid.tokens) not in held]
+    return shaping, [grid for grid in read if (grid.params, grid.tokens) in held]
+
+
+def judged(table: Path, window: float) -> dict[str, Any]:
+    """The fit of the shaping cells, and on each held-out cell the laws' points, their excess loss and how far they are
+    from the minimum of the cell's own surface."""
+    shaping, checking = cells_of(table)
+    said = summary.summarise(shaping, window=window, draws=0)
+    found: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
+    for name, law in said["laws"].items():
+        if "why" not in law:
+            found[f"fitted here: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
+    said["held_out"] = summary.summarise(checking, window=window, draws=0)["grids"] if checking else []
+    said["checks"] = [_check(grid, name, law, window) for grid in checking for name, law in found.items()]
+    return said
+
+
+def _check(grid: Grid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
+    lr, batch = judge.of(law)(grid)
+    facts = {"cell": grid.name, "law": name, "lr": lr, "batch": batch}
+    facts |= {"nearest": judge.at_nearest(grid, lr, batch), "interpolated": judge.interpolated(grid, lr, batch)}
+    own = fit.surface(grid, window)
+    if own.convex:
+        facts |= {"lr_factor": lr / own.lr, "batch_factor": batch / own.batch}
+    return facts
+
+
+def write_report(folder: Path) -> Path:
+    """runs/<name>/report.html from what stands in the folder; a sweep that is not over shows its curve alone."""
+    run = json.loads((folder / "config.json").read_text())
+    report = Report(run["config"]["name"])
+    if (folder / "fit.json").is_file():
+        said = json.loads((folder / "fit.json").read_text())
+        shaping, checking = cells_of(folder / "sweep.csv")
+        summary.add(report, said, shaping)
+        if checking:
+            report.heading("Held-out cells")
+            report.table("Laws on cells that they never saw", *_check_rows(said["checks"]))
+            summary.add(report, said | {"grids": said["held_out"]}, checking)
+    metrics = folder / "metrics.jsonl"
+    rows: Sequence[Mapping[str, float]] = list(jsonl.read(metrics)) if metrics.is_file() else []
+    report.curves("Points in the order of training", rows, {"held-out loss": ("loss",), "CPU seconds": ("cpu_s",)})
+    report.details("Configuration and provenance", run)
+    return report.write(folder / "report.html")
+
+
+def _check_rows(checks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    table = tables.checks_of(checks)
+    return tuple(table.head), [[str(cell) for cell in row] for row in table.rows]

@@ -1,0 +1,82 @@
+"""Image, prompt and motion score to a clip: what sampling, validation and evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from data.media.frames import Frames, fit, kept, nearest
+from recipes.stepvideo.config import Config
+from recipes.stepvideo.model import as_video, frames
+from stepstack.config import ConfigError
+from stepstack.diffusion.config import SamplerConfig
+from stepstack.diffusion.sample import noise_like, sample
+from stepstack.models.video.prompt_encoders import Encoded, PromptEncoder
+from stepstack.models.video.vae import VideoCodec
+
+FPS, SLOW = 25, 6  # frames per second of published clips, and of clips of a few frames
+CLOSE = 0.98  # share of a picture that may be cut off without asking
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """``image``: the first frame [H, W, RGB], uint8. ``seed``: of the noise."""
+
+    prompt: str
+    image: NDArray[np.uint8]
+    motion: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """``negative``: the prompt that guidance moves away from. ``count``: frames of a clip."""
+
+    dit: nn.Module
+    codec: VideoCodec
+    encoder: PromptEncoder
+    sampler: SamplerConfig
+    count: int
+    negative: str = ""
+    device: torch.device = torch.device("cpu")
+
+    def clips(self, asks: Sequence[ClipRequest]) -> NDArray[np.uint8]:
+        """[B, F, H, W, RGB] of asks whose images have one size."""
+        *_, latents = self.steps(asks)
+        return frames(self.codec.decode(latents))
+
+    def steps(self, asks: Sequence[ClipRequest]) -> Iterator[torch.Tensor]:
+        """The latents after each step of the sampler. ValueError for an image that the codec cannot encode."""
+        images = as_video(np.stack([ask.image for ask in asks])[:, None]).to(self.device)
+        grid = self.codec.grid(self.count, *images.shape[3:])
+        noise = noise_like((grid[0], self.codec.channels, *grid[1:]), [ask.seed for ask in asks]).to(self.device)
+        motion = torch.tensor([ask.motion for ask in asks]).to(self.device)
+        words, without = self._encoded([ask.prompt for ask in asks]), self._encoded([self.negative])
+        image = self.codec.encode(images)[:, 0]
+        yield from sample(self.dit, noise, words, without, self.sampler, image_BCHW=image, motion_B=motion)
+
+    def _encoded(self, prompts: list[str]) -> Encoded:
+        made = self.encoder.encode(prompts)
+        return Encoded(*(x.to(self.device) for x in (made.text_BLT, made.mask_BL, made.clip_BMT)))
+
+
+def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
+    """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
+    size = nearest(image.shape[:2], cfg.sizes)
+    left = kept(image.shape[:2], size)
+    if left < CLOSE and not crop:
+        raise ConfigError(
+            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
+            f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
+        )
+    return fit(image[None], size)[0]
+
+
+def rate(count: int) -> int:
+    """Frames per second at which a clip of so many frames is shown."""
+    return FPS if count > 2 * FPS else SLOW

@@ -1,0 +1,62 @@
+"""`stepstack sample`: a picture, a prompt and a motion score to a GIF and an MP4."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from data.media import frames
+from recipes.stepvideo.config import Config
+from recipes.stepvideo.generation.engine import open_pipeline
+from recipes.stepvideo.generation.pipeline import ClipRequest, fitted, rate
+from recipes.stepvideo.model import frames as as_frames
+from stepstack.config import ConfigError
+from stepstack.core.processes import LaunchedProcesses
+from stepstack.harness.model import folder_of
+from stepstack.report import jsonl
+
+SHORT = 256  # a small clip's shorter side is scaled to about so many pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleArgs:
+    """``model``: a folder; the run's own if None. ``crop``: whether a picture of another shape may be cut. ``out``: a
+    file name without ending."""
+
+    image: Path
+    prompt: str
+    motion: float = 5.0
+    seed: int = 0
+    model: str | None = None
+    crop: bool = False
+    out: Path = Path("clip")
+
+
+def sample(cfg: Config, wish: SampleArgs) -> list[Path]:
+    """Write ``out``.gif and ``out``.mp4. ConfigError or DataError for what cannot be made a clip of."""
+    ask = asked(cfg, wish)
+    folder = folder_of(wish.model or str(cfg.folder / "model"))
+    pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch.threads).device)
+    bar = Console(stderr=True)
+    steps = track(pipeline.steps([ask]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
+    *_, latents = steps
+    clip = as_frames(pipeline.codec.decode(latents))[0]
+    scale = max(1, round(SHORT / min(clip.shape[1:3])))
+    fps = rate(len(clip))
+    gif = wish.out.with_suffix(".gif")
+    jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))
+    return [gif, frames.write_mp4(wish.out.with_suffix(".mp4"), clip, fps, scale)]
+
+
+def asked(cfg: Config, wish: SampleArgs) -> ClipRequest:
+    if not wish.prompt.strip():
+        raise ConfigError("--prompt is empty: say what happens in the clip")
+    if not math.isfinite(wish.motion) or wish.motion < 0:
+        raise ConfigError(f"--motion {wish.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
+    return ClipRequest(
+        wish.prompt, fitted(cfg, frames.read_image(wish.image), str(wish.image), wish.crop), wish.motion, wish.seed
+    )

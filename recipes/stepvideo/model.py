@@ -1,0 +1,162 @@
+"""The parts of a run: codec, prompt encoders and DiT, tiny ones made on the spot or published ones read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, AutoencoderKLWan
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from data.drawn import moving
+from data.drawn.moving import Clip, Moving
+from data.drawn.scenes import RGB
+from recipes.stepvideo.config import Config, DitConfig, PublishedEncoders, PublishedVae, TinyVaeConfig, WordVectors
+from stepstack.config import ROOT, ConfigError, Save
+from stepstack.core.config import TrainableConfig
+from stepstack.core.run import Run, stage
+from stepstack.diffusion.latents import Latents
+from stepstack.loops import reconstruction
+from stepstack.loops.reconstruction import VideoMicroBatch
+from stepstack.models.video.dit import VideoDiT, from_published
+from stepstack.models.video.prompt_encoders import PromptEncoder, TransformersEncoders, WordHashes
+from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, VideoCodec, WanCodec
+from stepstack.scoring import video as checker
+
+PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
+SEEN = 64  # clips on which a VAE is judged, and calibrated
+
+
+def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
+    match cfg:
+        case WordVectors():
+            return WordHashes(cfg.widths, cfg.lengths)
+        case PublishedEncoders():
+            language, clip = (_pretrained(path, cfg.dtype) for path in (cfg.language, cfg.clip))
+            return TransformersEncoders(language, clip, cfg.lengths)
+
+
+def _pretrained(path: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
+    return model, AutoTokenizer.from_pretrained(path)
+
+
+def make_codec(run: Run[Config]) -> VideoCodec:
+    """The codec of a run; a tiny VAE is trained by a stage of the run, or found finished."""
+    cfg, folder = run.config, vae_folder(run)
+    if isinstance(cfg.vae, TinyVaeConfig) and not folder.is_dir():
+        if cfg.model.start is not None:
+            raise ConfigError(f"{folder} does not exist: model.start must be a folder that a run of this VAE exported")
+        assert isinstance(cfg.data, Moving)
+        train_vae(stage(run, "vae", eval_every=0, save=Save(every=200, keep=1)), cfg.vae, cfg.data, folder)
+    return codec_of(cfg.vae, folder)
+
+
+def vae_folder(run: Run[Config]) -> Path:
+    """Of the tiny VAE: its latents are what ``model.start`` knows, so it comes with it."""
+    start = run.config.model.start
+    return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
+
+
+def codec_of(cfg: TinyVaeConfig | PublishedVae, folder: Path) -> VideoCodec:
+    """``folder``: of the tiny VAE."""
+    match cfg:
+        case TinyVaeConfig():
+            return TinyCodec(TinyVae.from_pretrained(folder).eval())
+        case PublishedVae(type="wan"):
+            made: VideoCodec = WanCodec(AutoencoderKLWan.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+        case PublishedVae():
+            made = DcCodec(AutoencoderDC.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+    return ChunkedCodec(made, cfg.chunk) if cfg.chunk else made
+
+
+def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> None:
+    """ConfigError where the finished VAE does not pass its gate."""
+    run.reseed()
+    vae = TinyVae(patch=cfg.patch, channels=cfg.channels, width=cfg.width, blocks=cfg.blocks)
+    grid = TinyCodec(vae).grid(data.frames, data.size, data.size)
+    trainable = run.trainable("vae", vae, TrainableConfig(optim=cfg.optim), cfg.steps)
+    clips = moving.clips(data, "train")
+    each = cfg.batch // run.processes
+
+    def videos(step: int) -> VideoMicroBatch:
+        generator = torch.Generator().manual_seed(run.config.seed * 1_000_003 + step)
+        rows = torch.randint(len(clips), (cfg.batch,), generator=generator).tolist()
+        noise = torch.randn(cfg.batch, cfg.channels, *grid, generator=generator)
+        mine = slice(run.rank * each, (run.rank + 1) * each)
+        return VideoMicroBatch(pixels([clips[i] for i in rows[mine]], data).to(run.device), noise[mine].to(run.device))
+
+    reconstruction.train(run, vae=trainable, videos=videos, steps=cfg.steps, batch=cfg.batch, weights=cfg.weights)
+    body = run.accelerator.unwrap_model(trainable.module).eval()
+    body.calibrate(pixels(clips[:SEEN], data).to(run.device))
+    found = judged(TinyCodec(body), moving.clips(data, "select")[:SEEN], data)
+    run.export("vae", out)
+    run.finish()
+    if found["direction"] < cfg.gate:
+        raise ConfigError(
+            f"the VAE in {out} shows the right direction in {found['direction']:.0%} of held-out clips (PSNR "
+            f"{found['psnr']:.1f} dB), vae.gate asks for {cfg.gate:.0%}: train it longer (vae.steps) under another name"
+        )
+
+
+def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, float]:
+    """Of reconstructions: the share with the right direction, of those that move, and the mean PSNR in dB."""
+    true = pixels(clips, data)
+    made = frames(codec.decode(codec.encode(true)))
+    right = [checker.see(v, PALETTE).direction == c.direction for v, c in zip(made, clips, strict=True) if c.score]
+    psnr = [checker.psnr(v, moving.render(c, data)) for v, c in zip(made, clips, strict=True)]
+    return {"direction": sum(right) / len(right) if right else 1.0, "psnr": sum(psnr) / len(psnr)}
+
+
+def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
+    """Of the channels and text widths of the latents that it is trained on. ConfigError for weights that do not fit."""
+    dit = VideoDiT(
+        layers=cfg.layers, heads=cfg.heads, head_width=cfg.head_width, channels=videos.channels,
+        text_channels=videos.widths, split=cfg.split, mlp=cfg.mlp, with_image=cfg.with_image,
+        with_motion=cfg.with_motion,
+    )  # fmt: skip
+    if cfg.start is not None:
+        try:
+            dit.load_state_dict(weights_of(ROOT / cfg.start, cfg.heads), strict=True)
+        except RuntimeError as error:
+            raise ConfigError(f"model.start={cfg.start}: its weights are of another shape: {error}") from None
+    return dit
+
+
+def weights_of(folder: Path, heads: int) -> Mapping[str, Tensor]:
+    """In our layout. ConfigError for a folder without weights."""
+    if (folder / "config.json").is_file():
+        return VideoDiT.from_pretrained(folder).state_dict()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"model.start={folder} holds no weights (*.safetensors)")
+    return from_published({name: value for file in files for name, value in load_file(file).items()}, heads)
+
+
+def pixels(clips: list[Clip], data: Moving) -> Tensor:
+    """[B, F, C, H, W] in [-1, 1]."""
+    return as_video(np.stack([moving.render(clip, data) for clip in clips]))
+
+
+def as_video(frames_BFHWC: NDArray[np.uint8]) -> Tensor:
+    """[B, F, C, H, W] in [-1, 1] of uint8."""
+    return torch.from_numpy(np.ascontiguousarray(frames_BFHWC)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+
+
+def frames(video_BFCHW: Tensor) -> NDArray[np.uint8]:
+    """[B, F, H, W, C]."""
+    return ((video_BFCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def digest(folder: Path) -> str:
+    """sha256 of a model folder's weights and config."""
+    total = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")):
+        total.update(file.name.encode() + file.read_bytes())
+    return total.hexdigest()

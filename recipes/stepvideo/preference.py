@@ -1,0 +1,91 @@
+"""Video-DPO's pairs (arXiv 2502.10248 §8): clips that a model makes of one condition, the one more as asked and the one
+less. The paper lets people choose; of drawn clips the checker can."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import track
+from torch import Tensor
+
+from data.drawn import moving
+from data.drawn.moving import Clip, Moving
+from recipes.stepvideo.config import Config, Preference
+from recipes.stepvideo.generation.engine import BATCH, open_pipeline
+from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
+from recipes.stepvideo.model import frames, make_dit, pixels
+from recipes.stepvideo.tasks import judge
+from stepstack.config import ROOT, ConfigError
+from stepstack.core.run import Run
+from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
+from stepstack.diffusion.sample import seed_of
+from stepstack.loops import diffusion
+
+QualityKey = tuple[float, float]  # colour kept, minus the track's error
+
+
+def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffusion.Loss:
+    """ConfigError for data without losers."""
+    if videos[0].loser_FCHW is None:
+        raise ConfigError(f"{videos.folder} has no losers: preference needs rows with a key loser (stepstack data)")
+    start = run.load(*[lambda: make_dit(run.config.model, videos)] * 2)
+    return diffusion.preference(run.frozen(start), cfg.beta)
+
+
+def load_pairs(run: Run[Config], cfg: Preference) -> Latents:
+    """Of drawn data: made once a run, by its first process, in runs/<name>/latents."""
+    folder = run.dir / "latents"
+    if run.is_main and not (folder / INDEX).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, run.config, cfg, open_pipeline(run.config, ROOT / str(run.config.model.start), run.device))
+    run.accelerator.wait_for_everyone()
+    return Latents(folder)
+
+
+def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> None:
+    """ConfigError where there are fewer pairs than a step takes."""
+    data = config.data
+    assert isinstance(data, Moving)
+    asked = moving.clips(data, "train")[: cfg.conditions]
+    writer, each, pairs = LatentWriter(folder, pipeline.encoder), max(1, BATCH // cfg.clips), 0
+    for start in track(range(0, len(asked), each), "making pairs", transient=True):
+        some = asked[start : start + each]
+        latents, marks = candidates(some, config.seed, cfg.clips, data, pipeline)
+        images = pipeline.codec.encode(pixels(some, data)[:, :1].to(pipeline.device))[:, 0]
+        for row, clip in enumerate(some):
+            if pair := choose(marks[row], cfg.margin):
+                best, worst = (latents[row * cfg.clips + n] for n in pair)
+                writer.add(best, images[row], clip.score, clip.prompt, worst)
+                pairs += 1
+    if pairs < config.batch:
+        raise ConfigError(
+            f"{len(asked)} conditions gave {pairs} pairs, fewer than batch={config.batch}: lower preference.margin, or "
+            "ask for more conditions or clips"
+        )
+    writer.close()
+
+
+def candidates(
+    asked: Sequence[Clip], seed: int, count: int, data: Moving, pipeline: Pipeline
+) -> tuple[Tensor, list[list[QualityKey]]]:
+    """(latents [asked x count, F, C, H, W], marks of each condition's clips)."""
+    asks = [
+        ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, seed_of("pairs", clip.write(), seed, n))
+        for clip in asked
+        for n in range(count)
+    ]
+    *_, latents = pipeline.steps(asks)
+    made = frames(pipeline.codec.decode(latents))
+    parts = [judge(video, asked[i // count], data) for i, video in enumerate(made)]
+    marks = [(part["colour"], -part["error"]) for part in parts]
+    return latents, [marks[start : start + count] for start in range(0, len(marks), count)]
+
+
+def choose(marks: Sequence[QualityKey], margin: float) -> tuple[int, int] | None:
+    """(best, worst) of clips, or None where they are too much alike. The colour counts before the track."""
+    order = sorted(range(len(marks)), key=lambda n: marks[n])
+    best, worst = order[-1], order[0]
+    apart = marks[best][0] > marks[worst][0] or marks[best][1] - marks[worst][1] >= margin
+    return (best, worst) if apart else None

@@ -1,0 +1,1 @@
+"""Rows to micro-batches; RL, SFT and preference training use the same."""

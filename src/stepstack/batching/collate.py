@@ -1,0 +1,79 @@
+"""Tensors of one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepstack.batching.rows import Row
+
+
+@dataclass
+class TokenMicroBatch:
+    """One forward: input_ids, position_ids [B, T]; select, labels [N] (see models.Policy.forward).
+
+    ``blank`` marks a copy that only keeps processes in step and must weigh nothing.
+    """
+
+    rows: list[Row]
+    input_ids: Tensor
+    position_ids: Tensor
+    select: Tensor
+    labels: Tensor
+    blank: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(row.ids) for row in self.rows]
+
+    def inputs(self) -> dict[str, Any]:
+        """What a policy's forward takes; pictures row by row where there are any."""
+        given: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        if any(row.pictures for row in self.rows):
+            given["pictures"] = [row.pictures for row in self.rows]
+        return given | {"select": self.select, "labels": self.labels}
+
+    def has(self, name: str) -> bool:
+        return name in self.rows[0].fields
+
+    def counts(self) -> dict[str, Tensor]:
+        """Response tokens, and tokens that went through the model (for FLOPs)."""
+        return {"tokens": torch.tensor(float(len(self.labels))), "seen": torch.tensor(float(sum(map(len, self.rows))))}
+
+    def field(self, name: str) -> Tensor:
+        """A per-token field of its rows as [N], on the device."""
+        return torch.cat([row.fields[name] for row in self.rows]).to(self.input_ids.device)
+
+    def store(self, name: str, flat_N: Tensor) -> None:
+        """Cut [N] back into the rows; a blank leaves its row what the row's own micro-batch computed."""
+        if self.blank:
+            return
+        for row, part in zip(self.rows, flat_N.detach().float().cpu().split(self.lengths), strict=True):
+            row.fields[name] = part
+
+
+def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool = False) -> TokenMicroBatch:
+    """Tensors of one forward. select[i] is the flat position of the token before labels[i]."""
+    if pack and any(row.pictures for row in rows):
+        raise ValueError("rows with pictures are not packed: set layout.pack=false")
+    sequences = [torch.tensor(row.prompt_ids + row.ids) for row in rows]
+    if pack:
+        starts = [0]
+        for sequence in sequences[:-1]:
+            starts.append(starts[-1] + len(sequence))
+        input_ids = torch.cat(sequences)[None]
+        position_ids = torch.cat([torch.arange(len(s)) for s in sequences])[None]
+    else:
+        width = max(len(s) for s in sequences)
+        starts = [i * width for i in range(len(rows))]
+        input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        position_ids = torch.arange(width).expand(len(rows), width)
+    select = torch.cat(
+        [torch.arange(s + len(r.prompt_ids) - 1, s + len(r) - 1) for s, r in zip(starts, rows, strict=True)]
+    )
+    labels = torch.cat([torch.tensor(row.ids) for row in rows])
+    input_ids, position_ids, select, labels = (x.to(device) for x in (input_ids, position_ids, select, labels))
+    return TokenMicroBatch(rows, input_ids, position_ids, select, labels, blank)

@@ -1,0 +1,57 @@
+"""Which rows go into one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.rows import Batch, Row
+
+
+def plan(batch: Batch, updates: int, layout: BatchLayout) -> list[list[list[Row]]]:
+    """This process's rows as mini-batches of micro-batches. The same arguments give the same plan, so what is
+    annotated before an update is computed in the very micro-batches of the update."""
+    if not layout.orz_parity:
+        return [partition(rows, layout) for rows in batch.minibatches(updates)]
+    [rows] = batch.minibatches(1)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(42)).tolist()
+    packs = partition([rows[i] for i in order], layout)
+    each = max(1, len(packs) // updates)
+    return [packs[k * each : (k + 1) * each] for k in range(min(updates, len(packs) // each))]
+
+
+def partition(rows: Sequence[Row], layout: BatchLayout) -> list[list[Row]]:
+    """Rows of one mini-batch grouped for forwards. Packed: first-fit decreasing. Padded: neighbours in length."""
+    for row in rows:
+        if len(row) > layout.max_tokens:
+            raise ValueError(
+                f"a rollout of {len(row)} tokens does not fit layout.max_tokens={layout.max_tokens}: "
+                "raise it, or lower rollout.sampling.max_tokens"
+            )
+    ordered = list(rows) if layout.orz_parity else sorted(rows, key=lambda row: (-len(row), row.index))
+    if not layout.pack:
+        return _neighbours(ordered, layout.max_tokens)
+    packs: list[list[Row]] = []
+    room: list[int] = []
+    for row in ordered:
+        open_packs = range(len(packs) - 1, len(packs)) if layout.orz_parity else range(len(packs))
+        place = next((i for i in open_packs if i >= 0 and len(row) <= room[i]), None)
+        if place is None:
+            packs.append([row])
+            room.append(layout.max_tokens - len(row))
+        else:
+            packs[place].append(row)
+            room[place] -= len(row)
+    return packs
+
+
+def _neighbours(ordered: Sequence[Row], max_tokens: int) -> list[list[Row]]:
+    groups: list[list[Row]] = []
+    for row in ordered:
+        if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

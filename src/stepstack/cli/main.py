@@ -1,0 +1,72 @@
+"""`stepstack COMMAND`: finds the commands, reads the words, shows errors that are the user's to mend in one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from stepstack import __version__
+from stepstack.config import ConfigError
+from stepstack.generation.types import EngineError
+
+MANUAL = """StepFun's published training systems as recipes that run.
+
+  stepstack config                              the menu: every file in configs/
+  stepstack config orz-tiny --explain           every value, its origin and its meaning
+  stepstack launch orz-tiny seed=1 name=trial   train; killed, the same line goes on
+  stepstack launch orz-32b --dry-run            the accelerate line that would be typed
+  stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
+  stepstack sample stepvideo-tiny --image a.png --prompt "a red circle moves right"
+  stepstack votes clips/a clips/b --out votes   which of two models' clips? blind, in a browser
+  stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
+"""
+
+# The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
+EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError, EngineError)
+OWN = ("main", "common")  # files here that are no commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in args]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:  # argparse takes a list of words in one piece only; overrides may also follow a flag
+        args.overrides = [*args.overrides, *rest]
+    logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        return args.run(args)
+    except EXPECTED as error:
+        if args.verbose:
+            raise
+        hint = " (where: stepstack --verbose)" if type(error) is ValueError else ""
+        print(f"stepstack {args.command}: {error}{hint}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="stepstack", description=MANUAL, formatter_class=argparse.RawTextHelpFormatter)
+    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument("--verbose", action="store_true", help="log decisions, and show tracebacks of expected errors")
+    add_commands(top, "stepstack.cli", Path(__file__).parent, "command")
+    return top
+
+
+def add_commands(parser: argparse.ArgumentParser, package: str, folder: Path, dest: str) -> None:
+    """A subcommand for each file of ``folder``; a folder in it is a command with subcommands of its own."""
+    commands = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
+    for path in sorted(folder.iterdir()):
+        if path.stem.startswith(("_", ".")) or path.stem in OWN:
+            continue
+        module = import_module(f"{package}.{path.stem}")
+        sub = commands.add_parser(path.stem, help=module.HELP, description=module.HELP)
+        if path.is_dir():
+            add_commands(sub, module.__name__, path, path.stem)
+        else:
+            module.options(sub)
+            sub.set_defaults(run=module.run)

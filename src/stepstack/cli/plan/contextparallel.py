@@ -1,0 +1,30 @@
+"""`stepstack plan contextparallel`: the plan of a profile, as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "which rank computes which heads and queries of sparse attention, layer by layer (DSV)"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="lengths, sparsity and machines: see configs/plans")
+    parser.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="stronger than the file")
+    parser.add_argument("--json", action="store_true", help="the whole plan, with every rank's bytes and seconds")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
+    from stepstack import config
+    from stepstack.planning.contextparallel.job import Job, as_json, planned, table
+
+    job = config.read(Job, args.file, args.overrides)
+    # To stderr: a progress bar must not get into JSON.
+    bar = Console(stderr=True)
+    made = planned(job, lambda layers: track(layers, "layers", console=bar, transient=True))
+    print(json.dumps(as_json(job, made), indent=1) if args.json else table(job, made), end="\n" if args.json else "")
+    return 0

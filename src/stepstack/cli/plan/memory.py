@@ -1,0 +1,85 @@
+"""`stepstack plan memory`: what a config's DiT costs at a size and a length."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from recipes.protocol import load_config
+
+if TYPE_CHECKING:
+    from stepstack.planning.memory import Dit, Vae
+
+HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a config of the recipe stepvideo: its DiT and its machines")
+    parser.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="stronger than any file")
+    parser.add_argument("--frames", type=int, help="of a video; default: the config's")
+    parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="in pixels; default: the first of the config's")
+    parser.add_argument("--vae", choices=("config", "step-video"), default="config", help="that makes the latents")
+    parser.add_argument("--tflops", type=float, default=989.0, help="of a GPU at its peak in bfloat16 (H100: 989)")
+    parser.add_argument(
+        "--mfu", type=float, default=0.32, help="share of it reached, no recomputation; the paper's: 0.32"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from stepstack import config
+    from stepstack.planning.memory import Machine, cost, tokens
+
+    cfg: Any = load_config(args.name, args.overrides)
+    if cfg.recipe != "stepvideo":
+        raise config.ConfigError(f"{args.name} trains no video DiT: its recipe is {cfg.recipe}")
+    try:
+        height, width = (int(part) for part in args.size.split("x")) if args.size else cfg.sizes[0]
+    except ValueError:
+        raise config.ConfigError(f"--size {args.size}: write HEIGHTxWIDTH, such as 544x992") from None
+    frames, vae = args.frames or cfg.frames, vae_of(cfg, args.vae)
+    dit = dit_of(cfg, vae)
+    machine = Machine(
+        gpus=cfg.launch.processes, context=cfg.context, tflops=args.tflops, mfu=args.mfu, micro=cfg.micro,
+        ema=bool(cfg.dit.ema), precision=cfg.precision, again=cfg.dit.gradient_checkpointing,
+    )  # fmt: skip
+    made = cost(dit, tokens(frames, height, width, vae), machine)
+    passes = cfg.batch / (machine.gpus // machine.context * machine.micro)
+    known = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
+    stride = " x ".join(map(str, vae.stride))
+    for key, value in (
+        ("parameters", f"{dit.parameters:,}{known}"),
+        ("tokens of a video", f"{made.tokens:,} ({frames} frames of {height} x {width}, VAE {stride})"),
+        ("forward, linear", f"{made.linear / 1e15:.3g} PFLOP"),
+        ("forward, attention", f"{made.attention / 1e15:.3g} PFLOP ({made.attention / made.forward:.0%})"),
+        ("weights, gradients, moments", f"{made.states / 2**30:.3g} GiB a GPU, sharded over {machine.gpus}"),
+        ("tokens of a GPU", f"{made.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
+        ("activations", f"{made.activations / 2**30:.3g} GiB a GPU, {'recomputed' if machine.again else 'kept'}"),
+        (
+            "a step, by arithmetic",
+            f"{passes * made.seconds:.3g} s of {cfg.batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
+        ),
+    ):
+        print(f"{key:32} {value}")
+    return 0
+
+
+def vae_of(cfg: Any, choice: str) -> Vae:
+    """That the config encodes by, or Step-Video's own."""
+    from stepstack.planning.memory import PUBLISHED, STEP_VIDEO, Vae
+
+    if choice == "step-video":
+        return STEP_VIDEO
+    if cfg.vae.type == "tiny":
+        return Vae(stride=cfg.vae.patch, channels=cfg.vae.channels)
+    return replace(PUBLISHED[cfg.vae.type], chunk=cfg.vae.chunk)
+
+
+def dit_of(cfg: Any, vae: Vae) -> Dit:
+    from stepstack.planning.memory import Dit
+
+    shape = {
+        name: getattr(cfg.model, name) for name in ("layers", "heads", "head_width", "mlp", "with_image", "with_motion")
+    }
+    text = {"text": cfg.text.widths} if cfg.text.type == "words" else {}
+    return Dit(**shape, **text, text_tokens=cfg.text.lengths, channels=vae.channels)

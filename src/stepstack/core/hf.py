@@ -1,0 +1,57 @@
+"""The library model inside a wrapper, transformers' or diffusers': what the two do by other names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@runtime_checkable
+class DiffusersModel(Protocol):
+    """What is used of diffusers' ModelMixin, which is an extra and not imported here."""
+
+    def enable_gradient_checkpointing(self) -> None: ...
+
+    def save_config(self, save_directory: Path) -> None: ...
+
+
+def pretrained(module: nn.Module) -> Any:
+    """The Hugging Face model that a module is or wraps. TypeError where there is none."""
+    for child in module.modules():
+        if isinstance(child, PreTrainedModel | DiffusersModel):
+            return child
+    raise TypeError(f"{type(module).__name__} holds no model of transformers or diffusers")
+
+
+def enable_gradient_checkpointing(body: Any) -> None:
+    """Turn gradient checkpointing on."""
+    if isinstance(body, PreTrainedModel):
+        body.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        body.enable_gradient_checkpointing()
+
+
+def active_dropout(module: nn.Module, body: Any) -> Iterator[str]:
+    """Dropout that is not 0: modules, and the attention's, which is a number that no module shows."""
+    yield from (str(m) for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0)
+    if isinstance(body, PreTrainedModel) and (attention := body.config.to_dict().get("attention_dropout")):
+        yield f"attention_dropout={attention}"
+
+
+def save(body: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """What ``from_pretrained`` of the model's class loads: its config, and ``weights`` in place of its parameters."""
+    if isinstance(body, PreTrainedModel):
+        body.save_pretrained(folder, state_dict=dict(weights))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    body.save_config(folder)
+    module = cast(nn.Module, body)
+    kept = module.state_dict().keys()
+    buffers = {name: value.cpu() for name, value in module.named_buffers() if name in kept}
+    pattern = "diffusion_pytorch_model{suffix}.safetensors"
+    save_torch_state_dict({**weights, **buffers}, folder, filename_pattern=pattern, metadata={"format": "pt"})

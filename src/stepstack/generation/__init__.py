@@ -1,0 +1,1 @@
+"""Prompt in, response out: engines behind one protocol. Knows no RL."""

@@ -1,0 +1,72 @@
+"""Settings of generators. No torch.
+
+Each says, beside its numbers, what an evaluation must know of it: ``facts`` (plain JSON that tells how it computes),
+``samples_at_once`` (samples that it likes to be given together) and ``needs_weights`` (whether the model must be given
+with its weights; otherwise the engine reads them by itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from stepstack.config import Strict
+from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HfConfig(Strict):
+    """The model itself samples, in the training process: batched, with a KV cache."""
+
+    needs_weights: ClassVar[bool] = True
+
+    type: Literal["hf"] = "hf"
+    batch: PositiveInt = 256
+    """Rows that decode together."""
+    prefill: PositiveInt = 65536
+    """Prompt tokens, padding counted, that are read at a time: their attention takes memory."""
+    decoder: Literal["auto", "fused", "module"] = "auto"
+    """fused: our decoder of Qwen2 and Llama; module: any model; auto: fused where it can, and logs it."""
+
+    @property
+    def samples_at_once(self) -> int:
+        return self.batch
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"engine": "hf", "batch": self.batch, "decoder": self.decoder}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileGeneratorConfig(Strict):
+    """An engine of your own: a function in a Python file that returns a ``generation.types.Generator``."""
+
+    needs_weights: ClassVar[bool] = True
+
+    type: Literal["file"] = "file"
+    path: str
+    """Python file, from where the command is typed or from the repository."""
+    function: str = "build"
+    """Its function: ``build(lm, tokenizer, source, device, **options)``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function."""
+    batch: PositiveInt = 256
+    """Samples that an evaluation gives it at a time."""
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def samples_at_once(self) -> int:
+        return self.batch
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"engine": "file", "function": self.function, "options": self.options}
+
+
+GeneratorConfig = HfConfig | VllmConfig | VllmServerConfig | FileGeneratorConfig

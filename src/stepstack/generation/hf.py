@@ -1,0 +1,223 @@
+"""Sampling with a local model: batched, KV-cached, exact log-probabilities, finished rows leave the batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stepstack.generation.config import HfConfig
+from stepstack.generation.decode import Decoder, Fused, Module, unfit
+from stepstack.generation.decode_vision import FusedVision
+from stepstack.generation.types import Finish, Group, Prompt, Rollout, Sampling, response_budget, rollout_seed
+from stepstack.models.lm.policy import NEVER
+from stepstack.models.vision.policy import ImagePatcher
+
+log = logging.getLogger(__name__)
+
+MAY_STOP, STOPS = 1, 2  # what a token can do to its row
+
+
+class HfGenerator:
+    """Generator on this process's device, with its own copy of the weights."""
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        cfg: HfConfig,
+        device: torch.device | None = None,
+        *,
+        patcher: ImagePatcher | None = None,
+        banned: Sequence[int] = (),
+    ):
+        """Starts with the weights of ``lm``; where it has none (the meta device) ``load`` must come first. ``patcher``:
+        of a model that takes pictures; ``banned`` ids are never sampled."""
+        self.device = lm.device if device is None else device
+        self.tokenizer, self.cfg, self.version = tokenizer, cfg, 0
+        text = lm.config.get_text_config()
+        kind = cfg.decoder if cfg.decoder != "auto" else ("module" if unfit(text) else "fused")
+        log.info("hf generator: decoder %s (asked: %s) for %s", kind, cfg.decoder, lm.config.model_type)
+        self.decoder: Decoder
+        if kind == "fused":
+            if patcher is None:
+                self.decoder = Fused(text, self.device, lm.dtype)
+            else:
+                self.decoder = FusedVision(lm, patcher, self.device)
+            if lm.device.type != "meta":
+                self.decoder.load(lm.named_parameters())
+        else:
+            twin = deepcopy(lm)
+            twin.to(self.device)  # type: ignore[arg-type] # transformers' decorator hides the signature
+            self.decoder = Module(twin)
+        eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+        eos = lm.config.eos_token_id if eos is None else eos
+        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)
+        self.max_positions = text.max_position_embeddings
+        self.banned = torch.tensor(list(banned), dtype=torch.long, device=self.device)
+        self._tables: dict[tuple[str, ...], Tensor] = {}
+        self.vocab_size = text.vocab_size
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.decoder.load(weights)
+        self.version = version
+
+    def sleep(self) -> None:
+        """Nothing to lend: the cache lives only while a wave does."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error."""
+        for prompt in prompts:
+            response_budget(prompt, sampling, self.max_positions)
+        wave: list[Prompt] = []
+        for prompt in sorted(prompts, key=lambda p: len(p.ids)):
+            size = len(wave) + 1
+            if wave and (size * sampling.n > self.cfg.batch or size * len(prompt.ids) > self.cfg.prefill):
+                yield from self._wave(wave, sampling)
+                wave = []
+            wave.append(prompt)
+        if wave:
+            yield from self._wave(wave, sampling)
+
+    @torch.no_grad()
+    def _wave(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        n, rows = sampling.n, len(prompts) * sampling.n
+        width = max(len(p.ids) for p in prompts)
+        budgets = torch.tensor(
+            [response_budget(p, sampling, self.max_positions) for p in prompts], device=self.device
+        ).repeat_interleave(n)
+        horizon, shortest = int(budgets.max()), int(budgets.min())
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        pad = torch.tensor([width - len(p.ids) for p in prompts])
+        noise = self._noise(prompts, sampling, horizon)
+        kinds = self._kinds(sampling.stop)
+        alive = torch.arange(rows, device=self.device)  # rows that decode; some may have ended and not left yet
+        going = torch.ones_like(alive, dtype=torch.bool)
+        trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
+        ends: dict[int, tuple[int, Finish]] = {}
+        logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
+        for t in range(horizon):
+            if len(self.banned):
+                logits = logits.index_fill(-1, self.banned, NEVER)
+            token, logp = sample(logits, noise[t], sampling)
+            trail.append((alive, token, logp))
+            kind = kinds[token]
+            for at in ((kind > 0) & going).nonzero()[:, 0].tolist():
+                if kind[at] == STOPS or self._completes_stop(trail, at, sampling.stop):
+                    ends[int(alive[at])] = (t + 1, "stop")
+                    going[at] = False
+            if t + 1 >= shortest:
+                for at in ((budgets <= t + 1) & going).nonzero()[:, 0].tolist():
+                    ends[int(alive[at])] = (t + 1, "length")
+                    going[at] = False
+            if len(ends) == rows:
+                break
+            # Copying the cache costs about one step; leave when enough have ended to win it back.
+            if rows - len(ends) <= 0.8 * len(alive):
+                self.decoder.keep(going.nonzero()[:, 0])
+                alive, token, budgets, noise = alive[going], token[going], budgets[going], noise[:, going]
+                going = going[going]
+            logits = self.decoder.step(token)
+        yield from self._groups(prompts, sampling, *self._gathered(trail, rows), ends)
+
+    def _gathered(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], rows: int) -> tuple[list, list]:
+        """Tokens and log-probabilities by row; what a row sampled after its end is cut off by its length."""
+        tokens = torch.zeros(rows, len(trail), dtype=torch.long, device=self.device)
+        logps = torch.zeros(rows, len(trail), device=self.device)
+        for t, (alive, token, logp) in enumerate(trail):
+            tokens[alive, t], logps[alive, t] = token, logp
+        return tokens.tolist(), logps.tolist()
+
+    def _groups(self, prompts, sampling: Sampling, tokens: list, logps: list, ends: dict) -> Iterator[Group]:
+        for i, prompt in enumerate(prompts):
+            rollouts = []
+            for sample_index in range(sampling.n):
+                row = i * sampling.n + sample_index
+                length, finish = ends[row]
+                ids = tuple(tokens[row][:length])
+                rollouts.append(
+                    Rollout(
+                        prompt=prompt,
+                        sample=sample_index,
+                        ids=ids,
+                        logprobs=tuple(logps[row][:length]),
+                        text=response_text(self.tokenizer, ids, self.eos.tolist(), sampling.stop),
+                        finish=finish,
+                        version=self.version,
+                    )
+                )
+            yield Group(prompt, tuple(rollouts))
+
+    def _noise(self, prompts: Sequence[Prompt], sampling: Sampling, horizon: int) -> Tensor:
+        """Uniform noise [horizon, rows]; a column belongs to (seed, problem, sample) and to nothing else."""
+        rows = [
+            np.random.Generator(np.random.Philox(rollout_seed(sampling.seed, p.problem.index, s))).random(horizon)
+            for p in prompts
+            for s in range(sampling.n)
+        ]
+        return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
+
+    def _kinds(self, stop: tuple[str, ...]) -> Tensor:
+        """[V] STOPS for EOS and for tokens that hold a whole stop string, MAY_STOP for tokens that can be the last of
+        one (only those rows are decoded and searched), else 0."""
+        if stop not in self._tables:
+            texts = [str(self.tokenizer.decode([i], skip_special_tokens=False)) for i in range(len(self.tokenizer))]
+            can = [any(text.startswith(s[k:]) for s in stop for k in range(1, len(s))) for text in texts]
+            if not all(s.isascii() for s in stop):  # part of a letter of several bytes shows as a replacement mark
+                can = [known or "\ufffd" in text for known, text in zip(can, texts, strict=True)]
+            table = torch.zeros(max(len(can), self.vocab_size), dtype=torch.uint8, device=self.device)
+            table[: len(can)] = torch.tensor(can, device=self.device) * MAY_STOP
+            table[[i for i, text in enumerate(texts) if any(s in text for s in stop)]] = STOPS
+            table[self.eos] = STOPS
+            self._tables[stop] = table
+        return self._tables[stop]
+
+    def _completes_stop(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], at: int, stop: tuple[str, ...]) -> bool:
+        """True if the newest token of a row completed a stop string in the response (never in the prompt)."""
+        row, ids = trail[-1][0][at], []
+        for alive, token, _ in trail[-2 * max(len(s.encode()) for s in stop) :]:
+            ids.append(int(token[alive == row]))
+        tail = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        return any(s in tail for s in stop)
+
+
+def sample(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """(token [B], its log-probability [B]) by inverting the cumulative distribution at ``noise_B`` in [0, 1).
+
+    Greedy at temperature 0 (log-probability then at temperature 1). top_k and top_p cut the distribution, and the
+    log-probability is that of the cut one, as engines report it.
+    """
+    if sampling.temperature == 0:
+        logp = torch.log_softmax(logits_BV.float(), -1)
+        token = logp.argmax(-1)
+        return token, logp.gather(-1, token[:, None])[:, 0]
+    logp = torch.log_softmax(logits_BV.float() / sampling.temperature, -1)
+    if sampling.cuts:
+        logp = torch.log_softmax(_cut(logp, sampling), -1)
+    cumulative = logp.double().exp().cumsum(-1)
+    target = noise_B[:, None].double() * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def _cut(logp_BV: Tensor, sampling: Sampling) -> Tensor:
+    ordered, order = logp_BV.sort(-1, descending=True)
+    drop = ordered.exp().cumsum(-1) - ordered.exp() >= sampling.top_p  # the first token to cross top_p stays
+    if sampling.top_k > 0:
+        drop[:, sampling.top_k :] = True
+    return logp_BV.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
+
+
+def response_text(tokenizer, ids: Sequence[int], eos: Sequence[int], stop: Sequence[str]) -> str:
+    """Text of a response: without a final EOS, and ending with the first stop string where there is one."""
+    body = ids[:-1] if ids and ids[-1] in eos else ids
+    text = tokenizer.decode(list(body), skip_special_tokens=False)
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,53 @@
+"""Prompts: text to token ids, and the stream of training prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from stepstack.records import Picture
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pictured:
+    """Pictures and what is asked of them; the recipe of the model knows how to put it."""
+
+    pictures: tuple[Picture, ...]
+    text: str
+
+
+# Plain text that the model continues, a chat that the model's own template renders, or a question about pictures.
+Request = str | Sequence[Message] | Pictured
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that a prompt needs."""
+
+    bos_token_id: int | None
+
+    def __call__(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> dict[str, list[int]]: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict], *, add_generation_prompt: bool, tokenize: bool, return_dict: bool
+    ) -> Any: ...
+
+
+def encode(request: str | Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Token ids of a prompt, in training and in evaluation alike.
+
+    Plain text: exactly one BOS where the tokenizer has one, whether or not it adds one itself, and the names of special
+    tokens are read as text. A chat: what the template makes of it, open for the assistant's turn.
+    """
+    if isinstance(request, str):
+        ids = tokenizer(request, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return (*(() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), *ids)
+    turns = [message._asdict() for message in request]
+    return tuple(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))

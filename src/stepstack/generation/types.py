@@ -1,0 +1,126 @@
+"""The words of RL: prompt, rollout, group, sampling, reward, generator. No torch at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from stepstack.config import Strict
+from stepstack.records import Picture, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem as the model reads it. ``ids`` are exactly the tokens every engine gets: nobody tokenises again; each
+    of ``pictures`` has its image tokens among them, in order."""
+
+    problem: Problem
+    ids: tuple[int, ...]
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling(Strict):
+    """How to sample. ``logprobs`` of a rollout are those of this distribution, temperature applied.
+
+    temperature 0 is greedy. ``max_tokens`` bounds the response; ``max_length`` bounds prompt plus response
+    (None: no bound beyond the model's own). Seeds are per rollout, derived from (seed, problem index, sample), so a
+    result depends neither on the batch nor on the number of processes.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 64
+    max_length: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the distribution is cut before it is sampled."""
+        return self.top_k > 0 or self.top_p < 1
+
+    def replace(self, **changes) -> Sampling:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response.
+
+    ``ids`` are the engine's tokens, EOS included when it was emitted, up to the token that completes a stop string;
+    ``text`` ends with that stop string. ``finish`` is "stop" for EOS or a stop string, else "length".
+    ``logprobs[i]`` belongs to ``ids[i]``. ``version`` is the policy version that sampled it.
+    """
+
+    prompt: Prompt
+    sample: int
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: Finish
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The n rollouts of one prompt, ordered by ``sample``."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+class Generator(Protocol):
+    """The one seam behind which any engine samples."""
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that prompt and response may have together."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+        """Yield a group as soon as its n rollouts have ended, in any order."""
+        ...
+
+    def sleep(self) -> None:
+        """Lend the device's memory to training until the next ``load``; an engine that holds none does nothing."""
+        ...
+
+    def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new policy weights under their Hugging Face names; ``version`` marks the rollouts that follow."""
+        ...
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot do what was asked: the message names it and what to do."""
+
+
+def response_budget(prompt: Prompt, sampling: Sampling, limit: int) -> int:
+    """Tokens that a response to ``prompt`` may have within the model's ``limit``; ValueError if none."""
+    limit = min(limit, sampling.max_length or limit)
+    left = min(sampling.max_tokens, limit - len(prompt.ids))
+    if left < 1:
+        raise ValueError(
+            f"prompt {prompt.problem.index} has {len(prompt.ids)} tokens and leaves no room within {limit}: "
+            "lower prompt.max_tokens, which drops it when the data is loaded, or raise max_length (and max_model_len)"
+        )
+    return left
+
+
+def rollout_seed(seed: int, index: int, sample: int) -> int:
+    """63-bit seed of one rollout (splitmix64 over the triple), the same in every engine that takes seeds."""
+    x = 0
+    for part in (seed, index, sample):
+        x = (x ^ (part & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        x ^= x >> 31
+    return x >> 1

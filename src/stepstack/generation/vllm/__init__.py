@@ -1,0 +1,1 @@
+"""vLLM as a generator, in the training process or behind HTTP."""

@@ -1,0 +1,1 @@
+"""Comparisons by people: pairs, blind votes, their table."""

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness both ways: its tasks here, ours there."""

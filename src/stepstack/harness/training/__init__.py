@@ -1,0 +1,1 @@
+"""Evaluation around a training run: before, during, after."""

@@ -1,0 +1,68 @@
+"""`stepstack eval --checkpoints`: the curve of a run's checkpoints, on a set that may choose among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from stepstack.config import ConfigError, RunConfig
+from stepstack.core import checkpoint, weights
+from stepstack.core.types import ProcessGroup
+from stepstack.harness.engines.generator import GeneratorEngine
+from stepstack.harness.suite import SuiteOptions, evaluate_all
+from stepstack.harness.summary import figure
+from stepstack.harness.task import Task
+
+
+def whole(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every whole checkpoint of a run, oldest first. ConfigError where it keeps none."""
+    places = [(step, place) for step, place in checkpoint.newest_first(folder / "checkpoints")][::-1]
+    places = [(step, place) for step, place in places if checkpoint.problem(place) is None]
+    if not places:
+        raise ConfigError(f"{folder / 'checkpoints'} holds no whole checkpoint: train with save.every and save.keep")
+    return places
+
+
+def run(
+    cfg: RunConfig,
+    places: Sequence[tuple[int, Path]],
+    engine: GeneratorEngine,
+    world: ProcessGroup,
+    *,
+    own: Sequence[Task],
+    tasks: Sequence[str],
+    options: SuiteOptions,
+) -> None:
+    """Evaluate each checkpoint on ``tasks`` into runs/<name>/evals/checkpoints/step-<n>, and print the table. The test
+    sets are not for this: what chose a checkpoint cannot judge it."""
+    table = Table(title=f"{cfg.name}: checkpoints on {', '.join(tasks)}")
+    for column in ("step", "task", "metric", "value", "stderr"):
+        table.add_column(column)
+    for step, place in places:
+        values = dict(weights.read(place, role="actor"))
+        engine.generator.load(values.items(), version=step)
+        model = {"name": f"{cfg.name} step {step}", "sha256": hash_of(values)}
+        root = cfg.folder / "evals" / "checkpoints" / place.name
+        about = {"step": step}
+        for _, result in evaluate_all(
+            tasks, engine, world, own=own, root=root, model=model, options=options, about=about
+        ):
+            first = result["metrics"][0]
+            table.add_row(str(step), result["task"], first["name"], figure(first["value"]), figure(first["stderr"]))
+    if world.rank == 0:
+        Console().print(table)
+
+
+def hash_of(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors."""
+    total = hashlib.sha256()
+    for name in sorted(weights):
+        total.update(name.encode())
+        total.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,151 @@
+"""What a run has learned, on its tasks before and after: evaluations, a table, the run's report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stepstack.config import digest
+from stepstack.core.run import FREE, Run
+from stepstack.harness.answers import Sample, by_question, read
+from stepstack.harness.engine import Engine
+from stepstack.harness.model import folder_of, record
+from stepstack.harness.suite import evaluate_all
+from stepstack.harness.task import Task
+from stepstack.report import jsonl, viewer
+from stepstack.report.html import Report
+
+WHEN = ("before", "after")
+SHOWN = 6  # samples in the terminal; four times as many in the report
+
+Result = tuple[Path, dict[str, Any]]
+Columns = Mapping[str, Mapping[str, Result]]  # moment -> task -> (folder, result)
+
+
+def measure(run: Run, when: str, engine: Engine, source: str, own: Sequence[Task]) -> None:
+    """Evaluate the config's ``evals`` with the weights that the engine has now, into runs/<name>/evals/<when>.
+
+    ``source``: the folder or hub name of these weights.
+    """
+    model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
+    about = {"config": digest(run.config, FREE), "step": run.step}
+    place = run.dir / "evals" / when
+    evaluate_all(run.config.evals, engine, run, own=own, root=place, model=model, about=about)
+
+
+def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
+    """Print the before/after table and samples; write the run's report."""
+    if not run.is_main:
+        return
+    before, after = (results(run.dir / "evals" / when) for when in WHEN)
+    console = Console()
+    table = Table(title=f"{run.config.name}: held-out problems, before and after")
+    for column in ("task", "", *WHEN):
+        table.add_column(column, justify="right" if column in WHEN else "left")
+    for row in outcome_rows(before, after):
+        table.add_row(*row)
+    console.print(table)
+    for pair in side_by_side(before, after)[:SHOWN]:
+        console.print(f"[bold]{pair[0].problem}[/bold]  (answer {pair[0].gold})", highlight=False)
+        for label, sample in zip(WHEN, pair, strict=True):
+            mark = "right" if sample.score else "wrong"
+            console.print(f"  {label} [{mark}] ", end="", markup=False, highlight=False)
+            console.print(sample.text, markup=False, highlight=False)
+    page = write_report(run.dir)
+    console.print(f"report: {page}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
+
+
+def results(place: Path) -> dict[str, Result]:
+    """Finished evaluations under a folder: task -> (folder, result), in order of the task's name."""
+    found = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
+    return {result["task"]: (folder, result) for folder, result in found}
+
+
+def outcome_rows(*columns: Mapping[str, Result]) -> list[tuple[str, ...]]:
+    """Per task that all have: its first metric, response length and share of truncated responses, a column a moment."""
+    rows = []
+    for task in common(*columns):
+        done = [column[task][1] for column in columns]
+        rows += [
+            (task, done[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in done)),
+            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in done)),
+            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in done)),
+        ]
+    return rows
+
+
+def side_by_side(*columns: Mapping[str, Result]) -> list[tuple[Sample, ...]]:
+    """The first sample of each question of the first task that all have, at each moment."""
+    tasks = common(*columns)
+    return list(zip(*(_first_samples(column[tasks[0]][0]) for column in columns), strict=True)) if tasks else []
+
+
+def common(*columns: Mapping[str, Result]) -> list[str]:
+    """Tasks that were evaluated at every moment: a run may go on with other ``evals`` than it began with."""
+    return [task for task in columns[0] if all(task in column for column in columns)]
+
+
+def write(
+    folder: Path, curves: Mapping[str, Sequence[str]], show: Callable[[Report, Columns], None] | None = None
+) -> Path:
+    """runs/<name>/report.html from what stands in the folder; a run that is not over has no "after".
+
+    runs/<name>/samples.html has every sample. ``curves``: title -> the metrics drawn together; ``show`` adds what is
+    the recipe's own, in place of the table of texts.
+    """
+    run = json.loads((folder / "config.json").read_text())
+    metrics = folder / "metrics.jsonl"
+    rows = list(jsonl.read(metrics)) if metrics.is_file() else []
+    report = Report(run["config"]["name"])
+    columns = {when: found for when in WHEN if (found := results(folder / "evals" / when))}
+    if columns:
+        report.table("Held-out problems", ("task", "", *columns), outcome_rows(*columns.values()))
+        places = {when: [place for place, _ in column.values()] for when, column in columns.items()}
+        report.link("Every sample, side by side", viewer.write(folder / "samples.html", places).name)
+    if columns and show is not None:
+        show(report, columns)
+    report.curves("Curves", rows, curves)
+    if curve := checkpoint_rows(folder):
+        figures = sorted({name for row in curve for name in row} - {"step"})
+        report.curves("Checkpoints", curve, {name: (name,) for name in figures})
+    report.stack("Where a step's seconds go", rows, "time/")
+    if columns and show is None:
+        shown = side_by_side(*columns.values())[: 4 * SHOWN]
+        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in shown]
+        report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
+    report.details("Configuration and provenance", run)
+    return report.write(folder / "report.html")
+
+
+def checkpoint_rows(folder: Path) -> list[dict[str, float]]:
+    """Step and first figure of each task, by "task metric", of checkpoints scored by `stepstack eval --checkpoints`."""
+    rows = []
+    for place in sorted(folder.glob("evals/checkpoints/step-*")):
+        row = {}
+        for _, result in results(place).values():
+            first = result["metrics"][0]
+            row["step"] = float(result["step"])
+            if first["value"] is not None:
+                row[f"{result['task']} {first['name']}"] = first["value"]
+        if row:
+            rows.append(row)
+    return rows
+
+
+def _first_samples(folder: Path) -> list[Sample]:
+    return [question[0] for question in by_question(read(folder / "samples.jsonl"))]
+
+
+def _figure(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return "-"
+    return f"{metric['value']:.3f}" + ("" if metric["stderr"] is None else f" ± {metric['stderr']:.3f}")
+
+
+def _marked(sample: Sample) -> str:
+    return f"{'✓' if sample.score else '✗'} {sample.text}"

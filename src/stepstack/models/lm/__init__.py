@@ -1,0 +1,1 @@
+"""Language models: policy, value head, tiny ones."""

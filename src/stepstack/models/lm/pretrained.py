@@ -1,0 +1,49 @@
+"""Models of transformers by hub name or folder: the weights, or the same model without them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from stepstack.config import ConfigError
+from stepstack.models.lm.config import Pretrained
+
+log = logging.getLogger(__name__)
+
+
+def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """The model with its weights; ``auto`` is the Auto class of its task.
+
+    ConfigError where the folder lacks weights of the model, or has them in another shape: transformers would draw them
+    at random.
+    """
+    lm, info = auto.from_pretrained(
+        cfg.path,
+        revision=cfg.revision,
+        attn_implementation=cfg.attention,
+        dtype=getattr(torch, cfg.dtype),
+        output_loading_info=True,
+    )
+    lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if lacking:
+        raise ConfigError(
+            f"{cfg.path} lacks {len(lacking)} of the model's weights, or has them in another shape: "
+            f"{', '.join(lacking[:5])}: give a folder that was saved whole"
+        )
+    if info["unexpected_keys"]:
+        log.warning("%s holds weights that the model does not have: %s", cfg.path, sorted(info["unexpected_keys"])[:5])
+    return lm
+
+
+def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
+    """The same model without its weights; on the meta device it takes no memory."""
+    config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
+    return auto.from_config(config, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype))
+
+
+def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer."""
+    return AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)

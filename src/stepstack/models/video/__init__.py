@@ -1,0 +1,1 @@
+"""Video diffusion: DiT, VAE, encoders of prompts, DSV."""

@@ -1,0 +1,146 @@
+"""A look at one attention's true scores on sampled queries: the predictor's gradient, and how sparse each head is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stepstack.models.video.dsv import profiler
+from stepstack.models.video.dsv.layout import CubeLayout
+from stepstack.models.video.dsv.predictor import LowRankPredictor, low_rank, score_loss
+from stepstack.ops.select import low_rank_selection, pooled_selection
+from stepstack.ops.selection import Blocks
+
+SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
+
+# What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
+# low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
+# takes; the second ratio for pooled selection; share of all score pairs that the choice computes.
+SEEN = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
+
+
+@dataclass(eq=False)
+class Observation:
+    """Sums over the forward passes of one step. ``seen_MH``: SEEN by head; ``gradients``: of the predictor."""
+
+    count: int
+    loss: Tensor
+    seen_MH: Tensor
+    gradients: list[Tensor]
+
+    def __add__(self, other: Observation) -> Observation:
+        gradients = [a + b for a, b in zip(self.gradients, other.gradients, strict=True)]
+        return Observation(self.count + other.count, self.loss + other.loss, self.seen_MH + other.seen_MH, gradients)
+
+
+def observe(
+    predictor: LowRankPredictor,
+    x_BSC: Tensor,
+    q_BHSD: Tensor,
+    k_BHSD: Tensor,
+    layout: CubeLayout,
+    sampled: Tensor,
+    mass: float,
+    sparsity_H: Tensor | None,
+) -> Observation:
+    """``sampled``: ascending query cubes, int64. ``sparsity_H``: that selections are judged at; None: at what is seen.
+
+    The backward of the predictors' loss runs here, piece by piece, so that no more than a piece of the sampled scores
+    is ever held. The model's graph neither keeps nor feels any of it.
+    """
+    with own_graph(q_BHSD.device.type):
+        query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
+        low = low_rank(x_BSC.detach(), query, key, predictor.heads, layout.angles)
+        low_q, low_k = (layout.to_cubes(y.detach()).requires_grad_() for y in low)
+        q, k = (layout.to_cubes(y.detach()).float() for y in (q_BHSD, k_BHSD))
+        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, layout.blocks, sampled, mass)
+        back = [layout.to_model(leaf.grad) for leaf in (low_q, low_k) if leaf.grad is not None]
+        gradients = torch.autograd.grad(low, (query, key), back)
+    with torch.no_grad():
+        seen = judge((low_q, low_k), (q, k), layout.blocks, sampled, share_BHQK, mass, sparsity_H)
+    return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
+
+
+def on_pieces(
+    low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key
+    cube for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
+    low_q, low_k = low
+    scale, total = q.shape[-1] ** -0.5, int(blocks.lengths[sampled].sum())
+    loss, sparsity_H, shares = q.new_zeros(()), q.new_zeros(q.shape[1]), []
+    for rows, cube in pieces(blocks, sampled, q.shape[0] * q.shape[1] * blocks.tokens):
+        true = (q[:, :, rows] * scale) @ k.transpose(-1, -2)
+        part = score_loss(low_q[:, :, rows] @ low_k.transpose(-1, -2), true) * (len(rows) / total)
+        part.backward(inputs=low)
+        with torch.no_grad():
+            loss += part
+            share = true.softmax(-1)
+            sparsity_H += profiler.sparsity(share, mass).mean(0).sum(-1) / total
+            shares.append(mean_by(profiler.by_key_block(share, blocks), cube))
+    return loss, sparsity_H, torch.cat(shares, 2)
+
+
+def judge(
+    low: tuple[Tensor, Tensor],
+    qk: tuple[Tensor, Tensor],
+    blocks: Blocks,
+    sampled: Tensor,
+    share_BHQK: Tensor,
+    mass: float,
+    sparsity_H: Tensor | None,
+) -> list[Tensor]:
+    """SEEN without its first, each [H]: averages over the batch and the sampled query cubes."""
+    found_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
+    at_H = found_H if sparsity_H is None else sparsity_H
+    keep_H = profiler.kept(at_H, blocks.count)
+    chosen = low_rank_selection(*low, blocks, blocks, keep_H)
+    pooled = pooled_selection(*qk, blocks, blocks, keep_H)
+    best = profiler.top_mask(share_BHQK, keep_H)
+    ceiling = held(share_BHQK, best)
+    mine, other = (s.mask()[:, :, sampled] for s in (chosen, pooled))
+    overlap = (mine & best).sum(-1) / best.sum(-1)
+    of_heads = (held(share_BHQK, mine), held(share_BHQK, mine) / ceiling, overlap, held(share_BHQK, other) / ceiling)
+    return [found_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
+
+
+def held(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
+    return (share_BHQK * mask_BHQK).sum(-1)
+
+
+def sample(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
+    """One in ``factor`` of the blocks, at random and ascending, at least one."""
+    count = max(1, blocks.count // factor)
+    chosen = torch.randperm(blocks.count, generator=generator)[:count].sort().values
+    return chosen.to(blocks.starts.device)
+
+
+def pieces(blocks: Blocks, sampled: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens of the sampled blocks, and the place among its piece's of the block each is in, so many blocks at a time
+    that their scores, ``width`` a token, stay below SCORES (one block at least)."""
+    step = max(1, SCORES // (width * blocks.size))
+    for part in sampled.split(step):
+        lengths = blocks.lengths[part]
+        cube = torch.arange(len(part), device=part.device).repeat_interleave(lengths)
+        first = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)[:-1]))
+        yield torch.arange(len(cube), device=part.device) - first[cube] + blocks.starts[:-1][part][cube], cube
+
+
+def mean_by(share_BHSK: Tensor, group_S: Tensor) -> Tensor:
+    """Mean over the queries of each group, [B, H, groups, K]."""
+    counts = torch.bincount(group_S)
+    summed = share_BHSK.new_zeros(*share_BHSK.shape[:2], len(counts), share_BHSK.shape[-1])
+    return summed.index_add_(2, group_S, share_BHSK) / counts[:, None]
+
+
+@contextmanager
+def own_graph(device: str) -> Iterator[None]:
+    """Autograd apart from the model's: with gradients even where a reentrant checkpoint has turned them off, without
+    autocast, and with plain saved tensors, which a checkpoint's hooks would throw away and recompute."""
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.enable_grad(), torch.autocast(device, enabled=False), keep:
+        yield

@@ -1,0 +1,240 @@
+"""Videos to latents and back: a small causal VAE that trains, and diffusers' behind the same protocol.
+
+Shapes: B batch, F frames, C channels, H W height and width. Videos are floats in [-1, 1], RGB; latents are normalised
+to mean 0 and deviation 1 a channel, as the DiT sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stepstack.models.video.grid import Grid, grid_of
+
+KEEP = 0.6  # of a frame at a border of two chunks; the rest is its neighbour's (Step-Video's decoder)
+
+
+class VideoCodec(Protocol):
+    """What turns videos into latents. ``stride``: frames, rows and columns of a latent voxel."""
+
+    channels: int
+    stride: Grid
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """Of the latents. ValueError for a size that it cannot encode, with the nearest that it can."""
+        ...
+
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        """The posterior's mean; a single frame gives a single latent frame, the same as that of a video's first."""
+        ...
+
+    def decode(self, latents_BFCHW: Tensor) -> Tensor: ...
+
+
+class Norm(nn.Module):
+    """RMS over channels, voxel by voxel: a norm over frames would let the future in."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return F.normalize(x_BCFHW, dim=1) * x_BCFHW.shape[1] ** 0.5 * self.weight
+
+
+class CausalConv(nn.Conv3d):
+    """3 x 3 x 3, that sees this frame and the two before it."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=(0, 1, 1))
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return super().forward(F.pad(x_BCFHW, (0, 0, 0, 0, 2, 0)))
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            Norm(channels), nn.SiLU(), CausalConv(channels), Norm(channels), nn.SiLU(), CausalConv(channels)
+        )
+
+    def forward(self, x_BCFHW: Tensor) -> Tensor:
+        return x_BCFHW + self.body(x_BCFHW)
+
+
+class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A causal VAE of patches: ``patch`` frames, rows and columns become a voxel, the first frame one by itself, behind
+    frames of zeros. So 1 + n * patch[0] frames give 1 + n latent frames. Beside the network a linear shortcut leads in
+    and out, without which a small form is not seen for long."""
+
+    @register_to_config
+    def __init__(
+        self, patch: tuple[int, int, int] = (2, 8, 8), channels: int = 16, width: int = 96, blocks: int = 2
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.patch: Grid = (patch[0], patch[1], patch[2])  # a list, where it was loaded
+        voxel = 3 * patch[0] * patch[1] * patch[2]
+        self.patch_in, self.patch_out = nn.Linear(voxel, width), nn.Linear(width, voxel)
+        self.encoder, self.decoder = (nn.Sequential(*(Residual(width) for _ in range(blocks))) for _ in range(2))
+        self.norm_encoder, self.norm_decoder = Norm(width), Norm(width)
+        self.short_in, self.short_out = nn.Linear(voxel, channels), nn.Linear(channels, voxel)
+        self.moments, self.widen = nn.Conv3d(width, 2 * channels, 1), nn.Conv3d(channels, width, 1)
+        self.register_buffer("mean_C", torch.zeros(channels))
+        self.register_buffer("std_C", torch.ones(channels))
+
+    def posterior(self, video_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, log-variance) [B, C, F, H, W], not normalised. ValueError for a size that is no whole number of
+        patches."""
+        grid_of(video_BFCHW.shape[1], video_BFCHW.shape[3], video_BFCHW.shape[4], self.patch)
+        t, h, w = self.patch
+        video = F.pad(video_BFCHW, (0, 0, 0, 0, 0, 0, t - 1, 0))
+        voxels = video.unflatten(1, (-1, t)).unflatten(4, (-1, h)).unflatten(6, (-1, w))  # B F t C H h W w
+        flat = voxels.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)  # B F H W voxel
+        x = self.encoder(self.patch_in(flat).permute(0, 4, 1, 2, 3))
+        mean, logvar = self.moments(F.silu(self.norm_encoder(x))).chunk(2, 1)
+        return mean + self.short_in(flat).permute(0, 4, 1, 2, 3), logvar.clamp(-20, 10)
+
+    def reconstruct(self, z_BCFHW: Tensor) -> Tensor:
+        """The video of latents that are not normalised."""
+        x = F.silu(self.norm_decoder(self.decoder(self.widen(z_BCFHW))))
+        t, h, w = self.patch
+        flat = self.patch_out(x.permute(0, 2, 3, 4, 1)) + self.short_out(z_BCFHW.permute(0, 2, 3, 4, 1))
+        voxels = flat.unflatten(4, (t, 3, h, w))  # B F H W t C h w
+        video = voxels.permute(0, 1, 4, 5, 2, 6, 3, 7)
+        return video.flatten(6).flatten(4, 5).flatten(1, 2)[:, t - 1 :]
+
+    def forward(self, video_BFCHW: Tensor, noise_BCFHW: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, mean, log-variance); of a sample where ``noise`` is given, else of the mean."""
+        mean, logvar = self.posterior(video_BFCHW)
+        z = mean if noise_BCFHW is None else mean + (0.5 * logvar).exp() * noise_BCFHW
+        return self.reconstruct(z), mean, logvar
+
+    @torch.no_grad()
+    def calibrate(self, video_BFCHW: Tensor) -> None:
+        """Take the latents' mean and deviation from a batch of videos."""
+        mean = self.posterior(video_BFCHW)[0]
+        self.mean_C.copy_(mean.mean((0, 2, 3, 4)))
+        self.std_C.copy_(mean.std((0, 2, 3, 4)))
+
+
+class TinyCodec:
+    """``TinyVae`` as a codec."""
+
+    def __init__(self, vae: TinyVae):
+        self.vae, self.channels, self.stride = vae, vae.channels, vae.patch
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return grid_of(frames, height, width, self.stride)
+
+    @torch.no_grad()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        z = self.vae.posterior(video_BFCHW)[0].transpose(1, 2)
+        return (z - _wide(self.vae.mean_C)) / _wide(self.vae.std_C)
+
+    @torch.no_grad()
+    def decode(self, latents_BFCHW: Tensor) -> Tensor:
+        z = latents_BFCHW * _wide(self.vae.std_C) + _wide(self.vae.mean_C)
+        return self.vae.reconstruct(z.transpose(1, 2))
+
+
+class WanCodec:
+    """diffusers' AutoencoderKLWan: causal, 4 frames x 8 x 8, the first frame by itself."""
+
+    def __init__(self, vae: Any):
+        self.vae, cfg = vae, vae.config
+        self.channels: int = cfg.z_dim
+        self.stride: Grid = (cfg.scale_factor_temporal, cfg.scale_factor_spatial, cfg.scale_factor_spatial)
+        self.mean_C, self.std_C = torch.tensor(cfg.latents_mean), torch.tensor(cfg.latents_std)
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return grid_of(frames, height, width, self.stride)
+
+    @torch.no_grad()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        self.grid(video_BFCHW.shape[1], *video_BFCHW.shape[3:])
+        z = self.vae.encode(video_BFCHW.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+        return (z - _wide(self.mean_C, z)) / _wide(self.std_C, z)
+
+    @torch.no_grad()
+    def decode(self, latents_BFCHW: Tensor) -> Tensor:
+        z = latents_BFCHW * _wide(self.std_C, latents_BFCHW) + _wide(self.mean_C, latents_BFCHW)
+        return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
+
+
+class DcCodec:
+    """diffusers' AutoencoderDC, a deep-compression VAE of images: every frame by itself."""
+
+    def __init__(self, vae: Any):
+        self.vae = vae
+        self.channels: int = self.vae.config.latent_channels
+        self.scale: float = self.vae.config.scaling_factor
+        self.stride: Grid = (1, self.vae.spatial_compression_ratio, self.vae.spatial_compression_ratio)
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return grid_of(frames, height, width, self.stride)
+
+    @torch.no_grad()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        self.grid(video_BFCHW.shape[1], *video_BFCHW.shape[3:])
+        return self.vae.encode(video_BFCHW.flatten(0, 1)).latent.unflatten(0, video_BFCHW.shape[:2]) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_BFCHW: Tensor) -> Tensor:
+        return self.vae.decode(latents_BFCHW.flatten(0, 1) / self.scale).sample.unflatten(0, latents_BFCHW.shape[:2])
+
+
+class ChunkedCodec:
+    """Step-Video's layout: chunks of 17 frames that know nothing of each other, 3 latent frames each, whose border
+    frames are mixed on decoding. ``inner`` must encode a chunk, and a frame by itself."""
+
+    def __init__(self, inner: VideoCodec, frames: int = 17):
+        self.inner, self.frames = inner, frames
+        self.channels, self.stride = inner.channels, inner.stride
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        if frames != 1 and frames % self.frames:
+            near = max(1, round(frames / self.frames)) * self.frames
+            raise ValueError(f"{frames} frames are not whole chunks of {self.frames}: take {near}, or 1 for an image")
+        chunks = frames // self.frames or 1
+        one = self.inner.grid(min(frames, self.frames), height, width)
+        return chunks * one[0], one[1], one[2]
+
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        batch, frames, _, height, width = video_BFCHW.shape
+        self.grid(frames, height, width)
+        chunks = video_BFCHW.unflatten(1, (-1, min(frames, self.frames))).flatten(0, 1)
+        return self.inner.encode(chunks).unflatten(0, (batch, -1)).flatten(1, 2)
+
+    def decode(self, latents_BFCHW: Tensor) -> Tensor:
+        batch, count = latents_BFCHW.shape[:2]
+        each = self.inner.grid(self.frames, self.stride[1], self.stride[2])[0]
+        if count == 1:
+            return self.inner.decode(latents_BFCHW)
+        if count % each:
+            raise ValueError(f"{count} latent frames are not whole chunks of {each}")
+        chunks = self.inner.decode(latents_BFCHW.unflatten(1, (-1, each)).flatten(0, 1))
+        return mix(chunks.unflatten(0, (batch, -1)))
+
+
+def mix(chunks_BNFCHW: Tensor) -> Tensor:
+    """Chunks end to end, the last frame of one and the first of the next drawn towards each other: 0.6 of itself and
+    0.4 of the other's, the later one first, as Step-Video's decoder does."""
+    chunks = chunks_BNFCHW.clone()
+    back, front = chunks[:, 1:, 0].clone(), chunks[:, :-1, -1].clone()
+    back = KEEP * back + (1 - KEEP) * front
+    chunks[:, 1:, 0] = back
+    chunks[:, :-1, -1] = KEEP * front + (1 - KEEP) * back
+    return chunks.flatten(1, 2)
+
+
+def _wide(values_C: Tensor, like: Tensor | None = None) -> Tensor:
+    """For latents [B, F, C, H, W]."""
+    values_C = values_C if like is None else values_C.to(like)
+    return values_C[:, None, None]

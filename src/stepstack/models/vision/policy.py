@@ -1,0 +1,149 @@
+"""Qwen2-VL and Qwen2.5-VL as policies: pictures in prompts, three-part positions, image tokens that are never sampled.
+
+No torchvision: transformers' PIL image processors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stepstack.models.lm.policy import Policy
+from stepstack.scoring.vision.spatial import smart_resize
+
+if TYPE_CHECKING:
+    from stepstack.records import Picture
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+KEPT = 1 << 28  # bytes of patches that a patcher remembers
+Grid = tuple[int, int, int]  # patches of a picture: frames, rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """One picture as the vision tower takes it: pixels [rows * columns, channels * 2 * patch * patch]."""
+
+    pixels: Tensor
+    grid: Grid
+
+
+class ImagePatcher:
+    """Pictures -> patches, by the model's own image processor; the latest are remembered."""
+
+    def __init__(self, processor: Any):
+        """``processor``: a Qwen2VLImageProcessorPil."""
+        self.processor = processor
+        self._kept: OrderedDict[Picture, Patches] = OrderedDict()
+        self._bytes = 0
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Of a picture of (width, height) pixels, without reading it."""
+        p = self.processor
+        width, height = smart_resize(
+            *size, p.patch_size * p.merge_size, p.size["shortest_edge"], p.size["longest_edge"]
+        )
+        return 1, height // p.patch_size, width // p.patch_size
+
+    @property
+    def merge(self) -> int:
+        """Patches a side that become one token."""
+        return self.processor.merge_size
+
+    def patches(self, picture: Picture) -> Patches:
+        if picture in self._kept:
+            self._kept.move_to_end(picture)
+            return self._kept[picture]
+        made = self.processor(images=[picture.image()], return_tensors="pt")
+        frames, rows, columns = made["image_grid_thw"][0].tolist()
+        found = self._kept[picture] = Patches(made["pixel_values"], (frames, rows, columns))
+        self._bytes += found.pixels.nbytes
+        while self._bytes > KEPT and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
+        return found
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Image tokens of a picture of (width, height) pixels."""
+        frames, rows, columns = self.grid(size)
+        return frames * rows * columns // self.merge**2
+
+
+def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge: int) -> Tensor:
+    """[3, T] frame, row and column position of each token (Qwen2-VL, section 2.1: M-RoPE).
+
+    Text counts up in all three; a picture's tokens count from where the text stopped, each in its own direction, and
+    text goes on after the longest. ValueError where image tokens and pictures do not match: cut, or sampled.
+    """
+    is_image = torch.tensor(ids) == image_token
+    wanted = sum(frames * rows * columns // merge**2 for frames, rows, columns in grids)
+    if int(is_image.sum()) != wanted:
+        raise ValueError(f"{int(is_image.sum())} image tokens in the text, but its {len(grids)} pictures have {wanted}")
+    parts, at, now = [], 0, 0
+    for frames, rows, columns in grids:
+        rows, columns = rows // merge, columns // merge
+        start = at + int(is_image[at:].int().argmax())
+        parts.append(torch.arange(now, now + start - at).expand(3, -1))
+        now += start - at
+        axes = torch.meshgrid(torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij")
+        parts.append(torch.stack(axes).flatten(1) + now)
+        at, now = start + frames * rows * columns, now + max(rows, columns)
+    parts.append(torch.arange(now, now + len(ids) - at).expand(3, -1))
+    return torch.cat(parts, dim=1)
+
+
+def features(tower: torch.nn.Module, patcher: ImagePatcher, pictures: Sequence[Sequence[Picture]]) -> Tensor:
+    """[image tokens, D] of all pictures, row by row; one that several rows show goes through the tower once."""
+    once = list(dict.fromkeys(picture for row in pictures for picture in row))
+    found = [patcher.patches(picture) for picture in once]
+    place = next(tower.parameters())
+    pixels = torch.cat([p.pixels for p in found]).to(place.device, place.dtype)
+    grid = torch.tensor([p.grid for p in found], device=place.device)
+    made = tower(pixels, grid_thw=grid).pooler_output
+    parts = made.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
+    of = dict(zip(once, parts, strict=True))
+    return torch.cat([of[picture] for row in pictures for picture in row])
+
+
+class VisionPolicy(Policy):
+    """``Policy`` of a Qwen2-VL or Qwen2.5-VL model; rows are padded at the right, never packed."""
+
+    def __init__(self, lm: PreTrainedModel, patcher: ImagePatcher, banned: Sequence[int]):
+        if lm.config.model_type not in FAMILIES:
+            raise ValueError(f"VisionPolicy knows {', '.join(FAMILIES)}, not {lm.config.model_type}")
+        super().__init__(lm, banned)
+        self.patcher = patcher
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        select: Tensor,
+        labels: Tensor,
+        temperature: float = 1.0,
+        pictures: Sequence[Sequence[Picture]] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """As ``Policy.forward``; ``pictures`` row by row. ``position_ids`` [B, T] count the tokens; the model's own
+        three are made here."""
+        body = self.lm.model
+        embedded_BTD = self.lm.get_input_embeddings()(input_ids)
+        position_3BT = position_ids.expand(3, -1, -1)
+        if any(pictures):
+            token = self.lm.config.image_token_id
+            position_3BT = torch.stack(
+                [
+                    positions(ids, [self.patcher.patches(p).grid for p in row], token, self.patcher.merge)
+                    for ids, row in zip(input_ids.tolist(), pictures, strict=True)
+                ],
+                dim=1,
+            ).to(input_ids.device)
+            seen_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
+            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], seen_ND)
+        hidden_BTD = body.language_model(
+            inputs_embeds=embedded_BTD, position_ids=position_3BT, use_cache=False
+        ).last_hidden_state
+        return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)

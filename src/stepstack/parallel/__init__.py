@@ -1,0 +1,1 @@
+"""Executors of plans: who computes which part of one sample."""

@@ -1,0 +1,1 @@
+"""Which process attends with which heads over which blocks."""

@@ -1,0 +1,126 @@
+"""What PPO does with a batch: annotate, credit, and the losses of actor and critic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from stepstack.batching.collate import TokenMicroBatch
+from stepstack.batching.minibatch import Minibatch
+from stepstack.batching.rows import Batch
+from stepstack.core.run import Run
+from stepstack.core.trainable import Trainable
+from stepstack.core.types import LossOut
+from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
+from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ValueLoss
+from stepstack.rl.loss import denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error
+from stepstack.rl.roles import Roles
+
+
+@torch.no_grad()
+def annotate(
+    run: Run, cfg: PpoConfig, roles: Roles, for_actor: Sequence[Minibatch], for_critic: Sequence[Minibatch]
+) -> None:
+    """Per-token fields that updates need and that no update may change: value, old and ref log-probabilities.
+
+    The first mini-batch is updated by the policy that sampled it: its old log-probabilities are those of the update
+    itself, and no forward is spent on them here.
+    """
+    if roles.critic is not None:
+        for micro in _annotated(for_critic):
+            with run.accelerator.autocast():
+                micro.store("value", roles.critic.module(micro.input_ids, micro.position_ids, micro.select))
+    penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
+    for micro in _annotated(for_actor if penalty else for_actor[1:]):
+        with run.accelerator.autocast():
+            micro.store("old", forward(roles.actor.module, micro, cfg)[0])
+    if roles.reference is not None:
+        for micro in _annotated(for_actor):
+            with run.accelerator.autocast():
+                micro.store("ref", forward(roles.reference, micro, cfg)[0])
+
+
+def _annotated(minibatches: Sequence[Minibatch]) -> Iterator[TokenMicroBatch]:
+    """Micro-batches of the updates, and those of rows that no update sees."""
+    return (micro for minibatch in minibatches for micro in (*minibatch.micros, *minibatch.spare))
+
+
+def update_actor(actor: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> dict[str, float]:
+    """One optimizer step of the actor; its metrics."""
+    return actor.update(minibatch.micros, policy_loss(cfg), loss_denominator(cfg.policy_loss, minibatch))
+
+
+def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> dict[str, float]:
+    """One optimizer step of the critic; its metrics."""
+    return critic.update(minibatch.micros, value_loss(cfg), loss_denominator(cfg.value_loss, minibatch))
+
+
+def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
+    """Fill the fields advantage and return. The reward sits on the last response token."""
+    lengths, kind = batch.lengths, cfg.advantage
+    if isinstance(kind, Gae):
+        rewards_N = torch.zeros(sum(lengths))
+        rewards_N[torch.tensor(lengths).cumsum(0) - 1] = torch.tensor([row.reward for row in batch.rows])
+        if cfg.kl.weight > 0 and cfg.kl.place == "reward":
+            rewards_N -= cfg.kl.weight * kl_estimate(batch.field("old"), batch.field("ref"), cfg.kl.estimator)
+        values_N = batch.field("value")
+        advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
+        batch.store("return", return_N)
+        run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+    else:
+        of_group = {row.group: group_relative(batch.scores[row.group], kind) for row in batch.rows}
+        advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
+    if kind.whiten:
+        advantage_N = whiten(advantage_N, run.sum)
+    batch.store("advantage", advantage_N.bfloat16().float() if kind.bf16 else advantage_N)
+
+
+def forward(module: nn.Module, micro: TokenMicroBatch, cfg: PpoConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logprob, entropy) [N] of the distribution that was sampled from."""
+    temperature = cfg.rollout.sampling.temperature
+    return module(**micro.inputs(), temperature=temperature)
+
+
+def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut]:
+    def loss(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
+        logp_N, entropy_N = forward(module, micro, cfg)
+        old_N = micro.field("old") if micro.has("old") else logp_N.detach()
+        sampler_N = micro.field("sampler")
+        loss_N, ratio_N, clipped_N = surrogate(logp_N, old_N, micro.field("advantage"), cfg.policy_loss)
+        if cfg.policy_loss.is_cap is not None:
+            loss_N = loss_N * truncated_importance(old_N, sampler_N, cfg.policy_loss.is_cap)
+        if cfg.entropy_weight:
+            loss_N = loss_N - cfg.entropy_weight * entropy_N
+        metrics = micro.counts()
+        if micro.has("ref"):
+            kl_N = kl_estimate(logp_N, micro.field("ref"), cfg.kl.estimator)
+            loss_N = loss_N + cfg.kl.weight * kl_N if cfg.kl.place == "loss" else loss_N
+            metrics["ref_kl"] = kl_N.sum()
+        weight_N = token_weights(micro.lengths, cfg.policy_loss.aggregate, cfg.rollout.sampling.max_tokens)
+        mismatch_N = (old_N - sampler_N).abs()
+        metrics |= {
+            "entropy": entropy_N.sum(), "clip_fraction": clipped_N.sum(), "ratio_max": ratio_N.max(),
+            "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(), "mismatch": mismatch_N.sum(),
+            "mismatch_max": mismatch_N.max(), "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
+        }  # fmt: skip
+        return LossOut((loss_N * weight_N.to(loss_N.device)).sum(), metrics)
+
+    return loss
+
+
+def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut]:
+    def loss(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
+        value_N = module(micro.input_ids, micro.position_ids, micro.select)
+        error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
+        weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
+        total = (error_N * weight_N.to(error_N.device)).sum()
+        return LossOut(total, {"value": value_N.sum(), **micro.counts()})
+
+    return loss
+
+
+def loss_denominator(cfg: PolicyLoss | ValueLoss, minibatch: Minibatch) -> float:
+    """What the summed loss of a mini-batch is divided by, over all processes."""
+    return denominator(cfg.aggregate, tokens=minibatch.tokens, rows=minibatch.rows, packs=minibatch.packs)

@@ -1,0 +1,140 @@
+r"""Verdicts on mathematical answers: four graders behind one ``grade``.
+
+``math_verify``  symbolic and numeric equality by math-verify; the default of our recipes.
+``orz_legacy``   Open-Reasoner-Zero's training grader (``scoring.orz_legacy``): stricter, for parity runs.
+``exact``        equality of strings that TeX sets alike (spaces, ``\dfrac12``, 1,000).
+``choice``       one capital letter A-J: ``(D)``, ``\text{D}``, ``D.``; never given to algebra. ``d`` is wrong: the
+                 prompt offers capitals, ORZ's grader says so too, and a lower-case letter is more often a variable.
+
+A grader sees the extracted answer (``extract_orz``), never a response: math-verify would join two boxes into a set.
+The two algebraic graders may hang or exhaust memory on hostile input, so untrusted answers go through
+``pool.GraderPool``. A verdict depends on the grader (1/3 and 0.333333 are equal to math_verify only): log its name
+with every result.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stepstack.scoring.maths import orz_legacy
+from stepstack.scoring.maths.boxed import extract_orz, unbox
+
+__all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "quick", "unbox"]
+
+GRADERS = ("math_verify", "orz_legacy", "exact", "choice")
+MAX_ANSWER = 1024  # characters of an answer or gold that algebra is tried on
+
+Function = Callable[[str, str], bool]
+
+_CHOICE = re.compile(r"\(?\s*([A-J])\s*\)?\s*\.?")
+_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|boldsymbol)\s*\{([^{}]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """One verdict. ``extracted`` is the answer as it was compared; ``seconds`` is the grader's own time.
+
+    ``reason``: "equal", "different", "no answer", "too long", "timeout", or "error: ..." with the exception's text.
+    """
+
+    correct: bool
+    extracted: str | None
+    reason: str
+    seconds: float = 0.0
+
+
+def grade(grader: str, gold: str, answer: str | None) -> Grade:
+    """Grade one extracted answer in this process, without a time limit.
+
+    ``grader`` is one of GRADERS or ``package.module:function`` with ``function(gold, answer) -> bool``. Both texts may
+    still be boxed. Raises ValueError for an unknown grader, an empty gold and a gold that is no choice, and whatever
+    the grader raises.
+    """
+    verdict = quick(grader, gold, answer)
+    if verdict is not None or answer is None:
+        return verdict or _no_answer()
+    start = time.perf_counter()
+    correct = bool(find(grader)(unbox(gold), unbox(answer)))
+    return Grade(correct, unbox(answer), "equal" if correct else "different", time.perf_counter() - start)
+
+
+def quick(grader: str, gold: str, answer: str | None) -> Grade | None:
+    """The verdict where no algebra is needed, in bounded time; None where ``find(grader)`` has to be asked."""
+    expected = unbox(gold)
+    if not expected:
+        raise ValueError("empty gold: it would call every empty answer correct; drop the problem when preparing data")
+    if grader == "choice" and read_choice(expected) is None:
+        raise ValueError(f"gold {gold!r} is not one letter A-J: grade this problem with another grader than 'choice'")
+    if grader not in GRADERS and ":" not in grader:
+        raise ValueError(f"no grader {grader!r}: there are {', '.join(GRADERS)} and package.module:function")
+    given = None if answer is None else unbox(answer)
+    if not given:
+        return _no_answer()
+    if grader == "choice":
+        return _verdict(read_choice(given) == read_choice(expected), given)
+    if len(given) > MAX_ANSWER or len(expected) > MAX_ANSWER:
+        return Grade(True, given, "equal") if given == expected else Grade(False, given[:MAX_ANSWER], "too long")
+    if ":" in grader:
+        return None
+    same = orz_legacy.spelling(expected) == orz_legacy.spelling(given) != ""
+    return _verdict(same, given) if same or grader == "exact" else None
+
+
+def find(grader: str) -> Function:
+    """The function of a grader that needs algebra, or of a dotted name."""
+    if grader == "math_verify":
+        return _math_verify
+    if grader == "orz_legacy":
+        return orz_legacy.equal
+    module, colon, name = grader.partition(":")
+    if not colon:
+        raise ValueError(f"grader {grader!r} has no function of its own: call grade()")
+    return getattr(importlib.import_module(module), name)
+
+
+def read_choice(text: str) -> str | None:
+    r"""The capital letter of a multiple-choice answer; None when it is anything else."""
+    text = text.strip().strip("$").strip()
+    while (inner := _WRAPPER.fullmatch(text)) is not None:
+        text = inner[1].strip()
+    letter = _CHOICE.fullmatch(_WRAPPER.sub(r"\1", text))
+    return None if letter is None else letter[1]
+
+
+def _math_verify(gold: str, answer: str) -> bool:
+    """math-verify, gold first (its comparison is asymmetric), without its SIGALRM: that works in main threads only."""
+    parse, verify, boxed = _math_verify_setup()
+    expected = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
+    given = parse(
+        f"\\boxed{{{orz_legacy.ascii_digits(answer)}}}",
+        extraction_config=[boxed],
+        extraction_mode="first_match",
+        parsing_timeout=None,
+    )
+    return verify(expected, given, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
+
+
+@functools.cache
+def _math_verify_setup() -> tuple[Callable, Callable, object]:
+    """Imported at first use: a second of start-up that string graders need not pay."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeout is off: the pool has one
+    normal = NormalizationConfig(units=True, malformed_operators=False, nits=False, boxed="all", equations=False)
+    boxed = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=normal)
+    return parse, verify, boxed
+
+
+def _verdict(correct: bool, extracted: str) -> Grade:
+    return Grade(correct, extracted, "equal" if correct else "different")
+
+
+def _no_answer() -> Grade:
+    return Grade(False, None, "no answer")

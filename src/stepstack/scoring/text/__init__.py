@@ -1,0 +1,1 @@
+"""How near one text is to another."""

@@ -1,0 +1,1 @@
+"""Scores of boxes, points and what is read in pictures."""

@@ -1,0 +1,218 @@
+r"""Reads boxes and points out of what models write, and writes them. No torch.
+
+Readers return (items, well-formed). They read any text without raising, in time linear in it. Well-formed says that
+the whole text is such an answer and nothing else, but for white space and an end-of-turn token; items are what could be
+read even where it is not. Numbers are taken as they stand: which space they are in is the caller's to know, nothing
+is guessed from the text. (Perception-R1's released reward multiplies by 1000 where ``<|box_start|>`` is missing.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from stepstack.scoring.vision.spatial import Box, Point
+
+REF, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
+BOX, BOX_END = "<|box_start|>", "<|box_end|>"
+THINK, THINK_END, ANSWER, ANSWER_END = "<think>", "</think>", "<answer>", "</answer>"
+ENDS = ("<|im_end|>", "<|endoftext|>")
+
+Form = Literal["tokens", "json", "plain"]  # of boxes
+
+MAX_COORDINATE = 1e9  # a larger number is no coordinate: products of two must stay finite
+_NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"  # bounded, so that no search rereads a long row of digits
+_COMMA = r" ?, ?"
+_PAIR = rf"\( ?({_NUMBER}){_COMMA}({_NUMBER}) ?\)"
+_CORNERS = rf"{_PAIR}{_COMMA}{_PAIR}"
+_FOUR = _COMMA.join([rf"({_NUMBER})"] * 4)
+# A label ends before the next special token, whichever it is: one that is never closed costs no second reading.
+_TOKENS = re.compile(
+    rf"{re.escape(REF)}(?P<label>(?:[^<]|<(?!\|))*+){re.escape(REF_END)}"
+    rf"|{re.escape(BOX)} ?{_CORNERS} ?{re.escape(BOX_END)}"
+)
+_PLAIN = (re.compile(rf"\[ ?{_FOUR} ?\]"), re.compile(rf"\( ?{_FOUR} ?\)"), re.compile(_CORNERS))
+_ANY_PLAIN = re.compile("|".join(pattern.pattern for pattern in _PLAIN))
+_POINT = re.compile(_PAIR)
+_FENCE = re.compile(r"```(?:json)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A box, and what the text calls it (None: it does not say)."""
+
+    box: Box
+    label: str | None = None
+
+
+def boxes(text: str, form: Form) -> tuple[list[Found], bool]:
+    """The reader of a form."""
+    match form:
+        case "tokens":
+            return token_boxes(text)
+        case "json":
+            return json_boxes(text)
+        case "plain":
+            return plain_boxes(text)
+
+
+def token_boxes(text: str) -> tuple[list[Found], bool]:
+    """Qwen2-VL's: ``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``, any number.
+
+    A label names all boxes up to the next one; a box may have none. Well-formed: only these, one after another, and
+    each label with a box. No text is well-formed too: it says that there is no box.
+    """
+    text = without_end(text)
+    found: list[Found] = []
+    label, unused, well, at = None, False, True, 0
+    for match in _TOKENS.finditer(text):
+        well &= not text[at : match.start()].strip()
+        at = match.end()
+        if match["label"] is not None:
+            well &= not unused
+            label, unused = match["label"].strip(), True
+        else:
+            found.append(Found(_box(match.groups()[1:]), label))
+            unused = False
+    return found, well and not unused and not text[at:].strip()
+
+
+def json_boxes(text: str) -> tuple[list[Found], bool]:
+    """Qwen2.5-VL's: a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": "..."}``, in a ```json fence or not.
+
+    With a fence, the list is what stands in the first one. Well-formed: nothing around it, all entries have these two
+    keys and no others, and four finite numbers. Entries that are not so give no item. ``[]`` says there is no box.
+    """
+    text = without_end(text)
+    well = True
+    if fence := _FENCE.search(text):
+        close = text.find("```", fence.end())
+        if close < 0:
+            return [], False
+        well = fence.start() == 0 and close + 3 == len(text)
+        text = text[fence.end() : close]
+    try:
+        entries = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=_number)
+    except (ValueError, RecursionError):  # no JSON, or nested too deep to read: an answer without boxes
+        return [], False
+    if not isinstance(entries, list):
+        return [], False
+    read = [_entry(entry) for entry in entries]
+    found = [item for item in read if item is not None]
+    return found, well and len(found) == len(read)
+
+
+def plain_boxes(text: str) -> tuple[list[Found], bool]:
+    """``[x1, y1, x2, y2]``, ``(x1, y1, x2, y2)`` or ``(x1,y1),(x2,y2)``, any number of them, in order.
+
+    Well-formed: at least one, and only commas and white space between.
+    """
+    text = without_end(text)
+    matches = list(_ANY_PLAIN.finditer(text))
+    found = [Found(_box([group for group in match.groups() if group is not None])) for match in matches]
+    return found, _only(text, matches)
+
+
+def points(text: str) -> tuple[list[Point], bool]:
+    """``(x,y)``, any number of them. Well-formed: only commas and white space between; no text says: no point."""
+    text = without_end(text)
+    matches = list(_POINT.finditer(text))
+    found = [(float(match[1]), float(match[2])) for match in matches]
+    return found, not text or _only(text, matches)
+
+
+def first_box(text: str) -> Box | None:
+    """The box of an answer in any form, as Perception-R1 reads it: the first ``[4 numbers]`` in the text, else the
+    first ``(4 numbers)``, else the first ``(x1,y1),(x2,y2)``; None when there is none."""
+    for pattern in _PLAIN:
+        if match := pattern.search(text):
+            return _box(match.groups())
+    return None
+
+
+def unwrap(text: str) -> tuple[str, bool]:
+    """The answer in ``<think>...</think><answer>...</answer>``, and whether the text is that and nothing else.
+
+    The answer is what stands in the last ``<answer>``, closed or not; without one, what follows the last
+    ``</think>``, or the whole text.
+    """
+    text = without_end(text)
+    head, opened, tail = text.rpartition(ANSWER)
+    if not opened:
+        return text.rpartition(THINK_END)[2].strip(), False
+    answer, closed, rest = tail.partition(ANSWER_END)
+    head = head.strip()
+    once = all(text.count(tag) == 1 for tag in (THINK, THINK_END, ANSWER, ANSWER_END))
+    well = once and bool(closed) and not rest and head.startswith(THINK) and head.endswith(THINK_END)
+    return answer.strip(), well
+
+
+def write_tokens(found: Sequence[Found]) -> str:
+    """The text that ``token_boxes`` reads as these; boxes in a row with the same label share it. Rounds to integers.
+
+    Raises ValueError for a label that would not be read as it is, and for a box without a label after one with.
+    """
+    parts: list[str] = []
+    label: str | None = None
+    for item in found:
+        if item.label != label:
+            label = _writable(item.label, "<|")
+            parts.append(f"{REF}{label}{REF_END}")
+        x1, y1, x2, y2 = map(round, item.box)
+        parts.append(f"{BOX}({x1},{y1}),({x2},{y2}){BOX_END}")
+    return "".join(parts)
+
+
+def write_json(found: Sequence[Found]) -> str:
+    """The text that ``json_boxes`` reads as these, in a fence, an entry a line. Rounds to integers.
+
+    Raises ValueError for a missing label and for one that would not be read as it is.
+    """
+    entries = [{"bbox_2d": [round(x) for x in item.box], "label": _writable(item.label, "```")} for item in found]
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    return "```json\n[" + ",\n ".join(lines) + "]\n```"
+
+
+def _writable(label: str | None, forbidden: str) -> str:
+    if label is None or forbidden in label or label != label.strip():
+        raise ValueError(f"label {label!r} cannot be written: it must be trimmed text without {forbidden!r}")
+    return label
+
+
+def _entry(entry: Any) -> Found | None:
+    """One entry of a JSON list; None when it is not as it should be. Numbers are floats here, booleans are not."""
+    if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
+        return None
+    box, label = entry["bbox_2d"], entry["label"]
+    if not isinstance(label, str) or not isinstance(box, list) or len(box) != 4:
+        return None
+    if not all(isinstance(x, float) and abs(x) <= MAX_COORDINATE for x in box):
+        return None
+    return Found((box[0], box[1], box[2], box[3]), label.strip())
+
+
+def _number(literal: str) -> float:
+    """A JSON number as float; a literal longer than any coordinate, and NaN or Infinity, as NaN."""
+    return float(literal) if len(literal) <= 32 else math.nan
+
+
+def _box(groups: Sequence[str]) -> Box:
+    x1, y1, x2, y2 = map(float, groups)
+    return x1, y1, x2, y2
+
+
+def _only(text: str, matches: Sequence[re.Match[str]]) -> bool:
+    """Whether there are matches and only commas and white space around them."""
+    starts = [match.start() for match in matches] + [len(text)]
+    ends = [0, *(match.end() for match in matches)]
+    return bool(matches) and all(not text[a:b].strip(", \t\r\n") for a, b in zip(ends, starts, strict=True))
+
+
+def without_end(text: str) -> str:
+    """Without white space around it and the end-of-turn token after it: generation stops at the first."""
+    text = text.strip()
+    return text[: text.rindex("<|")].rstrip() if text.endswith(ENDS) else text

@@ -1,0 +1,126 @@
+"""Figures of boxes: COCO's average precision without confidences, accuracy at an IoU, counts. No torch.
+
+Average precision is pycocotools' own (bbox, all areas, at most 100 boxes of a class in an image, 101 recalls) where
+every box has the same confidence, because language models give none: boxes count in the order they were written,
+images in the order they come. The tests hold it to COCOeval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepstack.scoring.vision.spatial import Box, centre, contains, iou, ious
+
+Labelled = tuple[Box, str]
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+MAX_BOXES = 100  # of one class in one image that count; what is written after them is ignored
+ACCURACIES = (0.5, 0.75, 0.95)
+
+
+class ClassHits(NamedTuple):
+    """One class in one image: how many targets, and which predictions [10 thresholds, predictions] hit one."""
+
+    targets: int
+    hits: NDArray[np.bool_]
+
+
+Compared = Mapping[str, ClassHits]  # one image, by label
+
+
+def compare(targets: Sequence[Labelled], predictions: Sequence[Labelled]) -> Compared:
+    """Match one image. A bootstrap does this once an image and then calls ``precision_of`` on any draw of images.
+
+    Boxes of both in any one space; a target without area is never hit. Labels are compared as they stand.
+    """
+    truth, said = _by_label(targets), _by_label(predictions)
+    made = {}
+    for label in truth.keys() | said.keys():
+        boxes = truth.get(label, [])
+        made[label] = ClassHits(len(boxes), _hits(ious(said.get(label, [])[:MAX_BOXES], boxes)))
+    return made
+
+
+def precision_of(images: Sequence[Compared]) -> dict[str, float] | None:
+    """``ap`` (mean over thresholds .5 to .95), ``ap50``, ``ap75``: means over the classes that have a target somewhere;
+    predictions of other classes do not count. None when no image has a target."""
+    classes: dict[str, list[ClassHits]] = {}
+    for image in images:
+        for label, found in image.items():
+            classes.setdefault(label, []).append(found)
+    precisions = [_precision(found) for found in classes.values() if any(one.targets for one in found)]
+    if not precisions:
+        return None
+    mean = np.mean(precisions, axis=0)
+    return {"ap": float(mean.mean()), "ap50": float(mean[0]), "ap75": float(mean[5])}
+
+
+def average_precision(
+    images: Sequence[tuple[Sequence[Labelled], Sequence[Labelled]]],
+) -> dict[str, float] | None:
+    """``precision_of`` the (targets, predictions) of each image."""
+    return precision_of([compare(targets, predictions) for targets, predictions in images])
+
+
+def box_figures(predicted: Box | None, target: Box) -> dict[str, float]:
+    """Of one box: ``iou``, ``acc50``, ``acc75``, ``acc95`` (1 where IoU >= that), their mean ``acc_mean``, and
+    ``centre_acc`` (1 where its centre lies in the target). None: the answer had no box."""
+    overlap = 0.0 if predicted is None else iou(predicted, target)
+    right = {f"acc{round(100 * level)}": float(overlap >= level) for level in ACCURACIES}
+    inside = predicted is not None and contains(target, centre(predicted))
+    return {"iou": overlap, **right, "acc_mean": sum(right.values()) / len(right), "centre_acc": float(inside)}
+
+
+def count_figures(predicted: int, target: int) -> dict[str, float]:
+    """Of one image: ``exact`` and ``absolute_error``, whose mean over images is the MAE."""
+    return {"exact": float(predicted == target), "absolute_error": float(abs(predicted - target))}
+
+
+def _by_label(items: Sequence[Labelled]) -> dict[str, list[Box]]:
+    made: dict[str, list[Box]] = {}
+    for box, label in items:
+        made.setdefault(label, []).append(box)
+    return made
+
+
+def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[thresholds, D]: each prediction in turn takes the free target it overlaps most, if by the threshold at least;
+    of equals the last one, as COCOeval does."""
+    D, M = overlaps_DM.shape
+    hits = np.zeros((len(THRESHOLDS), D), bool)
+    if not M:
+        return hits
+    free = np.ones((len(THRESHOLDS), M), bool)
+    for d, overlap in enumerate(overlaps_DM):
+        candidates = np.where(free, overlap, -1.0)
+        best = M - 1 - candidates[:, ::-1].argmax(axis=1)
+        hits[:, d] = candidates.max(axis=1) >= THRESHOLDS
+        free[hits[:, d], best[hits[:, d]]] = False
+    return hits
+
+
+def _precision(found: Sequence[ClassHits]) -> NDArray[np.float64]:
+    """AP of a class at each threshold.
+
+    Precision at a recall is the highest at that recall or a larger one. It changes only where a target is hit, so the
+    mean over 101 recalls is a sum over hits, each weighted by how many recalls it is the first to reach.
+    """
+    hits = np.concatenate([one.hits for one in found], axis=1)
+    reached = hits.cumsum(axis=1)
+    precision = reached / np.arange(1, hits.shape[1] + 1)
+    highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    weights = _recalls(sum(one.targets for one in found))
+    return (hits * weights[reached] * highest).sum(axis=1) / len(RECALLS)
+
+
+@lru_cache(maxsize=1 << 12)
+def _recalls(targets: int) -> NDArray[np.int64]:
+    """[targets + 1]: of the recalls, how many the k-th hit is the first to reach."""
+    first = np.searchsorted(np.arange(targets + 1) / targets, RECALLS)
+    return np.bincount(np.maximum(first, 1), minlength=targets + 1)

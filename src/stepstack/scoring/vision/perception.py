@@ -1,0 +1,218 @@
+"""Rewards of visual perception: grounding, counting, OCR, detection, after Perception-R1 (arXiv 2504.07954). No torch.
+
+Each function scores one text and returns its parts by name, each in [0, 1] (``missing`` of detection in [-1, 0]) for
+any text; ``total`` weighs them. Perception-R1 published the code of grounding alone; counting, OCR and detection
+follow its description, and the numbers that it does not give (TAU, the aggregation) are ours.
+
+Targets are in pixels of the image as it lies in the data and have passed ``spatial.check``; ``Frame`` says which
+space the model writes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepstack.scoring.text.similarity import normalised_edit_distance
+from stepstack.scoring.vision import answers
+from stepstack.scoring.vision.answers import Form, Found
+from stepstack.scoring.vision.matching import in_order, match
+from stepstack.scoring.vision.spatial import (
+    Box,
+    Point,
+    Size,
+    Space,
+    centre,
+    convert,
+    convert_point,
+    iou,
+    ious,
+    point_distance,
+)
+
+TAU = 0.1  # of the image's diagonal: a point that far from its target is worth nothing
+TRUE_POSITIVE = 0.5  # IoU
+SAME_LABEL = 1e-6  # decides between matchings of equal IoU, and too small to change others
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where the numbers of an answer lie: their space, the (width, height) of the image in the data, and the same of
+    the image as the model saw it, which space "model" needs."""
+
+    space: Space
+    size: Size
+    model_size: Size | None = None
+
+    def pixels(self, box: Box) -> Box:
+        return convert(box, self.space, "pixels", self.size, self.model_size)
+
+    def pixels_of_point(self, point: Point) -> Point:
+        return convert_point(point, self.space, "pixels", self.size, self.model_size)
+
+
+def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The weighted sum. Raises ValueError unless every part has a weight (0 leaves it out) and every weight a part."""
+    if parts.keys() != weights.keys():
+        raise ValueError(f"the weights {sorted(weights)} must name the parts of the reward, {sorted(parts)}")
+    return math.fsum(weights[name] * value for name, value in parts.items())
+
+
+def grounded(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
+    """The one box of an answer, in pixels: the first in its form, else the first in any (``answers.first_box``)."""
+    found, _ = answers.boxes(text, form)
+    box = found[0].box if found else answers.first_box(text)
+    return None if box is None else frame.pixels(box)
+
+
+def grounding(
+    text: str,
+    target: Box,
+    frame: Frame,
+    *,
+    finished: bool,
+    form: Form = "tokens",
+    squared: bool = False,
+    thinking: bool = False,
+) -> dict[str, float]:
+    """``format``: one box and nothing else, in form tokens with its label. ``iou``: of that box, or of the first.
+
+    ``squared``: IoU squared, as in Perception-R1's code. ``finished``: the model ended its answer itself.
+    """
+    text, well = _open(text, thinking, finished)
+    found, formed = answers.boxes(text, form)
+    well &= formed and len(found) == 1 and (form != "tokens" or found[0].label is not None)
+    box = grounded(text, frame, form)
+    overlap = 0.0 if box is None else iou(box, target)
+    return {"format": float(well), "iou": overlap**2 if squared else overlap}
+
+
+def counting(
+    text: str,
+    targets: Sequence[Box | Point],
+    frame: Frame,
+    *,
+    finished: bool,
+    form: Form | Literal["points"] = "tokens",
+    matching: bool = True,
+    tau: float = TAU,
+    thinking: bool = False,
+) -> dict[str, float]:
+    """Detect, then count. ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance
+    to its target in diagonals; the sum over matched pairs over max(predictions, targets). ``exact``: the count is
+    right. ``format``: boxes and nothing else.
+
+    An image without objects asks for an empty answer that is well-formed; any text without boxes will not do.
+    """
+    text, well = _open(text, thinking, finished)
+    said, formed = _points(text, frame, form)
+    well &= formed
+    meant = [_middle(target) for target in targets]
+    if not said and not meant:
+        return dict.fromkeys(("format", "points", "exact"), float(well))
+    if matching:  # in an order of their own, so that the text's order cannot matter, not even between equal matchings
+        said, meant = sorted(said), sorted(meant)
+    near = np.zeros((len(said), len(meant)))
+    for i, point in enumerate(said):
+        for j, target in enumerate(meant):
+            near[i, j] = max(0.0, 1 - point_distance(point, target, frame.size) / tau)
+    worth = sum(near[pair] for pair in _pairs(near, matching))
+    return {
+        "format": float(well),
+        "points": float(worth) / max(len(said), len(meant)),
+        "exact": float(len(said) == len(meant)),
+    }
+
+
+def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict[str, float]:
+    """``similarity``: 1 - edit distance over the longer length, of texts without white space around them, characters
+    as they stand. ``format``: finished, and not empty unless the gold text is."""
+    text, well = _open(text, thinking, finished)
+    text, gold = answers.without_end(text), gold.strip()
+    return {
+        "format": float(well and (bool(text) or not gold)),
+        "similarity": 1 - normalised_edit_distance(text, gold),
+    }
+
+
+def detected(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
+    """The labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
+    found, well = answers.boxes(text, form)
+    labelled = [(frame.pixels(item.box), item.label) for item in found if item.label is not None]
+    return labelled, well and len(labelled) == len(found)
+
+
+def detection(
+    text: str,
+    targets: Sequence[tuple[Box, str]],
+    frame: Frame,
+    *,
+    finished: bool,
+    form: Form = "json",
+    matching: bool = True,
+    label_bonus: float = SAME_LABEL,
+    same_label: bool = False,
+    over: Literal["matched", "all"] = "matched",
+    thinking: bool = False,
+) -> dict[str, float]:
+    """Of N boxes and M targets, matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap):
+
+    ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label (both
+    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``:
+    2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
+    ``missing``: -(M - matched) / M.
+
+    An image without objects asks for an empty answer that is well-formed: all full. Any box there leaves 0 but for
+    the format.
+    """
+    text, well = _open(text, thinking, finished)
+    said, formed = detected(text, frame, form)
+    well &= formed
+    if not said and not targets:
+        return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
+    meant = list(targets)
+    if matching:  # as in counting
+        said, meant = sorted(said), sorted(meant)
+    overlaps = ious([box for box, _ in said], [box for box, _ in meant])
+    same = np.array([[a == b for _, b in meant] for _, a in said], bool).reshape(overlaps.shape)
+    pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
+    hits = [pair for pair in pairs if overlaps[pair] >= TRUE_POSITIVE and (same[pair] or not same_label)]
+    count = max(len(pairs), 1) if over == "matched" else max(len(said), len(meant))
+    return {
+        "format": float(well),
+        "location": float(sum(overlaps[pair] for pair in pairs)) / count,
+        "cls": float(sum(same[pair] for pair in pairs)) / count,
+        "count_f1": 2 * len(hits) / (len(said) + len(meant)),
+        "missing": (len(pairs) - len(meant)) / len(meant) if meant else 0.0,
+    }
+
+
+def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
+    """The answer's text, and whether what is around it is as it should be."""
+    if not thinking:
+        return text, finished
+    answer, wrapped = answers.unwrap(text)
+    return answer, wrapped and finished
+
+
+def _points(text: str, frame: Frame, form: Form | Literal["points"]) -> tuple[list[Point], bool]:
+    """What an answer points at, in pixels."""
+    if form == "points":
+        found, well = answers.points(text)
+        return [frame.pixels_of_point(point) for point in found], well
+    items: list[Found]
+    items, well = answers.boxes(text, form)
+    return [centre(frame.pixels(item.box)) for item in items], well
+
+
+def _middle(target: Box | Point) -> Point:
+    return centre(target) if len(target) == 4 else target
+
+
+def _pairs(scores: NDArray[np.float64], matching: bool) -> list[tuple[int, int]]:
+    return match(scores) if matching else in_order(scores)

@@ -1,0 +1,163 @@
+"""Weights out of a checkpoint are those that the run had, whatever wrote it; a model that takes them is the run's."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
+
+from stepstack.batching.collate import collate
+from stepstack.config import ConfigError
+from stepstack.core import checkpoint
+from stepstack.core.config import AdamW, Lora, TrainableConfig
+from stepstack.core.hf import pretrained
+from stepstack.core.types import LossOut
+from stepstack.core.weights import load_into, read
+from stepstack.loops.supervised import likelihood
+from stepstack.models.lm.policy import Policy
+from stepstack.models.lm.value import Value
+from tests import tools
+
+MICRO = collate(tools.rows([(4, 6), (3, 5)]), True, "cpu")
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def square(module, micro) -> LossOut:
+    value = module(micro.input_ids, micro.position_ids, micro.select)
+    return LossOut(((value - 1.0) ** 2).sum(), micro.counts())
+
+
+def trained(folder, make=tools.qwen2, lora=None):
+    """A run of actor and critic, two updates each, saved as step 2. The critic comes second, and differs."""
+    run = tools.make_run(folder, **({} if lora is None else {"actor": TrainableConfig(lora=lora)}))
+    cfg = TrainableConfig(optim=AdamW(lr=1e-2), lora=lora)
+    actor = run.trainable("actor", Policy(make()), cfg, 10)
+    critic = run.trainable("critic", Value(make(seed=1)), TrainableConfig(optim=AdamW(lr=1e-2)), 10)
+    for run.step in (1, 2):
+        actor.update([MICRO], likelihood, 11)
+        critic.update([MICRO], square, 11)
+    run.save()
+    return run, run.checkpoints / "step-00000002"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("run"))
+
+
+def same(found, expected) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("make", [tools.qwen2, tools.llama, tools.gpt2])
+def test_they_are_the_runs_and_its_exports(tmp_path, make):
+    """Tied embeddings (qwen2, gpt2) and untied ones (llama)."""
+    run, folder = trained(tmp_path, make)
+    found = read(folder, "actor")
+    same(found, dict(run.trainables["actor"].named_weights()))
+    exported = AutoModelForCausalLM.from_pretrained(run.export("actor", run.dir / "model"))
+    same(found, dict(exported.named_parameters()))
+    lm = make(seed=7)
+    with torch.no_grad():
+        before = lm(IDS).logits.clone()
+        load_into(lm, found)
+        assert torch.equal(lm(IDS).logits, exported(IDS).logits)
+        assert not torch.equal(before, exported(IDS).logits)
+
+
+def test_roles_are_not_mixed_up(saved):
+    run, folder = saved
+    same(read(folder, "critic"), dict(run.trainables["critic"].named_weights()))
+    name = "layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(read(folder, "critic")[name], read(folder, "actor")[f"model.{name}"])
+    with pytest.raises(ConfigError, match=r"step-00000002 holds no role 'judge': there are actor, critic"):
+        read(folder, "judge")
+
+
+@pytest.mark.parametrize("make", [tools.qwen2, tools.llama])
+def test_adapters_are_merged(tmp_path, make):
+    run, folder = trained(tmp_path, make, Lora(r=4, alpha=24))
+    found = read(folder, "actor")
+    same(found, dict(run.trainables["actor"].named_weights()))
+    assert not torch.equal(found["model.layers.0.mlp.up_proj.weight"], make().model.layers[0].mlp.up_proj.weight)
+    (run.dir / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json does not exist: it holds actor\.lora\.alpha"):
+        read(folder, "actor")
+
+
+def test_adapters_of_transposed_layers_are_refused(tmp_path):
+    """GPT-2 keeps its matrices the other way round."""
+    _, folder = trained(tmp_path, tools.gpt2, Lora(r=4))
+    with pytest.raises(ConfigError, match=r"the adapter of transformer\.h\.0\.\S+ is not that of a torch Linear"):
+        read(folder, "actor")
+
+
+def shard(rank: int, port: int, folder: Path, source: Path) -> None:
+    """One of two processes that save actor and critic as accelerate does under FSDP2."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for number, wrap in enumerate((Policy, Value)):
+        module = wrap(tools.qwen2())
+        module.load_state_dict(torch.load(source)[number])
+        for layer in pretrained(module).base_model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        state = {"model": get_model_state_dict(module)}
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / f"pytorch_model_fsdp_{number}"))
+    dist.destroy_process_group()
+
+
+def test_shards_of_two_processes_are_put_together(saved, tmp_path):
+    """By a process that belongs to no group; shards hold a tied head under both its names."""
+    run, folder = saved
+    partial = tmp_path / ".partial"
+    partial.mkdir()
+    shutil.copy(folder / "state.json", partial)
+    source = tmp_path / "whole.pt"
+    torch.save([trainable.module.state_dict() for trainable in run.trainables.values()], source)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(shard, (port, partial, source), nprocs=2, start_method="fork")
+    assert len(list((partial / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+    stored = dcp.FileSystemReader(partial / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+    assert {"model.lm.lm_head.weight", "model.lm.model.embed_tokens.weight"} <= stored.keys()
+    checkpoint.finish(partial, tmp_path / "step-00000002", {})
+    for role, trainable in run.trainables.items():
+        same(read(tmp_path / "step-00000002", role), dict(trainable.named_weights()))
+
+
+def test_what_cannot_be_read_is_refused(saved, tmp_path):
+    _, folder = saved
+    torn = shutil.copytree(folder, tmp_path / "torn")
+    (torn / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"torn is no whole checkpoint \(model.safetensors is missing\)"):
+        read(torn, "actor")
+    deepspeed = tmp_path / "partial"
+    (deepspeed / "pytorch_model").mkdir(parents=True)
+    (deepspeed / "pytorch_model" / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    shutil.copy(folder / "state.json", deepspeed)
+    checkpoint.finish(deepspeed, tmp_path / "step-00000001", {})
+    with pytest.raises(ConfigError, match=r"written by DeepSpeed: .*zero_to_fp32\.py"):
+        read(tmp_path / "step-00000001", "actor")
+
+
+def test_another_model_is_refused(saved):
+    _, folder = saved
+    with pytest.raises(ConfigError, match=r"a checkpoint of another model: \d+ names differ, as "):
+        load_into(tools.gpt2(), read(folder, "actor"))
+    untied = tools.llama(attention_bias=True)  # Qwen2's names and a head of its own
+    with pytest.raises(ConfigError, match=r"names differ, as lm_head\.weight"):
+        load_into(untied, read(folder, "actor"))

@@ -1,0 +1,277 @@
+"""One role that learns: its steps, schedule, optimizers, adapters, weights under Hugging Face names, and bad losses."""
+
+import copy
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from stepstack.batching.collate import collate
+from stepstack.config import ConfigError
+from stepstack.core.config import AdamW, Lora, Muon, Schedule, TrainableConfig
+from stepstack.core.optim import optimizers
+from stepstack.core.trainable import NonFiniteGradient
+from stepstack.core.types import LossOut
+from stepstack.loops.supervised import likelihood
+from stepstack.models.lm import tiny
+from stepstack.models.lm.policy import Policy
+from stepstack.models.lm.value import Value
+from tests import tools
+
+MICRO = collate(tools.rows([(4, 6), (3, 5)]), True, "cpu")
+
+
+def square(module, micro) -> LossOut:
+    value = module(micro.input_ids, micro.position_ids, micro.select)
+    return LossOut(((value - 1.0) ** 2).sum(), {"value": value.sum(), **micro.counts()})
+
+
+def poisoned(module, micro) -> LossOut:
+    out = likelihood(module, micro)
+    return LossOut(out.total * math.nan, out.metrics)
+
+
+def policy(tmp_path, lm=None, run=None, **cfg):
+    run = run or tools.make_run(tmp_path)
+    return run.trainable("actor", Policy(lm or tools.qwen2()), TrainableConfig(**cfg), total_updates=100)
+
+
+# -- steps ----------------------------------------------------------------------------------------------------------
+
+
+def test_critic_and_actor_count_their_own_updates(tmp_path):
+    """12 and 1 a rollout; a warm-up of 50 updates ends in the 5th rollout and in the 50th."""
+    run = tools.make_run(tmp_path)
+    warm = TrainableConfig(optim=AdamW(lr=1e-3, schedule=Schedule(warmup=50)))
+    actor = run.trainable("actor", Policy(tools.qwen2()), warm, total_updates=100)
+    critic = run.trainable("critic", Value(tools.qwen2()), warm, total_updates=1200)
+    full = {}
+    for rollout in range(1, 51):
+        for role, trainable, loss, updates in (("critic", critic, square, 12), ("actor", actor, likelihood, 1)):
+            for _ in range(updates if rollout <= 5 else 1):
+                trainable.update([MICRO], loss, 11)
+            if math.isclose(trainable.standing()["lr"], 1e-3):
+                full.setdefault(role, rollout)
+        if rollout == 1:
+            counts = {r: t.optimizers[0].state[t.parameters[0]]["step"].item() for r, t in run.trainables.items()}
+            assert counts == {"actor": 1, "critic": 12}
+            assert (actor.updates, critic.updates) == (1, 12)
+    assert full == {"critic": 5, "actor": 50}
+
+
+@pytest.mark.parametrize(
+    ("kind", "final", "expected"),
+    [
+        ("constant", 0.0, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0.3, [0.25, 0.5, 0.75, 1.0, 1.0, 0.825, 0.65, 0.475]),
+        ("linear", 0.0, [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", 0.0, [0.25, 0.5, 0.75, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+        ("cosine", 0.5, [0.25, 0.5, 0.75, 1.0, 1.0, 0.926777, 0.75, 0.573223]),
+    ],
+)
+def test_schedules(kind, final, expected):
+    schedule = Schedule(kind=kind, warmup=4, final=final)
+    assert [schedule.factor(u, 8) for u in range(8)] == pytest.approx(expected, abs=1e-6)
+    assert schedule.factor(20, 8) == pytest.approx(1.0 if kind == "constant" else final)  # beyond the end it stays
+
+
+def test_a_schedule_without_warm_up_starts_at_the_peak():
+    assert Schedule().factor(0, 10) == 1.0
+    assert Schedule(kind="linear", final=0.3).factor(0, 10) == 1.0
+
+
+def test_one_step_is_torchs_step(tmp_path):
+    """Sum over tokens / denominator, gradients clipped at 1, AdamW with ORZ's betas."""
+    trainable, lm = policy(tmp_path, optim=AdamW(lr=1e-3)), tools.qwen2()
+    metrics = trainable.update([MICRO], likelihood, denominator=11)
+    adam = torch.optim.AdamW(lm.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    loss = likelihood(Policy(lm), MICRO).total / 11
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+    adam.step()
+    assert metrics["actor/loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert metrics["actor/grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert norm > 1.0  # so clipping has been seen
+    for (name, found), expected in zip(trainable.named_weights(), lm.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6, msg=name)
+
+
+def test_metrics_are_means_over_tokens_of_unequal_micro_batches(tmp_path):
+    """Not means of micro-batch means, and not divided by the number of micro-batches."""
+    micros = [collate(tools.rows(shape, seed=s), True, "cpu") for s, shape in enumerate([[(3, 2)], [(3, 30), (4, 8)]])]
+    lm = tools.qwen2()
+    outs = [likelihood(Policy(lm), micro) for micro in micros]
+    found = policy(tmp_path, lm=lm).update(micros, likelihood, denominator=40)
+    assert found["actor/loss"] == pytest.approx(sum(o.total.item() for o in outs) / 40, rel=1e-6)
+    assert found["actor/entropy"] == pytest.approx(sum(o.metrics["entropy"].item() for o in outs) / 40, rel=1e-6)
+
+
+def test_a_blank_micro_batch_weighs_nothing(tmp_path):
+    blank = collate(tools.rows([(4, 6)], seed=9), True, "cpu", blank=True)
+    weights, metrics = [], []
+    for i, micros in enumerate(([MICRO], [MICRO, blank], [blank, MICRO])):
+        trainable = policy(tmp_path / str(i), optim=AdamW(lr=1e-2))
+        metrics.append(trainable.update(micros, likelihood, 11))
+        weights.append([p.clone() for p in trainable.parameters])
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*weights, strict=True))
+
+
+# -- optimizers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [AdamW(), Muon()])
+@pytest.mark.parametrize("make", [tools.qwen2, tools.llama, tools.gpt2])
+@pytest.mark.parametrize("wrap", [Policy, Value])
+def test_optimizers_cover_each_parameter_once(cfg, make, wrap):
+    module = wrap(make())
+    made = optimizers(module, cfg)
+    covered = [id(p) for o in made for g in o.param_groups for p in g["params"]]
+    assert sorted(covered) == sorted(id(p) for p in module.parameters())
+    if isinstance(cfg, Muon):
+        names = {id(p): n for n, p in module.named_parameters()}
+        by_muon = {names[id(p)] for g in made[0].param_groups for p in g["params"]}
+        assert by_muon
+        assert not any(word in n for n in by_muon for word in ("embed", "norm", "bias", "head", "wte", "wpe", "ln_"))
+
+
+def test_muon_and_adamw_follow_one_schedule_from_their_own_peaks(tmp_path):
+    trainable = policy(tmp_path, optim=Muon(lr=0.02, adamw_lr=3e-3, schedule=Schedule(warmup=4)))
+    trainable.update([MICRO], likelihood, 11)
+    assert [o.param_groups[0]["lr"] for o in trainable.optimizers] == pytest.approx([0.005, 0.00075])
+
+
+# -- adapters -------------------------------------------------------------------------------------------------------
+
+
+def test_only_adapters_train_and_what_they_learn_is_merged(tmp_path):
+    lm = tools.qwen2()
+    original = {name: p.detach().clone() for name, p in lm.named_parameters()}
+    trainable = policy(tmp_path, lm=lm, optim=AdamW(lr=1e-2), lora=Lora(r=4, alpha=8))
+    trained = {n for n, p in trainable.module.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_A." in n or ".lora_B." in n for n in trained)
+    before = dict(trainable.named_weights())
+    assert list(before) == list(original)  # Hugging Face's names, in its order
+    assert all(torch.equal(before[n], original[n]) for n in original)  # a new adapter changes nothing
+    for _ in range(3):
+        trainable.update([MICRO], likelihood, 11)
+    with torch.no_grad():
+        adapted = likelihood(trainable.module, MICRO).total
+        changed = dict(trainable.named_weights())
+        plain = tools.qwen2(seed=1)
+        plain.load_state_dict(changed, strict=False)
+        torch.testing.assert_close(likelihood(Policy(plain), MICRO).total, adapted, rtol=1e-5, atol=0)
+    moved = {n for n in original if not torch.equal(changed[n], original[n])}
+    assert moved == {n for n in original if n.endswith("_proj.weight")}
+
+
+def test_merged_adapters_equal_pefts_own_merge(tmp_path):
+    lm = tools.qwen2()
+    theirs = get_peft_model(copy.deepcopy(lm), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    trainable = policy(tmp_path, lm=lm, lora=Lora(r=4, alpha=8))
+    own = dict(trainable.module.lm.named_parameters())
+    with torch.no_grad():
+        for name, parameter in theirs.base_model.model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_()
+                own[name].copy_(parameter)
+    merged = dict(theirs.merge_and_unload().named_parameters())
+    for name, value in trainable.named_weights():
+        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_critic_with_adapters_trains_its_head_too(tmp_path):
+    run = tools.make_run(tmp_path)
+    critic = run.trainable("critic", Value(tools.qwen2()), TrainableConfig(lora=Lora(r=4)), total_updates=10)
+    trained = {n for n, p in critic.module.named_parameters() if p.requires_grad}
+    assert "value_head.weight" in trained
+    assert all(".lora_" in n for n in trained - {"value_head.weight"})
+    assert len(trained) > 1
+
+
+def test_targets_that_match_nothing_are_an_error(tmp_path):
+    with pytest.raises((ConfigError, ValueError), match="no_such"):
+        policy(tmp_path, lora=Lora(targets=("no_such_proj",)))
+
+
+@pytest.mark.parametrize("make", [tools.qwen2, tools.llama])
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_an_export_loads_with_transformers(tmp_path, make, lora):
+    lm = make()
+    trainable = policy(tmp_path, lm=lm, optim=AdamW(lr=1e-2), lora=lora)
+    for _ in range(2):
+        trainable.update([MICRO], likelihood, 11)
+    folder = trainable.run.export("actor", tmp_path / "model", tiny.tokenizer())
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(loaded) is type(make())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, trainable.module.lm.eval()(ids).logits, atol=2e-5, rtol=1e-5)
+        assert (loaded(ids).logits - make()(ids).logits).abs().max() > 1e-3
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+# -- what must not happen -------------------------------------------------------------------------------------------
+
+
+def test_a_nan_loss_skips_the_step_and_is_counted(tmp_path):
+    trainable = policy(tmp_path, optim=AdamW(lr=1e-2))
+    trainable.update([MICRO], likelihood, 11)
+    before = [p.clone() for p in trainable.parameters]
+    metrics = trainable.update([MICRO], poisoned, 11)
+    assert math.isnan(metrics["actor/loss"])
+    assert all(torch.equal(p, b) for p, b in zip(trainable.parameters, before, strict=True))
+    assert trainable.standing() | {"lr": 0} == {"lr": 0, "updates": 1, "skipped": 1}
+    good = trainable.update([MICRO], likelihood, 11)
+    assert math.isfinite(good["actor/grad_norm"])  # nothing of the bad gradient is left
+    assert trainable.updates == 2
+    assert trainable.skipped_in_a_row == 0
+
+
+def test_a_nan_in_one_of_several_micro_batches_skips_the_step(tmp_path):
+    trainable = policy(tmp_path)
+    other = collate(tools.rows([(4, 6)], seed=9), True, "cpu")
+    before = [p.clone() for p in trainable.parameters]
+    trainable.update([other, MICRO], lambda m, micro: (poisoned if micro is MICRO else likelihood)(m, micro), 11)
+    assert trainable.skipped == 1
+    assert all(torch.equal(p, b) for p, b in zip(trainable.parameters, before, strict=True))
+
+
+def test_too_many_bad_losses_in_a_row_stop_the_run(tmp_path):
+    run = tools.make_run(tmp_path, max_skipped=3)
+    trainable = policy(tmp_path, run=run)
+    before = [p.clone() for p in trainable.parameters]
+    for _ in range(2):
+        trainable.update([MICRO], poisoned, 11)
+    trainable.update([MICRO], likelihood, 11)  # a good one begins the count anew
+    after = [p.clone() for p in trainable.parameters]
+    for _ in range(2):
+        trainable.update([MICRO], poisoned, 11)
+    with pytest.raises(NonFiniteGradient, match="3 updates in a row"):
+        trainable.update([MICRO], poisoned, 11)
+    assert trainable.skipped == 5
+    assert all(torch.equal(p, a) for p, a in zip(trainable.parameters, after, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("where", ["module", "attention", "lora"])
+def test_dropout_is_refused(tmp_path, where):
+    lm = tools.gpt2() if where == "module" else tools.qwen2()
+    if where == "module":
+        lm.transformer.drop.p = 0.1
+    if where == "attention":
+        lm.config.attention_dropout = 0.1
+    with pytest.raises(ConfigError, match=r"actor: .*would make log-probabilities .* differ"):
+        policy(tmp_path, lm=lm, lora=Lora(dropout=0.1) if where == "lora" else None)
+
+
+def test_a_critic_learns_a_constant_reward(tmp_path):
+    run = tools.make_run(tmp_path)
+    critic = run.trainable("critic", Value(tools.qwen2()), TrainableConfig(optim=AdamW(lr=1e-2)), total_updates=60)
+    for _ in range(60):
+        metrics = critic.update([MICRO], square, 11)
+    assert metrics["critic/loss"] < 1e-3
+    assert metrics["critic/value"] == pytest.approx(1.0, abs=0.05)

@@ -1,0 +1,214 @@
+"""Real video files, made on the spot: read, measured, put into buckets, encoded; what is wrong is named by its row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import DataError
+from data.media import frames
+from data.prepare.config import ClipOptions
+from data.prepare.manifest import read_manifest
+from data.sets import clips
+from stepstack.diffusion.latents import Latents
+from stepstack.models.video.prompt_encoders import WordHashes
+from stepstack.models.video.vae import TinyCodec, TinyVae
+
+OPTIONS = ClipOptions(sizes=((32, 48), (32, 32)), lengths=(1, 5, 9), every=4)
+ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
+
+
+def codec() -> TinyCodec:
+    torch.manual_seed(0)
+    return TinyCodec(TinyVae(patch=(2, 8, 8), channels=4, width=16, blocks=1))
+
+
+def textured(count: int, height: int, width: int, speed: float) -> np.ndarray:
+    """A smooth random texture that slides to the right by ``speed`` pixels a frame."""
+    rng = np.random.default_rng(0)
+    x = np.arange(width)[None, :, None]
+    y = np.arange(height)[:, None, None]
+    waves = [(rng.uniform(0.1, 0.5, 3), rng.uniform(0.1, 0.5, 3), rng.uniform(0, 6, 3)) for _ in range(5)]
+    made = [sum(np.sin(a * (x - speed * k) + b * y + c) for a, b, c in waves) for k in range(count)]
+    return np.clip(127 + 25 * np.stack(made), 0, 255).astype(np.uint8)
+
+
+def video(folder: Path, name: str, count=9, size=(64, 96), speed=1.0) -> str:
+    frames.write_mp4(folder / name, textured(count, *size, speed), fps=12)
+    return name
+
+
+def source(folder: Path, *rows: dict) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
+    rows = [
+        {"video": video(tmp_path, "wide.mp4"), "caption": "slides right"},
+        {"video": video(tmp_path, "square.mp4", count=7, size=(64, 64)), "caption": "a square"},
+        {"video": video(tmp_path, "fast.mp4", speed=3.0), "caption": "slides right", "motion": 40},
+        {"video": "wide.mp4", "caption": "slides right"},
+    ]
+    manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    assert manifest.counts == {
+        "read": 4, "kept": 3, "dropped": {"duplicate": 1}, "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1}
+    }  # fmt: skip
+    assert read_manifest(tmp_path / "out" / "manifest.json", "clips").files == manifest.files
+    made = Latents(tmp_path / "out")
+    assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
+    assert sorted(v.motion for v in made)[-1] == 40.0
+    fitted = frames.fit(frames.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
+    pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+    [row] = [v for v in made if v.latents_FCHW.shape[0] == 3]
+    torch.testing.assert_close(row.latents_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(row.image_CHW, row.latents_FCHW[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
+    rows = [
+        {"video": video(tmp_path, "good.mp4"), "loser": video(tmp_path, "bad.mp4", count=6, speed=0.0), "caption": "x"},
+        {"video": "good.mp4", "loser": video(tmp_path, "other.mp4", count=9, speed=2.0), "caption": "x"},
+    ]
+    clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    made = Latents(tmp_path / "out")
+    assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
+    for row, name in zip(made, ("bad.mp4", "other.mp4"), strict=True):
+        count = 1 + 2 * (len(row.latents_FCHW) - 1)
+        fitted = frames.fit(frames.read_video(tmp_path / name)[0][:count], (32, 48))
+        pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
+        torch.testing.assert_close(row.loser_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_that_are_none_are_named(tmp_path):
+    pair = {"video": video(tmp_path, "a.mp4"), "loser": video(tmp_path, "b.mp4", speed=0.0), "caption": "x"}
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2: key loser is missing, as in 1 of 2 rows"):
+        clips.prepare(
+            tmp_path / "out", source(tmp_path, pair, {"video": "b.mp4", "caption": "y"}), OPTIONS, codec(), ENCODER
+        )
+    with pytest.raises(DataError, match=r"none\.mp4 does not exist"):
+        clips.prepare(tmp_path / "out", source(tmp_path, pair | {"loser": "none.mp4"}), OPTIONS, codec(), ENCODER)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_motion_score_measures_how_far_things_move():
+    for speed in (0.0, 0.5, 1.0):
+        assert frames.motion_score(textured(9, 64, 96, speed), frames.MotionOptions(every=4)) == pytest.approx(
+            4 * speed, rel=0.2, abs=0.1
+        )
+    assert frames.motion_score(textured(5, 64, 96, 0.5)) == pytest.approx(2, rel=0.2)  # shorter than 12
+    assert frames.motion_score(textured(1, 64, 96, 1)) == pytest.approx(0, abs=0.1)
+
+
+def test_flow_is_measured_pair_by_pair():
+    still, moved = textured(1, 64, 96, 1)[0], textured(3, 64, 96, 1.5)
+    assert frames.flow_lengths([still, *moved[1:], moved[2]]) == pytest.approx([1.5, 1.5, 0], rel=0.2, abs=0.1)
+    assert frames.flow_lengths([still]) == []
+
+
+def test_a_clip_is_dynamic_where_a_quarter_of_it_moves_far_enough():
+    """The shorter side is 64: more than 1.5 pixels to the next frame at 8 frames a second."""
+    far, near = textured(16, 64, 96, 2.0), textured(16, 64, 96, 1.0)
+    assert frames.is_dynamic(far, 8)
+    assert not frames.is_dynamic(near, 8)
+    assert frames.is_dynamic(near, 16)  # of each second frame: 2 pixels
+    assert not frames.is_dynamic(far, 4)  # 3 pixels are asked for, where frames are 1/4 s apart
+    assert not frames.is_dynamic(far[:1], 8)
+    assert not frames.is_dynamic(near[:2], 8)
+    moving_for = {n: np.concatenate([far[: n + 1], np.repeat(far[n : n + 1], 15 - n, 0)]) for n in (3, 4)}
+    assert [frames.is_dynamic(clip, 8) for clip in moving_for.values()] == [False, True]
+
+
+def test_clips_out_of_the_range_of_motion_are_dropped_and_counted(tmp_path):
+    rows = [
+        {"video": video(tmp_path, f"{speed}.mp4", speed=speed), "caption": f"at {speed}"} for speed in (0.0, 0.5, 1.5)
+    ]
+    options = ClipOptions(sizes=((32, 48),), lengths=(9,), every=4, motion=(1.0, 4.0))
+    found, counts = clips.checked(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
+    assert [row.caption for row in found] == ["at 0.5"]
+    assert counts["dropped"] == {"motion": 2}
+    with pytest.raises(DataError, match="every clip was dropped"):
+        clips.checked([("row 1", rows[0])], tmp_path, options)
+
+
+def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    video(tmp_path, "good.mp4")
+    video(tmp_path, "short.mp4", count=3)
+    video(tmp_path, "tall.mp4", size=(128, 32))
+    rows = [
+        {"video": "good.mp4"},
+        {"video": "good.mp4", "caption": " "},
+        {"video": "broken.mp4", "caption": "x"},
+        {"video": "none.mp4", "caption": "x"},
+        {"video": "short.mp4", "caption": "x"},
+        {"video": "tall.mp4", "caption": "x"},
+        {"video": "good.mp4", "caption": "x", "motion": "fast"},
+        {"video": "good.mp4", "caption": "a good one"},
+    ]
+    options = ClipOptions(sizes=((32, 48),), lengths=(5, 9))
+    with pytest.raises(DataError) as caught:
+        clips.prepare(tmp_path / "out", source(tmp_path, *rows), options, codec(), ENCODER)
+    said = str(caught.value).splitlines()
+    assert said[0].startswith("7 bad rows")
+    for number, words in enumerate(
+        ["caption is missing", "caption is empty", "broken.mp4 cannot be read", "none.mp4 does not exist",
+         "short.mp4 has 3 frames", "tall.mp4 is 32 x 128", "key motion is 'fast'"], 1,
+    ):  # fmt: skip
+        assert f"line {number}" in said[number]
+        assert words in said[number]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bucket_that_the_codec_cannot_encode_is_refused_first(tmp_path):
+    with pytest.raises(DataError, match=r"a bucket of 8 frames of 48 x 32.*take 9 frames"):
+        clips.prepare(tmp_path / "out", "nowhere.jsonl", ClipOptions(sizes=((32, 48),), lengths=(8,)), codec(), ENCODER)
+
+
+def test_latents_that_are_nan_are_named_by_their_row(tmp_path):
+    class Broken(TinyCodec):
+        def encode(self, video_BFCHW):
+            return super().encode(video_BFCHW) * float("nan")
+
+    rows = source(tmp_path, {"video": video(tmp_path, "a.mp4"), "caption": "x"})
+    with pytest.raises(DataError, match=r"line 1: .*a\.mp4: latents of 'x' are NaN"):
+        clips.prepare(tmp_path / "out", rows, OPTIONS, Broken(codec().vae), ENCODER)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fitting_keeps_the_middle_and_the_shape():
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, None, :, None], (2, 64, 96, 3)).copy()
+    made = frames.fit(ramp, (32, 32))
+    assert made.shape == (2, 32, 32, 3)
+    assert int(made[0, 0, 0, 0]) == pytest.approx(16, abs=2)
+    assert int(made[0, 0, -1, 0]) == pytest.approx(79, abs=2)
+    assert frames.kept((64, 96), (32, 32)) == pytest.approx(2 / 3)
+    assert frames.nearest((100, 150), [(32, 32), (32, 48), (48, 32)]) == (32, 48)
+
+
+def test_mp4_and_gif_show_what_they_were_given(tmp_path):
+    clip = textured(6, 32, 48, 1.0)
+    frames.write_mp4(tmp_path / "a.mp4", clip, fps=6, scale=2)
+    back, fps = frames.read_video(tmp_path / "a.mp4")
+    assert back.shape == (6, 64, 96, 3)
+    assert fps == pytest.approx(6)
+    assert np.abs(back[:, ::2, ::2].astype(int) - clip).mean() < 12
+    (tmp_path / "a.gif").write_bytes(frames.gif(clip, scale=2))
+    with Image.open(tmp_path / "a.gif") as image:
+        assert (image.n_frames, image.size) == (6, (96, 64))
+
+
+def test_pictures_are_read_over_white_and_bad_ones_named(tmp_path):
+    Image.new("RGBA", (4, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (frames.read_image(tmp_path / "clear.png") == 255).all()
+    assert frames.read_image(tmp_path / "clear.png").shape == (2, 4, 3)
+    (tmp_path / "bad.png").write_bytes(b"x")
+    for name, said in (("bad.png", "cannot be read as a picture"), ("none.png", "does not exist")):
+        with pytest.raises(DataError, match=said):
+            frames.read_image(tmp_path / name)

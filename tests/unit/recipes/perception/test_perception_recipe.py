@@ -1,0 +1,222 @@
+"""The perception recipe's own parts: gold, rewards and figures, demonstrations, prompts, average precision."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from PIL import Image
+
+from data.drawn.scenes import Objects, Words, problems
+from data.media.images import Record, Target
+from recipes.perception import data, model, tasks
+from recipes.perception.config import LabelNoise, PretrainedVl, PromptConfig, weights_of
+from recipes.perception.model import demonstration, misread, untrained
+from recipes.perception.prompt import encode
+from recipes.perception.reward import Gold, figures_of, gold_of, make_metric, make_reward, parts_of
+from recipes.protocol import load_config
+from stepstack.config import ConfigError
+from stepstack.generation.types import Prompt, Rollout
+from stepstack.harness.answers import Sample
+from stepstack.records import Problem
+from stepstack.scoring.vision.answers import Found, write_tokens
+from stepstack.scoring.vision.detection import average_precision
+
+TASKS = {
+    "grounding": "perception-tiny",
+    "counting": "perception-tiny-counting",
+    "ocr": "perception-tiny-ocr",
+    "detection": "perception-tiny-detection",
+}
+FEW = ("data.train=60", "data.select=6", "data.test=12")
+
+
+class Photo:
+    """A picture of any size."""
+
+    def __init__(self, *size: int):
+        self.size = size
+
+    def image(self) -> Image.Image:
+        return Image.new("RGB", self.size, "gray")
+
+
+def load(task: str, *words: str):
+    return load_config(TASKS[task], [*FEW, *words])
+
+
+def rollout(problem: Problem, text: str, finish="stop") -> Rollout:
+    return Rollout(Prompt(problem, ()), 0, (), (), text, finish, 0)
+
+
+def perfect(problem: Problem) -> str:
+    return demonstration(problem.meta["record"], LabelNoise(), random.Random(0))
+
+
+def test_gold_is_in_pixels_whatever_the_record_says():
+    pixels = Target("cat", (64.0, 48.0, 128.0, 96.0))
+    thousand = Target("cat", (100.0, 100.0, 200.0, 200.0))
+    for space, target in (("pixels", pixels), ("thousand", thousand), ("unit", Target("cat", (0.1, 0.1, 0.2, 0.2)))):
+        record = Record(0, "grounding", (Photo(640, 480),), "cat", (target,), space, (640, 480))
+        gold = Gold.read(gold_of(record, (644, 476)))
+        assert gold.boxes[0][0] == pytest.approx((64, 48, 128, 96))
+        assert (gold.size, gold.model_size, gold.boxes[0][1]) == ((640, 480), (644, 476), "cat")
+
+
+def test_the_model_sees_a_resized_picture_and_answers_in_its_pixels():
+    """The field's most frequent bug: an answer in the resized image against a box of the original."""
+    model = PretrainedVl(path="x", min_pixels=3136, max_pixels=28 * 28 * 40)
+    record = Record(
+        0, "grounding", (Photo(640, 480),), "cat", (Target("cat", (64, 48, 128, 96)),), "pixels", (640, 480)
+    )
+    width, height = model.model_size(record.size)
+    assert (width, height) != (640, 480)
+    gold = Gold.read(gold_of(record, (width, height)))
+    box = [round(v) for v in (width / 10, height / 10, width / 5, height / 5)]
+    answer = json.dumps([{"bbox_2d": box, "label": "cat"}])
+    assert figures_of(answer, gold, "json", "model")[1]["iou"] > 0.9
+    assert figures_of(answer, gold, "json", "pixels")[1]["iou"] < 0.3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_perfect_answer_scores_full_and_nonsense_nothing(task):
+    cfg = load(task)
+    found = data.problems(cfg, "test")
+    full = sum(value for name, value in weights_of(task, cfg.reward).items() if name != "missing")
+    for score in make_reward(cfg)([rollout(p, perfect(p)) for p in found]):
+        assert score.value == pytest.approx(full)
+    cut = make_reward(cfg)([rollout(p, perfect(p), "length") for p in found])
+    assert all(score.parts["format"] == 0 for score in cut)
+    for score in make_reward(cfg)([rollout(p, "~") for p in found]):
+        nothing = -weights_of(task, cfg.reward)["missing"] if task == "detection" else 0.0
+        assert score.value == pytest.approx(1.0 if task == "ocr" else nothing)  # any text is well-formed ocr
+    judged = make_metric(cfg)([rollout(p, perfect(p)) for p in found])
+    assert all(score.value == pytest.approx(1) for score in judged)
+
+
+def test_a_weight_changes_the_sum_and_an_unknown_one_is_an_error():
+    problem = data.problems(load("counting"), "test")[0]
+    [plain] = make_reward(load("counting", "reward.weights={exact: 0}"))([rollout(problem, perfect(problem))])
+    [more] = make_reward(load("counting", "reward.weights={exact: 2}"))([rollout(problem, perfect(problem))])
+    assert more.value == pytest.approx(plain.value + 2)
+    with pytest.raises(ConfigError, match=r"reward\.weights: \['iou'\] are no parts of counting"):
+        load("counting", "reward.weights={iou: 1}")
+
+
+def test_matching_forgives_the_order_and_its_absence_does_not():
+    cfg = load("detection", "data.objects=[3, 3]")
+    for problem in data.problems(cfg, "test")[:6]:
+        boxes = [Found(t.box, t.label) for t in problem.meta["record"].targets]
+        turned = write_tokens([*boxes[1:], boxes[0]])
+        [matched] = make_reward(cfg)([rollout(problem, turned)])
+        [ordered] = make_reward(load("detection", "data.objects=[3, 3]", "reward.matching=false"))(
+            [rollout(problem, turned)]
+        )
+        assert matched.parts["location"] == pytest.approx(1)
+        assert ordered.value < matched.value
+
+
+def test_careless_demonstrations_err_as_often_as_they_say():
+    records = problems(Objects(task="counting", objects=(3, 4), count=(3, 3), train=300, size=(84, 84)), "train")
+    rng = random.Random(0)
+    said = [demonstration(r, LabelNoise(forgotten=0.3), rng).count("<|box_start|>") for r in records]
+    assert sum(said) / sum(len(r.targets) for r in records) == pytest.approx(0.7, abs=0.05)
+    record = problems(Objects(train=1), "train")[0]
+    shaken = {demonstration(record, LabelNoise(jitter=3), rng) for _ in range(50)}
+    assert len(shaken) > 30
+    for _ in range(200):
+        x1, y1, x2, y2 = model._shaken((0, 0, 56, 20), 5, (56, 56), rng)
+        assert 0 <= x1 < x2 <= 56
+        assert 0 <= y1 < y2 <= 56
+    texts = [misread("ABCD", 0.25, rng) for _ in range(500)]
+    assert 0.2 < sum(t == "ABCD" for t in texts) / 500 < 0.45
+    assert misread("AB C", 0.0, rng) == "AB C"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_who_thinks_says_first_what_it_sees(task):
+    """Without carelessness a thinking demonstration earns the whole reward, and only where thinking is asked for."""
+    cfg = load(task, "prompt.thinking=true")
+    words = model.tokenizer(thinking=True)
+    for problem in data.problems(cfg, "train"):
+        said = demonstration(problem.meta["record"], LabelNoise(), random.Random(0), thinking=True)
+        gold = Gold.read(problem.gold)
+        full = {part: float(part != "missing") for part in weights_of(task, cfg.reward)}
+        assert parts_of(said, gold, cfg.reward, finished=True, thinking=True) == full
+        assert parts_of(said, gold, cfg.reward, finished=True, thinking=False)["format"] < 1 or task == "ocr"
+        ids = words(said, add_special_tokens=False)["input_ids"]
+        assert words.decode(ids) == said
+        assert len(ids) < cfg.rollout.sampling.max_tokens + 48
+
+
+def test_a_prompt_has_as_many_image_tokens_as_the_model_makes():
+    _, processor = untrained(load("grounding").model, seed=0)
+    pad = processor.tokenizer.get_vocab()["<|image_pad|>"]
+    for cfg in (PromptConfig(style="short"), PromptConfig(style="qwen"), PromptConfig(style="qwen", thinking=True)):
+        for record in problems(Words(train=3, size=(84, 56)), "train"):
+            prompt = encode(Problem(0, "", ""), record, processor.tokenizer, processor.patcher, cfg)
+            frames, rows, columns = processor.patcher.patches(record.pictures[0]).grid
+            assert prompt.ids.count(pad) == frames * rows * columns // 4 == 6
+            assert prompt.pictures == record.pictures
+
+
+def test_the_name_of_a_special_token_in_a_question_is_text():
+    _, processor = untrained(load("grounding").model, seed=0)
+    record = Record(0, "grounding", (Photo(56, 56),), "<|image_pad|>", (), "pixels", (56, 56))
+    ids = encode(Problem(0, "", ""), record, processor.tokenizer, processor.patcher, PromptConfig()).ids
+    assert ids.count(processor.tokenizer.get_vocab()["<|image_pad|>"]) == 4
+
+
+def test_what_a_tiny_model_writes_is_few_tokens():
+    """Numbers, names and what stands between coordinates are one token each."""
+    words = model.tokenizer()
+    text = write_tokens([Found((10, 5, 41, 56), "red circle")])
+    assert words.decode(words(text).input_ids) == text
+    assert len(words(text).input_ids) == 14
+
+
+def test_average_precision_over_samples_is_that_of_their_boxes():
+    cfg = load("detection")
+    found = data.problems(cfg, "test")
+    rng = random.Random(0)
+    texts = [demonstration(p.meta["record"], LabelNoise(jitter=4, forgotten=0.3), rng) for p in found]
+    questions = [[_sample(p, text)] for p, text in zip(found, texts, strict=True)]
+    figures = {m.name: m.measure(questions) for m in tasks.metrics_of(cfg)[:3]}
+    pairs = []
+    for problem, text in zip(found, texts, strict=True):
+        gold = Gold.read(problem.gold)
+        boxes, _ = tasks.detected(text, gold.frame("pixels"), "tokens")
+        pairs.append((list(gold.boxes), boxes))
+    expected = average_precision(pairs)
+    assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
+        {"AP": expected["ap"], "AP50": expected["ap50"], "AP75": expected["ap75"]}
+    )
+    assert 0 < figures["AP"].value < 1
+    assert figures["AP"].stderr > 0
+
+
+def _sample(problem: Problem, text: str) -> Sample:
+    return Sample(
+        index=problem.index, sample=0, problem=problem.text, gold=problem.gold, prompt="", text=text, ids=None,
+        tokens=1, finish="stop", answer=text, score=1.0,
+    )  # fmt: skip
+
+
+def test_published_configs_ask_in_the_published_words():
+    cfg = load_config("perception-grounding-2b")
+    assert (cfg.reward.space, cfg.reward.squared, cfg.kl.weight, cfg.rollout.sampling.n) == ("thousand", True, 0.04, 8)
+    assert load_config("perception-detection-3b").reward.space == "model"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("task=ocr",), "task is ocr, but the data is for grounding"),
+        (("advantage={type: gae}",), "perception has no critic"),
+        (("layout.pack=true",), "not packed"),
+    ],
+)
+def test_bad_configs(words, said):
+    with pytest.raises(ValueError, match=said):
+        data.problems(load_config("perception-tiny", [*FEW, *words]), "train")

@@ -1,0 +1,112 @@
+"""Distances of texts: a plain table for edit distance, NLTK for BLEU and METEOR."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nltk.stem.porter import PorterStemmer
+from nltk.translate.bleu_score import sentence_bleu
+from nltk.translate.meteor_score import meteor_score
+
+from stepstack.scoring.text.similarity import (
+    bleu,
+    edit_distance,
+    meteor,
+    normalised_edit_distance,
+    word_overlap,
+)
+
+short = st.text(alphabet="abc", max_size=12)
+WORDS = ("The", "the", "cat", "cats", "sat", "sitting", "sits", "on", "running", "runs", "mat", ".")
+words = st.lists(st.sampled_from(WORDS), max_size=14)
+
+
+class NoWordNet:
+    """A WordNet that knows no word."""
+
+    def synsets(self, word: str) -> list:
+        return []
+
+
+def table(a, b) -> int:
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        row = [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y)))
+        rows.append(row)
+    return rows[-1][-1]
+
+
+@given(short, short)
+def test_edit_distance_is_the_table(a, b):
+    assert edit_distance(a, b) == table(a, b)
+
+
+@given(st.integers(0, 10**6))
+def test_edit_distance_of_long_texts(seed):
+    draw = random.Random(seed)
+    a = "".join(draw.choices("ab ", k=draw.randint(60, 140)))
+    b = list(a)
+    for _ in range(draw.randint(0, 30)):
+        b[draw.randrange(len(b))] = draw.choice(["", "a", "xy"])
+    assert edit_distance(a, "".join(b)) == table(a, "".join(b))
+
+
+def test_edit_distance_of_words():
+    assert edit_distance("kitten", "sitting") == 3
+    assert edit_distance(["the", "cat", "sat"], ["a", "cat", "sat", "down"]) == 2
+
+
+def test_a_page_takes_less_than_seconds():
+    draw = random.Random(0)
+    a, b = ("".join(draw.choices("abcdefgh", k=8000)) for _ in range(2))
+    begin = time.process_time()
+    assert 0 < edit_distance(a, b) < 8000
+    assert time.process_time() - begin < 2
+
+
+def test_normalised_edit_distance():
+    assert normalised_edit_distance("", "") == 0
+    assert normalised_edit_distance("", "ab") == normalised_edit_distance("ab", "") == 1
+    assert normalised_edit_distance("kitten", "sitting") == pytest.approx(3 / 7)
+    assert normalised_edit_distance("a" * 9, "b") == 1
+
+
+def test_word_overlap():
+    both = word_overlap(["a", "a", "b", "c"], ["a", "b", "d"])
+    assert both == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+    assert word_overlap(["a"], ["a", "b"]) == pytest.approx({"precision": 1.0, "recall": 0.5, "f1": 2 / 3})
+    assert set(word_overlap([], []).values()) == {1.0}
+    assert set(word_overlap([], ["a"]).values()) == set(word_overlap(["a"], []).values()) == {0.0}
+
+
+@given(words, words)
+def test_bleu_is_nltks(prediction, gold):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of orders without overlap
+        theirs = sentence_bleu([gold], prediction) if gold else 0.0
+    assert bleu(prediction, gold) == pytest.approx(theirs, abs=1e-9)
+
+
+def test_bleu_of_copies():
+    assert bleu(["a", "b", "c", "d", "e"], ["a", "b", "c", "d", "e"]) == 1
+    assert bleu(["a", "b", "c"], ["a", "b", "c"]) == 0  # no 4-gram
+    assert 0 < bleu(["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]) < 1
+
+
+@given(words, words)
+def test_meteor_is_nltks_without_wordnet(prediction, gold):
+    theirs = meteor_score([gold], prediction, stemmer=PorterStemmer(), wordnet=NoWordNet())
+    assert meteor(prediction, gold) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_meteor_stems():
+    assert meteor(["running"], ["Runs"]) == pytest.approx(0.5)
+    assert meteor(["a", "b", "c", "d"], ["a", "b", "c", "d"]) == pytest.approx(1 - 0.5 / 64)
+    assert meteor(["dog"], ["cat"]) == meteor([], ["cat"]) == meteor(["cat"], []) == 0

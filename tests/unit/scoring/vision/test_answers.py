@@ -1,0 +1,223 @@
+"""Readers of boxes: golden texts, any text at all, and time linear in it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepstack.scoring.vision.answers import (
+    Found,
+    boxes,
+    first_box,
+    json_boxes,
+    plain_boxes,
+    points,
+    token_boxes,
+    unwrap,
+    write_json,
+    write_tokens,
+)
+
+# Perception-R1's grounding example, as Qwen2-VL writes it.
+WOMAN = (
+    "<|object_ref_start|>The woman holding a child<|object_ref_end|>"
+    "<|box_start|>(157,459),(208,622)<|box_end|><|im_end|>"
+)
+FORMS = ("tokens", "json", "plain")
+PIECES = [
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|im_end|>", "```json", "```"),
+    *("<think>", "</think>", "<answer>", "</answer>", "[", "]", "(", ")", "{", "}", ",", ":", "-", ".", " ", "\n"),
+    *(
+        "1",
+        "23",
+        "9" * 40,
+        "1e999",
+        "NaN",
+        "true",
+        "null",
+        '"bbox_2d"',
+        '"label"',
+        '"a"',
+        "(1,2)",
+        "(3,4)",
+        "٣",
+        "\ud800",
+    ),
+    '{"bbox_2d": [1, 2, 3, 4], "label": "a"}',
+]
+texts = st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join))
+
+
+def test_tokens_golden():
+    assert token_boxes(WOMAN) == ([Found((157, 459, 208, 622), "The woman holding a child")], True)
+    two = "<|box_start|>(1,2),(3,4)<|box_end|><|box_start|>(5,6),(7,8)<|box_end|>"
+    assert token_boxes(two) == ([Found((1, 2, 3, 4)), Found((5, 6, 7, 8))], True)
+    shared = f"<|object_ref_start|>cat < dog<|object_ref_end|>{two}\n<|object_ref_start|>b<|object_ref_end|>{two}"
+    found, well = token_boxes(shared)
+    assert well
+    assert [item.label for item in found] == ["cat < dog", "cat < dog", "b", "b"]
+    assert token_boxes("<|im_end|>") == token_boxes("") == ([], True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<",  # Perception-R1's own pattern has its | unescaped: any text that begins with < passes it
+        "<|object_ref_start|>",
+        "<anything at all>",
+        "object_ref_start",
+        "x" + WOMAN,
+        WOMAN + "x",
+        WOMAN.replace("<|box_end|>", ""),
+        WOMAN.replace("(157,459)", "(157;459)"),
+        WOMAN.replace("(157,459)", "(157,459,3)"),
+        WOMAN.replace("157", "1234567890"),
+        WOMAN.replace("|", ""),
+        WOMAN.replace("<|box_start|>(157,459),(208,622)<|box_end|>", ""),  # a label without a box
+        "<|object_ref_start|>a<|object_ref_end|>" + WOMAN,
+    ],
+)
+def test_not_well_formed_tokens(text):
+    assert not token_boxes(text)[1]
+
+
+def test_items_are_read_where_the_form_is_broken():
+    assert [item.box for item in token_boxes("see " + WOMAN)[0]] == [(157, 459, 208, 622)]
+
+
+def test_json_golden():
+    entries = '{"bbox_2d": [1, 2.5, -3, 4], "label": "person"},\n\t{"bbox_2d": [5,6,7,8], "label": " a b "}'
+    text = f"```json\n[\n\t{entries}\n]\n```"
+    found = [Found((1, 2.5, -3, 4), "person"), Found((5, 6, 7, 8), "a b")]
+    assert json_boxes(text + "<|im_end|>") == (found, True)
+    assert json_boxes(text.strip("`").removeprefix("json")) == (found, True)
+    assert json_boxes("Here:\n" + text) == (found, False)
+    assert json_boxes(text + "\nDone.") == (found, False)
+    assert json_boxes(text[:-3]) == ([], False)
+    assert json_boxes("[]") == json_boxes("```json\n[]\n```") == ([], True)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"bbox_2d": [1, 2, 3], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, true], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, "4"], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, NaN], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, -Infinity], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, 1e10], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + '], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, 4], "label": 5}',
+        '{"bbox_2d": [1, 2, 3, 4], "name": "a"}',
+        '{"bbox_2d": [1, 2, 3, 4]}',
+        '{"bbox_2d": [1, 2, 3, 4], "label": "a", "score": 1}',
+        "[1, 2, 3, 4]",
+        "null",
+    ],
+)
+def test_a_bad_entry_gives_no_item_and_breaks_the_form(entry):
+    good = '{"bbox_2d": [1, 2, 3, 4], "label": "a"}'
+    assert json_boxes(f"[{entry}, {good}]") == ([Found((1, 2, 3, 4), "a")], False)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "7", '"[]"', "null", '[{"bbox_2d": [1,2', "[" * 200_000])
+def test_no_json_list(text):
+    assert json_boxes(text) == ([], False)
+
+
+def test_plain_golden():
+    four = [Found((1, 2, 3, 4))]
+    assert plain_boxes("[1, 2, 3, 4]") == plain_boxes("(1,2,3,4)") == plain_boxes("(1,2),(3,4)\n") == (four, True)
+    assert plain_boxes("[0.1,-2,3.25,4], (1,2),(3,4)") == ([Found((0.1, -2, 3.25, 4)), *four], True)
+    assert plain_boxes("the box is [1,2,3,4]") == (four, False)
+    assert plain_boxes("") == plain_boxes("[1,2,3]") == ([], False)
+
+
+def test_points_golden():
+    assert points("(1,2), (3.5,-4)<|im_end|>") == ([(1, 2), (3.5, -4)], True)
+    assert points("") == ([], True)
+    assert points("none") == ([], False)
+    assert points("at (1,2)") == ([(1, 2)], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        (WOMAN, (157, 459, 208, 622)),
+        ("(9,9),(9,9) (5,6,7,8) [1,2,3,4]", (1, 2, 3, 4)),
+        ("(9,9),(9,9) (5,6,7,8)", (5, 6, 7, 8)),
+        ('{"bbox_2d": [1, 2, 3, 4]}', (1, 2, 3, 4)),
+        ("[0.1, 0.2, 0.3, 0.4]", (0.1, 0.2, 0.3, 0.4)),  # as it stands: no guess that 0..1 was meant
+        ("1, 2, 3, 4", None),
+    ],
+)
+def test_first_box(text, box):
+    assert first_box(text) == box
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "well"),
+    [
+        ("<think>why</think><answer>[1]</answer><|im_end|>", "[1]", True),
+        ("<think>\nwhy\n</think>\n<answer>\n[1]\n</answer>\n", "[1]", True),
+        ("<think></think><answer></answer>", "", True),
+        ("<answer>[1]</answer>", "[1]", False),
+        ("<think>why</think>[1]", "[1]", False),
+        ("<think>why</think>so<answer>[1]</answer>", "[1]", False),
+        ("<think>why</think><answer>[1]</answer> bye", "[1]", False),
+        ("<think>why</think><answer>[1]", "[1]", False),
+        ("<think>a</think><answer>0</answer><think>b</think><answer>1</answer>", "1", False),
+        ("[1]", "[1]", False),
+    ],
+)
+def test_unwrap(text, answer, well):
+    assert unwrap(text) == (answer, well)
+
+
+@given(texts)
+def test_no_text_raises_and_all_numbers_are_finite(text):
+    for form in FORMS:
+        found, well = boxes(text, form)
+        assert isinstance(well, bool)
+        assert all(abs(x) <= 1e9 for item in found for x in item.box)
+    assert all(abs(x) <= 1e9 for point in points(text)[0] for x in point)
+    assert unwrap(text)[0] in text
+    first_box(text)
+
+
+@pytest.mark.parametrize(
+    "piece", [*PIECES, "<|object_ref_start|>a", "<|box_start|>(1,2),", "[1,2,3,", "(1,2),(3,", "<think> "]
+)
+def test_time_is_linear(piece):
+    text = piece * (400_000 // len(piece))
+    begin = time.process_time()
+    for form in FORMS:
+        boxes(text, form)
+    points(text)
+    first_box(text)
+    unwrap(text)
+    assert time.process_time() - begin < 5  # a quadratic reader takes minutes
+
+
+labels = st.text().map(str.strip).filter(lambda label: "<|" not in label and "```" not in label)
+whole = st.integers(0, 1000).map(float)
+labelled = st.lists(st.builds(Found, st.tuples(whole, whole, whole, whole), labels))
+
+
+@given(labelled)
+def test_what_is_written_is_read(found):
+    assert json_boxes(write_json(found)) == (found, True)
+    assert token_boxes(write_tokens(found)) == (found, True)
+
+
+def test_what_cannot_be_written():
+    for label in ("a<|b", " a", None):
+        with pytest.raises(ValueError, match="cannot be written"):
+            write_tokens([Found((0, 0, 1, 1), "a"), Found((0, 0, 1, 1), label)])
+    for label in ("```", None):
+        with pytest.raises(ValueError, match="cannot be written"):
+            write_json([Found((0, 0, 1, 1), label)])
+    assert write_tokens([Found((0, 0, 1.4, 1))]) == "<|box_start|>(0,0),(1,1)<|box_end|>"
