@@ -35,6 +35,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from stepstack.harness.lm_eval import tasks as lm_eval_tasks
+from stepstack.harness.lm_eval.model import StepstackLM
 
 LENGTH = 96  # of the model; some prompts and texts are longer
 MODEL = {"name": "tiny", "sha256": "0" * 64}
@@ -167,7 +168,7 @@ def test_the_responses_are_those_of_lm_evals_own_model(theirs, found):
 
 def test_the_likelihoods_are_those_of_lm_evals_own_model(engine, own, theirs):
     for name in NAMES[1:]:
-        lm = lm_eval_tasks.StepstackLM(engine)
+        lm = StepstackLM(engine)
         task = TaskManager(include_path=own, include_defaults=False).load([name])["tasks"][name]
         task.set_fewshot_seed(seed=1234)
         task.build_all_requests()
@@ -185,7 +186,7 @@ def test_likelihoods_without_context_and_with_spaces(engine, folder):
 
     pairs = [("", "abc"), ("a question ", "yes"), ("a  ", " no"), ("x" * 200, "yy"), ("<eos>a", "b")]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    have = lm_eval_tasks.StepstackLM(engine).loglikelihood(requests)
+    have = StepstackLM(engine).loglikelihood(requests)
     want = theirs.loglikelihood(requests)
     assert [value for value, _ in have] == pytest.approx([value for value, _ in want], rel=1e-5)
     assert [greedy for _, greedy in have] == [greedy for _, greedy in want]

@@ -21,7 +21,9 @@ from stepstack.ops.attention import sparse_attention
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.parallel import exchange
 from stepstack.parallel.exchange import Moved
-from stepstack.planning.contextparallel.plan import BlockLayout, Layer, LayerPlan, Plan, Profile
+from stepstack.planning.contextparallel.grid import LayerPlan
+from stepstack.planning.contextparallel.plan import Plan
+from stepstack.planning.contextparallel.problem import BlockLayout, Layer, Profile
 
 Attend = Callable[[Tensor, Tensor, Tensor, Selection], Tensor]
 _attend = partial(sparse_attention, check=False)  # the lists were checked whole, before they were cut

@@ -15,8 +15,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from stepstack import cli
 from stepstack.config import CONFIGS
 from stepstack.planning import assignment
-from stepstack.planning.contextparallel.plan import BlockLayout, Cluster, Layer, PlanOptions, Profile
-from stepstack.planning.contextparallel.plan import plan as planner
+from stepstack.planning.contextparallel import grid, problem
+from stepstack.planning.contextparallel import plan as planner
+from stepstack.planning.contextparallel.problem import BlockLayout, Cluster, Layer, PlanOptions, Profile
 from stepstack.planning.timing import Attention, Link
 
 NEAR = Link((0.0, 1000.0, 5000.0), (1.0, 3.0, 9.0))
@@ -41,7 +42,7 @@ def drawn(rng: np.random.Generator, ranks: int, heads: int, layers: int = 1) -> 
     return Profile(layout=layout, head_dim=DIM, layers=made, element_bytes=BYTES), masks
 
 
-def all_grids(ranks: int, heads: int) -> list[tuple[int, int, planner.Inner]]:
+def all_grids(ranks: int, heads: int) -> list[tuple[int, int, problem.Inner]]:
     return [
         (hcp, ranks // hcp, inner)
         for hcp in range(1, min(ranks, heads) + 1) if ranks % hcp == 0
@@ -53,7 +54,7 @@ class Messages:
     """An oracle of costs that knows neither formulas nor arrays: who sends which block of which head to whom."""
 
     def __init__(
-        self, mask: np.ndarray, layout: BlockLayout, cluster: Cluster, hcp: int, scp: int, inner: planner.Inner
+        self, mask: np.ndarray, layout: BlockLayout, cluster: Cluster, hcp: int, scp: int, inner: problem.Inner
     ):
         self.mask, self.layout, self.cluster, self.hcp, self.scp = mask, layout, cluster, hcp, scp
         self.rank = {(a, b): (b * hcp + a if inner == "hcp" else a * scp + b) for a in range(hcp) for b in range(scp)}
@@ -172,7 +173,7 @@ def test_no_placement_is_below_the_bound_of_its_grid(seed):
         costs = [
             planner.cost(profile, 0, cluster, PlanOptions(), inner, rows).seconds for rows in placements(5, hcp)[::7]
         ]
-        assert planner.Grid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
+        assert grid.Grid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
 
 
 # -- heads onto rows ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from stepstack.generation.vllm.config import VllmServerConfig
 from stepstack.generation.vllm.http import Bucket, Server, ask, everywhere
 
 
-class _NcclSender:
+class NcclSender:
     """Trainer's end of vLLM's NCCL weight transfer: rank 0 of a group with every worker of every server. Not run."""
 
     def __init__(self, servers: Sequence[Server], cfg: VllmServerConfig):

@@ -16,7 +16,7 @@ from stepstack.generation.types import EngineError, Group, Prompt, Rollout, Samp
 from stepstack.generation.vllm.config import VllmServerConfig
 from stepstack.generation.vllm.engine import Weights
 from stepstack.generation.vllm.http import INITIAL, Server, buckets, send_by_disk
-from stepstack.generation.vllm.nccl import _NcclSender
+from stepstack.generation.vllm.nccl import NcclSender
 from stepstack.generation.vllm.request import request, to_rollout
 
 
@@ -43,7 +43,7 @@ class VllmServerGenerator:
         self._turn = itertools.count()
         self._gate = threading.Condition()
         self._active, self._loading = 0, False
-        self._nccl: _NcclSender | None = None
+        self._nccl: NcclSender | None = None
 
     def sleep(self) -> None:
         """Nothing to lend: the servers have devices of their own."""
@@ -151,7 +151,7 @@ class VllmServerGenerator:
         if self.cfg.transfer == "disk":
             send_by_disk(self.servers, pieces, Path(self.cfg.dir).resolve(), tag)
         else:
-            self._nccl = self._nccl or _NcclSender(self.servers, self.cfg)
+            self._nccl = self._nccl or NcclSender(self.servers, self.cfg)
             self._nccl.send(pieces, tag)
         for server in self.servers:
             if not server.call("/reset_prefix_cache", {})["success"]:

@@ -10,7 +10,9 @@ from pydantic import Field, PositiveInt
 
 from stepstack.config import Fraction, Strict
 from stepstack.planning.contextparallel import plan
-from stepstack.planning.contextparallel.plan import BlockLayout, Cluster, Layer, LayerPlan, Plan, PlanOptions, Profile
+from stepstack.planning.contextparallel.grid import LayerPlan
+from stepstack.planning.contextparallel.plan import Plan
+from stepstack.planning.contextparallel.problem import BlockLayout, Cluster, Layer, PlanOptions, Profile
 from stepstack.report.formats import Table, render
 
 
