@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ROOT
 from stepstack.harness import answers as io
 from stepstack.models.lm import tiny

@@ -15,7 +15,7 @@ from data.sets import orz_math
 from recipes.orz import recipe
 from recipes.orz.prompt import STOP, render
 from recipes.protocol import load_config
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ROOT
 from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator

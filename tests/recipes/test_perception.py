@@ -16,7 +16,7 @@ from data.media.images import Record
 from recipes.perception import data as perception_data
 from recipes.perception import recipe
 from recipes.protocol import load_config
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.core.run import Run
 from stepstack.harness import answers as io
 from stepstack.report import jsonl

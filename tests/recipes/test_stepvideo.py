@@ -28,7 +28,7 @@ from recipes.stepvideo.generation.sampling import SampleArgs
 from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, make_dit, pixels
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.config import SamplerConfig

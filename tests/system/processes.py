@@ -71,7 +71,7 @@ def _main(files: tuple[Path, Path], words: list[str], hooks: list[tuple], env: d
     os.environ.update(env)
     for hook, *arguments in hooks:
         hook(*arguments)
-    from stepstack import cli
+    from stepstack.cli import main as cli
 
     sys.exit(cli.main(words))
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import CONFIGS
 from stepstack.core import checkpoint
 from stepstack.report import jsonl

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import CONFIGS
 from stepstack.planning import assignment
 from stepstack.planning.contextparallel import grid, problem

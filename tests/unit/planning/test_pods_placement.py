@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ConfigError, Launch, RunConfig
 from stepstack.core import launch
 from stepstack.planning.pods import exact, rankfile

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKLWan
 
 from evals.bench import video_memory
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, WanCodec
 from stepstack.planning.memory import PUBLISHED, Dit, Machine, Vae, cost, tokens

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ROOT
 from stepstack.planning.pods import closed
 from stepstack.report import tables
@@ -207,7 +207,7 @@ class Hidden:
         if name.partition(".")[0] in ("torch", "transformers", "accelerate"):
             raise ImportError(f"{name} is hidden")
 sys.meta_path.insert(0, Hidden())
-from stepstack import cli
+from stepstack.cli import main as cli
 raise SystemExit(cli.main(sys.argv[1:]))
 """
 

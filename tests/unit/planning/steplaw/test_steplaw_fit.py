@@ -13,7 +13,7 @@ import pytest
 from scipy.optimize import minimize
 
 from recipes.steplaw.analysis import judge, released, summary
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ROOT, ConfigError
 from stepstack.planning.steplaw import advice, fit, grids, laws
 from stepstack.planning.steplaw.grids import Columns, Grid
@@ -245,7 +245,7 @@ class Hidden:
         if name.partition(".")[0] in ("torch", "transformers", "accelerate"):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Hidden())
-from stepstack import cli
+from stepstack.cli import main as cli
 sys.exit(max(cli.main(["plan", "steplaw", *line]) for line in {lines!r}))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipes.protocol import load_config
-from stepstack import cli, config
+from stepstack import config
+from stepstack.cli import main as cli
 from stepstack.config import ConfigError, Scale
 from stepstack.core.config import AdamW, StepLaw
 from stepstack.core.optim import resolve_optimizer
@@ -157,7 +158,7 @@ def test_explain_shows_what_the_law_says():
 
 
 def test_a_recipe_says_its_scale_and_explain_warns():
-    resolved, loaded = (make("orz-tiny", ["actor.optim.type=steplaw"]) for make in (config.resolve, config.load))
+    resolved, loaded = (make("orz-tiny", ["actor.optim.type=steplaw"]) for make in (config.resolve, load_config))
     derived = {key: value for key, value, source in config.explain(loaded, resolved) if source == "derived"}
     assert derived["actor.optim.at.tokens"] == 100 * 16 * 8 * 64
     assert derived["actor.optim.at.params"] == loaded.scale.params > 2e5

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.stepvideo.evaluation import vbench
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ROOT, ConfigError
 from stepstack.report import jsonl
 

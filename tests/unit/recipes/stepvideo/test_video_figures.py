@@ -12,7 +12,7 @@ from torch import nn
 from data.errors import DataError
 from data.media import frames
 from recipes.stepvideo.evaluation import clip_figures
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.models.video.features import SavedFeatures, of_clips
 

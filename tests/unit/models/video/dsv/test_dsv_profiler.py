@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepstack import cli
+from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.models.video.dsv import profiler
 from stepstack.models.video.dsv.speed import Row, Shape, SpeedProfile, device_name, measure, parse_grid
