@@ -36,7 +36,7 @@ from stepstack.diffusion.flow import SamplerConfig
 from stepstack.harness.metrics import clustered
 from stepstack.harness.outcome import measure
 from stepstack.loops import diffusion
-from stepstack.models.dsv.config import DsvConfig
+from stepstack.models.dsv.config import DsvConfig, Placement
 from stepstack.models.dsv.handle import Dsv
 from stepstack.models.video_dit import VideoDiT
 
@@ -47,13 +47,14 @@ __all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sampl
 class Config(diffusion.DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
     of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
-    Video-DPO, from ``model.start``. ``dsv``: null for dense attention."""
+    Video-DPO, from ``model.start``. ``dsv``: null for dense attention; ``placement``: how a ``context`` shares it."""
 
     data: Annotated[Moving | Prepared, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
     text: Annotated[Words | Published, Field(discriminator="type")] = Words()
     model: DitConfig = DitConfig()
     dsv: DsvConfig | None = None
+    placement: Placement | None = None
     sampler: SamplerConfig = SamplerConfig()
     frames: Positive = 102
     sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))
@@ -68,8 +69,7 @@ class Config(diffusion.DiffusionConfig):
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
         if self.preference is not None and (self.model.start is None or self.dsv is not None):
             raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
-        if self.dsv is not None:
-            sparse.fits(self, self.dsv)
+        sparse.fits(self)
         if self.model.heads % self.context:
             raise ValueError(f"context={self.context} must divide model.heads={self.model.heads}, which it shares out")
 
@@ -84,7 +84,7 @@ def train(run: Run[Config]) -> None:
     dit = run.trainable("dit", run.load(*[lambda: make_dit(cfg.model, videos)] * 2), cfg.dit, cfg.steps)
     loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
     dsv = sparse.enabled(run, dit)
-    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, after=sparse.after(dsv))
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, **sparse.hooks(cfg, dsv))
     if codec is None:
         fit()
         export(run, dit, dsv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from stepstack.config import ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.models.dsv.config import DsvConfig
+from stepstack.models.dsv.context import DsvContext
 from stepstack.models.dsv.diffusers import enable_dsv
 from stepstack.models.dsv.handle import Dsv, speed_of
 from stepstack.models.video_dit import VideoDiT
@@ -34,10 +36,18 @@ CURVES = ("sparsity", "recall", "mass", "loss", "sparse")
 SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
 
 
-def fits(cfg: Config, dsv: DsvConfig) -> None:
-    """ValueError for settings with which nothing could ever be sparse, or which do not go with DSV."""
-    if cfg.context > 1:
-        raise ValueError(f"context={cfg.context}: processes that share a video attend densely: context=1, or dsv=null")
+def fits(cfg: Config) -> None:
+    """ValueError for settings with which nothing could ever be sparse, or which do not go with DSV or without it."""
+    dsv, placement = cfg.dsv, cfg.placement
+    if (placement is not None) != (dsv is not None and cfg.context > 1):
+        raise ValueError(
+            f"placement is {'missing' if placement is None else 'given'}: it says how the processes of a context share "
+            f"sparse attention, where there are dsv and a context over 1 (here {cfg.context}), and only there"
+        )
+    if placement is not None and placement.cluster.ranks != cfg.context:
+        raise ValueError(f"placement.cluster.ranks={placement.cluster.ranks} must be context={cfg.context}")
+    if dsv is None:
+        return
     if dsv.warmup >= cfg.steps:
         raise ValueError(f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse")
     if isinstance(cfg.data, Moving) and isinstance(cfg.vae, TinyVaeConfig):
@@ -69,16 +79,18 @@ def enabled(run: Run[Config], dit: Trainable) -> Dsv | None:
     return dsv
 
 
-def after(dsv: Dsv | None) -> Callable[[], Mapping[str, float]]:
-    """For ``diffusion.train``."""
+def hooks(cfg: Config, dsv: Dsv | None) -> dict[str, Callable[..., Any]]:
+    """``after`` and ``share_by`` for ``diffusion.train``, where there is something to do."""
+    if dsv is None:
+        return {}
 
-    def step() -> Mapping[str, float]:
-        if dsv is None:
-            return {}
+    def after() -> Mapping[str, float]:
         dsv.step()
         return dsv.metrics()
 
-    return step
+    if cfg.placement is None:
+        return {"after": after}
+    return {"after": after, "share_by": partial(DsvContext, dsv=dsv, placement=cfg.placement)}
 
 
 def exported(dsv: Dsv | None) -> dict[str, Any]:

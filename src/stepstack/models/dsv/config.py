@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stepstack.config import Count, Positive, Strict
 from stepstack.models.dsv.predictor import rope_split
+from stepstack.planning.contextparallel import Cluster, Options
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -52,3 +53,14 @@ class DsvConfig(Strict):
 
     def __post_init__(self) -> None:
         rope_split(self.rank)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement(Strict):
+    """How processes share sparse attention: heads and queries go where ``planning.contextparallel`` puts them by
+    ``cluster``'s times and the heads' sparsity, as that is when stage 2 begins and at each ``every``-th step from then
+    on. ``cluster.memory`` is counted for one sample."""
+
+    cluster: Cluster
+    options: Options = Options()
+    every: Positive = 1000
