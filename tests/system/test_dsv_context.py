@@ -86,9 +86,12 @@ def stepped(dit: VideoDiT, dsv: Dsv, size: int, shared: Any = None) -> list[dict
             outs.append(out.detach())
         gradients = {f"grad.{name}": p.grad for name, p in dit.named_parameters() if p.grad is not None}
         learnt = {f"learnt.{a.index}.{n}": g for a in dsv.attentions for n, g in enumerate(a.observed.gradients)}
+        counts = [a.observed.count for a in dsv.attentions]
         dit.zero_grad(set_to_none=True)
         dsv.step()
-        found.append({"outs": outs, "gradients": gradients, "learnt": learnt, "metrics": dsv.metrics()})
+        found.append(
+            {"outs": outs, "gradients": gradients, "learnt": learnt, "counts": counts, "metrics": dsv.metrics()}
+        )
     return found
 
 
@@ -125,6 +128,7 @@ def test_outputs_gradients_and_figures_are_those_of_one_process(found, case):
     for step, one in enumerate(want):
         many = [rank["steps"][step] for rank in found[case]]
         for rank in many:
+            assert rank["counts"] == one["counts"] == [2, 2]
             for a, b in zip(rank["outs"], one["outs"], strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
             assert rank["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
