@@ -36,7 +36,7 @@ from stepstack.diffusion.flow import SamplerConfig
 from stepstack.harness.metrics import clustered
 from stepstack.harness.outcome import measure
 from stepstack.loops import diffusion
-from stepstack.models.dsv.config import DsvConfig, Placement
+from stepstack.models.dsv.config import ContextPlan, DsvConfig
 from stepstack.models.dsv.handle import Dsv
 from stepstack.models.video_dit import VideoDiT
 
@@ -47,14 +47,14 @@ __all__ = ["Config", "Wish", "describe", "open_engine", "own", "prepare", "sampl
 class Config(diffusion.DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
     of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
-    Video-DPO, from ``model.start``. ``dsv``: null for dense attention; ``placement``: how a ``context`` shares it."""
+    Video-DPO, from ``model.start``. ``dsv``: null for dense attention; ``context_plan``: how ``context`` shares it."""
 
     data: Annotated[Moving | Prepared, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
     text: Annotated[Words | Published, Field(discriminator="type")] = Words()
     model: DitConfig = DitConfig()
     dsv: DsvConfig | None = None
-    placement: Placement | None = None
+    context_plan: ContextPlan | None = None
     sampler: SamplerConfig = SamplerConfig()
     frames: Positive = 102
     sizes: tuple[tuple[Positive, Positive], ...] = ((544, 992), (992, 544), (768, 768))

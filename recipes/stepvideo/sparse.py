@@ -37,15 +37,15 @@ SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process 
 
 
 def fits(cfg: Config) -> None:
-    """ValueError for settings with which nothing could ever be sparse, or which do not go with DSV or without it."""
-    dsv, placement = cfg.dsv, cfg.placement
-    if (placement is not None) != (dsv is not None and cfg.context > 1):
+    """ValueError for settings with which nothing could ever be sparse, or which do not go together."""
+    dsv, context_plan = cfg.dsv, cfg.context_plan
+    if (context_plan is not None) != (dsv is not None and cfg.context > 1):
         raise ValueError(
-            f"placement is {'missing' if placement is None else 'given'}: it says how the processes of a context share "
-            f"sparse attention, where there are dsv and a context over 1 (here {cfg.context}), and only there"
+            f"context_plan is {'missing' if context_plan is None else 'given'}: it says how processes that share a "
+            f"video share sparse attention: give it with dsv and a context over 1 (here {cfg.context}), else null"
         )
-    if placement is not None and placement.cluster.ranks != cfg.context:
-        raise ValueError(f"placement.cluster.ranks={placement.cluster.ranks} must be context={cfg.context}")
+    if context_plan is not None and context_plan.cluster.ranks != cfg.context:
+        raise ValueError(f"context_plan.cluster.ranks={context_plan.cluster.ranks} must be context={cfg.context}")
     if dsv is None:
         return
     if dsv.warmup >= cfg.steps:
@@ -88,9 +88,9 @@ def hooks(cfg: Config, dsv: Dsv | None) -> dict[str, Callable[..., Any]]:
         dsv.step()
         return dsv.metrics()
 
-    if cfg.placement is None:
+    if cfg.context_plan is None:
         return {"after": after}
-    return {"after": after, "share_by": partial(DsvContext, dsv=dsv, placement=cfg.placement)}
+    return {"after": after, "share_by": partial(DsvContext, dsv=dsv, context_plan=cfg.context_plan)}
 
 
 def exported(dsv: Dsv | None) -> dict[str, Any]:

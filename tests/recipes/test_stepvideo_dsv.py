@@ -36,8 +36,8 @@ SHORT = (
 DSV = ("dsv.warmup=2", "dsv.switch=1e9", "dsv.every_sparse=1", "dsv.rank=8", "dsv.sampling=2")
 FOUR = (*DSV, "model.heads=4")  # 3 do not divide by two processes
 LINK = "{bytes: [0, 1e6], seconds: [1e-6, 2e-6]}"
-PLACEMENT = (
-    "placement={every: 100, options: {shapes: [[2, 1]]}, cluster: {ranks: 2, ranks_per_node: 2, memory: 1e9, "
+PLAN = (
+    "context_plan={every: 100, options: {shapes: [[2, 1]]}, cluster: {ranks: 2, ranks_per_node: 2, memory: 1e9, "
     f"intra: {LINK}, inter: {LINK}, "
     "compute: {lengths: [16, 1024], sparsities: [0, 1], seconds: [[2e-6, 1e-6], [2e-3, 1e-4]]}}}"
 )  # of processes that share videos
@@ -149,7 +149,7 @@ def test_figures_curves_and_heat_maps_are_kept(run, tmp_path):
         ("dsv.rank=12", "multiple of 8"),
         ("dsv.dispatch={type: measured}", r"key 'dsv\.dispatch\.file' is missing"),
         ("dsv.cubes=[1,2,2]", r"unknown key 'dsv\.cubes'"),
-        (PLACEMENT, "placement is given: .* where there are dsv and a context over 1"),
+        (PLAN, "context_plan is given: .* give it with dsv and a context over 1 .here 1., else null"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, said):
@@ -157,14 +157,14 @@ def test_settings_that_cannot_work_are_refused(change, said):
         config.load("stepvideo-tiny-dsv", [*SHORT, *DSV, change])
 
 
-def test_a_placement_must_be_of_the_context():
+def test_a_plan_must_be_of_the_context():
     words = [*SHORT, *FOUR, "launch.file=cpu-ddp", "launch.processes_per_node=4"]
-    with pytest.raises(ConfigError, match="placement is missing: it says how the processes of a context share"):
+    with pytest.raises(ConfigError, match="context_plan is missing: it says how processes that share a video share"):
         config.load("stepvideo-tiny-dsv", [*words, "context=2"])
-    with pytest.raises(ConfigError, match=r"placement\.cluster\.ranks=2 must be context=4"):
-        config.load("stepvideo-tiny-dsv", [*words, "context=4", PLACEMENT])
-    with pytest.raises(ConfigError, match="placement is given"):
-        config.load("stepvideo-tiny-dsv", [*words, "context=2", PLACEMENT, "dsv=null"])
+    with pytest.raises(ConfigError, match=r"context_plan\.cluster\.ranks=2 must be context=4"):
+        config.load("stepvideo-tiny-dsv", [*words, "context=4", PLAN])
+    with pytest.raises(ConfigError, match="context_plan is given"):
+        config.load("stepvideo-tiny-dsv", [*words, "context=2", PLAN, "dsv=null"])
 
 
 def test_a_run_that_dsv_cannot_join_computes_nothing(tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def shared(folder: Path, name: str, of: Run, *words: str) -> Path:
     for part in ("vae", "latents"):
         if not (folder / name / part).exists():
             shutil.copytree(of.dir / part, folder / name / part)
-    words = (*SHORT, *FOUR, "context=2", PLACEMENT, *words)
+    words = (*SHORT, *FOUR, "context=2", PLAN, *words)
     for ended in train_ranks(folder / name, 2, *words, report=True, config="stepvideo-tiny-dsv"):
         ok(ended)
     return folder / name

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from stepstack.models.dsv.config import DsvConfig, Fixed, Placement
+from stepstack.models.dsv.config import ContextPlan, DsvConfig, Fixed
 from stepstack.models.dsv.context import DsvContext
 from stepstack.models.dsv.diffusers import enable_dsv
 from stepstack.models.dsv.handle import Dsv
@@ -27,17 +27,20 @@ STEPS = ((3, 3, 5), (2, 4, 3), (3, 3, 5))  # of two sizes: cubes that differ in 
 
 @dataclass(frozen=True)
 class Case:
-    """``stage`` in which it begins; ``shape``: of the plans' grids."""
+    """``ranks`` share a video; ``stage`` in which it begins; ``shape``: of the plans' grids."""
 
     ranks: int
     stage: int
     shape: tuple[int, int]
     selector: Literal["low_rank", "pooled"] = "low_rank"
     again: bool = False  # gradient checkpointing
+    groups: int = 1  # of ranks, all with the same videos
+    bf16: bool = False  # under autocast, of a float32 model
 
     def __str__(self) -> str:
         hcp, scp = self.shape
-        return f"stage{self.stage}-{hcp}x{scp}-{self.selector}" + ("-checkpoints" if self.again else "")
+        more = ("-checkpoints" if self.again else "") + ("-2groups" if self.groups == 2 else "")
+        return f"stage{self.stage}-{hcp}x{scp}-{self.selector}{more}{'-bf16' if self.bf16 else ''}"
 
 
 CASES = [
@@ -49,23 +52,25 @@ CASES = [
     Case(4, 2, (2, 2)),
     Case(4, 2, (4, 1), again=True),
     Case(4, 2, (1, 4), selector="pooled"),
+    Case(2, 2, (1, 2), groups=2),
+    Case(2, 1, (2, 1), bf16=True),
+    Case(2, 2, (1, 2), bf16=True),
+    Case(2, 2, (2, 1), selector="pooled", bf16=True),
 ]
 
 
-def placement(case: Case) -> Placement:
+def context_plan(case: Case) -> ContextPlan:
     cluster = Cluster(ranks=case.ranks, ranks_per_node=2, memory=1e9, intra=LINK, inter=LINK, compute=TABLE)
-    return Placement(cluster=cluster, options=Options(shapes=(case.shape,)), every=2)
+    return ContextPlan(cluster=cluster, options=Options(shapes=(case.shape,)), every=2)
 
 
 def sparse_model(case: Case) -> tuple[VideoDiT, Dsv]:
-    """In float64, with predictors in float32. In stage 1 none is ready before the last step; in stage 2 all are."""
-    dit = model(torch.float64)
+    """In float64, with predictors in float32. It stays in its stage."""
+    dit = model(torch.float32 if case.bf16 else torch.float64)
     if case.again:
         dit.enable_gradient_checkpointing()
-    config = DsvConfig(
-        dispatch=Fixed(), cube=(2, 2, 2), selector=case.selector, rank=8, sampling=2, switch=1e9, warmup=9,
-        every_sparse=1,
-    )  # fmt: skip
+    often: dict[str, Any] = {"sampling": 2, "every_sparse": 1, "warmup": 9}
+    config = DsvConfig(dispatch=Fixed(), cube=(2, 2, 2), selector=case.selector, rank=8, **often)
     dsv = enable_dsv(dit, config)
     dsv.stage = case.stage
     if case.stage == 2:
@@ -74,15 +79,17 @@ def sparse_model(case: Case) -> tuple[VideoDiT, Dsv]:
     return dit, dsv
 
 
-def stepped(dit: VideoDiT, dsv: Dsv, size: int, shared: Any = None) -> list[dict[str, Any]]:
+def stepped(case: Case, dit: VideoDiT, dsv: Dsv, size: int, shared: Any = None) -> list[dict[str, Any]]:
     """Two passes of every step and what they gave. The weights stay, so that nothing but these passes can differ."""
     found = []
+    half = torch.autocast("cpu", torch.bfloat16, enabled=case.bf16)
     for grid in STEPS:
         outs = []
         for _ in range(2):
             with shared or torch.enable_grad():
-                out = dit(**inputs(grid))
-                (out.square().sum() / size).backward()
+                with half:
+                    out = dit(**inputs(grid, torch.float32 if case.bf16 else torch.float64))
+                (out.double().square().sum() / size).backward()
             outs.append(out.detach())
         gradients = {f"grad.{name}": p.grad for name, p in dit.named_parameters() if p.grad is not None}
         learnt = {f"learnt.{a.index}.{n}": g for a in dsv.attentions for n, g in enumerate(a.observed.gradients)}
@@ -99,10 +106,10 @@ def on_rank(rank: int, cases: list[Case]) -> list[dict[str, Any]]:
     found = []
     for case in cases:
         dit, dsv = sparse_model(case)
-        context = DsvContext(dit, case.ranks, dsv, placement(case))
-        steps = stepped(dit, dsv, case.ranks, context)
+        context = DsvContext(dit, case.ranks, dsv, context_plan(case))
+        steps = stepped(case, dit, dsv, case.ranks, context)
         with torch.no_grad():
-            alone = dit(**inputs(STEPS[0]))  # each for itself: nobody else is asked
+            alone = None if case.bf16 else dit(**inputs(STEPS[0]))  # each for itself: nobody else is asked
         plans = [(layer.hcp, layer.scp, layer.heads) for g in context.groups.values() for layer in g.plan.layers]
         moved = {} if context.newest is None else dict(context.newest.moved)
         found.append({"steps": steps, "alone": alone, "plans": plans, "moved": moved, "planned": dsv.planned})
@@ -114,7 +121,7 @@ def found(tmp_path_factory) -> dict[Case, list[dict[str, Any]]]:
     """What every rank found of every case; one set of processes for each number of ranks."""
     made = {}
     for ranks in (2, 4):
-        cases = [case for case in CASES if case.ranks == ranks]
+        cases = [case for case in CASES if case.ranks * case.groups == ranks]
         each = run(tmp_path_factory.mktemp("ranks") / str(ranks), ranks, on_rank, cases)
         made |= {case: [rank[number] for rank in each] for number, case in enumerate(cases)}
     return made
@@ -122,23 +129,25 @@ def found(tmp_path_factory) -> dict[Case, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_gradients_and_figures_are_those_of_one_process(found, case):
+    """In bfloat16 a unit in the last place is 1/128, by which a cube more or less may be selected."""
     dit, dsv = sparse_model(case)
-    want = stepped(dit, dsv, 1)
+    want = stepped(case, dit, dsv, 1)
+    near, learnt, seen = (5e-2, 5e-2, 1e-2) if case.bf16 else (1e-10, 1e-4, 1e-5)
     assert all(dsv.sparse()) == (case.stage == 2)
     for step, one in enumerate(want):
         many = [rank["steps"][step] for rank in found[case]]
         for rank in many:
             assert rank["counts"] == one["counts"] == [2, 2]
             for a, b in zip(rank["outs"], one["outs"], strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-            assert rank["metrics"] == pytest.approx(one["metrics"], rel=1e-5, abs=1e-6)
+                assert (a - b).norm() <= near * b.norm()
+            assert rank["metrics"] == pytest.approx(one["metrics"], rel=seen, abs=seen / 10)
         for name, gradient in one["gradients"].items():
-            total = sum(rank["gradients"][name] for rank in many)
-            torch.testing.assert_close(total, gradient, rtol=1e-9, atol=1e-9, msg=name)
+            total = sum(rank["gradients"][name] for rank in many) / case.groups
+            assert (total - gradient).norm() <= 2 * near * gradient.norm(), name
         for name, gradient in one["learnt"].items():  # means over ranks, after the step has averaged them
             for rank in many:
-                torch.testing.assert_close(rank["learnt"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-    for rank in found[case]:
+                assert (rank["learnt"][name] - gradient).norm() <= learnt * gradient.norm(), name
+    for rank in found[case] if not case.bf16 else ():
         with torch.no_grad():
             torch.testing.assert_close(rank["alone"], dit(**inputs(STEPS[0])), rtol=1e-10, atol=1e-10)
 
@@ -173,7 +182,7 @@ def refused(rank: int) -> list[str]:
     case = CASES[0]
     few, other = replace(case, ranks=2), model()
     dit, dsv = sparse_model(few)
-    context = DsvContext(dit, 2, dsv, placement(case))
+    context = DsvContext(dit, 2, dsv, context_plan(case))
 
     def said(call, *arguments) -> str:
         try:
@@ -186,10 +195,9 @@ def refused(rank: int) -> list[str]:
         with context:
             dit(**inputs((1, 2, 2)))
 
-    return [
-        said(DsvContext, dit, 2, dsv, placement(case)), said(DsvContext, other, 2, dsv, placement(case)),
-        said(Context, sparse_model(case)[0], 2), said(tiny),
-    ]  # fmt: skip
+    again = said(DsvContext, dit, 2, dsv, context_plan(case))
+    dense = said(DsvContext, other, 2, dsv, context_plan(case))
+    return [again, dense, said(Context, sparse_model(case)[0], 2), said(tiny)]
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path):

@@ -56,7 +56,7 @@ class DsvConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placement(Strict):
+class ContextPlan(Strict):
     """How processes share sparse attention: heads and queries go where ``planning.contextparallel`` puts them by
     ``cluster``'s times and the heads' sparsity, as that is when stage 2 begins and at each ``every``-th step from then
     on. ``cluster.memory`` is counted for one sample."""

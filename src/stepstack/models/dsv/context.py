@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stepstack.models.dsv import profiler
-from stepstack.models.dsv.config import Placement
+from stepstack.models.dsv.config import ContextPlan
 from stepstack.models.dsv.core import Call, DsvAttention
 from stepstack.models.dsv.diffusers import Rotary, VideoDsv
 from stepstack.models.dsv.handle import Dsv
@@ -60,8 +60,8 @@ class DsvContext(Context):
     """``Context`` of a model that has DSV: ``dsv`` is its handle. Losses, gradients and what DSV learns and logs are
     those of one process, whatever the plan. ValueError where attention is not DSV's."""
 
-    def __init__(self, dit: VideoDiT, size: int, dsv: Dsv, placement: Placement):
-        self.dsv, self.placement = dsv, placement
+    def __init__(self, dit: VideoDiT, size: int, dsv: Dsv, context_plan: ContextPlan):
+        self.dsv, self.context_plan = dsv, context_plan
         self.shards: dict[tuple[Grid, torch.device], Shard] = {}
         self.groups: dict[Grid, Groups] = {}  # of the newest plan, by the size of video
         self.newest: Groups | None = None
@@ -72,7 +72,7 @@ class DsvContext(Context):
         """Before a step: when it is time for a plan, what it is to be made of. It is kept with DSV's state, so that a
         resumed run goes by the same plan."""
         dsv = self.dsv
-        if dsv.stage == 2 and (dsv.planned is None or dsv.steps % self.placement.every == 0):
+        if dsv.stage == 2 and (dsv.planned is None or dsv.steps % self.context_plan.every == 0):
             dsv.planned = [a.sparsity_H.tolist() for a in dsv.attentions if a.sparsity_H is not None]
             self.groups.clear()
         super().__enter__()
@@ -141,12 +141,11 @@ class DsvContext(Context):
         call.done.add(attention.index)
         own, whole_H = list(self.heads[self.rank]), attention.sparsity_H
         sparsity_h = None if whole_H is None else whole_H[own]
-        shard, mass = self.shard, attention.config.mass
+        predictor, mass, blocks = attention.predictor, attention.config.mass, self.shard.layout.blocks
         seen = observe_cubes(
-            attention.predictor, x, shard.angles, self._to_heads, q, k, shard.layout.blocks, call.sampled, mass,
-            sparsity_h,
-        )  # fmt: skip
-        seen_MH = seen.seen_MH.new_zeros(len(SEEN), attention.predictor.heads)
+            predictor, x, self.shard.angles, self._to_heads, q, k, blocks, call.sampled, mass, sparsity_h
+        )
+        seen_MH = seen.seen_MH.new_zeros(len(SEEN), predictor.heads)
         seen_MH[:, own] = seen.seen_MH * self.size
         seen.seen_MH = seen_MH
         attention.observed = seen if attention.observed is None else attention.observed + seen
@@ -177,6 +176,6 @@ class DsvContext(Context):
             cut = self.shard.cut
             layers = tuple(Layer.of_sparsity(sparsity, cut) for sparsity in self.dsv.planned)
             profile = Profile(layout=cut, head_dim=v.shape[-1], layers=layers, element_bytes=v.element_size())
-            plan = contextparallel.plan(profile, self.placement.cluster, self.placement.options)
+            plan = contextparallel.plan(profile, self.context_plan.cluster, self.context_plan.options)
             self.groups[grid] = self.newest = Groups(plan, self.group, self.newest)
         return self.groups[grid]
