@@ -12,7 +12,7 @@ from data.prepare.config import ClipOptions
 from stepstack.config import Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.diffusion.config import DiffusionConfig, ReconstructionWeights, SamplerConfig
-from stepstack.models.video.dsv.config import DsvConfig
+from stepstack.models.video.dsv.config import ContextPlan, DsvConfig
 from stepstack.models.video.grid import grid_of
 
 
@@ -103,10 +103,18 @@ class Preference(Strict):
     margin: Annotated[float, Field(ge=0)] = 0.1
 
 
-def check_config(cfg: Config, dsv: DsvConfig) -> None:
-    """ValueError for settings with which nothing could ever be sparse, or which do not go with DSV."""
-    if cfg.context > 1:
-        raise ValueError(f"context={cfg.context}: processes that share a video attend densely: context=1, or dsv=null")
+def check_sparse(cfg: Config) -> None:
+    """ValueError for settings with which nothing could ever be sparse, or which do not go together."""
+    dsv, context_plan = cfg.dsv, cfg.context_plan
+    if (context_plan is not None) != (dsv is not None and cfg.context > 1):
+        raise ValueError(
+            f"context_plan is {'missing' if context_plan is None else 'given'}: it says how processes that share a "
+            f"video share sparse attention: give it with dsv and a context over 1 (here {cfg.context}), else null"
+        )
+    if context_plan is not None and context_plan.cluster.ranks != cfg.context:
+        raise ValueError(f"context_plan.cluster.ranks={context_plan.cluster.ranks} must be context={cfg.context}")
+    if dsv is None:
+        return
     if dsv.warmup >= cfg.steps:
         raise ValueError(f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse")
     if isinstance(cfg.data, Moving) and isinstance(cfg.vae, TinyVaeConfig):
@@ -119,13 +127,14 @@ def check_config(cfg: Config, dsv: DsvConfig) -> None:
 class Config(DiffusionConfig):
     """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
     of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
-    Video-DPO, from ``model.start``. ``dsv``: null for dense attention."""
+    Video-DPO, from ``model.start``. ``dsv``: null for dense attention; ``context_plan``: how ``context`` shares it."""
 
     data: Annotated[Moving | PreparedClips, Field(discriminator="type")]
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
     text: Annotated[WordVectors | PublishedEncoders, Field(discriminator="type")] = WordVectors()
     model: DitConfig = DitConfig()
     dsv: DsvConfig | None = None
+    context_plan: ContextPlan | None = None
     sampler: SamplerConfig = SamplerConfig()
     frames: PositiveInt = 102
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ((544, 992), (992, 544), (768, 768))
@@ -140,7 +149,6 @@ class Config(DiffusionConfig):
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
         if self.preference is not None and (self.model.start is None or self.dsv is not None):
             raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
-        if self.dsv is not None:
-            check_config(self, self.dsv)
+        check_sparse(self)
         if self.model.heads % self.context:
             raise ValueError(f"context={self.context} must divide model.heads={self.model.heads}, which it shares out")

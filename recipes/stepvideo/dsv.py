@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,7 @@ from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.diffusers import enable_dsv
 from stepstack.models.video.dsv.handle import Dsv, speed_of
+from stepstack.parallel.dsv import DsvContext
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
@@ -52,16 +54,18 @@ def enable(run: Run[Config], dit: Trainable) -> Dsv | None:
     return dsv
 
 
-def after_update(dsv: Dsv | None) -> Callable[[], Mapping[str, float]]:
-    """For ``diffusion.train``."""
+def loop_hooks(cfg: Config, dsv: Dsv | None) -> dict[str, Callable[..., Any]]:
+    """``after`` and ``share_by`` for ``diffusion.train``, where there is something to do."""
+    if dsv is None:
+        return {}
 
-    def step() -> Mapping[str, float]:
-        if dsv is None:
-            return {}
+    def after() -> Mapping[str, float]:
         dsv.step()
         return dsv.metrics()
 
-    return step
+    if cfg.context_plan is None:
+        return {"after": after}
+    return {"after": after, "share_by": partial(DsvContext, dsv=dsv, context_plan=cfg.context_plan)}
 
 
 def exported(dsv: Dsv | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from recipes.stepvideo.config import (
     PreparedClips,
 )
 from recipes.stepvideo.data import load_latents, prepare_clips
-from recipes.stepvideo.dsv import after_update, check_run, enable, write_figures
+from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
 from recipes.stepvideo.model import make_codec, make_dit, vae_folder
 from recipes.stepvideo.preference import load_pairs, preference_loss
@@ -41,7 +41,7 @@ def train(run: Run[Config]) -> None:
     dit = run.trainable("dit", run.load(*[lambda: make_dit(cfg.model, videos)] * 2), cfg.dit, cfg.steps)
     loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
     dsv = enable(run, dit)
-    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, after=after_update(dsv))
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, **loop_hooks(cfg, dsv))
     if codec is None:
         fit()
         export(run, dit, dsv)

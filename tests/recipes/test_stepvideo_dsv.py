@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 
 from data.drawn import moving
 from recipes.protocol import load_config
@@ -33,6 +34,13 @@ SHORT = (
     "dit.optim.schedule.warmup=0",
 )  # fmt: skip
 DSV = ("dsv.warmup=2", "dsv.switch=1e9", "dsv.every_sparse=1", "dsv.rank=8", "dsv.sampling=2")
+FOUR = (*DSV, "model.heads=4")  # 3 do not divide by two processes
+LINK = "{bytes: [0, 1e6], seconds: [1e-6, 2e-6]}"
+PLAN = (
+    "context_plan={every: 100, options: {shapes: [[2, 1]]}, cluster: {ranks: 2, ranks_per_node: 2, memory: 1e9, "
+    f"intra: {LINK}, inter: {LINK}, "
+    "compute: {lengths: [16, 1024], sparsities: [0, 1], seconds: [[2e-6, 1e-6], [2e-3, 1e-4]]}}}"
+)  # of processes that share videos
 CPU = torch.device("cpu")
 
 
@@ -141,11 +149,22 @@ def test_figures_curves_and_heat_maps_are_kept(run, tmp_path):
         ("dsv.rank=12", "multiple of 8"),
         ("dsv.dispatch={type: measured}", r"key 'dsv\.dispatch\.file' is missing"),
         ("dsv.cubes=[1,2,2]", r"unknown key 'dsv\.cubes'"),
+        (PLAN, "context_plan is given: .* give it with dsv and a context over 1 .here 1., else null"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         load_config("stepvideo-tiny-dsv", [*SHORT, *DSV, change])
+
+
+def test_a_plan_must_be_of_the_context():
+    words = [*SHORT, *FOUR, "launch.file=cpu-ddp", "launch.processes_per_node=4"]
+    with pytest.raises(ConfigError, match="context_plan is missing: it says how processes that share a video share"):
+        load_config("stepvideo-tiny-dsv", [*words, "context=2"])
+    with pytest.raises(ConfigError, match=r"context_plan\.cluster\.ranks=2 must be context=4"):
+        load_config("stepvideo-tiny-dsv", [*words, "context=4", PLAN])
+    with pytest.raises(ConfigError, match="context_plan is given"):
+        load_config("stepvideo-tiny-dsv", [*words, "context=2", PLAN, "dsv=null"])
 
 
 def test_a_run_that_dsv_cannot_join_computes_nothing(tmp_path, monkeypatch):
@@ -184,3 +203,61 @@ def test_two_processes_train_as_one(run):
     for mine, other in zip(rows(run.dir)[1:], rows(two)[1:], strict=True):
         for name in ("loss", "dsv/stage", "dsv/loss", "dsv/sparsity", "dsv/sparse"):
             assert other[name] == pytest.approx(mine[name], rel=1e-3)
+
+
+# -- processes that share videos -------------------------------------------------------------------------------------
+
+
+def shared(folder: Path, name: str, of: Run, *words: str) -> Path:
+    """A run in two processes that share each video; with the VAE and the latents of another."""
+    for part in ("vae", "latents"):
+        if not (folder / name / part).exists():
+            shutil.copytree(of.dir / part, folder / name / part)
+    words = (*SHORT, *FOUR, "context=2", PLAN, *words)
+    for ended in train_ranks(folder / name, 2, *words, report=True, config="stepvideo-tiny-dsv"):
+        ok(ended)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def two(run) -> Path:
+    return shared(run.dir.parent, "shared", run)
+
+
+def test_two_processes_that_share_videos_train_as_one(run, two):
+    one = made(run.dir.parent, "four", *FOUR, "evals=[]", of=run)
+    first, *later = zip(rows(one.dir)[1:], rows(two)[1:], strict=True)
+    for name, value in first[0].items():  # the weights are the same still
+        assert first[1][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+    for mine, other in later:
+        for name in ("loss", "dsv/stage", "dsv/loss", "dsv/sparsity", "dsv/density", "dsv/mass", "dsv/sparse"):
+            assert other[name] == pytest.approx(mine[name], rel=1e-3)
+
+
+def test_a_shared_run_stopped_in_stage_2_is_the_run_that_was_not(run, two):
+    for stop in (("--stop-after", "3"), ()):
+        again = shared(run.dir.parent, "shared-again", run, *stop)
+    assert rows(again) == rows(two)
+    assert differences(checkpoint(again, 4), checkpoint(two, 4)) == []
+
+
+def test_a_shared_run_goes_on_in_one_process(run, two):
+    cut = shared(run.dir.parent, "shared-cut", run, "--stop-after", "3")
+    alone = made(run.dir.parent, cut.name, *FOUR)
+    assert alone.resumed_from == 3
+    for name in ("loss", "dsv/sparsity", "dsv/recall", "dsv/sparse"):
+        assert rows(cut)[-1][name] == pytest.approx(rows(two)[-1][name], rel=1e-3)
+
+
+def test_a_shared_run_exports_a_model_that_samples_as_in_it(run, two):
+    cfg = load_config("stepvideo-tiny-dsv", [*SHORT, *FOUR, f"dir={two.parent}", f"name={two.name}"])
+    pipeline = open_pipeline(cfg, two / "model", CPU)
+    own = load_file(two / "checkpoints" / "step-00000004" / "model.safetensors")
+    names = [name for name in own if ".predictor." in name]
+    assert len(names) == 4
+    assert all(torch.equal(pipeline.dit.state_dict()[name], own[name]) for name in names)
+    asked = moving.clips(cfg.data, "test")
+    [(place, _)] = results(two / "evals" / "after").values()
+    shown = [read(ROOT / sample.text) for sample in answers.read(place / "samples.jsonl")]
+    clips = ClipEngine(cfg, pipeline).clips(asked, [0] * len(asked))
+    assert np.abs(clips.astype(int) - np.stack(shown)).max() <= 1

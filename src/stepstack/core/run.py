@@ -35,7 +35,7 @@ M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 # A resumed run may change these: they decide where and how it is watched, not what it computes.
-FREE = ("name", "dir", "launch", "context", "save", "evals", "trackers", "peak_tflops")
+FREE = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
 class Run(Generic[C]):

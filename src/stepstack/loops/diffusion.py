@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,11 @@ def train(
     loss: Loss | None = None,
     after: Callable[[], Mapping[str, float]] = dict,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    share_by: Callable[[Any, int], AbstractContextManager] = sharing,
 ) -> None:
-    """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged."""
-    together = sharing(hf.pretrained(dit.module), cfg.context)
+    """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged.
+    ``share_by`` the model and ``cfg.context``: processes share each video inside of what it returns."""
+    together = share_by(hf.pretrained(dit.module), cfg.context)
     for step in run.steps(cfg.steps, evaluate):
         micros = local_batch(run, cfg, videos, step)
         with run.timer("dit"), together:

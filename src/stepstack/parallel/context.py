@@ -34,11 +34,11 @@ class Groups:
     of their ranks' shards; lives as long as the plan.
 
     ``moved``: bytes to and from other ranks so far, by (what, pass, direction): "hcp", "scp" or "lists"; "forward" or
-    "backward"; "sent" or "received". Raises ValueError on every rank if the number of ranks is not the plan's or if
-    ranks have different plans.
+    "backward"; "sent" or "received". ``before``: of an earlier plan of the same ranks, whose process groups and counts
+    go on. Raises ValueError on every rank if the number of ranks is not the plan's or if ranks have different plans.
     """
 
-    def __init__(self, plan: Plan, group: dist.ProcessGroup | None = None):
+    def __init__(self, plan: Plan, group: dist.ProcessGroup | None = None, before: Groups | None = None):
         plan.check()
         world = dist.group.WORLD if group is None else group
         if world is None:
@@ -49,8 +49,9 @@ class Groups:
         if len(self.members) != plan.layout.ranks:
             raise ValueError(f"the plan is for {plan.layout.ranks} ranks, the process group has {len(self.members)}")
         self.agree(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
-        self.moved: Moved = Counter()
-        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {tuple(range(len(self.members))): self.world}
+        self.moved: Moved = Counter() if before is None else before.moved
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {} if before is None else before._groups
+        self._groups[tuple(range(len(self.members)))] = self.world
         for layer in plan.layers:  # every rank in the same order, else two could wait for each other
             self.column(layer)
             self.row(layer)

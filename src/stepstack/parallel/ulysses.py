@@ -55,12 +55,15 @@ class Context:
     def _attach(self, dit: VideoDiT) -> None:
         for module in dit.modules():
             if isinstance(module, SelfAttention):
-                if type(module.processor) is not Dense:
-                    raise ValueError(f"{type(module.processor).__name__} attends here: context parallelism is of Dense")
-                module.set_processor(Ulysses(self))
+                self._share(module)
         dit.patch.register_forward_pre_hook(self._cut_video)
         dit.rope.register_forward_hook(self._cut_rotary)
         dit.out.register_forward_hook(self._join)
+
+    def _share(self, attention: SelfAttention) -> None:
+        if type(attention.processor) is not Dense:
+            raise ValueError(f"{type(attention.processor).__name__} attends here: context parallelism is of Dense")
+        attention.set_processor(Ulysses(self))
 
     def _cut_video(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
         if not self.on:

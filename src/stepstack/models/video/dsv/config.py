@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from stepstack.config import ConfigError, Fraction, Strict
+from stepstack.planning.contextparallel.problem import Cluster, PlanOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,3 +58,14 @@ def rope_split(rank: int) -> tuple[int, int, int]:
     if rank < 8 or rank % 8:
         raise ConfigError(f"rank {rank} does not split into 1/2, 1/4, 1/4 of whole pairs: take a multiple of 8")
     return rank // 2, rank // 4, rank // 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextPlan(Strict):
+    """How processes share sparse attention: heads and queries go where ``planning.contextparallel`` puts them by
+    ``cluster``'s times and the heads' sparsity, as that is when stage 2 begins and at each ``every``-th step from then
+    on. ``cluster.memory`` is counted for one sample."""
+
+    cluster: Cluster
+    options: PlanOptions = PlanOptions()
+    every: PositiveInt = 1000

@@ -129,14 +129,17 @@ class LtxDsv(DiffusersDsv):
 
 
 class VideoDsv(DiffusersDsv):
-    """For our VideoDiT: QK-norm, then RoPE-3D by halves."""
+    """For our VideoDiT: QK-norm, then RoPE-3D by halves. ``context``: a ``DsvContext`` whose ranks share videos."""
 
     dense = DsvAttention.dense
+    context: Any = None
 
     def forward(self, attn: Any, x: Tensor, rotary: Any) -> Tensor:
         self.check(None, None, rotary)
         q, k, v = attn.project(x, rotary)
-        return attn.to_out(merge_heads(self.attend(x, q, k, v, rotary.call)))
+        shared = self.context is not None and self.context.on
+        out = self.context.attend(self, x, q, k, v, rotary.call) if shared else self.attend(x, q, k, v, rotary.call)
+        return attn.to_out(merge_heads(out))
 
 
 def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

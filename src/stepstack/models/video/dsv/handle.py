@@ -35,6 +35,7 @@ class Dsv:
         self.grid: Grid | None = None  # of the newest call
         self.losses: list[Tensor | None] = [None] * len(attentions)  # smoothed
         self.seen: list[Tensor | None] = [None] * len(attentions)  # SEEN by head, of the newest observation
+        self.planned: list[list[float]] | None = None  # sparsity by head that ranks share attention by (context.py)
         self.generator = torch.Generator().manual_seed(config.seed)
         weights = [w for a in attentions for w in (a.predictor.query, a.predictor.key)]
         self.optimizer = torch.optim.Adam(weights, lr=config.lr)
@@ -42,14 +43,18 @@ class Dsv:
 
     def call(self, grid: Grid, device: torch.device, training: bool) -> Call:
         """What the attentions of one forward pass share. ``training``: the model is, and gradients are on."""
-        if (grid, device) not in self.layouts:
-            with torch.inference_mode(False):  # autograd could not save an inference tensor later
-                self.layouts[grid, device] = CubeLayout.of(grid, self.config.cube, self.config.rank, device)
-        layout, self.grid = self.layouts[grid, device], grid
+        layout, self.grid = self.layout(grid, device), grid
         every = self.config.every if self.stage == 1 else self.config.every_sparse
         due = training and self.steps % every == 0
         sampled = sample(layout.blocks, self.config.sampling, self.generator) if due else None
         return Call(layout, sampled, self.threshold(grid))
+
+    def layout(self, grid: Grid, device: torch.device) -> CubeLayout:
+        """The cubes of a video's size, made once."""
+        if (grid, device) not in self.layouts:
+            with torch.inference_mode(False):  # autograd could not save an inference tensor later
+                self.layouts[grid, device] = CubeLayout.of(grid, self.config.cube, self.config.rank, device)
+        return self.layouts[grid, device]
 
     def threshold(self, grid: Grid) -> float | None:
         """Sparsity from which on an attention is sparse, None in stage 1. A profile without the grid is refused in both
@@ -138,6 +143,7 @@ class Dsv:
             "losses": self.losses,
             "seen": self.seen,
             "sparsity": [a.sparsity_H for a in self.attentions],
+            "planned": self.planned,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "speed": None if self.speed is None else asdict(self.speed),
@@ -151,7 +157,7 @@ class Dsv:
             count = f"attentions: {len(state['seen'])} -> {len(self.attentions)}"
             raise ConfigError(f"the saved state of DSV is of another run ({'; '.join([*differ, count])})")
         self.stage, self.steps, self.skipped = state["stage"], state["steps"], state["skipped"]
-        self.grid = state["grid"]
+        self.grid, self.planned = state["grid"], state["planned"]
         self.losses, self.seen = list(state["losses"]), list(state["seen"])
         self.speed = None if state["speed"] is None else SpeedProfile.parse(state["speed"])
         for attention, sparsity_H in zip(self.attentions, state["sparsity"], strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,16 +52,38 @@ def observe(
     The backward of the predictors' loss runs here, piece by piece, so that no more than a piece of the sampled scores
     is ever held. The model's graph neither keeps nor feels any of it.
     """
+
+    def arranged(low: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [layout.to_cubes(y) for y in low]
+
+    q, k = arranged((q_BHSD.detach(), k_BHSD.detach()))
+    return observe_cubes(predictor, x_BSC, layout.angles, arranged, q, k, layout.blocks, sampled, mass, sparsity_H)
+
+
+def observe_cubes(
+    predictor: LowRankPredictor,
+    x_BSC: Tensor,
+    angles_SP: Tensor,
+    arranged: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    q_BHSD: Tensor,
+    k_BHSD: Tensor,
+    blocks: Blocks,
+    sampled: Tensor,
+    mass: float,
+    sparsity_H: Tensor | None,
+) -> Observation:
+    """``observe`` of q and k [B, h, S, D] in the order of cubes, which may be of some heads only. ``arranged`` brings
+    the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q and k."""
     with own_graph(q_BHSD.device.type):
         query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
-        low = low_rank(x_BSC.detach(), query, key, predictor.heads, layout.angles)
-        low_q, low_k = (layout.to_cubes(y.detach()).requires_grad_() for y in low)
-        q, k = (layout.to_cubes(y.detach()).float() for y in (q_BHSD, k_BHSD))
-        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, layout.blocks, sampled, mass)
-        back = [layout.to_model(leaf.grad) for leaf in (low_q, low_k) if leaf.grad is not None]
+        low = arranged(low_rank(x_BSC.detach(), query, key, predictor.heads, angles_SP))
+        low_q, low_k = (y.detach().requires_grad_() for y in low)
+        q, k = q_BHSD.detach().float(), k_BHSD.detach().float()
+        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, blocks, sampled, mass)
+        back = [leaf.grad for leaf in (low_q, low_k) if leaf.grad is not None]
         gradients = torch.autograd.grad(low, (query, key), back)
     with torch.no_grad():
-        seen = judge((low_q, low_k), (q, k), layout.blocks, sampled, share_BHQK, mass, sparsity_H)
+        seen = judge((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
     return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
 
 
