@@ -31,7 +31,7 @@ from stepstack.parallel import exchange
 from stepstack.parallel.context import Groups, parallel_attention
 from stepstack.parallel.ulysses import Context
 from stepstack.planning.contextparallel.plan import plan as plan_context
-from stepstack.planning.contextparallel.problem import Layer, Profile
+from stepstack.planning.contextparallel.problem import BlockLayout, Layer, Profile
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Shard:
     ``angles`` [s, rank / 2] of them in the predictors; ``blocks``: its cubes. ``cut`` has all ranks' shards."""
 
     layout: CubeLayout
-    cut: plan.Layout
+    cut: BlockLayout
     own: Tensor
     angles: Tensor
     blocks: Blocks
@@ -49,7 +49,7 @@ class Shard:
     def of(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
         """ValueError where there are fewer cubes than ranks."""
         sizes = tuple(layout.blocks.lengths.tolist())
-        cut = plan.Layout(sizes, sizes, ranks)
+        cut = BlockLayout(sizes, sizes, ranks)
         tokens, cubes = cut.tokens("queries", rank), cut.blocks("queries", rank)
         own = layout.cubes.order[tokens.start : tokens.stop]
         blocks = Blocks(offsets_of(layout.blocks.lengths[cubes.start : cubes.stop]), layout.blocks.size)
