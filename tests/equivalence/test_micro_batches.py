@@ -13,6 +13,7 @@ from stepstack.models.lm.policy import Policy
 from stepstack.models.lm.value import Value
 from stepstack.rl import update
 from stepstack.rl.config import Gae, Grpo, Kl, PolicyLoss, RolloutConfig, ValueLoss
+from stepstack.rl.roles import Roles
 from tests import tools
 
 SHAPES = [(3, 5), (9, 2), (4, 17), (6, 6), (2, 11), (8, 1), (5, 9), (7, 3)]
@@ -25,7 +26,7 @@ LAYOUTS = {
 }
 
 
-class Roles:
+class TestedRoles:
     """An actor and a critic of the same weights each time, and one step of the loop's verbs."""
 
     def __init__(self, folder, **overrides):
@@ -58,7 +59,7 @@ class Roles:
         critic = self.critic if cfg.uses_critic else None
         for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
         for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-        update.annotate(run, for_actor, for_critic, self.actor, critic, self.reference)
+        update.annotate(run, cfg, Roles(self.actor, critic, self.reference), for_actor, for_critic)
         update.credit(run, batch, cfg)
         for part in for_critic:
             critic.update(part.micros, update.value_loss(cfg), update.loss_denominator(cfg.value_loss, part))
@@ -77,7 +78,7 @@ class Roles:
 
 
 def outcome(folder, layout, **overrides):
-    roles = Roles(folder, layout=layout, **overrides)
+    roles = TestedRoles(folder, layout=layout, **overrides)
     metrics, _ = roles.step()
     return metrics[0], torch.cat(list(roles.grads.values())), roles.weights()
 
@@ -109,7 +110,7 @@ def test_an_update_does_not_depend_on_micro_batches(tmp_path, aggregate, advanta
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
 def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
     rows = tools.rows([(4, 4 + 3 * i) for i in range(8)], n=2)  # micro-batches of very unequal token counts
-    roles = Roles(tmp_path, advantage=Grpo())
+    roles = TestedRoles(tmp_path, advantage=Grpo())
     run, cfg = roles.run, roles.run.config
     batch = tools.batch(rows)
     [part] = minibatches(run, batch, 1, cfg.layout)
@@ -135,7 +136,7 @@ def test_orz_pack_mean_does_depend_on_the_packs(tmp_path):
 
 def test_pack_mean_is_the_mean_over_packs_of_their_token_means(tmp_path):
     parity = {"policy_loss": PolicyLoss(aggregate="pack-mean"), "advantage": Grpo()}
-    roles = Roles(tmp_path, layout=BatchLayout(pack=True, max_tokens=32, orz_parity=True), **parity)
+    roles = TestedRoles(tmp_path, layout=BatchLayout(pack=True, max_tokens=32, orz_parity=True), **parity)
     batch = tools.batch(tools.rows(SHAPES, n=2))
     [part] = minibatches(roles.run, batch, 1, roles.run.config.layout)
     update.credit(roles.run, batch, roles.run.config)
@@ -147,7 +148,7 @@ def test_pack_mean_is_the_mean_over_packs_of_their_token_means(tmp_path):
 
 def test_orz_parity_trains_with_packs_to_drop(tmp_path):
     """Eight packs in three updates: six are trained on, eight have values, advantages and returns."""
-    roles = Roles(
+    roles = TestedRoles(
         tmp_path, critic_updates=3, actor_updates=3, layout=BatchLayout(pack=True, max_tokens=12, orz_parity=True)
     )
     losses, batch = roles.step(tools.rows([(5, 7)] * 8, n=2))
@@ -165,7 +166,7 @@ def test_the_first_update_is_exactly_on_policy(tmp_path, annotated, updates, lay
     """Ratio 1, no clip, KL 0: equal, not nearly. Old log-probabilities of the first update are those of the update
     itself; where a KL penalty needs them before, they come from the very micro-batches of the update."""
     changes = {"kl": Kl(weight=0.1, place="reward")} if annotated else {}
-    roles = Roles(tmp_path, layout=LAYOUTS[layout], actor_updates=updates, critic_updates=2, **changes)
+    roles = TestedRoles(tmp_path, layout=LAYOUTS[layout], actor_updates=updates, critic_updates=2, **changes)
     metrics, batch = roles.step()
     assert all(row.fields.keys() >= {"value", "advantage", "return"} for row in batch.rows)
     assert sum("old" in row.fields for row in batch.rows) == (8 if annotated else 8 - 8 // updates)
@@ -186,7 +187,7 @@ def test_the_first_update_is_exactly_on_policy(tmp_path, annotated, updates, lay
 
 def test_the_rewards_place_and_the_critics_values(tmp_path):
     """gamma = lambda = 1: the return of every token is the reward, the advantage before whitening reward - value."""
-    roles = Roles(tmp_path, advantage=Gae(whiten=False))
+    roles = TestedRoles(tmp_path, advantage=Gae(whiten=False))
     _, batch = roles.step()
     for row in batch.rows:
         torch.testing.assert_close(row.fields["return"], torch.full((len(row.ids),), row.reward))
@@ -194,7 +195,7 @@ def test_the_rewards_place_and_the_critics_values(tmp_path):
 
 
 def test_kl_as_a_penalty_comes_off_the_reward(tmp_path):
-    roles = Roles(tmp_path, advantage=Gae(whiten=False), kl=Kl(weight=0.5, place="reward", estimator="k1"))
+    roles = TestedRoles(tmp_path, advantage=Gae(whiten=False), kl=Kl(weight=0.5, place="reward", estimator="k1"))
     _, batch = roles.step()
     for row in batch.rows:
         penalty = 0.5 * (row.fields["old"] - row.fields["ref"])
@@ -203,7 +204,7 @@ def test_kl_as_a_penalty_comes_off_the_reward(tmp_path):
 
 
 def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
-    _, batch = Roles(tmp_path).step()
+    _, batch = TestedRoles(tmp_path).step()
     assert all("ref" not in row.fields for row in batch.rows)
 
 

@@ -13,7 +13,9 @@ from stepstack.ops.attention import sparse_attention
 from stepstack.ops.selection import Blocks, Selection
 from stepstack.parallel.context import Groups, parallel_attention, profile_of, shard_of
 from stepstack.planning import assignment
-from stepstack.planning.contextparallel.plan import plan as planner
+from stepstack.planning.contextparallel import plan as planner
+from stepstack.planning.contextparallel.plan import Plan
+from stepstack.planning.contextparallel.problem import BlockLayout, Cluster, Inner, PlanOptions
 from stepstack.planning.timing import Attention, Link
 from tests.system.ranks import run
 
@@ -26,7 +28,7 @@ TABLE = Attention((16, 1024), (0.0, 1.0), ((2e-6, 1e-6), (2e-3, 1e-4)))
 class Case:
     """``grid``: (hcp, scp, inner). ``queries``, ``keys``: blocks; their lengths are drawn and differ."""
 
-    grid: tuple[int, int, planner.Inner]
+    grid: tuple[int, int, Inner]
     heads: int
     queries: int
     keys: int | None = None  # None: self-attention
@@ -80,18 +82,18 @@ def problem(case: Case) -> tuple[list[torch.Tensor], Selection]:
     return tensors, Selection.from_mask(mask, queries, keys)
 
 
-def plan_of(case: Case, selection: Selection) -> planner.Plan:
+def plan_of(case: Case, selection: Selection) -> Plan:
     """Heads by LPT on the grid that the case asks for, whether or not it is the best."""
     ranks, (hcp, _, inner) = ranks_of(case), case.grid
     profile = profile_of([selection], ranks, DIM, case.dtype.itemsize)
-    cluster = planner.Cluster(ranks=ranks, ranks_per_node=2, memory=1e9, intra=SLOW, inter=SLOW, compute=TABLE)
+    cluster = Cluster(ranks=ranks, ranks_per_node=2, memory=1e9, intra=SLOW, inter=SLOW, compute=TABLE)
     rows = assignment.lpt(profile.layers[0].burdens, hcp)
     heads = [[head for head in range(case.heads) if rows[head] == row] for row in range(hcp)]
-    layer = planner.cost(profile, 0, cluster, planner.Options(), inner, heads)
-    return planner.Plan(profile.layout, case.heads, DIM, (layer,))
+    layer = planner.cost(profile, 0, cluster, PlanOptions(), inner, heads)
+    return Plan(profile.layout, case.heads, DIM, (layer,))
 
 
-def part_of(layout: planner.Layout, kind: Literal["queries", "keys"], rank: int) -> slice:
+def part_of(layout: BlockLayout, kind: Literal["queries", "keys"], rank: int) -> slice:
     tokens = layout.tokens(kind, rank)
     return slice(tokens.start, tokens.stop)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from stepstack.harness import metrics
 from stepstack.harness.metrics import Metric
 from stepstack.records import Problem
 from stepstack.rl.reward import Reward
+from stepstack.user_code import load_module
 
 TASKS = ROOT / "evals" / "tasks"
 DATA = ROOT / "evals" / "data"  # where tasks look for their rows; not in git
@@ -52,12 +52,7 @@ def load(name: str, own: Sequence[Task] = (), folder: Path = TASKS) -> Task:
     if not path.is_file():
         menu = ", ".join([*(task.name for task in own), *menu_of(folder)])
         raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
-    spec = importlib.util.spec_from_file_location(f"stepstack_task_{path.stem}", path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = vars(module).get("TASK")
+    found = vars(load_module(path)).get("TASK")
     if not isinstance(found, Task):
         raise ConfigError(f"{path} defines no TASK = Task(...)")
     if found.name != path.stem or not re.fullmatch(r"[\w.-]+", found.name):

@@ -7,18 +7,18 @@ import math
 import pytest
 import torch
 
-from evals.bench import rl, stepvideo
+from evals.bench import stepvideo, stepvideo_cpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_without_a_gpu_it_says_so():
     with pytest.raises(ValueError, match="bench stepvideo needs a CUDA device and there is none"):
-        rl.main("stepvideo", [])
+        stepvideo.measure()
 
 
 def test_rounds_are_whole_turns():
     with pytest.raises(ValueError, match="rounds=6 must be a multiple of 4"):
-        stepvideo.cpu(rounds=6)
+        stepvideo_cpu.measure(rounds=6)
 
 
 def test_figures_are_means_and_their_errors():
@@ -46,7 +46,7 @@ def test_the_cpus_part_trains_densely_and_sparsely(capsys, monkeypatch):
         return spent
 
     monkeypatch.setattr(stepvideo, "step", watched)
-    result = stepvideo.cpu(rounds=4)
+    result = stepvideo_cpu.measure(rounds=4)
     assert seen == [(False, "Dense", True), (True, "VideoDsv", True)] * 8
     [row] = result["rows"]
     assert (row["tokens"], row["n"], row["sparsity"]) == (256, 4, 0.75)

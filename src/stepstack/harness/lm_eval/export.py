@@ -26,6 +26,8 @@ MODULE = '''"""The task {name}, version {version}, for lm-eval: how its rows are
 
 from pathlib import Path
 
+from stepstack.harness.lm_eval.export import judged, read_rows
+
 {imports}
 
 SAMPLING = {sampling}
@@ -197,6 +199,6 @@ def _file(task: Task) -> str | None:
         if (known.version, known.about, known.sampling) == (task.version, task.about, task.sampling):
             return task.name
     for part in (task.score, task.rows, task.request):
-        if isinstance(part, FunctionType) and part.__module__ == f"stepstack_task_{task.name}":
+        if isinstance(part, FunctionType) and part.__module__ == f"stepstack_user_{task.name}":
             return str(Path(part.__globals__["__file__"]).resolve())
     return None
