@@ -20,9 +20,10 @@ class ModelServer:
 
     Faults, to be set at any time: ``statuses`` answers the next requests with these instead; ``refuse`` answers prompts
     that hold this text with 400; ``torn`` breaks so many streams off in their middle ("end": as if they were over,
-    "reset": against HTTP); ``usage`` False tells no token counts; ``leave_after`` so many answers the server goes away;
-    ``pause`` seconds between tokens. ``asked`` are the bodies of requests for answers, ``keys`` their API keys,
-    ``answered`` counts those that were answered to the end, ``hung_up`` those whose client went away.
+    "reset": against HTTP, "error": with an error as an event); ``usage`` False tells no token counts; ``leave_after``
+    so many answers the server goes away; ``pause`` seconds between tokens. ``asked`` are the bodies of requests for
+    answers, ``keys`` their API keys, ``answered`` counts those that were answered to the end, ``hung_up`` those whose
+    client went away.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class ModelServer:
         self.generator, self.models, self.key = generator, models, key
         self.statuses: list[int] = []
         self.refuse: str | None = None
-        self.torn: list[Literal["end", "reset"]] = []
+        self.torn: list[Literal["end", "reset", "error"]] = []
         self.usage, self.leave_after, self.pause = True, 0, 0.0
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
@@ -154,6 +155,8 @@ class Handler(BaseHTTPRequestHandler):
         pieces = list(self.model.pieces(rollout))
         for number, piece in enumerate(pieces):
             if torn and number >= len(pieces) // 2:
+                if torn == "error":
+                    self.send('data: {"error": {"message": "the engine died"}}\n\n', torn)
                 self.close_connection = True
                 return
             self.event({"choices": [self.choice(chat, piece, None)]}, torn)

@@ -106,7 +106,7 @@ class RunConfig(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A merged configuration and, for each dotted key, the file or flag that set it."""
+    """A merged configuration and, for each dotted key (of maps and list items too), its ``file:line`` or flag."""
 
     path: Path
     values: Mapping[str, Any]
@@ -150,19 +150,18 @@ def read(cls: type, path: Path, overrides: Sequence[str] = ()) -> Any:
 def _merged(path: Path, overrides: Sequence[str]) -> Resolved:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for file in _chain(path):
-        layer = _read(file)
+    for file, layer, where in _chain(path):
         layer.pop("base", None)
-        _merge(values, layer, sources, _shown(file), "")
+        _merge(values, layer, sources, _shown(file), where)
     for text in overrides:
-        _merge(values, _override(text), sources, f"command line {text}", "")
+        _merge(values, _override(text), sources, f"command line {text}", {})
     return Resolved(path, values, sources)
 
 
 def build(cls: type, resolved: Resolved) -> Any:
-    """Validate into ``cls``. An error names each key, the file that set it and the nearest known key."""
+    """Validate into ``cls``. An error names each key, the line that set it and the nearest known key."""
     values = _defaults(cls)  # merged key by key too: policy.optim.lr=1 keeps the default's type and its other values
-    _merge(values, resolved.values, {}, "", "")
+    _merge(values, resolved.values, {}, "", {})
     try:
         # As JSON, because there strict still lets a list be a tuple and an int be a float.
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -219,12 +218,17 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                mark = node.value[number][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
         return super().construct_mapping(node, deep)
 
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, 16 if node.value.startswith("0x") else 10)
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -250,29 +254,48 @@ def _override(text: str) -> dict[str, Any]:
     return layer
 
 
-def _chain(path: Path) -> list[Path]:
-    """The base chain, root first. ``base:`` is relative to the file that names it."""
-    files = [path.resolve()]
-    while (base := _read(files[-1]).get("base")) is not None:
+def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, str]]]:
+    """The files of the base chain as ``_read``, root first. ``base:`` is relative to the file that names it."""
+    chain = [(path.resolve(), *_read(path))]
+    while (base := chain[-1][1].get("base")) is not None:
+        file, _, where = chain[-1]
         if not isinstance(base, str):
-            raise ConfigError(f"{_shown(files[-1])}: base = {base!r}: must be the path of one file")
-        file = (files[-1].parent / base).resolve()
-        if not file.is_file():
-            raise ConfigError(f"{_shown(files[-1])}: base = {base!r}: {_shown(file)} does not exist")
-        if file in files:
-            raise ConfigError(f"base chain of {_shown(path)} loops at {_shown(file)}")
-        files.append(file)
-    return files[::-1]
+            raise ConfigError(f"{where['base']}: base = {base!r}: must be the path of one file")
+        parent = (file.parent / base).resolve()
+        if not parent.is_file():
+            raise ConfigError(f"{where['base']}: base = {base!r}: {_shown(parent)} does not exist")
+        if parent in [earlier for earlier, _, _ in chain]:
+            raise ConfigError(f"{where['base']}: the base chain of {_shown(path)} loops at {_shown(parent)}")
+        chain.append((parent, *_read(parent)))
+    return chain[::-1]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A file's values and, for each dotted key, its ``file:line``."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        content = loader.construct_document(node) if node else {}
+    except yaml.MarkedYAMLError as error:
+        line = f"{_shown(path)}:{error.problem_mark.line + 1}" if error.problem_mark else _shown(path)
+        raise ConfigError(f"{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{_shown(path)}: not YAML: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise ConfigError(f"{_shown(path)}: must be a map of keys, not {type(content).__name__}")
-    return content
+    return content or {}, {key: f"{_shown(path)}:{line}" for key, line in _lines(node)}
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted key, line) of every key and list item, from 1."""
+    children: list[tuple[str, yaml.Node, yaml.Node]] = []  # name, where it stands, value
+    if isinstance(node, yaml.MappingNode):
+        children = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(str(index), item, item) for index, item in enumerate(node.value)]
+    for name, place, value in children:
+        yield f"{prefix}{name}", place.start_mark.line + 1
+        yield from _lines(value, f"{prefix}{name}.")
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -296,21 +319,30 @@ def _jsonable(value: Any) -> Any:
     return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
 
 
-def _merge(into: dict, layer: Mapping, sources: dict[str, str], source: str, prefix: str) -> None:
+def _merge(
+    into: dict, layer: Mapping, sources: dict[str, str], source: str, where: Mapping[str, str], prefix: str = ""
+) -> None:
     """Maps merge key by key; a map whose ``type`` changes, or that only now names one, is replaced whole, so that no
-    key of another choice remains."""
+    key of another choice remains. ``where`` has the places of keys in ``source``, as far as it has lines."""
     for key, value in layer.items():
         dotted = f"{prefix}{key}"
         old: Any = into.get(key)
         maps = isinstance(value, Mapping) and isinstance(old, Mapping)
         if maps and value.get("type", old.get("type")) == old.get("type"):
-            _merge(into[key], value, sources, source, f"{dotted}.")
+            _merge(into[key], value, sources, source, where, f"{dotted}.")
             continue
         for stale in [k for k in sources if k == dotted or k.startswith(f"{dotted}.")]:
             del sources[stale]
         into[key] = json.loads(json.dumps(value)) if isinstance(value, Mapping | list) else value
-        for leaf, _ in flatten({key: value}, prefix):
-            sources[leaf] = source
+        sources |= {name: where.get(name, source) for name in _names(value, dotted)}
+
+
+def _names(value: Any, name: str) -> Iterator[str]:
+    """``name`` and the dotted names of all that is in ``value``."""
+    yield name
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _names(item, f"{name}.{key}")
 
 
 def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved: Resolved) -> Iterator[str]:
@@ -351,11 +383,10 @@ def _dotted(loc: Sequence[int | str], values: Any) -> str:
 
 
 def _source_of(key: str, resolved: Resolved) -> str:
-    """Who set ``key``, or something below or above it; the run's own file where nothing did."""
-    for dotted, source in resolved.sources.items():
-        if f"{dotted}.".startswith(f"{key}.") or f"{key}.".startswith(f"{dotted}."):
-            return source
-    return _shown(resolved.path)
+    """The place that set ``key``, or what is nearest above it; the run's own file where nothing did."""
+    while key and key not in resolved.sources:
+        key = key.rpartition(".")[0]
+    return resolved.sources.get(key, _shown(resolved.path))
 
 
 def _nearest(key: str, cls: type) -> list[str]:

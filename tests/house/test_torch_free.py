@@ -9,8 +9,19 @@ import pytest
 
 from tests.house.tree import code
 
-HEAVY = ("torch", "transformers", "accelerate", "datasets", "trl", "vllm")
-FLOORS = ("config", "records", "report", "scoring", "planning", "simulation", "cli", "core.launch", "rl.types")
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "trl", "vllm", "httpx2")
+FLOORS = (
+    "config",
+    "records",
+    "report",
+    "scoring",
+    "planning",
+    "simulation",
+    "cli",
+    "core.launch",
+    "rl.types",
+    "generation.http",
+)
 
 
 def modules() -> list[str]:

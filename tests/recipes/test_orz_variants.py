@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from stepstack.core.run import Run
 from stepstack.models.lm.policy import Policy
 from stepstack.records import Score
 from stepstack.report import jsonl
-from stepstack.rl import roles as rl_roles
+from stepstack.rl.roles import roles
 
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
 SMALL = ("steps=1", "eval_every=0", "model.steps=2", "model.batch=4", "data.test=2", "data.select=2", "save.every=1")
@@ -133,7 +134,7 @@ def test_the_reference_exists_only_with_a_weight(go, monkeypatch, words, made):
             super().__init__(lm)
 
     place = Run.frozen
-    monkeypatch.setattr(rl_roles.roles, "__defaults__", (Counted,))
+    monkeypatch.setattr(recipe, "roles", partial(roles, policy=Counted))
     monkeypatch.setattr(Run, "frozen", lambda self, module: frozen.append(module) or place(self, module))
     folder, row = go("steps=2", *words)
     assert (len(built), len(frozen)) == (made, made - 1)

@@ -11,7 +11,6 @@ from data.drawn.moving import Clip, Moving
 from recipes.protocol import load_config
 from recipes.stepvideo import tasks
 from recipes.stepvideo.evaluation import frechet
-from recipes.stepvideo.recipe import tasks
 from stepstack.harness.answers import Sample
 
 DATA = Moving(train=300, test=24, select=2)
@@ -65,9 +64,9 @@ def test_a_clip_that_stands_still_has_no_direction():
 def test_it_is_a_task_that_is_asked_for_by_name():
     cfg = load_config("stepvideo-tiny")
     assert "frechet" not in cfg.evals
-    task = {task.name: task for task in tasks(cfg)}["frechet"]
+    task = {task.name: task for task in tasks.tasks(cfg)}["frechet"]
     assert [m.name for m in task.metrics(task.sampling)] == ["Fréchet distance", "Fréchet distance of true clips"]
-    assert task.rows(tasks.ROOT) == {task.name: task for task in tasks(cfg)}["test"].rows(tasks.ROOT)
+    assert task.rows(tasks.ROOT) == {task.name: task for task in tasks.tasks(cfg)}["test"].rows(tasks.ROOT)
 
 
 @pytest.mark.parametrize("count", [0, 1])

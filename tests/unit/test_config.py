@@ -36,6 +36,11 @@ class Policy(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Extra(Strict):
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config(RunConfig):
     policy: Policy = Policy()
     critic: Policy = Policy(optim=Muon(momentum=0.5), clip=2.0)
@@ -43,6 +48,7 @@ class Config(RunConfig):
     targets: str | tuple[str, ...] = "all"
     steps: int = 10
     shuffle: bool = True
+    extra: tuple[Extra, ...] = ()
 
 
 @pytest.fixture
@@ -86,14 +92,14 @@ def test_a_later_override_wins(write):
 
 
 def test_explain_names_the_source_of_every_value(write):
-    write("base.yaml", "steps: 1\npolicy: {clip: 1.0}")
+    write("base.yaml", "# numbers\nsteps: 1\npolicy: {clip: 1.0}")
     file = write("run.yaml", "base: base.yaml\nrecipe: x\nstop: [a, b]")
     resolved = config.resolve(file, ["seed=3"])
     rows = {key: (value, source) for key, value, source in config.explain(config.build(Config, resolved), resolved)}
-    assert rows["steps"][1].endswith("base.yaml")
-    assert rows["policy.clip"] == (1.0, rows["steps"][1])
+    assert rows["steps"][1].endswith("base.yaml:2")
+    assert rows["policy.clip"] == (1.0, rows["steps"][1].replace(":2", ":3"))
     assert rows["stop"][0] == ["a", "b"]
-    assert rows["stop"][1].endswith("run.yaml")
+    assert rows["stop"][1].endswith("run.yaml:3")
     assert rows["seed"] == (3, "command line seed=3")
     assert rows["policy.optim.lr"] == (1e-3, "default")
     assert rows["name"][0] == "run"
@@ -148,6 +154,11 @@ def test_words_of_yaml_1_1_are_strings(write):
     assert built(file, "precision=no").precision == "no"
 
 
+def test_whole_numbers_may_begin_with_zeros(write):
+    file = write("a.yaml", "recipe: x\nsteps: 010\nseed: 08")
+    assert (built(file).steps, built(file).seed, built(file, "steps=0x1F").steps) == (10, 8, 31)
+
+
 def test_lists_and_empty_strings_on_the_command_line(write):
     file = write("a.yaml", "recipe: x\nname: y")
     assert built(file, "stop=[a, '</b>']", "targets=[q, k]").targets == ("q", "k")
@@ -157,14 +168,44 @@ def test_lists_and_empty_strings_on_the_command_line(write):
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_key_names_file_and_neighbour(write):
-    message = refused(write("bad.yaml", "recipe: x\nstepz: 3"))
-    assert message.endswith("bad.yaml: unknown key 'stepz'; did you mean 'steps'?")
+def test_unknown_key_names_line_and_neighbour(write):
+    message = refused(write("bad.yaml", "recipe: x\n\nstepz: 3"))
+    assert message.endswith("bad.yaml:3: unknown key 'stepz'; did you mean 'steps'?")
 
 
-def test_unknown_key_of_a_base_names_the_base(write):
-    write("parent.yaml", "stepz: 3")
-    assert "parent.yaml: unknown key 'stepz'" in refused(write("a.yaml", "base: parent.yaml\nrecipe: x"))
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("seed: 1\nstepz: 3", 2, "unknown key 'stepz'"),
+        ("seed: 1\nplicy:\n  clip: 3", 2, "unknown key 'plicy'"),
+        ("policy:\n  optim:\n    lr: 1.0\n    rl: 2.0", 4, "unknown key 'policy.optim.rl'"),
+        (
+            "policy:\n  optim:\n    type: muon\n    lr: fast",
+            4,
+            "policy.optim.lr = 'fast': Input should be a valid number",
+        ),
+        ("stop:\n  - a\n  - 1", 3, "stop.1 = 1: "),
+        ("seed: 1\nsave: {\n  keep: 0}", 3, "save.keep = 0: "),
+    ],
+)
+def test_an_error_names_the_line_of_the_base_that_set_it(write, text, line, words):
+    write("parent.yaml", text)
+    message = refused(write("a.yaml", "base: parent.yaml\nrecipe: x\npolicy: {clip: 1.0}\nsave: {every: 3}"))
+    assert f"parent.yaml:{line}: {words}" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_error_names_the_line_that_set_it_last(write):
+    write("parent.yaml", "policy:\n  clip: 1.0\nstop: [1, 2]")
+    file = write("a.yaml", "base: parent.yaml\nrecipe: x\npolicy:\n  clip: wide\nstop: [b]")
+    assert "a.yaml:4: policy.clip = 'wide'" in refused(file)
+    assert refused(file, "policy.clip=high").startswith("command line policy.clip=high: policy.clip")
+    assert built(file, "policy={clip: 2.0}").stop == ("b",)
+
+
+def test_a_missing_key_is_looked_for_where_its_map_stands(write):
+    message = refused(write("a.yaml", "recipe: x\nextra:\n  - {size: 1}\n  - {}"))
+    assert message.endswith("a.yaml:4: key 'extra.1.size' is missing")
 
 
 def test_unknown_key_in_a_union_is_written_as_in_the_file(write):
@@ -232,18 +273,21 @@ def test_base_chain_that_loops_is_named(write):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("base: nowhere.yaml\nrecipe: x", "nowhere.yaml does not exist"),
-        ("base: [a, b]\nrecipe: x", "must be the path of one file"),
-        ("- a\n- b", "must be a map of keys, not list"),
-        ("recipe: x\nseed: 1\nseed: 2", "key 'seed' stands twice"),
-        ("recipe: [unclosed", "not YAML"),
-        ("seed: 1", "no key 'recipe'"),
+        ("recipe: x\nbase: nowhere.yaml", ":2: base = 'nowhere.yaml': /"),
+        ("base: [a, b]\nrecipe: x", ":1: base = ['a', 'b']: must be the path of one file"),
+        ("- a\n- b", ": must be a map of keys, not list"),
+        ("''", ": must be a map of keys, not str"),
+        ("recipe: x\nseed: 1\nseed: 2", ":3: not YAML: key 'seed' stands twice"),
+        ("recipe: x\nsave: {keep: 1,\n  keep: 2}", ":3: not YAML: key 'keep' stands twice"),
+        ("recipe: [unclosed\nseed: 1", ":2: not YAML: expected ',' or ']'"),
+        ("recipe: x\nname: {{size}}", ":2: not YAML: found unhashable key"),
+        ("recipe: x\nname: \x07", ": not YAML: "),
+        ("seed: 1", ": no key 'recipe'"),
+        ("", ": no key 'recipe'"),
     ],
 )
 def test_broken_file_is_named(write, text, words):
-    message = refused(write("broken.yaml", text))
-    assert "broken.yaml" in message
-    assert words in message
+    assert f"broken.yaml{words}" in refused(write("broken.yaml", text))
 
 
 def test_unknown_config_lists_the_menu(tmp_path, write):

@@ -1,8 +1,9 @@
-"""One self-contained HTML page a run: tables, curves as SVG, samples. No torch, no network."""
+"""Self-contained HTML pages: a run's tables, curves and samples, or a page with a script. No torch, no network."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
@@ -103,6 +104,20 @@ class Report:
             f"<h1>{title}</h1>{''.join(self.parts)}</html>\n",
         )
         return path
+
+
+def app(title: str, script: Path, body: str, policy: str = "") -> str:
+    """A page of markup whose own script alone may run, whatever stands in it. The style sheet is the file beside
+    ``script`` with its name; ``policy``: what else the Content-Security-Policy allows."""
+    code, style = (path.read_text(encoding="utf-8") for path in (script, script.with_suffix(".css")))
+    allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    policy = f"default-src 'none'; {policy}style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title><style>{style}</style>{body}<script>{code}</script></html>\n"
+    )
 
 
 def _series(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[float], list[float]]:

@@ -83,6 +83,6 @@ def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     if file.is_file():
         return formats.render(load_name(file, part or "table")(root), format)
     if name not in layout.names(root):
-        have = [*sorted(path.stem for path in MAKERS.glob("[a-z]*.py")), *layout.names(root)]
+        have = [*sorted(path.stem.replace("_", "-") for path in MAKERS.glob("[a-z]*.py")), *layout.names(root)]
         raise ValueError(f"no table {name!r}: there are {', '.join(have)}")
     return layout.render(name, format, root)

@@ -6,8 +6,6 @@ samples each stay fast. Only the page's own script may run in it, whatever a mod
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import math
@@ -18,8 +16,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from stepstack.report import jsonl, paired
+from stepstack.report.html import app
 
-HERE = Path(__file__).parent
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
 MOST = 2  # models side by side
 
@@ -164,16 +162,11 @@ def _sampling(plan: Mapping[str, Any]) -> str:
 
 def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
     """No text of a model is ever markup: here it is JSON in which no tag can end, and viewer.js only sets text."""
-    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("viewer.js", "viewer.css"))
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     # ASCII only: U+2028 and half surrogates too are escaped
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(title)}</title><style>{style}</style><h1>{html.escape(title)}</h1>{summary}"
-        '<main id="main"></main><noscript><p>The samples need JavaScript.</p></noscript>'
-        f'<script id="data" type="application/json">{text}</script><script>{script}</script></html>\n'
+    body = (
+        f'<h1>{html.escape(title)}</h1>{summary}<main id="main"></main>'
+        "<noscript><p>The samples need JavaScript.</p></noscript>"
+        f'<script id="data" type="application/json">{text}</script>'
     )
+    return app(title, Path(__file__).with_name("viewer.js"), body)

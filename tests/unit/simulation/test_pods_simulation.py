@@ -130,7 +130,7 @@ def test_traffic_of_draws_that_do_not_fit_is_not_counted():
 
 
 def test_costs_are_the_published_ones_to_the_cent():
-    published = json.loads((ROOT / "evals" / "reported" / "pods-cost.json").read_text())
+    published = json.loads((ROOT / "evals" / "reported" / "pods.cost.json").read_text())
     made = costs.table()
     assert {row["key"] for row in published["rows"]} == made.keys()
     for row in published["rows"]:
@@ -217,7 +217,7 @@ raise SystemExit(cli.main(sys.argv[1:]))
     [
         ["plan", "pods", "--nodes", "24", "--per-tor", "4", "--tp", "8", "--dp", "2"],
         ["sim", "pods", "cost", "mfu"],
-        ["table", "pods-cost"],
+        ["table", "pods.cost"],
     ],
 )
 def test_commands_need_no_torch(words, tmp_path):
@@ -229,5 +229,5 @@ def test_commands_need_no_torch(words, tmp_path):
 
 def test_tables_say_so_where_nothing_was_measured(tmp_path):
     (tmp_path / "evals" / "results").mkdir(parents=True)
-    for name in ("pods-waste", "pods-reproduced", "bench-pods"):
+    for name in ("pods.waste", "pods.reproduced", "pods.bench"):
         assert tables.render(name, root=tmp_path) == "Not measured yet.\n"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import shutil
-import socket
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from torch import Tensor
 
+from stepstack.generation import http
 from stepstack.generation.types import EngineError
 
 INITIAL = "default"  # the weight version that a vLLM engine reports until somebody sets one
@@ -28,10 +23,11 @@ class Server:
 
     def __init__(self, url: str, patience: float, timeout: float):
         """``patience``: seconds of refused connections before it is an error; ``timeout``: seconds of one answer."""
-        self.url, self.patience, self.timeout = url.rstrip("/"), patience, timeout
-        self.retries = 0
+        self.url = url.rstrip("/")
+        # A connection of its own for each request: one that the server has just closed would look like an error.
+        self._client = http.Client(self.url, patience=patience, timeout=timeout)
         self._lock = threading.Lock()
-        self._open: dict[http.client.HTTPConnection, threading.Event] = {}
+        self._calls: dict[Future[dict[str, Any]], threading.Event] = {}
         self.model: str = self.call("/v1/models")["data"][0]["id"]
         config = self.call("/server_info?config_format=json")["vllm_config"]
         mode = config["model_config"]["logprobs_mode"]
@@ -39,6 +35,10 @@ class Server:
             raise EngineError(f"{url} reports {mode}: start it with --logprobs-mode processed_logprobs")
         self.max_model_len: int = config["model_config"]["max_model_len"]
         self.receives: bool = config["weight_transfer_config"] is not None
+
+    @property
+    def retries(self) -> int:
+        return self._client.retries
 
     def weights(self) -> str:
         return self.call("/weight_info")["weight_version"]
@@ -68,67 +68,43 @@ class Server:
         After one, the server must still have weights ``tag`` (it may have restarted) before ``body`` is sent again.
         Setting ``stop`` and then calling ``hang_up`` ends the call with an EngineError.
         """
-        began, wait, attempts = 0.0, 0.1, 0
-        patience = self.patience if again else 0.0
         stop = stop or threading.Event()
-        while True:
-            try:
-                if attempts and tag is not None:
-                    self._check(tag, self._exchange("/weight_info", None, stop)["weight_version"])
-                return self._exchange(path, body, stop)
-            except TimeoutError:
-                raise EngineError(f"{self.url}{path}: no answer within timeout: {self.timeout:g} s") from None
-            except (OSError, http.client.HTTPException) as error:
-                now, attempts = time.monotonic(), attempts + 1
-                began = now if attempts == 1 else began
-                if stop.is_set():
-                    raise EngineError(f"{self.url}{path}: given up, the iterator of generate was closed") from None
-                if now - began >= patience:
-                    raise EngineError(
-                        f"{self.url} did not answer {path} for {patience:g} s ({attempts} attempts; {error!r}): "
-                        "start `vllm serve` there again (docs/vllm.md) and resume, or take it out of urls"
-                    ) from error
-            with self._lock:
-                self.retries += 1
-            stop.wait(wait)
-            wait = min(2 * wait, 5.0)
 
-    def hang_up(self, stop: threading.Event) -> None:
-        """Close the connections that were opened under ``stop``; the server aborts their requests."""
-        with self._lock:  # a connection leaves _open before it is closed, so these are open
-            for connection, event in self._open.items():
-                if event is stop and connection.sock is not None:
-                    with contextlib.suppress(OSError):  # the other end may have closed it
-                        connection.sock.shutdown(socket.SHUT_RDWR)
+        async def exchange(attempt: int) -> dict[str, Any]:
+            if attempt and tag is not None:
+                self._check(tag, (await self._client.json("/weight_info"))["weight_version"])
+            return await self._client.json(path, body)
 
-    def _exchange(self, path: str, body: Any, stop: threading.Event) -> dict[str, Any]:
-        parts = urlsplit(self.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.netloc, timeout=min(30.0, self.timeout))
+        call = http.start(self._client.patiently(path, exchange, patience=None if again else 0.0))
         with self._lock:
-            self._open[connection] = stop
+            self._calls[call] = stop
         try:
-            try:
-                connection.connect()
-            except TimeoutError as error:  # a host that is away, not a slow answer
-                raise ConnectionError(str(error)) from error
-            if stop.is_set():  # hang_up may have looked before there was a socket
-                raise ConnectionError("closed")
-            connection.sock.settimeout(self.timeout)
-            data = None if body is None else json.dumps(body)
-            headers = {"Content-Type": "application/json"}
-            connection.request("GET" if body is None else "POST", parts.path + path, data, headers)
-            answer = connection.getresponse()
-            text = answer.read().decode()
+            if stop.is_set():  # hang_up may have looked before the call was there
+                call.cancel()
+            return call.result()
+        except CancelledError:
+            raise EngineError(f"{self.url}{path}: given up, the iterator of generate was closed") from None
+        except http.ServerAway as error:
+            raise EngineError(
+                f"{error}: start `vllm serve` there again (docs/vllm.md) and resume, take it out of urls, or raise "
+                "patience or timeout"
+            ) from error
+        except http.Refused as error:
+            if error.status == 404 and not path.startswith("/v1/"):
+                raise EngineError(
+                    f"{self.url}{path} does not exist: start the server with VLLM_SERVER_DEV_MODE=1"
+                ) from None
+            raise EngineError(str(error)) from None
         finally:
             with self._lock:
-                del self._open[connection]
-            connection.close()
-        if answer.status == 404 and not path.startswith("/v1/"):
-            raise EngineError(f"{self.url}{path} does not exist: start the server with VLLM_SERVER_DEV_MODE=1")
-        if answer.status != 200:
-            raise EngineError(f"{self.url}{path} answered {answer.status}: {text[:1000]}")
-        return json.loads(text) if text else {}
+                del self._calls[call]
+
+    def hang_up(self, stop: threading.Event) -> None:
+        """Cancel the calls that were made under ``stop``; the server aborts their requests."""
+        with self._lock:
+            calls = [call for call, event in self._calls.items() if event is stop]
+        for call in calls:
+            call.cancel()
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], size: int) -> Iterator[Bucket]:

@@ -4,33 +4,24 @@ The server tokenises, so text differs from our own generators in two ways: a spe
 where the server shows it, and whether a prompt begins with BOS is the server's tokenizer's choice. What a request does
 not name, the server chooses: start vLLM with ``--generation-config vllm``, or the model's generation_config.json sets
 top_k and penalties.
-
-The ``openai`` package (extra ``eval``) is imported when an engine is made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import queue
-import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from stepstack.config import ConfigError, Strict
+from stepstack.generation import http
 from stepstack.generation.prompts import Pictured
 from stepstack.generation.types import EngineError, Sampling, rollout_seed
 from stepstack.harness.answers import Completion, Finish
 from stepstack.harness.engine import Question
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-CONNECT = 30.0  # seconds to get a connection
-LONGEST_WAIT = 5.0  # seconds between two attempts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +55,7 @@ class ServerEngine:
         self.cfg, self.retries = cfg, 0
         self.url = cfg.url.rstrip("/").removesuffix("/v1")
         self._key = _key(cfg.key_file)
-        self.model = cfg.model or asyncio.run(self._only_model())
+        self.model = cfg.model or http.start(self._only_model()).result()
         self.batch = 4 * cfg.concurrency
         self.facts: Mapping[str, Any] = {"engine": "server", "url": self.url, "model": self.model}
 
@@ -84,24 +75,14 @@ class ServerEngine:
         if sampling.max_length is not None:
             raise EngineError(f"{self.url} counts no prompt tokens for us: set sampling.max_length to null")
         done: queue.SimpleQueue[tuple[Question, list[Completion]] | None] = queue.SimpleQueue()
-        loop = asyncio.new_event_loop()  # in a thread, so that answers flow while those before are graded
-        task = loop.create_task(self._ask_all(questions, sampling, done.put))
-
-        def drive() -> None:
-            loop.run_until_complete(asyncio.wait([task]))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            done.put(None)
-
-        thread = threading.Thread(target=drive, name="server-engine", daemon=True)
-        thread.start()
+        asking = http.start(self._ask_all(questions, sampling, done.put))  # answers flow while others are graded
+        asking.add_done_callback(lambda _: done.put(None))
         try:
             while (item := done.get()) is not None:
                 yield item
-            task.result()
+            asking.result()
         finally:
-            loop.call_soon_threadsafe(task.cancel)  # nothing where it is over
-            thread.join()
-            loop.close()
+            asking.cancel()  # nothing where it is over
 
     async def _ask_all(
         self,
@@ -129,10 +110,8 @@ class ServerEngine:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sample(self, client: AsyncOpenAI, question: Question, sample: int, sampling: Sampling) -> Completion:
-        from openai import APIStatusError
-
-        options: dict[str, Any] = {
+    async def _sample(self, client: http.Client, question: Question, sample: int, sampling: Sampling) -> Completion:
+        body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -142,105 +121,81 @@ class ServerEngine:
             "stream_options": {"include_usage": True},
         }
         if sampling.top_k > 0:
-            options["extra_body"] = {"top_k": sampling.top_k}
+            body["top_k"] = sampling.top_k
+        if isinstance(question.request, Pictured):
+            raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
+        if isinstance(question.request, str):
+            path, body["prompt"] = "/v1/completions", question.request
+        else:
+            path = "/v1/chat/completions"
+            body["messages"] = [message._asdict() for message in question.request]
+
+        async def answer(attempt: int) -> Completion:
+            async with client.events(path, body) as chunks:
+                return await _read(chunks, sampling.stop)
+
         try:
-            return await self._patiently(lambda: self._answer(client, question, options, sampling.stop))
-        except APIStatusError as error:
-            return Completion("", None, 0, "error", f"{self.url}: {error.message[:1000]}")
+            return await self._patiently(client, path, answer)
+        except http.Refused as error:
+            return Completion("", None, 0, "error", str(error))
 
-    async def _answer(
-        self, client: AsyncOpenAI, question: Question, options: dict[str, Any], stop: Sequence[str]
-    ) -> Completion:
-        """One streamed answer. ConnectionError for a stream that just ends."""
-        async with asyncio.timeout(self.cfg.timeout):
-            stream: Any
-            if isinstance(question.request, Pictured):
-                raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
-            if isinstance(question.request, str):
-                stream = await client.completions.create(prompt=question.request, **options)
-                async with stream:
-                    return await _read(stream, lambda choice: choice.text, stop)
-            messages: Any = [message._asdict() for message in question.request]
-            stream = await client.chat.completions.create(messages=messages, **options)
-            async with stream:
-                return await _read(stream, lambda choice: choice.delta.content, stop)
-
-    async def _patiently(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """What ``ask`` gives, which is asked again while the server is away or busy.
-
-        Other refusals (4xx) are the caller's APIStatusError; those that every request would meet are EngineErrors.
-        """
-        from openai import APIError, APIStatusError
-
-        began, wait, attempts = 0.0, 0.1, 0
-        while True:
-            try:
-                return await ask()
-            except TimeoutError:
-                raise EngineError(
-                    f"{self.url}: an answer took longer than timeout: {self.cfg.timeout:g} s. Raise it, lower "
-                    "sampling.max_tokens, or lower concurrency"
-                ) from None
-            # Of APIErrors also connection errors and errors within a stream; a stream may be torn within its JSON.
-            except (APIError, ConnectionError, json.JSONDecodeError) as error:
-                if isinstance(error, APIStatusError):
-                    self._check_usable(error)
-                    if error.status_code not in (408, 429) and error.status_code < 500:
-                        raise
-                now, attempts = time.monotonic(), attempts + 1
-                began = now if attempts == 1 else began
-                if now - began >= self.cfg.patience:
-                    raise EngineError(
-                        f"{self.url} did not answer for {self.cfg.patience:g} s ({attempts} attempts; "
-                        f"{error.__cause__ or error!r}): start the server there again or lower concurrency, then give "
-                        "the same command"
-                    ) from error
-            self.retries += 1
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
-
-    def _check_usable(self, error: Any) -> None:
-        """EngineError for a refusal that no other request would escape."""
-        if error.status_code in (401, 403):
-            where = self.cfg.key_file or "no key_file is set"
-            raise EngineError(f"{self.url} does not accept the API key ({where}): {error.message}") from error
-        if error.status_code == 404:
+    async def _patiently(self, client: http.Client, path: str, ask: Callable[[int], Any]) -> Any:
+        """Raises Refused for what is wrong with this request, EngineError for what any other would meet too."""
+        try:
+            return await client.patiently(path, ask, busy=True)
+        except http.ServerAway as error:
             raise EngineError(
-                f"{self.url} has no model {self.cfg.model!r} or no such endpoint: {error.message}"
+                f"{error}: start the server there again, or lower concurrency or sampling.max_tokens or raise timeout, "
+                "then give the same command"
             ) from error
+        except http.Refused as error:
+            if error.status in (401, 403):
+                where = self.cfg.key_file or "no key_file is set"
+                raise EngineError(f"{self.url} does not accept the API key ({where}): {error.message}") from error
+            if error.status == 404:
+                raise EngineError(
+                    f"{self.url} has no model {self.cfg.model!r} or no such endpoint: {error.message}"
+                ) from error
+            raise
 
     async def _only_model(self) -> str:
-        async def listed() -> list[str]:
-            async with asyncio.timeout(self.cfg.timeout):
-                return [model.id async for model in client.models.list()]
-
         async with self._client() as client:
-            names = await self._patiently(listed)
+            try:
+                listed = await self._patiently(client, "/v1/models", lambda _: client.json("/v1/models"))
+            except http.Refused as error:
+                raise EngineError(f"{error}: set server.model, or give another url") from None
+        names = [model["id"] for model in listed["data"]]
         if len(names) != 1:
             raise ConfigError(f"{self.url} serves {len(names)} models: set server.model to one of {', '.join(names)}")
         return names[0]
 
-    def _client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI, Timeout
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[http.Client]:
+        cfg, key = self.cfg, self._key
+        async with http.Client(
+            self.url, patience=cfg.patience, timeout=cfg.timeout, key=key, keep_alive=True, proxies=True
+        ) as client:
+            try:
+                yield client
+            finally:
+                self.retries += client.retries
 
-        limits = Timeout(None, connect=CONNECT)  # an answer's own is kept above
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self._key, max_retries=0, timeout=limits)
 
-
-async def _read(stream: AsyncIterator[Any], words: Callable[[Any], str | None], stop: Sequence[str]) -> Completion:
-    """The completion that a stream of chunks makes, up to and with its first stop string; ``words`` of a choice."""
+async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -> Completion:
+    """The completion that a stream of chunks makes, up to and with its first stop string. ConnectionError for a stream
+    that just ends."""
     text, pieces = "", 0
     usage: int | None = None
     finish: str | None = None
     longest = max(map(len, stop), default=0)
-    async for chunk in stream:
-        if chunk.usage is not None:
-            usage = chunk.usage.completion_tokens
-        if not chunk.choices:
+    async for chunk in chunks:
+        if chunk.get("usage") is not None:
+            usage = chunk["usage"]["completion_tokens"]
+        if not chunk.get("choices"):
             continue
-        choice = chunk.choices[0]
-        piece = words(choice) or ""
-        finish = choice.finish_reason or finish
+        choice = chunk["choices"][0]
+        piece = (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
+        finish = choice.get("finish_reason") or finish
         if piece:
             searched = max(0, len(text) - longest + 1)  # a stop string that ends in this piece begins after here
             text, pieces = text + piece, pieces + 1

@@ -9,7 +9,6 @@ and pair. A vote is written as it was seen, with what stood left, and is turned 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -27,8 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 from stepstack.config import ConfigError
 from stepstack.harness.human.pairwise import Choice, Pair, Verdict, left_is_a
 from stepstack.report import jsonl
+from stepstack.report.html import app
 
-HERE = Path(__file__).parent
 STUDY, VOTES = "study.json", "votes.jsonl"
 LONGEST_NAME, LARGEST = 40, 1 << 16  # characters of an annotator's name, bytes of a vote
 HOSTS = ("127.0.0.1", "localhost")
@@ -260,18 +259,8 @@ def serve(study: Study, port: int, show: bool) -> None:
 
 def page() -> str:
     """The page, with its script and style in it; only they may run."""
-    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("votes.js", "votes.css"))
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; connect-src 'self'; img-src blob:; media-src blob:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{allowed}'"
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-        f'<title>Which clip?</title><style>{style}</style><main id="main"></main><script>{script}</script></html>\n'
-    )
+    policy = "connect-src 'self'; img-src blob:; media-src blob:; "
+    return app("Which clip?", Path(__file__).with_name("votes.js"), '<main id="main"></main>', policy)
 
 
 def _content(file: Path) -> tuple[str, bytes]:

@@ -7,46 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
+
+from rapidfuzz.distance import Levenshtein
 
 ORDER = 4  # of BLEU's n-grams
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # METEOR: weight of precision, power and weight of the fragmentation penalty
 
 
-def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Levenshtein distance: the fewest insertions, deletions and substitutions, of characters or of words.
-
-    Bit-parallel (Myers 1999, in the form of Hyyrö 2003): a column of the table is two integers of len(a) bits, which
-    hold where its value rises and falls by one; two pages of 8,000 characters take tens of milliseconds.
-    """
-    if not a or not b:
-        return len(a) + len(b)
-    places: dict[Hashable, int] = {}
-    for i, item in enumerate(a):
-        places[item] = places.get(item, 0) | 1 << i
-    mask, last = (1 << len(a)) - 1, 1 << len(a) - 1
-    rises, falls, distance = mask, 0, len(a)
-    for item in b:
-        equal = places.get(item, 0)
-        diagonal = equal | falls
-        carried = (((equal & rises) + rises) ^ rises) | equal
-        right_rises = falls | (mask & ~(carried | rises))
-        right_falls = rises & carried
-        distance += bool(right_rises & last) - bool(right_falls & last)
-        right_rises = right_rises << 1 | 1
-        right_falls <<= 1
-        rises = mask & (right_falls | ~(diagonal | right_rises))
-        falls = mask & right_rises & diagonal
-    return distance
-
-
-def normalised_edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """Edit distance over the length of the longer: 0 for equal texts, two empty ones too; 1 where nothing is shared."""
-    longest = max(len(a), len(b))
-    return edit_distance(a, b) / longest if longest else 0.0
+def normalised_edit_distance(a: Sequence[str], b: Sequence[str]) -> float:
+    """Levenshtein distance, of characters or of words, over the length of the longer: 0 for equal texts, two empty ones
+    too; 1 where nothing is shared."""
+    return Levenshtein.normalized_distance(a, b)
 
 
 def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, float]:

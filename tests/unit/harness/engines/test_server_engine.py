@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections import Counter
 
@@ -10,6 +10,7 @@ import pytest
 
 from stepstack.config import ConfigError
 from stepstack.core.types import SingleProcess
+from stepstack.generation import http
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.prompts import Message
 from stepstack.generation.types import EngineError, Sampling, rollout_seed
@@ -141,7 +142,7 @@ def test_a_refused_request_is_one_failed_sample(server, local, tmp_path):
     samples = {sample.index: sample for sample in read(folder / "samples.jsonl")}
     failed = samples.pop(PROBLEMS[2].index)
     assert (failed.finish, failed.score) == ("error", None)
-    assert failed.failure == f"engine: {server.url}: Error code: 400 - this prompt is refused"
+    assert failed.failure == f"engine: {server.url}/v1/completions answered 400: this prompt is refused"
     assert result["failed"] == {"engine": 1, "grader": 0}
     want = {index: float("W" in made.text) for index, [made] in answers(local).items() if index in samples}
     assert {index: sample.score for index, sample in samples.items()} == want
@@ -173,10 +174,17 @@ def test_a_broken_stream_is_asked_again(server, local):
 def test_a_server_that_only_fails_is_given_up(server):
     broken = engine(server)
     server.statuses = [500] * 100
-    with pytest.raises(EngineError, match=rf"{server.url} did not answer for 0.3 s .*made to answer 500"):
+    with pytest.raises(EngineError, match=rf"{server.url} did not answer /v1/.* for 0.3 s .*made to answer 500"):
         answers(broken)
     assert broken.retries > 0
-    assert not engines()
+    wait_for(lambda: not running())
+
+
+def test_an_error_within_a_stream_is_asked_again(server, local):
+    server.torn = ["error", "error"]
+    patient = engine(server, patience=20)
+    assert shape(answers(patient)) == shape(answers(local))
+    assert patient.retries == 2
 
 
 def test_an_answer_that_takes_too_long_is_an_error(server):
@@ -206,7 +214,7 @@ def test_closing_the_iterator_hangs_up(server):
     iterator = engine(server).complete(QUESTIONS, GREEDY)
     next(iterator)
     iterator.close()
-    assert not engines()
+    wait_for(lambda: not running())
     wait_for(lambda: server.hung_up >= 1)
     asked = len(server.asked)
     time.sleep(0.2)
@@ -249,13 +257,14 @@ def test_what_a_server_cannot_do_is_said(server):
 
 def test_nobody_there_is_an_error_that_names_the_url():
     began = time.monotonic()
-    with pytest.raises(EngineError, match=r"http://127.0.0.1:9 did not answer for 0.3 s"):
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9 did not answer /v1/models for 0.3 s"):
         ServerEngine(ServerConfig(url="http://127.0.0.1:9/v1/", patience=0.3))
     assert time.monotonic() - began < 10
 
 
-def engines() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "server-engine"]
+def running() -> set:
+    """What still runs."""
+    return asyncio.all_tasks(http.loop())
 
 
 def wait_for(what, seconds: float = 5.0) -> None:
