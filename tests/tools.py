@@ -106,7 +106,14 @@ def batch(of: Sequence[Row], seed: int = 0) -> Batch:
 def rollout(of: Prompt, sample: int, ids: Sequence[int], finish: Any = "stop") -> Rollout:
     ids = tuple(ids)
     return Rollout(
-        prompt=of, sample=sample, ids=ids, logprobs=(-1.0,) * len(ids), text=str(ids), finish=finish, version=0
+        problem=of.problem,
+        prompt=of,
+        sample=sample,
+        ids=ids,
+        logprobs=(-1.0,) * len(ids),
+        text=str(ids),
+        finish=finish,
+        version=0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 
 from data.drawn.scenes import RGB
@@ -158,6 +159,17 @@ def _box(distance: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
 def _disc(dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
     """The covered part of a pixel, with the edge taken as straight across it."""
     return np.clip(radius - np.hypot(dx, dy) + 0.5, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFrame:
+    """The first frame of a drawn clip, as a picture that is drawn when it is asked for."""
+
+    clip: Clip
+    data: Moving
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(render(self.clip, self.data)[0])
 
 
 def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:

@@ -122,7 +122,7 @@ def clips(folder: Path) -> dict[str, Path]:
     published layout with clips in place of pictures. DataError for what is neither, and for clips that are gone."""
     if (folder / "samples.jsonl").is_file():
         rows = [row for row in answers.read(folder / "samples.jsonl") if row.sample == 0 and row.finish != "error"]
-        found = {row.gold: ROOT / row.text for row in rows}
+        found = {row.gold: ROOT / row.media[0] for row in rows}
     else:
         files = sorted(file for file in folder.glob("*/[HSV]/*") if file.suffix in CLIPS)
         found = {str(file.relative_to(folder).with_suffix("")): file for file in files}

@@ -27,7 +27,7 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation.build import build_generator
 from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator, response_text
-from stepstack.generation.types import Finish, Rollout
+from stepstack.generation.types import Answer, Finish
 from stepstack.harness.training.validation import validate
 from stepstack.loops import ppo
 from stepstack.models.lm import pretrained
@@ -152,7 +152,9 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
         for text, ids in zip(prompts, completion_ids, strict=True):
             finish: Finish = "stop" if ids[-1] in lm.generation_config.eos_token_id else "length"
             response = response_text(tokenizer, ids, [tokenizer.eos_token_id], STOPS)
-            rollouts.append(Rollout(by_text[text], 0, tuple(ids), (), response, finish, version=0))
+            rollouts.append(
+                Answer(problem=by_text[text].problem, sample=0, ids=tuple(ids), text=response, finish=finish)
+            )
         return [score.value for score in reward(rollouts)]
 
     race = Race()

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from recipes.orz.config import Grader, RewardConfig
-from stepstack.generation.types import Rollout
-from stepstack.records import Score
+from stepstack.generation.types import Answer
+from stepstack.records import Score, gold_text
 from stepstack.scoring.maths.boxed import extract_orz
 from stepstack.scoring.maths.pool import GraderPool
 
@@ -33,15 +33,15 @@ class MathReward:
         self.name = grader
         self.parity = grader == "orz_legacy"
 
-    def __call__(self, rollouts: Sequence[Rollout]) -> list[Score]:
+    def __call__(self, rollouts: Sequence[Answer]) -> list[Score]:
         """One Score a rollout, in order. Raises ValueError for a problem without a gold answer."""
-        answers = [extract_orz(rollout.text, parity=self.parity) for rollout in rollouts]
+        extracted = [extract_orz(rollout.text, parity=self.parity) for rollout in rollouts]
         items = [
-            (self.grader(rollout), rollout.prompt.problem.gold, answer)
-            for rollout, answer in zip(rollouts, answers, strict=True)
+            (self.grader(rollout), gold_text(rollout.problem.gold), answer)
+            for rollout, answer in zip(rollouts, extracted, strict=True)
         ]
         scores = []
-        for rollout, answer, grade in zip(rollouts, answers, self.pool.map(items), strict=True):
+        for rollout, answer, grade in zip(rollouts, extracted, self.pool.map(items), strict=True):
             finished = rollout.finish == "stop"
             parts = {
                 "correct": float(grade.correct),
@@ -55,8 +55,8 @@ class MathReward:
             scores.append(Score(float(grade.correct and finished), parts, answer, failure))
         return scores
 
-    def grader(self, rollout: Rollout) -> str:
+    def grader(self, rollout: Answer) -> str:
         """The grader's name for a rollout: log it with the result, since verdicts depend on it."""
         if self.parity:
             return "orz_legacy"
-        return "choice" if "choices" in rollout.prompt.problem.meta else self.name
+        return "choice" if "choices" in rollout.problem.meta else self.name

@@ -27,7 +27,7 @@ def benchmark(name: str, rows: Callable[[Path], Sequence[Problem]], about: str, 
         rows=rows,
         request=lambda problem: render(problem.text),
         score=make_reward(RewardConfig(grader=grader)),
-        sampling=Sampling(n=16, max_tokens=8000, stop=STOP),
+        budget=Sampling(n=16, max_tokens=8000, stop=STOP),
     )
 
 
@@ -40,7 +40,7 @@ def sums(name: str, rows: Callable[[], Sequence[Problem]], about: str, max_token
         rows=lambda data: rows(),
         request=lambda problem: render(problem.text, "short"),
         score=make_reward(RewardConfig(grader="exact")),
-        sampling=Sampling(max_tokens=max_tokens, stop=STOP),
+        budget=Sampling(max_tokens=max_tokens, stop=STOP),
     )
 
 
@@ -59,7 +59,7 @@ def tasks(cfg: Config) -> list[Task]:
             rows=lambda data: problems(cfg.data)[name],
             request=lambda problem: render(problem.text, cfg.prompt.style),
             score=make_reward(cfg.reward),
-            sampling=cfg.rollout.sampling.replace(n=1),
+            budget=cfg.rollout.sampling.replace(n=1),
         )
 
     return [split(name) for name in SPLITS]

@@ -57,7 +57,7 @@ def problems(cfg: Config, split: Split) -> list[Problem]:
 
 
 def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
-    """Records as problems: the gold is JSON in pixels, the record itself is in ``meta``."""
+    """Records as problems: the gold is in pixels, the record itself is in ``meta``."""
     found = []
     for record in rows:
         if record.task != cfg.task:

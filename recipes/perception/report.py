@@ -15,6 +15,7 @@ from recipes.perception.reward import Gold
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.training import outcome
 from stepstack.harness.training.outcome import Columns
+from stepstack.records import gold_text
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 from stepstack.report.sheet import sheet
@@ -70,7 +71,7 @@ def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
     }
     made: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
     for problem in problems(cfg, "test")[:SHOWN]:
-        record, key = problem.meta["record"], (problem.index, problem.gold)
+        record, key = problem.meta["record"], (problem.index, gold_text(problem.gold))
         for when, samples in by_moment.items():
             if key in samples:
                 png, said = drawn(cfg, record.pictures[0].image(), samples[key])

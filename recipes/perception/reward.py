@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from data.media.images import Record
 from recipes.perception.config import Config, RewardConfig, weights_of
-from stepstack.generation.types import Rollout
-from stepstack.records import Score
+from stepstack.generation.types import Answer
+from stepstack.records import Problem, Score
 from stepstack.rl.reward import Reward
 from stepstack.scoring.text import similarity
 from stepstack.scoring.vision import answers, perception
@@ -44,6 +44,17 @@ class Gold:
             row.get("count", 0),
         )
 
+    def write(self) -> str:
+        """The gold as JSON; ``read`` reads it."""
+        row: dict = {"task": self.task, "size": self.size, "model_size": self.model_size}
+        if self.task == "ocr":
+            row["text"] = self.text
+        else:
+            row |= {"boxes": self.boxes, "points": self.points}
+        if self.task == "counting":
+            row["count"] = self.count
+        return json.dumps(row)
+
     def frame(self, space: Space) -> Frame:
         return Frame(space, self.size, self.model_size)
 
@@ -52,19 +63,23 @@ class Gold:
         return [box for box, _ in self.boxes] or list(self.points)
 
 
-def gold_of(record: Record, model_size: tuple[int, int]) -> str:
-    """A record's gold as JSON, in pixels: what samples.jsonl keeps and ``Gold.read`` reads."""
+def gold_of(record: Record, model_size: tuple[int, int]) -> Gold:
+    """What answers about a record are compared with, in pixels."""
     frame = Frame(record.space, record.size)
-    row: dict = {"task": record.task, "size": record.size, "model_size": model_size}
-    boxes = [(frame.pixels(t.box), t.label) for t in record.targets if t.box is not None]
-    points = [frame.pixels_of_point(t.point) for t in record.targets if t.point is not None]
     if record.task == "ocr":
-        row["text"] = record.text
-    else:
-        row |= {"boxes": boxes, "points": points}
+        return Gold(record.task, record.size, model_size, text=record.text)
+    boxes = tuple((frame.pixels(t.box), t.label) for t in record.targets if t.box is not None)
+    points = tuple(frame.pixels_of_point(t.point) for t in record.targets if t.point is not None)
+    count = 0
     if record.task == "counting":
-        row["count"] = len(record.targets) if record.count is None else record.count
-    return json.dumps(row)
+        count = len(record.targets) if record.count is None else record.count
+    return Gold(record.task, record.size, model_size, boxes, points, count=count)
+
+
+def gold_in(problem: Problem) -> Gold:
+    """The gold of a perception problem."""
+    assert isinstance(problem.gold, Gold)
+    return problem.gold
 
 
 def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thinking: bool) -> dict[str, float]:
@@ -99,10 +114,10 @@ def make_reward(cfg: Config) -> Reward:
     """The weighted sum of the parts."""
     weights = weights_of(cfg.task, cfg.reward)
 
-    def reward(rollouts: Sequence[Rollout]) -> list[Score]:
+    def reward(rollouts: Sequence[Answer]) -> list[Score]:
         scores = []
         for rollout in rollouts:
-            gold = Gold.read(rollout.prompt.problem.gold)
+            gold = gold_in(rollout.problem)
             finished = rollout.finish == "stop"
             parts = parts_of(rollout.text, gold, cfg.reward, finished=finished, thinking=cfg.prompt.thinking)
             scores.append(Score(perception.total(parts, weights), parts))
@@ -138,10 +153,10 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
 def make_metric(cfg: Config) -> Reward:
     """The published metrics, for evaluation; ``thinking`` answers are unwrapped first."""
 
-    def judge(rollouts: Sequence[Rollout]) -> list[Score]:
+    def judge(rollouts: Sequence[Answer]) -> list[Score]:
         scores = []
         for rollout in rollouts:
-            gold = Gold.read(rollout.prompt.problem.gold)
+            gold = gold_in(rollout.problem)
             answer = answers.unwrap(rollout.text)[0] if cfg.prompt.thinking else rollout.text
             value, figures = figures_of(answer, gold, cfg.reward.form, cfg.reward.space)
             scores.append(Score(value, figures, answer))

@@ -84,8 +84,8 @@ def _task(cfg: Config, name: str, about: str, rows: Callable[[], Sequence[Proble
         rows=lambda data: rows(),
         request=as_request(cfg),
         score=make_metric(cfg),
-        sampling=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),
-        metrics=lambda sampling: metrics_of(cfg),
+        budget=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),
+        metrics=lambda budget: metrics_of(cfg),
     )
 
 

@@ -19,7 +19,7 @@ from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFil
 from recipes.stepvideo.model import make_codec, make_dit, vae_folder
 from recipes.stepvideo.preference import load_pairs, preference_loss
 from recipes.stepvideo.report import report_outcome, write_report
-from recipes.stepvideo.tasks import judge, tasks
+from recipes.stepvideo.tasks import judge, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.harness.metrics import clustered
@@ -71,8 +71,8 @@ def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
     assert isinstance(cfg.data, Moving)
     clips = moving.clips(cfg.data, "select")
     with dit.averaged():
-        made = engine.clips(clips, [0] * len(clips))
-    parts = [judge(video, clip, cfg.data) for video, clip in zip(made, clips, strict=True)]
+        videos = engine.clips([prompt_of(clip, cfg.data) for clip in clips], [0] * len(clips))
+    parts = [judge(video, clip, cfg.data) for video, clip in zip(videos, clips, strict=True)]
     right = [row["direction"] for row in parts if row["asked"]]
     found = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
     if right:

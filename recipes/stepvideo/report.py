@@ -114,7 +114,7 @@ def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
     items = []
     for sample in answers.read(found[task][0] / "samples.jsonl")[:SHOWN]:
         clip = Clip.read(sample.gold)
-        true, made = moving.render(clip, data), read(ROOT / sample.text)
+        true, made = moving.render(clip, data), read(ROOT / sample.media[0])
         first = np.repeat(true[:1], len(true), 0)
         mark = "as asked" if sample.score else "NOT as asked"
         caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from data.drawn import moving
-from data.drawn.moving import Clip, Moving
+from data.drawn.moving import Clip, FirstFrame, Moving
 from recipes.stepvideo.config import Config
 from recipes.stepvideo.evaluation import frechet
 from recipes.stepvideo.model import PALETTE
 from stepstack.config import ROOT
-from stepstack.generation.prompts import Request
-from stepstack.generation.types import Rollout, Sampling
+from stepstack.generation.prompts import ClipPrompt
+from stepstack.generation.types import Answer, ClipBudget
 from stepstack.harness.metrics import Metric, Question, corpus, mean, part, scored
 from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
@@ -60,32 +60,37 @@ def tasks(cfg: Config) -> list[Task]:
     made = [_task(cfg.name, name, data, make) for name, make in rows.items()]
     far = frechet.figures(data, lambda text: read(ROOT / text))
     about = f"frechet: clips of {cfg.name} and true ones, as FVD compares them; trains a classifier"
-    return [*made, replace(made[0], name="frechet", about=about, metrics=lambda sampling: far)]
+    return [*made, replace(made[0], name="frechet", about=about, metrics=lambda budget: far)]
 
 
-def _task(run: str, name: str, data: Moving, make: Callable[[], list[Clip]]) -> Task:
-    def score(rollouts: Sequence[Rollout]) -> list[Score]:
-        return [_score(rollout, data) for rollout in rollouts]
-
+def _task(run: str, name: str, data: Moving, draw: Callable[[], list[Clip]]) -> Task:
     return Task(
         name=name,
-        version=1,
+        version=2,
         about=f"{name}: clips of {run}",
-        rows=lambda folder: [Problem(i, clip.prompt, clip.write()) for i, clip in enumerate(make())],
-        request=_request,
-        score=score,
-        sampling=Sampling(max_tokens=1),
-        metrics=lambda sampling: metrics_of(name),
+        rows=lambda folder: [Problem(i, clip.prompt, clip) for i, clip in enumerate(draw())],
+        request=lambda problem: prompt_of(clip_in(problem), data),
+        score=lambda answers: [_score(answer, data) for answer in answers],
+        budget=ClipBudget(),
+        metrics=lambda budget: metrics_of(name),
     )
 
 
-def _request(problem: Problem) -> Request:
-    return f"{problem.text}, motion score {Clip.read(problem.gold).score:g}"
+def clip_in(problem: Problem) -> Clip:
+    """The drawn clip that a problem asks for."""
+    assert isinstance(problem.gold, Clip)
+    return problem.gold
 
 
-def _score(rollout: Rollout, data: Moving) -> Score:
-    parts = judge(read(ROOT / rollout.text), Clip.read(rollout.prompt.problem.gold), data)
-    return Score(parts["direction"], parts, answer=rollout.text)
+def prompt_of(clip: Clip, data: Moving) -> ClipPrompt:
+    """What an engine may know of a drawn clip: its first frame, its prompt and its motion score."""
+    return ClipPrompt((FirstFrame(clip, data),), clip.prompt, clip.score, key=clip.write(), lossless=True)
+
+
+def _score(answer: Answer, data: Moving) -> Score:
+    [file] = answer.media
+    parts = judge(read(ROOT / file), clip_in(answer.problem), data)
+    return Score(parts["direction"], parts)
 
 
 def metrics_of(name: str) -> list[Metric]:

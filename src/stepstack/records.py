@@ -25,13 +25,28 @@ class Score:
     failure: str | None = None
 
 
+class WrittenGold(Protocol):
+    """A gold answer that is more than a text; files hold what ``write`` returns."""
+
+    def write(self) -> str: ...
+
+
+Gold = str | WrittenGold
+
+
+def gold_text(gold: Gold) -> str:
+    """A gold answer as a file holds it."""
+    return gold if isinstance(gold, str) else gold.write()
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One data row. ``index`` is its place in the prepared set: the group key, since texts may repeat."""
+    """One data row. ``index`` is its place in the prepared set: the group key, since texts may repeat. ``gold`` is what
+    an answer is compared with: a text, or an object that knows how it is written."""
 
     index: int
     text: str
-    gold: str
+    gold: Gold
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -308,7 +308,7 @@ def score(rollouts):
     """Right when the answer's length says so; some have no verdict."""
     found = []
     for rollout in rollouts:
-        problem = rollout.prompt.problem
+        problem = rollout.problem
         right = len(rollout.text) % 4 == int(problem.gold) or rollout.text.endswith({stop!r}[0])
         failure = "timeout" if problem.index == 5 else None
         found.append(Score(float(right and problem.meta["note"] == [problem.index]), failure=failure))
@@ -322,7 +322,7 @@ TASK = Task(
     rows=rows,
     request=lambda problem: {prompt},
     score=score,
-    sampling=Sampling(n={n}, temperature=0, max_tokens=24, stop={stop!r}),
+    budget=Sampling(n={n}, temperature=0, max_tokens=24, stop={stop!r}),
 )
 '''
 

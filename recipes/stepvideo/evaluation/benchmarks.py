@@ -17,11 +17,11 @@ from data.sets import ti2v_eval
 from data.sets.ti2v_eval import DOMAINS, FOLDER, SHAPES
 from recipes.stepvideo.evaluation import vbench
 from stepstack.config import ROOT
-from stepstack.generation.prompts import Pictured
-from stepstack.generation.types import Rollout, Sampling
+from stepstack.generation.prompts import ClipPrompt
+from stepstack.generation.types import Answer, ClipBudget
 from stepstack.harness.metrics import Metric, Question, mean, part, scored
 from stepstack.harness.task import Task
-from stepstack.records import Problem, Score
+from stepstack.records import Problem, Score, gold_text
 
 
 def step_video(which: ti2v_eval.Which, name: str, about: str) -> Task:
@@ -52,20 +52,26 @@ def _task(
 ) -> Task:
     return Task(
         name=name,
-        version=1,
+        version=2,
         about=about,
         rows=rows,
-        request=lambda problem: Pictured((FilePicture(problem.meta["source"]),), problem.text),
-        score=lambda rollouts: [_score(rollout) for rollout in rollouts],
-        sampling=Sampling(n=samples, max_tokens=1),
-        metrics=lambda sampling: metrics,
+        request=_request,
+        score=lambda answers: [_score(answer) for answer in answers],
+        budget=ClipBudget(n=samples),
+        metrics=lambda budget: metrics,
     )
 
 
-def _score(rollout: Rollout) -> Score:
-    clip = frames.read_video(ROOT / rollout.text)[0]
-    psnr = ti2v_eval.first_frame(clip, Path(rollout.prompt.problem.meta["source"]))
-    return Score(psnr, {"psnr": psnr, "motion": frames.motion_score(clip)}, answer=rollout.text)
+def _request(problem: Problem) -> ClipPrompt:
+    picture = FilePicture(problem.meta["source"])
+    return ClipPrompt((picture,), problem.text, problem.meta["motion"], key=gold_text(problem.gold))
+
+
+def _score(answer: Answer) -> Score:
+    [file] = answer.media
+    clip = frames.read_video(ROOT / file)[0]
+    psnr = ti2v_eval.first_frame(clip, Path(answer.problem.meta["source"]))
+    return Score(psnr, {"psnr": psnr, "motion": frames.motion_score(clip)})
 
 
 MEASURED = (part("psnr", "first frame PSNR"), part("motion", "motion"))

@@ -108,7 +108,7 @@ def figures(data: Moving, read: Callable[[str], NDArray[np.uint8]], steps: int =
         samples = [sample for question in questions for sample in scored(question)]
         if len(samples) < 2:
             return None
-        return distance(gaussian(np.stack([row(s.gold if true else s.text, true) for s in samples])), reference())
+        return distance(gaussian(np.stack([row(s.gold if true else s.media[0], true) for s in samples])), reference())
 
     return [
         corpus("Fréchet distance", lambda questions: apart(questions, False), higher_is_better=False),

@@ -76,14 +76,14 @@ def lay_out(evaluation: Path) -> Path:
     if not (evaluation / "result.json").is_file():
         raise ConfigError(f"{evaluation} is no finished evaluation: stepstack eval <config> --tasks vbench_i2v")
     rows = answers.read(evaluation / "samples.jsonl")
-    if bad := [row for row in rows if row.finish == "error" or not (ROOT / row.text).is_file()]:
+    if bad := [row for row in rows if row.finish == "error" or not all((ROOT / file).is_file() for file in row.media)]:
         raise ConfigError(f"{evaluation}: {len(bad)} of {len(rows)} clips failed or are gone, as of {bad[0].problem!r}")
     out = evaluation / "vbench" / "videos"
     out.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        place = out / f"{row.problem}-{row.sample}{Path(row.text).suffix}"
+        place = out / f"{row.problem}-{row.sample}{Path(row.media[0]).suffix}"
         place.unlink(missing_ok=True)
-        place.symlink_to((ROOT / row.text).resolve())
+        place.symlink_to((ROOT / row.media[0]).resolve())
     return out
 
 

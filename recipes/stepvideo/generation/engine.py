@@ -18,18 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.drawn import moving
-from data.drawn.moving import Clip, Moving
+from data.drawn.moving import Moving
 from data.media.frames import mp4
 from recipes.stepvideo.config import Config, TinyVaeConfig
 from recipes.stepvideo.dsv import exported, restore
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted, rate
 from recipes.stepvideo.model import codec_of, digest, encoder_of, frames, pixels
+from recipes.stepvideo.tasks import clip_in
 from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.diffusion.sample import seed_of
-from stepstack.generation.prompts import Pictured
-from stepstack.generation.types import EngineError, Sampling
-from stepstack.harness.answers import Completion
+from stepstack.generation.prompts import ClipPrompt
+from stepstack.generation.types import Answer, Budget, ClipBudget, EngineError
 from stepstack.harness.engine import Question
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.handle import Dsv
@@ -101,91 +100,82 @@ class ClipEngine:
             "engine": "diffusion", **sampler, "negative": pipeline.negative, **shape, **attention
         }  # fmt: skip
 
-    def complete(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
-        """``sampling`` has a say in the number of clips and in their seeds. A request with a picture is answered for
-        itself, any other is of a drawn form."""
-        yield from self._of_pictures([q for q in questions if isinstance(q.request, Pictured)], sampling)
-        if forms := [q for q in questions if not isinstance(q.request, Pictured)]:
-            yield from self._of_forms(forms, sampling)
+    def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
+        """Each question as soon as its clips are there, since a large one takes minutes. Only the request is looked at:
+        a clip is made of its first frame, its prompt and its motion score."""
+        if not isinstance(budget, ClipBudget):
+            raise EngineError("a video model answers with clips: the task's budget must be a ClipBudget")
+        rows = [(question, seed) for question in questions for seed in _seeds(budget)]
+        requests = [self._request(_prompt(question), seed) for question, seed in rows]
+        answers: dict[int, list[Answer]] = {}
+        for places in together([request.image.shape for request in requests], self.pipeline.count):
+            clips = self._clips([rows[place] for place in places], [requests[place] for place in places])
+            for place, clip in zip(places, clips, strict=True):
+                question = rows[place][0]
+                mine = answers.setdefault(question.problem.index, [])
+                file = self._keep(apng(clip), ".png") if _prompt(question).lossless else self._keep(_mp4(clip), ".mp4")
+                mine.append(Answer(problem=question.problem, sample=len(mine), finish="stop", media=(file,)))
+                if len(mine) == budget.n:
+                    yield question, mine
 
-    def _of_forms(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
-        rows = [(question, seed) for question in questions for seed in _seeds(sampling)]
-        made = self.clips([Clip.read(q.problem.gold) for q, _ in rows], [seed for _, seed in rows])
-        files = [self._keep(apng(clip), ".png") for clip in made]
-        for at, question in enumerate(questions):
-            mine = files[at * sampling.n : (at + 1) * sampling.n]
-            yield question, [Completion(file, None, 0, "stop") for file in mine]
+    def clips(self, prompts: Sequence[ClipPrompt], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """[B, F, H, W, RGB] of prompts whose pictures have one size, all at once."""
+        return self.pipeline.clips([self._request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
 
-    def _of_pictures(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
-        """Each question as soon as its clips are there: a large one takes minutes."""
-        rows = [(question, self._ask(question, seed)) for question in questions for seed in _seeds(sampling)]
-        made: dict[int, list[Completion]] = {}
-        for some in together(rows, self.pipeline.count):
-            clips = self.pipeline.clips([ask for _, ask in some])
-            for (question, _), clip in zip(some, clips, strict=True):
-                file = self._keep(mp4(clip, rate(len(clip))), ".mp4")
-                done = made.setdefault(question.problem.index, [])
-                done.append(Completion(file, None, 0, "stop"))
-                if len(done) == sampling.n:
-                    yield question, done
-
-    def _ask(self, question: Question, seed: int) -> ClipRequest:
+    def _request(self, prompt: ClipPrompt, seed: int) -> ClipRequest:
         """The first frame in the config's nearest size, whatever is cut off."""
-        assert isinstance(question.request, Pictured)
-        problem, picture = question.problem, question.request.pictures[0]
+        [picture] = prompt.pictures
         image = fitted(self.cfg, np.asarray(picture.image()), repr(picture), crop=True)
-        return ClipRequest(question.request.text, image, problem.meta["motion"], seed_of(problem.gold, seed))
+        return ClipRequest(prompt.text, image, prompt.motion, seed_of(prompt.key, seed))
 
-    def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        data = drawn(self.cfg)
-        return self.pipeline.clips(
-            [
-                ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, seed_of(clip.write(), seed))
-                for clip, seed in zip(asked, seeds, strict=True)
-            ]
-        )
+    def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:
+        return self.pipeline.clips(requests)
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         raise EngineError("a video model gives no log-likelihoods of texts")
 
-    def _keep(self, content: bytes, ending: str) -> str:
-        """The file's path from the repository, by its content."""
+    def _keep(self, content: bytes, ending: str) -> Path:
+        """Write a clip, named by its content; returns its path from the repository."""
         file = self.cfg.folder / "clips" / f"{hashlib.sha256(content).hexdigest()[:16]}{ending}"
         if not file.is_file():
             jsonl.write_bytes_atomic(file, content)
-        return str(file.relative_to(ROOT)) if file.is_relative_to(ROOT) else str(file)
+        return file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
 
 
 class Ceiling(ClipEngine):
-    """The best that the codec allows: true clips, encoded and decoded."""
+    """The best that the codec allows: true drawn clips, encoded and decoded. It alone looks at the gold."""
 
     def __init__(self, cfg: Config, pipeline: Pipeline):
         super().__init__(cfg, pipeline)
         self.facts = {"engine": "codec"}
 
-    def clips(self, asked: Sequence[Clip], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        video = pixels(list(asked), drawn(self.cfg)).to(self.pipeline.device)
+    def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:
+        video = pixels([clip_in(question.problem) for question, _ in rows], drawn(self.cfg)).to(self.pipeline.device)
         return frames(self.pipeline.codec.decode(self.pipeline.codec.encode(video)))
 
 
-def together(rows: Sequence[tuple[Question, ClipRequest]], count: int) -> Iterator[list[tuple[Question, ClipRequest]]]:
-    """Rows whose images have one size, as many as are sampled together; ``count``: frames of a clip."""
-    by_shape: dict[tuple[int, ...], list[tuple[Question, ClipRequest]]] = {}
-    for row in rows:
-        by_shape.setdefault(row[1].image.shape, []).append(row)
+def together(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int]]:
+    """Places of images of one shape [H, W, RGB], as many as are sampled together; ``count``: frames of a clip."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(place)
     for (height, width, _), alike in by_shape.items():
         most = max(1, TOGETHER // (count * height * width))
         yield from (alike[start : start + most] for start in range(0, len(alike), most))
 
 
-def _seeds(sampling: Sampling) -> list[int]:
-    return [sampling.seed * 1000 + n for n in range(sampling.n)]
+def _prompt(question: Question) -> ClipPrompt:
+    if not isinstance(question.request, ClipPrompt):
+        raise EngineError(f"question {question.problem.index} asks for no clip: a video model answers nothing else")
+    return question.request
+
+
+def _mp4(clip: NDArray[np.uint8]) -> bytes:
+    return mp4(clip, rate(len(clip)))
+
+
+def _seeds(budget: ClipBudget) -> list[int]:
+    return [budget.seed * 1000 + n for n in range(budget.n)]
 
 
 def drawn(cfg: Config) -> Moving:

@@ -39,9 +39,15 @@ class TokenMicroBatch:
     def has(self, name: str) -> bool:
         return name in self.rows[0].fields
 
-    def counts(self) -> dict[str, Tensor]:
-        """Response tokens, and tokens that went through the model (for FLOPs)."""
-        return {"tokens": torch.tensor(float(len(self.labels))), "seen": torch.tensor(float(sum(map(len, self.rows))))}
+    @property
+    def count(self) -> int:
+        """Response tokens."""
+        return len(self.labels)
+
+    @property
+    def work(self) -> int:
+        """Tokens that go through the model."""
+        return sum(map(len, self.rows))
 
     def field(self, name: str) -> Tensor:
         """A per-token field of its rows as [N], on the device."""

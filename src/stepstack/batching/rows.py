@@ -39,7 +39,7 @@ class Row:
     @classmethod
     def of(cls, rollout: Rollout, reward: float, index: int) -> Row:
         fields = {"sampler": torch.tensor(rollout.logprobs)}
-        group = rollout.prompt.problem.index
+        group = rollout.problem.index
         prompt = rollout.prompt
         return cls(index, prompt.ids, rollout.ids, reward, group, rollout.sample, fields, prompt.pictures)
 

@@ -109,7 +109,7 @@ def evaluate(
         tasks or cfg.evals,
         engine,
         world,
-        own=recipe.tasks(cfg),
+        recipe_tasks=recipe.tasks(cfg),
         root=place,
         model=facts,
         options=options,
@@ -137,7 +137,7 @@ def checkpoint_curve(cfg: RunConfig, recipe: Recipe, tasks: Sequence[str], optio
     engine = recipe.open_engine(cfg, folder_of(str(cfg.folder / "model")), world.device)
     if not isinstance(engine, GeneratorEngine):
         raise ConfigError(f"--checkpoints: the engine of recipe {cfg.recipe} cannot take the weights of a checkpoint")
-    checkpoints.run(cfg, places, engine, world, own=recipe.tasks(cfg), tasks=tasks, options=options)
+    checkpoints.run(cfg, places, engine, world, recipe_tasks=recipe.tasks(cfg), tasks=tasks, options=options)
     if world.rank == 0:
         print(f"report: {recipe.write_report(cfg.folder)}")
     return 0

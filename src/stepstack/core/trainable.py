@@ -75,13 +75,14 @@ class Trainable:
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
     ) -> dict[str, float]:
         """One optimizer step. ``loss(module, micro)`` returns sums; their total over all micro-batches and processes is
-        divided by ``denominator``. Metrics come back as global means per token, names ``<role>/...``.
+        divided by ``denominator``. Metrics come back as global means over what the loss counts, names ``<role>/...``.
 
         A non-finite gradient skips the step, is counted, and raises NonFiniteGradient when ``max_skipped`` follow each
         other; the weights then are still the last good ones.
         """
         accelerator, started = self.run.accelerator, time.perf_counter()
         sums: dict[str, Tensor] = {}
+        count = work = 0.0
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
@@ -93,26 +94,29 @@ class Trainable:
                 accelerator.backward(total)
             new = {"loss": out.total, **out.metrics}
             _accumulate(sums, {k: torch.zeros_like(v) for k, v in new.items()} if micro.blank else new)
-        metrics = self._reduce(sums, denominator)
+            if not micro.blank:
+                count, work = count + out.count, work + out.work
+        metrics, work = self._reduce(sums, count, work, denominator)
         metrics |= self._step()
-        spent = time.perf_counter() - started
-        self.run.count_work(6 * self.size * float(metrics.pop("seen")), spent)
+        self.run.count_work(6 * self.size * work, time.perf_counter() - started)
         return {f"{self.role}/{name}": value for name, value in metrics.items()}
 
-    def _reduce(self, sums: dict[str, Tensor], denominator: float) -> dict[str, float]:
-        """Means over the tokens of all processes; maxima stay maxima; the loss has its own denominator."""
+    def _reduce(
+        self, sums: dict[str, Tensor], count: float, work: float, denominator: float
+    ) -> tuple[dict[str, float], float]:
+        """(means over what all processes counted, their work); maxima stay maxima; the loss has its own denominator."""
         means = sorted(name for name in sums if not name.endswith("_max"))
         peaks = sorted(name for name in sums if name.endswith("_max"))
-        total = self.run.sum(torch.stack([sums[n].double().cpu() for n in means]))
-        values = dict(zip(means, total.tolist(), strict=True))
-        tokens, summed = values.pop("tokens"), values.pop("loss")
-        seen = values.pop("seen", tokens)
-        out = {name: value / tokens for name, value in values.items()}
+        counts = [torch.tensor(value, dtype=torch.float64) for value in (count, work)]
+        *totals, count, work = self.run.sum(torch.stack([*(sums[n].double().cpu() for n in means), *counts])).tolist()
+        values = dict(zip(means, totals, strict=True))
+        summed = values.pop("loss")
+        out = {name: value / count for name, value in values.items()}
         if peaks:
             out |= dict(
                 zip(peaks, self.run.max(torch.stack([sums[n].double().cpu() for n in peaks])).tolist(), strict=True)
             )
-        return {"loss": summed / denominator, **out, "seen": seen}
+        return {"loss": summed / denominator, **out}, work
 
     def _step(self) -> dict[str, float]:
         factor = self.optim.schedule.factor(self.updates, self.total_updates)

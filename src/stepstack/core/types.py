@@ -34,9 +34,13 @@ class SingleProcess:
         return items
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossOut:
-    """total: sum over tokens. metrics: sums over tokens, except names ending in _max; must hold "tokens"."""
+    """The loss of one micro-batch. ``total`` and ``metrics`` are sums over what the loss is about: response tokens,
+    videos, pairs; metrics whose names end in _max are maxima. ``count`` says how many those are, and metrics
+    come out as means over them; ``work`` counts the tokens that went through the model, for FLOPs."""
 
     total: Tensor
+    count: float
+    work: float
     metrics: dict[str, Tensor] = field(default_factory=dict)

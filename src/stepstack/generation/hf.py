@@ -144,6 +144,7 @@ class HfGenerator:
                 ids = tuple(tokens[row][:length])
                 rollouts.append(
                     Rollout(
+                        problem=prompt.problem,
                         prompt=prompt,
                         sample=sample_index,
                         ids=ids,

@@ -24,8 +24,21 @@ class Pictured:
     text: str
 
 
-# Plain text that the model continues, a chat that the model's own template renders, or a question about pictures.
-Request = str | Sequence[Message] | Pictured
+@dataclass(frozen=True, slots=True)
+class ClipPrompt:
+    """A first frame, what is to happen in a clip, and how much is to move: the motion score, 0 for a still clip. The
+    noise's seed derives from ``key``. A ``lossless`` clip is kept pixel by pixel."""
+
+    pictures: tuple[Picture]
+    text: str
+    motion: float
+    key: str
+    lossless: bool = False
+
+
+# Plain text that the model continues, a chat that the model's own template renders, a question about pictures, or a
+# clip to be made.
+Request = str | Sequence[Message] | Pictured | ClipPrompt
 
 
 class Tokenizer(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from stepstack.config import Strict
@@ -12,7 +13,7 @@ from stepstack.records import Picture, Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,51 @@ class Sampling(Strict):
         return replace(self, **changes)
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled response.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipBudget:
+    """How many clips a question gets; the engine's config says how they are sampled. Seeds derive from ``seed``."""
+
+    n: int = 1
+    seed: int = 0
+
+
+Budget = Sampling | ClipBudget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an engine made of a problem: what rewards and metrics look at.
 
     ``ids`` are the engine's tokens, EOS included when it was emitted, up to the token that completes a stop string;
-    ``text`` ends with that stop string. ``finish`` is "stop" for EOS or a stop string, else "length".
-    ``logprobs[i]`` belongs to ``ids[i]``. ``version`` is the policy version that sampled it.
+    None where the engine does not tell them, and ``tokens`` then counts them. ``text`` ends with that stop string.
+    ``media`` holds files, such as a clip, by paths from the repository. ``finish`` is "stop" for EOS or a stop string,
+    "length" for an answer that was cut off, and "error", with ``error`` set, where this one request failed and the
+    engine goes on. An engine that cannot go on raises EngineError.
     """
 
-    prompt: Prompt
+    problem: Problem
     sample: int
+    finish: Finish
+    text: str = ""
+    ids: tuple[int, ...] | None = None
+    tokens: int = 0
+    media: tuple[Path, ...] = ()
+    error: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer."""
+        return self.tokens if self.ids is None else len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout(Answer):
+    """An answer of a policy that is trained on it. ``logprobs[i]`` belongs to ``ids[i]``; ``version`` is the policy
+    version that sampled it."""
+
+    prompt: Prompt
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    text: str
-    finish: Finish
     version: int
 
 

@@ -1,4 +1,4 @@
-"""One sample, from the engine's completion to its score, as it stands in samples.jsonl. No torch."""
+"""One sample, from the engine's answer to its score, as it stands in samples.jsonl. No torch."""
 
 from __future__ import annotations
 
@@ -6,26 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from stepstack.generation.types import Answer, Finish
+from stepstack.records import Problem, Score, gold_text
 from stepstack.report import jsonl
-
-Finish = Literal["stop", "length", "error"]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What an engine made of a request. ``ids``: its tokens, None where it does not tell; ``tokens`` counts them.
-
-    ``finish`` "error" with ``error`` set: this one request failed and the engine goes on. An engine that cannot go on
-    raises.
-    """
-
-    text: str
-    ids: Sequence[int] | None
-    tokens: int
-    finish: Finish
-    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +24,7 @@ class Sample:
     gold: str
     prompt: str  # as sent; a chat as "role: content" lines
     text: str
+    media: Sequence[str] = ()  # files, by paths from the repository
     ids: Sequence[int] | None
     tokens: int
     finish: Finish
@@ -46,6 +32,55 @@ class Sample:
     score: float | None
     failure: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+def sample_of(answer: Answer, prompt: str, verdict: Score | None) -> Sample:
+    """A scored answer; ``verdict`` is None where the engine failed."""
+    failure = f"engine: {answer.error}" if verdict is None else None
+    if verdict is not None and verdict.failure is not None:
+        failure = f"grader: {verdict.failure}"
+    return Sample(
+        index=answer.problem.index,
+        sample=answer.sample,
+        problem=answer.problem.text,
+        gold=gold_text(answer.problem.gold),
+        prompt=prompt,
+        text=answer.text,
+        media=[str(file) for file in answer.media],
+        ids=None if answer.ids is None else list(answer.ids),
+        tokens=answer.length,
+        finish=answer.finish,
+        answer=None if verdict is None else verdict.answer,
+        score=None if verdict is None or failure else verdict.value,
+        failure=failure,
+        parts=dict(verdict.parts) if verdict else {},
+    )
+
+
+def answer_row(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON, without its problem and its number."""
+    return {
+        "text": answer.text,
+        "ids": None if answer.ids is None else list(answer.ids),
+        "tokens": answer.tokens,
+        "media": [str(file) for file in answer.media],
+        "finish": answer.finish,
+        "error": answer.error,
+    }
+
+
+def answer_of(row: Mapping[str, Any], problem: Problem, sample: int) -> Answer:
+    """What ``answer_row`` wrote."""
+    return Answer(
+        problem=problem,
+        sample=sample,
+        text=row["text"],
+        ids=None if row["ids"] is None else tuple(row["ids"]),
+        tokens=row["tokens"],
+        media=tuple(map(Path, row["media"])),
+        finish=row["finish"],
+        error=row["error"],
+    )
 
 
 def write(path: Path, samples: Sequence[Sample]) -> None:

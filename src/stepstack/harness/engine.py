@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from stepstack.generation.prompts import Request
-from stepstack.generation.types import Sampling
-from stepstack.harness.answers import Completion
+from stepstack.generation.types import Answer, Budget
 from stepstack.records import Problem
 
 
@@ -26,12 +25,11 @@ class Engine(Protocol):
     batch: int
     facts: Mapping[str, Any]
 
-    def complete(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
-        """Each question with its ``sampling.n`` completions, as soon as it has them, in any order.
+    def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
+        """Each question with its ``budget.n`` answers, as soon as it has them, in any order.
 
-        Raises EngineError when the engine is gone; a failure of one request is a Completion with an error.
+        Raises EngineError when the engine is gone, or cannot spend such a budget; a failure of one request is an Answer
+        with an error.
         """
         ...
 

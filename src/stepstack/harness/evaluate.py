@@ -1,6 +1,6 @@
 """Evaluate one task: ask the questions that nobody has asked yet, score everything, write the result.
 
-Questions go to the engine in fixed pieces, piece i to process i modulo their number, and a piece's completions are
+Questions go to the engine in fixed pieces, piece i to process i modulo their number, and a piece's answers are
 written at once. So neither a kill nor the number of processes changes what is sampled or how it is batched.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 from stepstack.config import ConfigError
 from stepstack.core.progress import Progress
 from stepstack.core.types import ProcessGroup
-from stepstack.generation.prompts import Pictured, Request
-from stepstack.generation.types import EngineError, Prompt, Rollout, Sampling
+from stepstack.generation.prompts import ClipPrompt, Pictured, Request
+from stepstack.generation.types import Answer, Budget, EngineError
 from stepstack.harness import answers as io
-from stepstack.harness.answers import Completion, Sample
+from stepstack.harness.answers import Sample
 from stepstack.harness.engine import Engine, Question
 from stepstack.harness.metrics import average
 from stepstack.harness.store import SAMPLES, Store, plan
 from stepstack.harness.task import Task
-from stepstack.records import Problem
+from stepstack.records import Problem, gold_text
 from stepstack.report.provenance import provenance
 
 WRITE_EVERY = 1.0  # seconds; what an engine yields in between is written together
@@ -41,21 +41,21 @@ def evaluate(
     root: Path,
     data: Path,
     model: Mapping[str, Any],
-    sampling: Sampling | None = None,
+    budget: Budget | None = None,
     limit: int | None = None,
     retry: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """(folder, result) of ``task``; an evaluation of the same plan that is over is not repeated.
 
-    ``model``: name, sha256 (None where unknown). ``sampling``: in place of the task's; ``limit``: the first so many
+    ``model``: name, sha256 (None where unknown). ``budget``: in place of the task's; ``limit``: the first so many
     rows; ``retry`` asks failed questions again; ``about``: more facts for the record.
 
     Raises Stopped when the engine goes away, and ConfigError for rows without gold or of one index.
     """
-    sampling = sampling or task.sampling
+    budget = budget or task.budget
     problems = checked(task, task.rows(data))[:limit]
-    store = Store(root, plan(task.name, task.version, problems, sampling, model, engine.facts))
+    store = Store(root, plan(task.name, task.version, problems, budget, model, engine.facts))
     if world.rank == 0 and store.folder.is_dir() and retry:
         store.forget_failures()
     if world.rank == 0:
@@ -65,12 +65,12 @@ def evaluate(
         return store.folder, done
     questions = [Question(problem, task.request(problem)) for problem in problems]
     started = time.perf_counter()
-    mine = _answer(task, engine, world, store, questions, sampling)
+    mine = _answer(task, engine, world, store, questions, budget)
     everything: list[Sample] = sorted(world.gather(mine), key=lambda s: (s.index, s.sample))
     world.gather([])
     if world.rank == 0:
-        record = summary(task, everything, sampling) | {"plan": store.plan, "model": dict(model), **(about or {})}
-        timing = {"wall_s": time.perf_counter() - started, "generation_s": store.generated()[1]}
+        record = summary(task, everything, budget) | {"plan": store.plan, "model": dict(model), **(about or {})}
+        timing = {"wall_s": time.perf_counter() - started, "generation_s": store.generated(problems)[1]}
         io.write(store.folder / SAMPLES, everything)
         store.finish(record | {"provenance": provenance(), "timing": timing})
     world.gather([])
@@ -83,7 +83,7 @@ def checked(task: Task, problems: Sequence[Problem]) -> list[Problem]:
     """Every row has a gold answer and an index of its own, or ConfigError."""
     if not problems:
         raise ConfigError(f"task {task.name}: no rows")
-    bare = [problem.index for problem in problems if not problem.gold.strip()]
+    bare = [problem.index for problem in problems if not gold_text(problem.gold).strip()]
     if bare:
         raise ConfigError(f"task {task.name}: rows {bare[:10]} have no gold answer: fill it in or remove the row")
     if len({problem.index for problem in problems}) < len(problems):
@@ -91,10 +91,10 @@ def checked(task: Task, problems: Sequence[Problem]) -> list[Problem]:
     return list(problems)
 
 
-def summary(task: Task, samples: Sequence[Sample], sampling: Sampling) -> dict[str, Any]:
+def summary(task: Task, samples: Sequence[Sample], budget: Budget) -> dict[str, Any]:
     """The figures of a result: a pure function of the samples."""
     questions = io.by_question(samples)
-    measured = [(metric, metric.measure(questions)) for metric in task.metrics(sampling)]
+    measured = [(metric, metric.measure(questions)) for metric in task.metrics(budget)]
     answered = [sample for sample in samples if sample.finish != "error"]
     return {
         "kind": "eval",
@@ -111,7 +111,7 @@ def summary(task: Task, samples: Sequence[Sample], sampling: Sampling) -> dict[s
             for metric, figure in measured
         ],
         "n": len(questions),
-        "k": sampling.n,
+        "k": budget.n,
         "samples": len(samples),
         "failed": {
             "engine": sum(sample.finish == "error" for sample in samples),
@@ -124,13 +124,13 @@ def summary(task: Task, samples: Sequence[Sample], sampling: Sampling) -> dict[s
 
 
 def _answer(
-    task: Task, engine: Engine, world: ProcessGroup, store: Store, questions: Sequence[Question], sampling: Sampling
+    task: Task, engine: Engine, world: ProcessGroup, store: Store, questions: Sequence[Question], budget: Budget
 ) -> list[Sample]:
     """This process's samples: of its pieces, and its share of what had been generated before."""
-    done, _ = store.generated()
+    done, _ = store.generated([question.problem for question in questions])
     world.gather([])  # all have looked before the first writes
     known = [question for question in questions if question.problem.index in done]
-    pieces = list(_pieces(questions, max(1, engine.batch // sampling.n)))[world.rank :: world.processes]
+    pieces = list(_pieces(questions, max(1, engine.batch // budget.n)))[world.rank :: world.processes]
     found: list[Sample] = []
     share = known[world.rank :: world.processes]
     found += _scored(task, [(question, done[question.problem.index]) for question in share])
@@ -138,8 +138,8 @@ def _answer(
     total = len(share) + sum(map(len, todo))
     with Progress(task.name, total, len(share), shown=world.rank == 0) as progress:
         for piece in todo:
-            for made, seconds in _written_together(engine, piece, sampling):
-                store.append(world.rank, [(q.problem.index, completions) for q, completions in made], seconds)
+            for made, seconds in _written_together(engine, piece, budget):
+                store.append(world.rank, [(q.problem.index, given) for q, given in made], seconds)
                 found += _scored(task, made)
                 score = average(found)
                 row = {} if score is None else {"score": score}
@@ -148,13 +148,13 @@ def _answer(
 
 
 def _written_together(
-    engine: Engine, piece: Sequence[Question], sampling: Sampling
-) -> Iterator[tuple[list[tuple[Question, list[Completion]]], float]]:
-    """Completions that come within a second of each other, and the seconds since the last ones."""
-    bunch: list[tuple[Question, list[Completion]]] = []
+    engine: Engine, piece: Sequence[Question], budget: Budget
+) -> Iterator[tuple[list[tuple[Question, list[Answer]]], float]]:
+    """Answers that come within a second of each other, and the seconds since the last ones."""
+    bunch: list[tuple[Question, list[Answer]]] = []
     before = first = time.perf_counter()
     try:
-        for item in engine.complete(piece, sampling) if piece else ():
+        for item in engine.complete(piece, budget) if piece else ():
             first = time.perf_counter() if not bunch else first
             bunch.append(item)
             if (now := time.perf_counter()) - first > WRITE_EVERY:
@@ -175,47 +175,19 @@ def _pieces(questions: Sequence[Question], size: int) -> Iterator[Sequence[Quest
         yield questions[start : start + size]
 
 
-def _scored(task: Task, made: Sequence[tuple[Question, list[Completion]]]) -> list[Sample]:
-    """Samples of completions; those that failed are not shown to the grader."""
-    pairs = [(q, number, c) for q, completions in made for number, c in enumerate(completions)]
-    rollouts = [_rollout(q.problem, number, c) for q, number, c in pairs if c.finish != "error"]
-    scores = iter(task.score(rollouts) if rollouts else [])
-    found = []
-    for question, number, completion in pairs:
-        problem = question.problem
-        verdict = next(scores) if completion.finish != "error" else None
-        failure = f"engine: {completion.error}" if verdict is None else None
-        if verdict is not None and verdict.failure is not None:
-            failure = f"grader: {verdict.failure}"
-        found.append(
-            Sample(
-                index=problem.index,
-                sample=number,
-                problem=problem.text,
-                gold=problem.gold,
-                prompt=shown(question.request),
-                text=completion.text,
-                ids=None if completion.ids is None else list(completion.ids),
-                tokens=completion.tokens,
-                finish=completion.finish,
-                answer=None if verdict is None else verdict.answer,
-                score=None if verdict is None or failure else verdict.value,
-                failure=failure,
-                parts=dict(verdict.parts) if verdict else {},
-            )
-        )
-    return found
+def _scored(task: Task, answered: Sequence[tuple[Question, list[Answer]]]) -> list[Sample]:
+    """Samples of answers; those that failed are not shown to the grader."""
+    pairs = [(question, answer) for question, given in answered for answer in given]
+    whole = [answer for _, answer in pairs if answer.finish != "error"]
+    verdicts = iter(task.score(whole) if whole else [])
+    return [
+        io.sample_of(answer, shown(question.request), None if answer.finish == "error" else next(verdicts))
+        for question, answer in pairs
+    ]
 
 
 def shown(request: Request) -> str:
     """A request as text: a chat as "role: content" lines, pictures as their references."""
-    if isinstance(request, Pictured):
+    if isinstance(request, Pictured | ClipPrompt):
         return "\n".join([*map(repr, request.pictures), request.text])
     return request if isinstance(request, str) else "\n".join(f"{m.role}: {m.content}" for m in request)
-
-
-def _rollout(problem: Problem, number: int, completion: Completion) -> Rollout:
-    """As rewards take it; the prompt's tokens, log-probabilities and version are none of theirs."""
-    assert completion.finish != "error"
-    ids = tuple(completion.ids or ())
-    return Rollout(Prompt(problem, ()), number, ids, (), completion.text, completion.finish, version=0)

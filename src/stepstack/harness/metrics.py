@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from stepstack.generation.types import Sampling
+from stepstack.generation.types import Budget, Sampling
 from stepstack.harness.answers import Sample
 
 RESAMPLES = 1000
@@ -78,11 +78,11 @@ def clustered(values: Sequence[float]) -> Measured:
     return Measured(fmean(values), spread / math.sqrt(len(values)), len(values))
 
 
-def of_samples(sampling: Sampling) -> list[Metric]:
+def of_samples(budget: Budget) -> list[Metric]:
     """Figures of 0/1 scores: greedy accuracy at temperature 0, else avg@k, unbiased pass@2, @4 ... @k and maj@k."""
-    if sampling.temperature == 0:
+    if isinstance(budget, Sampling) and budget.temperature == 0:
         return [mean("greedy", average)]
-    k = sampling.n
+    k = budget.n
     made = [mean(f"avg@{k}", average)]
     if k > 1:
         powers = sorted({2**i for i in range(1, k.bit_length()) if 2**i <= k} | {k})

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepstack.generation.types import Sampling
+from stepstack.generation.types import Answer, Budget, ClipBudget, Sampling
 from stepstack.harness import answers
-from stepstack.harness.answers import Completion, Sample
-from stepstack.records import Problem
+from stepstack.harness.answers import Sample, answer_of, answer_row
+from stepstack.records import Problem, gold_text
 from stepstack.report import jsonl
 
 PLAN, SAMPLES, RESULT = "plan.json", "samples.jsonl", "result.json"
@@ -30,28 +30,41 @@ def digest(value: Any) -> str:
 
 
 def plan(
-    task: str, version: int, problems: Sequence[Problem], sampling: Sampling, model: Mapping, engine: Mapping
+    task: str, version: int, problems: Sequence[Problem], budget: Budget, model: Mapping, engine: Mapping
 ) -> dict[str, Any]:
     """What decides every sample. Where the model and the rows lie does not: of a model that has a hash only that
     counts, and of a problem not its ``source``."""
-    rows = digest([[p.index, p.text, p.gold, {k: v for k, v in p.meta.items() if k != "source"}] for p in problems])
+    rows = digest(
+        [[p.index, p.text, gold_text(p.gold), {k: v for k, v in p.meta.items() if k != "source"}] for p in problems]
+    )
     return {
         "task": task,
         "version": version,
         "n": len(problems),
         "rows": rows,
-        "sampling": dataclasses.asdict(sampling) | {"stop": list(sampling.stop)},
+        **_spent(budget),
         "model": model["sha256"] or model["name"],
         "engine": dict(engine),
     }
+
+
+def _spent(budget: Budget) -> dict[str, Any]:
+    """A budget under the name of its kind."""
+    match budget:
+        case Sampling():
+            return {"sampling": dataclasses.asdict(budget) | {"stop": list(budget.stop)}}
+        case ClipBudget():
+            return {"clips": dataclasses.asdict(budget)}
 
 
 class Store:
     """The folder of one plan under ``root``."""
 
     def __init__(self, root: Path, plan: Mapping[str, Any]):
-        sampling = plan["sampling"]
-        how = "greedy" if sampling["temperature"] == 0 else f"avg{sampling['n']}"
+        if "clips" in plan:
+            how = f"clips{plan['clips']['n']}"
+        else:
+            how = "greedy" if plan["sampling"]["temperature"] == 0 else f"avg{plan['sampling']['n']}"
         self.folder = root / f"{plan['task']}-{how}-{digest(plan)[:8]}"
         self.plan = plan
 
@@ -67,19 +80,21 @@ class Store:
         file = self.folder / RESULT
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def append(self, rank: int, done: Sequence[tuple[int, Sequence[Completion]]], seconds: float) -> None:
-        """Questions with all their completions, in one write."""
+    def append(self, rank: int, done: Sequence[tuple[int, Sequence[Answer]]], seconds: float) -> None:
+        """Questions with all their answers, in one write."""
         rows = [_row(index, made) for index, made in done]
         if rows:
             rows[0]["seconds"] = seconds
             jsonl.append(self.folder / f"generated-{rank}.jsonl", *rows)
 
-    def generated(self) -> tuple[dict[int, list[Completion]], float]:
-        """Questions that are done, by whichever process, and the seconds that they took."""
+    def generated(self, problems: Sequence[Problem]) -> tuple[dict[int, list[Answer]], float]:
+        """Answers of the questions that are done, by whichever process, and the seconds that they took."""
+        by_index = {problem.index: problem for problem in problems}
         done, seconds = {}, 0.0
         for file in sorted(self.folder.glob("generated-*.jsonl")):
             for row in jsonl.read(file):
-                done[row["index"]] = [Completion(**made) for made in row["completions"]]
+                problem = by_index[row["index"]]
+                done[row["index"]] = [answer_of(one, problem, number) for number, one in enumerate(row["answers"])]
                 seconds += row.get("seconds", 0.0)
         return done, seconds
 
@@ -87,19 +102,20 @@ class Store:
         """Let the questions be asked again that the engine failed on, and everything be graded again; returns how many
         questions. By one process, before others look."""
         if (old := self.result()) is None:
-            done, seconds = self.generated()
+            rows = [row for file in sorted(self.folder.glob("generated-*.jsonl")) for row in jsonl.read(file)]
+            seconds = sum(row.get("seconds", 0.0) for row in rows)
         else:
-            done, seconds = _completions(answers.read(self.folder / SAMPLES)), old["timing"]["generation_s"]
-        kept = {index: made for index, made in done.items() if all(c.error is None for c in made)}
-        rows = [_row(index, made) for index, made in kept.items()]
-        if rows:
-            rows[0]["seconds"] = seconds
-        jsonl.write_rows_atomic(self.folder / "generated-0.jsonl", rows)
+            rows = _answer_rows(answers.read(self.folder / SAMPLES))
+            seconds = old["timing"]["generation_s"]
+        kept = [row | {"seconds": 0.0} for row in rows if all(one["error"] is None for one in row["answers"])]
+        if kept:
+            kept[0]["seconds"] = seconds
+        jsonl.write_rows_atomic(self.folder / "generated-0.jsonl", kept)
         for file in self.folder.glob("generated-*.jsonl"):
             if file.name != "generated-0.jsonl":
                 file.unlink()
         (self.folder / RESULT).unlink(missing_ok=True)
-        return len(done) - len(kept)
+        return len(rows) - len(kept)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The result last, then the parts go."""
@@ -111,14 +127,15 @@ class Store:
             file.unlink()
 
 
-def _row(index: int, made: Sequence[Completion]) -> dict[str, Any]:
-    return {"index": index, "completions": [dataclasses.asdict(completion) for completion in made]}
+def _row(index: int, given: Sequence[Answer]) -> dict[str, Any]:
+    return {"index": index, "answers": [answer_row(answer) for answer in given]}
 
 
-def _completions(done: Sequence[Sample]) -> dict[int, list[Completion]]:
-    """What the engine had said, out of scored samples."""
-    made: dict[int, list[Completion]] = {}
-    for s in done:
+def _answer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """What the engine had said, out of scored samples; a row a question."""
+    by_index: dict[int, list[dict[str, Any]]] = {}
+    for s in samples:
         error = s.failure.removeprefix("engine: ") if s.failure and s.finish == "error" else None
-        made.setdefault(s.index, []).append(Completion(s.text, s.ids, s.tokens, s.finish, error))
-    return made
+        row = {"text": s.text, "ids": s.ids, "tokens": s.tokens, "media": s.media, "finish": s.finish, "error": error}
+        by_index.setdefault(s.index, []).append(row)
+    return [{"index": index, "answers": rows} for index, rows in by_index.items()]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepstack.config import ConfigError
 from stepstack.core.types import ProcessGroup
-from stepstack.generation.types import Sampling
+from stepstack.generation.types import Budget, ClipBudget
 from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import evaluate
 from stepstack.harness.task import DATA, Task, load
@@ -32,7 +33,8 @@ class SuiteOptions:
     data: Path = DATA
     include: Path | None = None  # more tasks for lm-eval
 
-    def sampling(self, task: Task) -> Sampling:
+    def budget(self, task: Task) -> Budget:
+        """The task's budget with these changes. ConfigError for changes that clips do not have."""
         changes: dict[str, Any] = {"seed": self.seed}
         if self.greedy:
             changes |= {"temperature": 0.0, "n": 1}
@@ -40,7 +42,11 @@ class SuiteOptions:
             changes["n"] = self.samples
         if self.max_tokens is not None:
             changes["max_tokens"] = self.max_tokens
-        return dataclasses.replace(task.sampling, **changes)
+        if isinstance(task.budget, ClipBudget) and (foreign := changes.keys() - {"n", "seed"}):
+            raise ConfigError(
+                f"task {task.name} asks for clips, which have no {', '.join(sorted(foreign))}: leave it out"
+            )
+        return dataclasses.replace(task.budget, **changes)
 
 
 def evaluate_all(
@@ -48,7 +54,7 @@ def evaluate_all(
     engine: Engine,
     world: ProcessGroup,
     *,
-    own: Sequence[Task],
+    recipe_tasks: Sequence[Task],
     root: Path,
     model: Mapping[str, Any],
     options: SuiteOptions | None = None,
@@ -59,7 +65,7 @@ def evaluate_all(
     Every name is known before the first question is asked.
     """
     options = options or SuiteOptions()
-    tasks = [load(name, own) for name in names if not name.startswith(LM_EVAL)]
+    tasks = [load(name, recipe_tasks) for name in names if not name.startswith(LM_EVAL)]
     foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
     found: Evaluated = []
     if foreign:
@@ -86,7 +92,7 @@ def evaluate_all(
             root=root,
             data=options.data,
             model=model,
-            sampling=options.sampling(task),
+            budget=options.budget(task),
             limit=options.limit,
             retry=options.retry,
             about=about,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stepstack.config import ROOT, ConfigError
 from stepstack.generation.prompts import Request
-from stepstack.generation.types import Sampling
+from stepstack.generation.types import Budget
 from stepstack.harness import metrics
 from stepstack.harness.metrics import Metric
 from stepstack.records import Problem
@@ -26,8 +26,8 @@ class Task:
     compared in silence.
 
     ``rows`` reads the problems, given the folder of benchmark data; ``score`` is a reward; ``metrics`` makes the
-    figures from how it was sampled, the first being the one that tables show unless told; ``about`` is a line for the
-    menu, with the source.
+    figures from the budget that was spent, the first being the one that tables show unless told; ``about`` is a line
+    for the menu, with the source.
     """
 
     name: str
@@ -36,21 +36,21 @@ class Task:
     rows: Callable[[Path], Sequence[Problem]]
     request: Callable[[Problem], Request]
     score: Reward
-    sampling: Sampling
-    metrics: Callable[[Sampling], Sequence[Metric]] = field(default=metrics.of_samples)
+    budget: Budget
+    metrics: Callable[[Budget], Sequence[Metric]] = field(default=metrics.of_samples)
 
 
-def load(name: str, own: Sequence[Task] = (), folder: Path = TASKS) -> Task:
-    """The task of a name (one of ``own``, the recipe's, or a file in evals/tasks) or of a path to a .py file.
+def load(name: str, recipe_tasks: Sequence[Task] = (), folder: Path = TASKS) -> Task:
+    """The task of a name (one of ``recipe_tasks``, the recipe's, or a file in evals/tasks) or of a path to a .py file.
 
     ConfigError for an unknown name, listing the menu, and for a file without ``TASK`` or whose task has another name.
     """
-    for task in own:
+    for task in recipe_tasks:
         if task.name == name:
             return task
     path = Path(name) if name.endswith(".py") else folder / f"{name}.py"
     if not path.is_file():
-        menu = ", ".join([*(task.name for task in own), *menu_of(folder)])
+        menu = ", ".join([*(task.name for task in recipe_tasks), *menu_of(folder)])
         raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
     found = vars(load_module(path)).get("TASK")
     if not isinstance(found, Task):

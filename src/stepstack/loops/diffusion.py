@@ -42,7 +42,7 @@ class LatentMicroBatch:
     blank: bool = False
 
     @property
-    def seen(self) -> float:
+    def work(self) -> float:
         """This process's part of the tokens."""
         shape = self.target_BFCHW.shape
         return shape[0] * shape[1] * shape[3] * shape[4] / self.context
@@ -66,7 +66,7 @@ def train(
         micros = local_batch(run, cfg, videos, step)
         with run.timer("dit"), together:
             metrics = dit.update(micros, loss or matching, cfg.batch * cfg.context)  # all who share a video count it
-        tokens = sum(micro.seen for micro in micros) * run.processes
+        tokens = sum(micro.work for micro in micros) * run.processes
         run.log(**metrics, **after(), loss=metrics[f"{dit.role}/loss"], tokens=tokens)
 
 
@@ -137,7 +137,7 @@ def collate(samples: Sequence[Sample], device: torch.device, context: int) -> La
 def matching(module: nn.Module, micro: LatentMicroBatch) -> LossOut:
     """Squared error of the velocity, summed over videos."""
     total = flow.squared_error(module(**micro.inputs), micro.target_BFCHW)
-    return LossOut(total, counts(micro))
+    return LossOut(total=total, count=micro.count, work=micro.work)
 
 
 def preference(reference: nn.Module, beta: float) -> Loss:
@@ -149,15 +149,11 @@ def preference(reference: nn.Module, beta: float) -> Loss:
         with torch.no_grad():
             reference_win_B, reference_lose_B = _errors(reference, micro).chunk(2)
         total, right = flow.preference_loss(win_B, lose_B, reference_win_B, reference_lose_B, beta)
-        return LossOut(total, {"right": right, "winner_error": win_B.detach().sum(), **counts(micro)})
+        metrics = {"right": right, "winner_error": win_B.detach().sum()}
+        return LossOut(total=total, count=micro.count, work=micro.work, metrics=metrics)
 
     return loss
 
 
 def _errors(module: nn.Module, micro: LatentMicroBatch) -> Tensor:
     return (module(**micro.inputs).float() - micro.target_BFCHW).square().flatten(1).mean(1)
-
-
-def counts(micro: LatentMicroBatch) -> dict[str, Tensor]:
-    """Means are per video, and work is counted in tokens of the latent grid."""
-    return {"tokens": torch.tensor(float(micro.count)), "seen": torch.tensor(micro.seen)}

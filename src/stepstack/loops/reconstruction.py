@@ -67,8 +67,8 @@ def reconstruction(
         if features is not None:
             parts["perceptual"] = perceptual_distance(features, made.float(), micro.video_BFCHW)
         total = sum(getattr(weights, name) * value for name, value in parts.items())
-        count = torch.tensor(float(len(made)))
-        return LossOut(total, {**{k: v.detach() for k, v in parts.items()}, "tokens": count})
+        metrics = {name: value.detach() for name, value in parts.items()}
+        return LossOut(total=total, count=len(made), work=len(made), metrics=metrics)
 
     return loss
 

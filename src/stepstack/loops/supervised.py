@@ -42,4 +42,4 @@ def local_batch(run: Run, rows: list[Row], seed: int) -> Batch:
 def likelihood(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
     """Negative log-likelihood of the response tokens, summed."""
     logp_N, entropy_N = module(**micro.inputs())
-    return LossOut(-logp_N.sum(), {"entropy": entropy_N.sum(), **micro.counts()})
+    return LossOut(total=-logp_N.sum(), count=micro.count, work=micro.work, metrics={"entropy": entropy_N.sum()})

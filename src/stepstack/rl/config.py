@@ -15,6 +15,21 @@ from stepstack.generation.types import Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FileReward(Strict):
+    """A rule of your own: a function in a Python file (``rl.reward.load_reward`` says what it takes and returns)."""
+
+    type: Literal["file"] = "file"
+    path: str
+    """Python file, from where the command is typed or from the repository."""
+    function: str = "score"
+    """Its function: ``score(rollouts) -> list[Score]`` or, as in TRL, ``score(completions, **columns)``."""
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig(Strict):
     """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
 

@@ -25,10 +25,10 @@ def collect(
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
-    scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
+    scored.sort(key=lambda pair: (pair[0].problem.index, pair[0].sample))
     scores: dict[int, list[float]] = defaultdict(list)
     for rollout, score in scored:
-        scores[rollout.prompt.problem.index].append(score.value)
+        scores[rollout.problem.index].append(score.value)
     kept = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
     lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in kept]
     owner = owners(lengths, chunk_of(len(kept), min(chunks, len(kept)), seed), world.processes)

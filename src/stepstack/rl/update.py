@@ -93,7 +93,7 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
             loss_N = loss_N * truncated_importance(old_N, sampler_N, cfg.policy_loss.is_cap)
         if cfg.entropy_weight:
             loss_N = loss_N - cfg.entropy_weight * entropy_N
-        metrics = micro.counts()
+        metrics = {}
         if micro.has("ref"):
             kl_N = kl_estimate(logp_N, micro.field("ref"), cfg.kl.estimator)
             loss_N = loss_N + cfg.kl.weight * kl_N if cfg.kl.place == "loss" else loss_N
@@ -105,7 +105,8 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
             "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(), "mismatch": mismatch_N.sum(),
             "mismatch_max": mismatch_N.max(), "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
         }  # fmt: skip
-        return LossOut((loss_N * weight_N.to(loss_N.device)).sum(), metrics)
+        total = (loss_N * weight_N.to(loss_N.device)).sum()
+        return LossOut(total=total, count=micro.count, work=micro.work, metrics=metrics)
 
     return loss
 
@@ -116,7 +117,7 @@ def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut
         error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
         weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
         total = (error_N * weight_N.to(error_N.device)).sum()
-        return LossOut(total, {"value": value_N.sum(), **micro.counts()})
+        return LossOut(total=total, count=micro.count, work=micro.work, metrics={"value": value_N.sum()})
 
     return loss
 

@@ -162,8 +162,8 @@ def test_select_points_at_the_token_before_each_response_token(pack):
     assert flat[micro.select + 1].tolist() == micro.labels.tolist()
     assert flat[micro.select].tolist() == [7, 8, 9, 5, 9, 9, 9, 4]
     assert micro.lengths == [3, 4, 1]
-    assert micro.counts()["tokens"] == 8
-    assert micro.counts()["seen"] == 14
+    assert micro.count == 8
+    assert micro.work == 14
     restarts = [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1]
     assert micro.position_ids.flatten().tolist() == (restarts if pack else list(range(6)) * 3)
 

@@ -33,7 +33,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 def square(module, micro) -> LossOut:
     value = module(micro.input_ids, micro.position_ids, micro.select)
-    return LossOut(((value - 1.0) ** 2).sum(), micro.counts())
+    return LossOut(total=((value - 1.0) ** 2).sum(), count=micro.count, work=micro.work)
 
 
 def trained(folder, make=tools.qwen2, lora=None):

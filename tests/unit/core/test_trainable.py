@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ MICRO = collate(tools.rows([(4, 6), (3, 5)]), True, "cpu")
 
 def square(module, micro) -> LossOut:
     value = module(micro.input_ids, micro.position_ids, micro.select)
-    return LossOut(((value - 1.0) ** 2).sum(), {"value": value.sum(), **micro.counts()})
+    return LossOut(total=((value - 1.0) ** 2).sum(), count=micro.count, work=micro.work, metrics={"value": value.sum()})
 
 
 def poisoned(module, micro) -> LossOut:
     out = likelihood(module, micro)
-    return LossOut(out.total * math.nan, out.metrics)
+    return replace(out, total=out.total * math.nan)
 
 
 def policy(tmp_path, lm=None, run=None, **cfg):

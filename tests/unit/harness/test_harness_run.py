@@ -36,7 +36,7 @@ ROWS = [Problem(i, f"{i}+{i}", str(2 * i)) for i in range(11)]
 def reward(rollouts):
     """Half of the samples are right; one question's grader hangs."""
     return [
-        Score(0.0, failure="timeout") if r.prompt.problem.index == 7 else Score(float(len(r.text) % 2), {}, r.text[:1])
+        Score(0.0, failure="timeout") if r.problem.index == 7 else Score(float(len(r.text) % 2), {}, r.text[:1])
         for r in rollouts
     ]
 
@@ -49,7 +49,7 @@ def task(**changes) -> Task:
         rows=lambda data: ROWS,
         request=lambda problem: problem.text,
         score=reward,
-        sampling=Sampling(n=2, max_tokens=6),
+        budget=Sampling(n=2, max_tokens=6),
     )
     return dataclasses.replace(given, **changes)
 
@@ -143,7 +143,7 @@ def test_what_is_over_is_not_repeated_and_another_plan_has_another_folder(tmp_pa
     assert run(tmp_path, again)[0] == folder
     assert again.made == []
     others = {
-        run(tmp_path, sampling=Sampling(n=2, max_tokens=5))[0],
+        run(tmp_path, budget=Sampling(n=2, max_tokens=5))[0],
         run(tmp_path, what=task(version=4))[0],
         run(tmp_path, limit=3)[0],
         evaluate(
@@ -218,7 +218,7 @@ TASK = Task(
     rows=lambda data: [Problem(0, "1+1", "2")],
     request=lambda problem: problem.text,
     score=lambda rollouts: [Score(1.0) for _ in rollouts],
-    sampling=Sampling(max_tokens=3),
+    budget=Sampling(max_tokens=3),
 )
 """
 
@@ -230,7 +230,7 @@ def test_a_task_is_one_file_anywhere(tmp_path):
         [str(tmp_path / "mine.py")],
         engine(Counting()),
         SingleProcess(),
-        own=[],
+        recipe_tasks=[],
         root=tmp_path,
         model=MODEL,
         options=options,
@@ -243,7 +243,7 @@ def test_a_folder_of_tasks_is_a_menu(tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     assert load("mine", folder=tmp_path).name == "mine"
     with pytest.raises(ConfigError, match=r"no task 'yours': .*yours.py does not exist. There are: sums, mine,"):
-        load("yours", own=[task()], folder=tmp_path)
+        load("yours", recipe_tasks=[task()], folder=tmp_path)
 
 
 @pytest.mark.parametrize(

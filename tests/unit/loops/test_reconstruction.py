@@ -42,7 +42,8 @@ def test_the_loss_in_numbers():
         told, VideoMicroBatch(video, torch.zeros(1))
     )
     assert float(out.total) == pytest.approx(2 * (4 * 0.25 + 0.1 * 0.5 + 0.01 * 2.0))
-    assert {k: float(v) for k, v in out.metrics.items()} == {"squared": 0.5, "absolute": 1.0, "kl": 4.0, "tokens": 2.0}
+    assert {k: float(v) for k, v in out.metrics.items()} == {"squared": 0.5, "absolute": 1.0, "kl": 4.0}
+    assert (out.count, out.work) == (2, 2)
 
 
 def test_the_perceptual_distance_in_numbers():

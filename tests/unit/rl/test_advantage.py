@@ -153,7 +153,7 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
     value = {(7, s): float(s == 0) for s in range(4)} | {(3, s): float(s != 0) for s in range(4)}
 
     def reward(rollouts):
-        return [Score(value[r.prompt.problem.index, r.sample]) for r in rollouts]
+        return [Score(value[r.problem.index, r.sample]) for r in rollouts]
 
     seen = set()
     for order in itertools.islice(itertools.permutations(range(4)), 0, 24, 5):
@@ -178,7 +178,7 @@ def test_the_fraction_of_groups_without_signal_is_counted():
     _, metrics = collect(
         SingleProcess(),
         groups,
-        lambda rs: [Score(scores[r.prompt.problem.index][r.sample]) for r in rs],
+        lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs],
         seed=0,
         chunks=1,
     )

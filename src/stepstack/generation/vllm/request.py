@@ -52,4 +52,13 @@ def to_rollout(
         raise EngineError(f"{where} has {len(ids)} ids but {len(logprobs)} logprobs: this vLLM is not supported")
     text = text + stop if isinstance(stop, str) else text
     kind: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
-    return Rollout(prompt, sample, tuple(ids), tuple(logprobs), text, kind, version)
+    return Rollout(
+        problem=prompt.problem,
+        prompt=prompt,
+        sample=sample,
+        ids=tuple(ids),
+        logprobs=tuple(logprobs),
+        text=text,
+        finish=kind,
+        version=version,
+    )

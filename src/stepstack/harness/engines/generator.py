@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from stepstack.generation.build import build_generator, refuse_server
 from stepstack.generation.config import GeneratorConfig
-from stepstack.generation.prompts import Pictured, encode
-from stepstack.generation.types import EngineError, Generator, Prompt, Sampling, response_budget
-from stepstack.harness.answers import Completion
+from stepstack.generation.prompts import ClipPrompt, Pictured, encode
+from stepstack.generation.types import Answer, Budget, EngineError, Generator, Prompt, Sampling, response_budget
 from stepstack.harness.engine import Question
 from stepstack.models.lm import pretrained
 from stepstack.models.lm.config import Pretrained
@@ -73,27 +73,27 @@ class GeneratorEngine:
         self._make_lm, self._prompt = lm, prompt or self._of_text
         self._lm: PreTrainedModel | None = None
 
-    def complete(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
+    def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
         """A prompt that leaves no room for a response is a failed request."""
+        if not isinstance(budget, Sampling):
+            raise EngineError(f"the engine {self.facts} makes no clips: evaluate with a config of their recipe")
         asked = {}
         prompts = []
         for question in questions:
             prompt = self._prompt(question)
             try:
-                response_budget(prompt, sampling, self.generator.max_positions)
+                response_budget(prompt, budget, self.generator.max_positions)
             except ValueError as error:
-                yield question, [Completion("", None, 0, "error", str(error))] * sampling.n
+                failed = Answer(problem=question.problem, sample=0, finish="error", error=str(error))
+                yield question, [replace(failed, sample=number) for number in range(budget.n)]
                 continue
             asked[question.problem.index] = question
             prompts.append(prompt)
-        for group in self.generator.generate(prompts, sampling):
-            done = [Completion(r.text, r.ids, len(r.ids), r.finish) for r in group.rollouts]
-            yield asked[group.prompt.problem.index], done
+        for group in self.generator.generate(prompts, budget):
+            yield asked[group.prompt.problem.index], list(group.rollouts)
 
     def _of_text(self, question: Question) -> Prompt:
-        if isinstance(question.request, Pictured):
+        if isinstance(question.request, Pictured | ClipPrompt):
             raise EngineError(f"the engine {self.facts} reads no pictures: evaluate with a config of their recipe")
         return Prompt(question.problem, encode(question.request, self.tokenizer))
 

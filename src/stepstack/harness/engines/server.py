@@ -12,15 +12,14 @@ import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stepstack.config import ConfigError, Strict
 from stepstack.generation import http
-from stepstack.generation.prompts import Pictured
-from stepstack.generation.types import EngineError, Sampling, rollout_seed
-from stepstack.harness.answers import Completion, Finish
+from stepstack.generation.prompts import ClipPrompt, Pictured
+from stepstack.generation.types import Answer, Budget, EngineError, Finish, Sampling, rollout_seed
 from stepstack.harness.engine import Question
 
 
@@ -68,14 +67,14 @@ class ServerEngine:
             f"the server at {self.url} gives no log-likelihoods of given text: evaluate this task with the model itself"
         )
 
-    def complete(
-        self, questions: Sequence[Question], sampling: Sampling
-    ) -> Iterator[tuple[Question, list[Completion]]]:
+    def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
         """Questions as their samples are there. Closing the iterator hangs up what still runs."""
-        if sampling.max_length is not None:
+        if not isinstance(budget, Sampling):
+            raise EngineError(f"{self.url} makes no clips: evaluate with a config of their recipe")
+        if budget.max_length is not None:
             raise EngineError(f"{self.url} counts no prompt tokens for us: set sampling.max_length to null")
-        done: queue.SimpleQueue[tuple[Question, list[Completion]] | None] = queue.SimpleQueue()
-        asking = http.start(self._ask_all(questions, sampling, done.put))  # answers flow while others are graded
+        done: queue.SimpleQueue[tuple[Question, list[Answer]] | None] = queue.SimpleQueue()
+        asking = http.start(self._ask_all(questions, budget, done.put))  # answers flow while others are graded
         asking.add_done_callback(lambda _: done.put(None))
         try:
             while (item := done.get()) is not None:
@@ -88,11 +87,11 @@ class ServerEngine:
         self,
         questions: Sequence[Question],
         sampling: Sampling,
-        done: Callable[[tuple[Question, list[Completion]]], None],
+        done: Callable[[tuple[Question, list[Answer]]], None],
     ) -> None:
         slots = asyncio.Semaphore(self.cfg.concurrency)
 
-        async def ask(question: Question, made: dict[int, Completion], sample: int) -> None:
+        async def ask(question: Question, made: dict[int, Answer], sample: int) -> None:
             async with slots:
                 made[sample] = await self._sample(client, question, sample, sampling)
             if len(made) == sampling.n:
@@ -101,7 +100,7 @@ class ServerEngine:
         async with self._client() as client:
             tasks = []
             for question in questions:
-                made: dict[int, Completion] = {}
+                made: dict[int, Answer] = {}
                 tasks += [asyncio.create_task(ask(question, made, sample)) for sample in range(sampling.n)]
             try:
                 await asyncio.gather(*tasks)
@@ -110,7 +109,7 @@ class ServerEngine:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sample(self, client: http.Client, question: Question, sample: int, sampling: Sampling) -> Completion:
+    async def _sample(self, client: http.Client, question: Question, sample: int, sampling: Sampling) -> Answer:
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -122,7 +121,8 @@ class ServerEngine:
         }
         if sampling.top_k > 0:
             body["top_k"] = sampling.top_k
-        if isinstance(question.request, Pictured):
+        failed = Answer(problem=question.problem, sample=sample, finish="error")
+        if isinstance(question.request, Pictured | ClipPrompt):
             raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
         if isinstance(question.request, str):
             path, body["prompt"] = "/v1/completions", question.request
@@ -130,14 +130,14 @@ class ServerEngine:
             path = "/v1/chat/completions"
             body["messages"] = [message._asdict() for message in question.request]
 
-        async def answer(attempt: int) -> Completion:
+        async def answer(attempt: int) -> Answer:
             async with client.events(path, body) as chunks:
-                return await _read(chunks, sampling.stop)
+                return replace(failed, **await _read(chunks, sampling.stop))
 
         try:
             return await self._patiently(client, path, answer)
         except http.Refused as error:
-            return Completion("", None, 0, "error", str(error))
+            return replace(failed, error=str(error))
 
     async def _patiently(self, client: http.Client, path: str, ask: Callable[[int], Any]) -> Any:
         """Raises Refused for what is wrong with this request, EngineError for what any other would meet too."""
@@ -181,9 +181,9 @@ class ServerEngine:
                 self.retries += client.retries
 
 
-async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -> Completion:
-    """The completion that a stream of chunks makes, up to and with its first stop string. ConnectionError for a stream
-    that just ends."""
+async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -> dict[str, Any]:
+    """The fields of the answer that a stream of chunks makes, up to and with its first stop string. ConnectionError for
+    a stream that just ends."""
     text, pieces = "", 0
     usage: int | None = None
     finish: str | None = None
@@ -201,13 +201,13 @@ async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -
             text, pieces = text + piece, pieces + 1
             ends = [at + len(s) for s in stop if (at := text.find(s, searched)) >= 0]
             if ends:
-                return Completion(text[: min(ends)], None, usage or pieces, "stop")
+                return {"text": text[: min(ends)], "tokens": usage or pieces, "finish": "stop"}
     if finish is None:
         raise ConnectionError("the stream ended before the answer did")
     if finish not in ("stop", "length"):
-        return Completion("", None, 0, "error", f"the server ended the answer with {finish!r}")
+        return {"finish": "error", "error": f"the server ended the answer with {finish!r}"}
     ended: Finish = "stop" if finish == "stop" else "length"
-    return Completion(text, None, pieces if usage is None else usage, ended)
+    return {"text": text, "tokens": pieces if usage is None else usage, "finish": ended}
 
 
 def _key(file: str | None) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import yaml
 
 from stepstack.config import ConfigError
-from stepstack.generation.prompts import Pictured
-from stepstack.generation.types import Prompt, Rollout, Sampling
+from stepstack.generation.prompts import ClipPrompt, Pictured
+from stepstack.generation.types import Answer, Budget, Sampling
 from stepstack.harness.answers import Sample
 from stepstack.harness.evaluate import checked
 from stepstack.harness.metrics import Metric
 from stepstack.harness.task import TASKS, Task, load
-from stepstack.records import Problem
+from stepstack.records import Problem, gold_text
 from stepstack.report import jsonl
 from stepstack.rl.reward import Reward
 
@@ -61,7 +61,7 @@ def export(tasks: Sequence[Task], out: Path, data: Path) -> Path:
         figures = _checked(task)
         rows = [_row(task, problem) for problem in checked(task, task.rows(data))]
         imports, score, made = _where(task)
-        sampling = {name: getattr(task.sampling, name) for name in ("n", "temperature", "max_tokens", "stop")}
+        sampling = {name: getattr(_sampling(task), name) for name in ("n", "temperature", "max_tokens", "stop")}
         facts = {"name": task.name, "version": task.version, "imports": imports, "score": score, "metrics": made}
         jsonl.write_rows_atomic(out / f"{name}.jsonl", rows)
         jsonl.write_text_atomic(out / f"{name}.py", MODULE.format(sampling=sampling, **facts))
@@ -75,7 +75,7 @@ FUNCTIONS = {"custom_dataset": "rows", "process_results": "process_results"}
 
 
 def _config(name: str, task: Task, figures: Sequence[Metric]) -> dict[str, Any]:
-    sampling = task.sampling
+    sampling = _sampling(task)
     # Everything a model's generation_config could set; 0 is no top_k.
     sampled = {"top_p": sampling.top_p, "top_k": max(0, sampling.top_k)} if sampling.temperature else {}
     return {
@@ -113,7 +113,7 @@ def judged(
     document: Mapping[str, Any],
     texts: Sequence[str],
     score: Reward,
-    figures: Callable[[Sampling], Sequence[Metric]],
+    figures: Callable[[Budget], Sequence[Metric]],
     sampling: Mapping[str, Any],
 ) -> dict[str, float]:
     """The figures of one document's answers; one that has no verdict has no figure, and lm-eval leaves it out."""
@@ -125,7 +125,7 @@ def judged(
             index=problem.index,
             sample=rollout.sample,
             problem=problem.text,
-            gold=problem.gold,
+            gold=gold_text(problem.gold),
             prompt=document["prompt"],
             text=rollout.text,
             ids=None,
@@ -142,15 +142,15 @@ def judged(
     return {name: figure.value for name, figure in measured.items() if figure is not None}
 
 
-def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Rollout:
+def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Answer:
     """As an engine that knows the stop strings would have given it."""
     ends = [text.index(s) + len(s) for s in stop if s in text]
-    return Rollout(Prompt(problem, ()), number, (), (), text[: min(ends)] if ends else text, "stop", version=0)
+    return Answer(problem=problem, sample=number, text=text[: min(ends)] if ends else text, finish="stop")
 
 
 def _row(task: Task, problem: Problem) -> dict[str, Any]:
     request = task.request(problem)
-    if isinstance(request, Pictured):
+    if isinstance(request, Pictured | ClipPrompt):
         raise ConfigError(f"task {task.name}: its questions have pictures, which this export has not")
     if not isinstance(request, str):
         if [message.role for message in request] != ["user"]:
@@ -159,14 +159,27 @@ def _row(task: Task, problem: Problem) -> dict[str, Any]:
             )
         request = request[0].content
     meta = json.dumps(dict(problem.meta))  # of any shape, which a table's column has not
-    return {"index": problem.index, "problem": problem.text, "prompt": request, "gold": problem.gold, "meta": meta}
+    return {
+        "index": problem.index,
+        "problem": problem.text,
+        "prompt": request,
+        "gold": gold_text(problem.gold),
+        "meta": meta,
+    }
+
+
+def _sampling(task: Task) -> Sampling:
+    """ConfigError for a task whose answers are no texts."""
+    if not isinstance(task.budget, Sampling):
+        raise ConfigError(f"task {task.name} asks for clips, which lm-eval has not")
+    return task.budget
 
 
 def _checked(task: Task) -> Sequence[Metric]:
     """The task's figures, if lm-eval can aggregate them."""
-    if task.sampling.max_length is not None:
+    if _sampling(task).max_length is not None:
         raise ConfigError(f"task {task.name}: lm-eval bounds no prompt plus response: set sampling.max_length to None")
-    figures = task.metrics(task.sampling)
+    figures = task.metrics(task.budget)
     for metric in figures:
         if metric.whole:
             raise ConfigError(
@@ -196,7 +209,7 @@ def _file(task: Task) -> str | None:
     """What ``load`` takes to give this task: its name on the menu, or the file in which it was made."""
     if (TASKS / f"{task.name}.py").is_file():
         known = load(task.name)
-        if (known.version, known.about, known.sampling) == (task.version, task.about, task.sampling):
+        if (known.version, known.about, known.budget) == (task.version, task.about, task.budget):
             return task.name
     for part in (task.score, task.rows, task.request):
         if isinstance(part, FunctionType) and part.__module__ == f"stepstack_user_{task.name}":

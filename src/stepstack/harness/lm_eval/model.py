@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from stepstack.config import ConfigError
 from stepstack.core.types import ProcessGroup, SingleProcess
-from stepstack.generation.types import Prompt, Sampling
-from stepstack.harness.answers import Completion
+from stepstack.generation.types import Answer, Prompt, Sampling
+from stepstack.harness.answers import answer_of, answer_row
 from stepstack.harness.engine import Engine, Question
 from stepstack.harness.engines.generator import GeneratorEngine
 from stepstack.harness.store import digest
@@ -40,7 +39,7 @@ class StepstackLM(TemplateLM):
     beginning), but through a server, which tokenises itself. No chat template. What ran is kept in ``folder``, and
     nothing that is kept there is asked again; several processes share the requests and all get all answers.
 
-    ``answers``: the completions of each document; ``failed``: the first error of each document that has one, whose
+    ``answers``: the answers of each document; ``failed``: the first error of each document that has one, whose
     requests look empty to lm-eval. Whoever uses this class must take those documents out.
     """
 
@@ -53,7 +52,7 @@ class StepstackLM(TemplateLM):
     def keep_in(self, folder: Path | None) -> None:
         """Start a task; reads what a run that was interrupted left in its folder. By all processes together."""
         self.folder = folder
-        self.answers: dict[int, list[Completion]] = {}
+        self.answers: dict[int, list[Answer]] = {}
         self.failed: dict[int, str] = {}
         files = sorted(folder.glob("generated-*.jsonl")) if folder else []
         rows = [row for file in files for row in jsonl.read(file)]
@@ -100,11 +99,11 @@ class StepstackLM(TemplateLM):
                 for start in range(0, len(same), self.engine.batch):
                     piece = {int(keys[i][:15], 16): i for i in same[start : start + self.engine.batch]}
                     for index, made in self._complete({k: wanted[i][0] for k, i in piece.items()}, sampling):
-                        yield piece[index], dataclasses.asdict(made)
+                        yield piece[index], answer_row(made)
 
         texts = []
         for request, (_, kwargs), value in zip(requests, wanted, self._once(keys, ask), strict=True):
-            made = Completion(**value)
+            made = answer_of(value, Problem(request.doc_id, request.args[0], ""), 0)
             self.answers.setdefault(request.doc_id, []).append(made)
             if made.error is not None:
                 self.failed.setdefault(request.doc_id, made.error)
@@ -123,8 +122,8 @@ class StepstackLM(TemplateLM):
             seed=self.seed,
         )
 
-    def _complete(self, contexts: Mapping[int, str], sampling: Sampling) -> Iterator[tuple[int, Completion]]:
-        """A completion of each context, by the index from which its seed derives."""
+    def _complete(self, contexts: Mapping[int, str], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+        """An answer to each context, by the index from which its seed derives."""
         if isinstance(self.engine, GeneratorEngine):
             room = self.max_length - sampling.max_tokens
             if room < 1:
@@ -133,13 +132,13 @@ class StepstackLM(TemplateLM):
             prompts = [Prompt(problem, tuple(ids)) for problem, ids in rows]
             for group in self.engine.generator.generate(prompts, sampling):
                 [made] = group.rollouts
-                yield group.prompt.problem.index, Completion(made.text, list(made.ids), len(made.ids), made.finish)
+                yield group.prompt.problem.index, made
         else:
             asked = [Question(Problem(index, text, ""), text) for index, text in contexts.items()]
-            for question, [completion] in self.engine.complete(asked, sampling):
-                yield question.problem.index, completion
+            for question, [answer] in self.engine.complete(asked, sampling):
+                yield question.problem.index, answer
 
-    def _text(self, made: Completion, until: Sequence[str]) -> str:
+    def _text(self, made: Answer, until: Sequence[str]) -> str:
         """As lm-eval wants it: without special tokens, and without the stop string and what follows."""
         if self.tokenizer is None or made.ids is None:
             return postprocess_generated_text(made.text, list(until), None)

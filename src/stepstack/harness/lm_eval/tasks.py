@@ -24,14 +24,15 @@ from lm_eval.tasks import TaskManager
 
 from stepstack.config import ConfigError
 from stepstack.core.types import ProcessGroup
-from stepstack.generation.types import EngineError
+from stepstack.generation.types import Answer, EngineError
 from stepstack.harness import answers as io
-from stepstack.harness.answers import Completion, Sample
+from stepstack.harness.answers import Sample
 from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import Stopped
 from stepstack.harness.lm_eval.groups import RESAMPLES, evaluate_group, folder_of, provenance_of
 from stepstack.harness.lm_eval.model import StepstackLM
 from stepstack.harness.store import PLAN, RESULT, SAMPLES, digest
+from stepstack.records import Problem
 from stepstack.report import jsonl
 
 SEEDS = (0, 1234)  # lm-eval's defaults: python's random; numpy, torch and the choice of few-shot examples
@@ -158,7 +159,7 @@ def _plain(value: Any) -> Any:
 
 def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], found: Sequence[Sample]) -> dict[str, Any]:
     answers = [made for document in lm.answers.values() for made in document]
-    lengths = [made.tokens for made in answers if made.error is None]
+    lengths = [made.length for made in answers if made.error is None]
     if len(lm.failed) == len({sample.index for sample in found}):
         error = next(iter(lm.failed.values()))
         raise Stopped(f"the engine failed on every document of {task.task_name}: {error}")
@@ -173,7 +174,7 @@ def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], found: S
         "samples": len(found),
         "failed": {"engine": sum(made.error is not None for made in answers), "grader": 0},
         "truncated": sum(made.finish == "length" for made in answers),
-        "tokens": sum(made.tokens for made in answers),
+        "tokens": sum(made.length for made in answers),
         "length": fmean(lengths) if lengths else None,
     }
 
@@ -214,8 +215,8 @@ def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list
         if score is None:
             whole = f"grader: {next(iter(parts))} is a figure of all documents together"
             failure = f"engine: {lm.failed[index]}" if index in lm.failed else whole
-        for number, completion in enumerate(lm.answers.get(index) or [_likeliest(first)]):
-            answer = first["filtered_resps"][0] if task.OUTPUT_TYPE == "generate_until" else completion.text
+        for number, given in enumerate(lm.answers.get(index) or [_likeliest(first)]):
+            answer = first["filtered_resps"][0] if task.OUTPUT_TYPE == "generate_until" else given.text
             made.append(
                 Sample(
                     index=index,
@@ -227,18 +228,22 @@ def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list
                     score=score,
                     failure=failure,
                     parts={name: float(value) for name, value in parts.items() if isinstance(value, int | float)},
-                    **{name: getattr(completion, name) for name in ("text", "ids", "tokens", "finish")},
+                    text=given.text,
+                    ids=None if given.ids is None else list(given.ids),
+                    tokens=given.length,
+                    finish=given.finish,
                 )
             )
     return made
 
 
-def _likeliest(row: dict[str, Any]) -> Completion:
+def _likeliest(row: dict[str, Any]) -> Answer:
     """The continuation that was chosen; of a text that was only scored, the text."""
+    problem = Problem(row["doc_id"], row["arguments"][0][0], "")
     if not isinstance(row["resps"][0][0], tuple):
-        return Completion(row["arguments"][0][0], None, 0, "stop")
+        return Answer(problem=problem, sample=0, text=row["arguments"][0][0], finish="stop")
     best = max(range(len(row["resps"])), key=lambda i: row["resps"][i][0][0])
-    return Completion(row["arguments"][best][1], None, 0, "stop")
+    return Answer(problem=problem, sample=0, text=row["arguments"][best][1], finish="stop")
 
 
 @contextmanager

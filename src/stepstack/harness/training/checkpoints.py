@@ -35,7 +35,7 @@ def run(
     engine: GeneratorEngine,
     world: ProcessGroup,
     *,
-    own: Sequence[Task],
+    recipe_tasks: Sequence[Task],
     tasks: Sequence[str],
     options: SuiteOptions,
 ) -> None:
@@ -51,7 +51,7 @@ def run(
         root = cfg.folder / "evals" / "checkpoints" / place.name
         about = {"step": step}
         for _, result in evaluate_all(
-            tasks, engine, world, own=own, root=root, model=model, options=options, about=about
+            tasks, engine, world, recipe_tasks=recipe_tasks, root=root, model=model, options=options, about=about
         ):
             first = result["metrics"][0]
             table.add_row(str(step), result["task"], first["name"], figure(first["value"]), figure(first["stderr"]))

@@ -27,7 +27,7 @@ Result = tuple[Path, dict[str, Any]]
 Columns = Mapping[str, Mapping[str, Result]]  # moment -> task -> (folder, result)
 
 
-def measure(run: Run, when: str, engine: Engine, source: str, own: Sequence[Task]) -> None:
+def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequence[Task]) -> None:
     """Evaluate the config's ``evals`` with the weights that the engine has now, into runs/<name>/evals/<when>.
 
     ``source``: the folder or hub name of these weights.
@@ -35,7 +35,7 @@ def measure(run: Run, when: str, engine: Engine, source: str, own: Sequence[Task
     model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
     about = {"config": digest(run.config, FREE), "step": run.step}
     place = run.dir / "evals" / when
-    evaluate_all(run.config.evals, engine, run, own=own, root=place, model=model, about=about)
+    evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
 
 def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:

@@ -44,10 +44,10 @@ def validate(
     groups = list(generator.generate(list(prompts)[world.rank :: world.processes], sampling))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
-    scored.sort(key=lambda pair: (pair[0].prompt.problem.index, pair[0].sample))
+    scored.sort(key=lambda pair: (pair[0].problem.index, pair[0].sample))
     by_question: dict[int, list[float]] = {}
     for rollout, score in scored:
-        by_question.setdefault(rollout.prompt.problem.index, []).append(score.value)
+        by_question.setdefault(rollout.problem.index, []).append(score.value)
     figure = clustered([fmean(values) for values in by_question.values()])
     return Validation(
         accuracy=figure.value,

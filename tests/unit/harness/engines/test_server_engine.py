@@ -13,8 +13,8 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation import http
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.prompts import Message
-from stepstack.generation.types import EngineError, Sampling, rollout_seed
-from stepstack.harness.answers import Completion, read
+from stepstack.generation.types import Answer, EngineError, Sampling, rollout_seed
+from stepstack.harness.answers import read
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine
 from stepstack.harness.engines.server import ServerConfig, ServerEngine
@@ -56,11 +56,11 @@ def engine(server: ModelServer, **changes) -> ServerEngine:
     return ServerEngine(ServerConfig(url=server.url, **{"concurrency": 4, "patience": 0.3, **changes}))
 
 
-def answers(of, questions=QUESTIONS, sampling=GREEDY) -> dict[int, list[Completion]]:
+def answers(of, questions=QUESTIONS, sampling=GREEDY) -> dict[int, list[Answer]]:
     return {question.problem.index: made for question, made in of.complete(questions, sampling)}
 
 
-def shape(found: dict[int, list[Completion]]) -> dict:
+def shape(found: dict[int, list[Answer]]) -> dict:
     return {index: [(c.text, c.finish, c.tokens) for c in made] for index, made in found.items()}
 
 

@@ -25,7 +25,7 @@ def task(name: str, texts: list[str], version: int = 1) -> Task:
         rows=lambda data: [Problem(10 + i, text, "1") for i, text in enumerate(texts)],
         request=lambda problem: problem.text,
         score=lambda rollouts: [Score(0.0) for _ in rollouts],
-        sampling=Sampling(),
+        budget=Sampling(),
     )
 
 

@@ -44,7 +44,7 @@ class Share:
 
 
 def reward(rollouts):
-    return [Score(SCORES[r.prompt.problem.index][r.sample]) for r in rollouts]
+    return [Score(SCORES[r.problem.index][r.sample]) for r in rollouts]
 
 
 PROMPTS = [tools.prompt(index, (5,)) for index in SCORES]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from recipes.orz.config import Overlong
 from recipes.orz.prompt import STOP, encode, render
 from recipes.orz.reward import MathReward
-from stepstack.generation.types import Finish, Prompt, Rollout
+from stepstack.generation.types import Answer, Finish
 from stepstack.records import Problem
 from stepstack.scoring.maths.pool import GraderPool
 
@@ -85,8 +85,8 @@ def test_a_long_prompt_never_loses_its_end(tokens):
         encode(PROBLEM, tokens, 3, "right")  # type: ignore[arg-type]
 
 
-def rollout(text: str, finish: Finish = "stop", gold: str = "73", **meta) -> Rollout:
-    return Rollout(Prompt(Problem(0, "p", gold, meta), (1,)), 0, (1,), (0.0,), text, finish, 0)
+def rollout(text: str, finish: Finish = "stop", gold: str = "73", **meta) -> Answer:
+    return Answer(problem=Problem(0, "p", gold, meta), sample=0, ids=(1,), text=text, finish=finish)
 
 
 RIGHT = r"six, wait, however, wait, </think> <answer>\boxed{73}</answer>"

@@ -17,7 +17,7 @@ from recipes.perception.prompt import encode
 from recipes.perception.reward import Gold, figures_of, gold_of, make_metric, make_reward, parts_of
 from recipes.protocol import load_config
 from stepstack.config import ConfigError
-from stepstack.generation.types import Prompt, Rollout
+from stepstack.generation.types import Answer
 from stepstack.harness.answers import Sample
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import Found, write_tokens
@@ -46,8 +46,8 @@ def load(task: str, *words: str):
     return load_config(TASKS[task], [*FEW, *words])
 
 
-def rollout(problem: Problem, text: str, finish="stop") -> Rollout:
-    return Rollout(Prompt(problem, ()), 0, (), (), text, finish, 0)
+def rollout(problem: Problem, text: str, finish="stop") -> Answer:
+    return Answer(problem=problem, sample=0, text=text, finish=finish)
 
 
 def perfect(problem: Problem) -> str:
