@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from recipes.orz.data import Splits, load_prompts
+from recipes.orz.data import load_prompts
 from recipes.orz.model import build_base
 from recipes.orz.reward import make_reward
 from recipes.protocol import load_config
@@ -35,7 +35,7 @@ from stepstack.models.lm.config import Pretrained
 from stepstack.report import jsonl
 from stepstack.report.provenance import describe, provenance
 from stepstack.rl.config import Grpo
-from stepstack.rl.prompts import PromptStream
+from stepstack.rl.prompts import PromptSplits, PromptStream
 from stepstack.rl.roles import roles
 
 GOAL = 0.70  # held-out accuracy that is raced for
@@ -88,7 +88,7 @@ class Race:
         return {"seconds": reached[0] if reached else None, "curve": self.curve}
 
 
-def judge_of(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
+def judge_of(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
     """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)

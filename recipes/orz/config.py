@@ -10,9 +10,10 @@ from pydantic import Field
 from data.drawn.chains import Chains
 from stepstack.config import Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
+from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
 from stepstack.planning.steplaw.count import count
-from stepstack.rl.config import PpoConfig
+from stepstack.rl.config import FileReward, PpoConfig
 
 Overlong = Literal["error", "drop", "left"]
 
@@ -39,6 +40,7 @@ class RewardConfig(Strict):
     """``grader``: math_verify, exact (the normalised string), or orz_legacy (orz-parity). An answer that takes longer
     than ``timeout`` seconds is wrong; its worker process is killed and replaced."""
 
+    type: Literal["math"] = "math"
     grader: Grader = "math_verify"
     workers: int = 4
     timeout: float = 3.0
@@ -130,9 +132,9 @@ class Config(PpoConfig):
     """What ORZ adds to PPO: a model, problems, a prompt and a grader."""
 
     model: Annotated[TinyBase | Pretrained | SmolLm2, Field(discriminator="type")]
-    data: Annotated[Chains | PreparedMath | ReasoningGym, Field(discriminator="type")]
+    data: Annotated[Chains | PreparedMath | ReasoningGym | TaskData, Field(discriminator="type")]
     prompt: PromptConfig = PromptConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: Annotated[RewardConfig | FileReward, Field(discriminator="type")] = RewardConfig()
 
     def __post_init__(self) -> None:
         PpoConfig.__post_init__(self)

@@ -4,58 +4,73 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data.drawn import chains
 from data.drawn.chains import Chains
-from data.drawn.splits import SPLITS
+from data.drawn.splits import SPLITS, Split
 from data.sets import orz_math
-from recipes.orz.config import Config, PreparedMath, PromptConfig, ReasoningGym
-from recipes.orz.prompt import encode
+from recipes.orz.config import Config, PreparedMath, ReasoningGym
+from recipes.orz.prompt import encode, render
 from stepstack.config import ROOT, ConfigError
 from stepstack.generation.types import Prompt
 from stepstack.harness import answers
+from stepstack.harness.config import TaskData
+from stepstack.harness.training.task_data import load_task, split_rows
 from stepstack.records import Problem
+from stepstack.rl.prompts import PromptSplits
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    train: list[Prompt]
-    select: list[Prompt]
-    test: list[Prompt]
-
-
-def problems(cfg: Chains | PreparedMath | ReasoningGym) -> dict[str, list[Problem]]:
+def problems(cfg: Chains | PreparedMath | ReasoningGym | TaskData) -> Mapping[Split, list[Problem]]:
     """Each split's problems; indices are unique within a split."""
     match cfg:
         case Chains():
-            splits = [chains.problems(cfg, split) for split in SPLITS]
+            return {split: chains.problems(cfg, split) for split in SPLITS}
         case PreparedMath():
-            splits = _prepared(cfg)
+            return dict(zip(SPLITS, _prepared(cfg), strict=True))
         case ReasoningGym():
-            splits = _reasoning_gym(cfg)
-    return dict(zip(SPLITS, splits, strict=True))
+            return dict(zip(SPLITS, _reasoning_gym(cfg), strict=True))
+        case TaskData():
+            return split_rows(cfg, load_task(cfg))
 
 
-def load_prompts(cfg: Config, tokenizer: Any) -> Splits:
+def load_prompts(cfg: Config, tokenizer: Any) -> PromptSplits:
     """Tokenised splits; prompts that are too long go by ``prompt.overlong``."""
     named = problems(cfg.data)
-    return Splits(**{name: _encode(name, split, tokenizer, cfg.prompt) for name, split in named.items()})
+    return PromptSplits(**{name: _encode(name, split, tokenizer, cfg) for name, split in named.items()})
 
 
-def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: PromptConfig) -> list[Prompt]:
-    encoded = [encode(problem, tokenizer, cfg.max_tokens, cfg.overlong, cfg.style) for problem in problems]
+def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: Config) -> list[Prompt]:
+    text = prompt_text(cfg)
+    encoded = [
+        encode(problem, text(problem), tokenizer, cfg.prompt.max_tokens, cfg.prompt.overlong) for problem in problems
+    ]
     prompts = [prompt for prompt in encoded if prompt is not None]
     if dropped := len(encoded) - len(prompts):
-        log.warning(
-            "%d of %d %s prompts are longer than prompt.max_tokens=%d and left out",
-            dropped, len(encoded), name, cfg.max_tokens,
-        )  # fmt: skip
+        where = f"prompt.max_tokens={cfg.prompt.max_tokens}"
+        log.warning("%d of %d %s prompts are longer than %s and left out", dropped, len(encoded), name, where)
     return prompts
+
+
+def prompt_text(cfg: Config) -> Callable[[Problem], str]:
+    """How a problem is put to the model: in the config's style, or as a task file puts it. ConfigError for a task
+    that asks with more than a text."""
+    if not isinstance(cfg.data, TaskData):
+        return lambda problem: render(problem.text, cfg.prompt.style)
+    task = load_task(cfg.data)
+
+    def text(problem: Problem) -> str:
+        request = task.request(problem)
+        if not isinstance(request, str):
+            raise ConfigError(
+                f"{task.name}: recipe orz trains on plain text, row {problem.index} asks with {request!r:.80}"
+            )
+        return request
+
+    return text
 
 
 def _prepared(cfg: PreparedMath) -> list[list[Problem]]:

@@ -47,18 +47,14 @@ def render(problem: str, style: Style = "orz") -> str:
 
 
 def encode(
-    problem: Problem,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    overlong: Overlong = "error",
-    style: Style = "orz",
+    problem: Problem, text: str, tokenizer: Tokenizer, max_tokens: int, overlong: Overlong = "error"
 ) -> Prompt | None:
-    """Token ids of ``problem``'s prompt: at most ``max_tokens``, begin-of-sequence included.
+    """Token ids of ``text``, the problem's prompt: at most ``max_tokens``, begin-of-sequence included.
 
-    A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens
-    after the BOS ("left"): never its end, which opens the response.
+    A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens after the begin of sequence
+    ("left"), never at its end, which opens the response.
     """
-    ids = prompts.encode(render(problem.text, style), tokenizer)
+    ids = prompts.encode(text, tokenizer)
     if len(ids) > max_tokens:
         if overlong == "drop":
             return None

@@ -8,7 +8,7 @@ from recipes.orz.config import Config
 from recipes.orz.data import load_prompts, prepare
 from recipes.orz.model import load_model, open_engine
 from recipes.orz.report import write_report
-from recipes.orz.reward import make_reward
+from recipes.orz.reward import reward_of
 from recipes.orz.tasks import tasks
 from stepstack.core.run import Run
 from stepstack.generation.build import build_generator
@@ -28,7 +28,7 @@ def train(run: Run[Config]) -> None:
     lm, tokenizer, source = load_model(run)
     prompts = load_prompts(cfg, tokenizer)
     run.reseed()
-    reward = make_reward(cfg.reward)
+    reward = reward_of(cfg)
     generator = build_generator(cfg.rollout.generator, lm, tokenizer, source, run.device)
     engine = engine_of(cfg.rollout.generator, generator, tokenizer)
     models = roles(run, cfg, lm)

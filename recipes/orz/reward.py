@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from recipes.orz.config import Grader, RewardConfig
+from recipes.orz.config import Config, Grader, RewardConfig
 from stepstack.generation.types import Answer
+from stepstack.harness.config import TaskData
+from stepstack.harness.training.task_data import load_task
 from stepstack.records import Score, gold_text
+from stepstack.rl.config import FileReward
+from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.maths.boxed import extract_orz
 from stepstack.scoring.maths.pool import GraderPool
 
@@ -16,7 +20,16 @@ REFLECTION = re.compile(r"wait,|recheck[,\s]|retry|alternatively,|however,")
 
 
 def make_reward(cfg: RewardConfig) -> MathReward:
+    """The rule of the recipe."""
     return MathReward(GraderPool(cfg.workers, cfg.timeout), grader=cfg.grader)
+
+
+def reward_of(cfg: Config) -> Reward:
+    """The reward of a run: that of the file which the config names, else that of the task file whose rows are
+    trained on, else the rule of the recipe."""
+    if isinstance(cfg.reward, FileReward):
+        return load_reward(cfg.reward)
+    return load_task(cfg.data).score if isinstance(cfg.data, TaskData) else make_reward(cfg.reward)
 
 
 class MathReward:

@@ -11,9 +11,11 @@ from data.drawn.splits import SPLITS, Split
 from recipes.orz.config import Config, Grader, RewardConfig
 from recipes.orz.data import problems
 from recipes.orz.prompt import STOP, render
-from recipes.orz.reward import make_reward
+from recipes.orz.reward import make_reward, reward_of
 from stepstack.generation.types import Sampling
+from stepstack.harness.config import TaskData
 from stepstack.harness.task import Task
+from stepstack.harness.training.task_data import load_task, split_tasks
 from stepstack.records import Problem
 
 
@@ -50,6 +52,8 @@ def held_out(cfg: Chains) -> list[Problem]:
 
 def tasks(cfg: Config) -> list[Task]:
     """The splits of a config's data: ``test`` is reported, ``select`` watched, ``train`` mined for what is hard."""
+    if isinstance(cfg.data, TaskData):
+        return split_tasks(cfg.data, load_task(cfg.data))
 
     def split(name: Split) -> Task:
         return Task(
@@ -58,7 +62,7 @@ def tasks(cfg: Config) -> list[Task]:
             about=f"the {name} split of {cfg.name}'s data",
             rows=lambda data: problems(cfg.data)[name],
             request=lambda problem: render(problem.text, cfg.prompt.style),
-            score=make_reward(cfg.reward),
+            score=reward_of(cfg),
             budget=cfg.rollout.sampling.replace(n=1),
         )
 

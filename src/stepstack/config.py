@@ -40,6 +40,11 @@ class Strict:
     __slots__ = ()
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        """A user's own Python files that decide what this part does."""
+        return ()
+
     def derived(self, whole: Any) -> Mapping[str, Any]:
         """Values by name that follow from this part and the ``whole`` config; ``--explain`` shows them too."""
         return {}
@@ -204,6 +209,11 @@ def _parts(config: Any, prefix: str = "") -> Iterator[tuple[str, Strict]]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             yield from _parts(value, f"{prefix}{item.name}.")
+
+
+def user_files(config: Any) -> list[str]:
+    """The user's own Python files of a config and of all its parts, each once."""
+    return list(dict.fromkeys(path for _, part in _parts(config) for path in part.user_files))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -29,10 +29,12 @@ from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, make_dit, pix
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
-from stepstack.config import ConfigError
+from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.config import SamplerConfig
 from stepstack.diffusion.latents import Latents
+from stepstack.generation.types import EngineError, Sampling
+from stepstack.harness.engine import Question
 from stepstack.harness.training.outcome import results
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
@@ -71,9 +73,26 @@ def test_a_run_leaves_a_model_results_curves_and_a_report(run):
 def test_the_ceiling_is_the_reconstruction_of_true_clips(run):
     pipeline = open_pipeline(run.config, run.dir / "model", torch.device("cpu"))
     rows = moving.clips(run.config.data, "test")[:3]
-    made = Ceiling(run.config, pipeline).clips(rows, [0] * 3)
+    [test, *_] = tasks.tasks(run.config)
+    asked = [Question(problem, test.request(problem)) for problem in test.rows(Path())[:3]]
+    answered = {q.problem.index: given for q, [given] in Ceiling(run.config, pipeline).complete(asked, test.budget)}
+    clips = np.stack([tasks.read(ROOT / answered[index].media[0]) for index in range(3)])
     want = as_frames(pipeline.codec.decode(pipeline.codec.encode(pixels(rows, run.config.data))))
-    assert (made == want).all()
+    assert (clips == want).all()
+
+
+def test_the_engine_looks_at_the_request_and_never_at_the_gold(run):
+    engine = ClipEngine(run.config, open_pipeline(run.config, run.dir / "model", torch.device("cpu")))
+    [test, *_] = tasks.tasks(run.config)
+    problem = test.rows(Path())[0]
+    blind = Question(dataclasses.replace(problem, gold="?"), test.request(problem))
+    [(_, [answer])] = engine.complete([blind], test.budget)
+    [(_, [same])] = engine.complete([Question(problem, test.request(problem))], test.budget)
+    assert answer.media == same.media
+    with pytest.raises(EngineError, match="budget must be a ClipBudget"):
+        next(engine.complete([blind], Sampling()))
+    with pytest.raises(EngineError, match="question 0 asks for no clip"):
+        next(engine.complete([Question(problem, "a text")], test.budget))
 
 
 def test_the_exported_model_is_the_average_and_gives_the_same_clips_again(run):
@@ -82,7 +101,7 @@ def test_the_exported_model_is_the_average_and_gives_the_same_clips_again(run):
         saved = VideoDiT.from_pretrained(run.dir / "model").state_dict()
         assert all(torch.equal(saved[name], value) for name, value in want.items())
     engine = ClipEngine(run.config, open_pipeline(run.config, run.dir / "model", torch.device("cpu")))
-    rows = moving.clips(run.config.data, "test")[:4]
+    rows = [tasks.prompt_of(clip, run.config.data) for clip in moving.clips(run.config.data, "test")[:4]]
     together, alone = engine.clips(rows, [5] * 4), engine.clips(rows[2:3], [5])
     assert np.abs(together[2].astype(int) - alone[0]).max() <= 1
     assert (engine.clips(rows[2:3], [6]) != alone).any()
@@ -303,7 +322,7 @@ def test_pictures_become_clips_by_domain_and_shape_and_are_compared(run, tmp_pat
     for seed in ("0", "1"):
         words = ["--tasks", "ti2v_eval", "--data", str(place), "--seed", seed]
         assert cli.main(["eval", "stepvideo-tiny", *line, *words]) == 0
-    first, second = sorted(run.dir.glob("evals/model-*/ti2v_eval-avg1-*"))
+    first, second = sorted(run.dir.glob("evals/model-*/ti2v_eval-clips1-*"))
     found = json.loads((first / "result.json").read_text())
     figures = {metric["name"]: metric for metric in found["metrics"]}
     assert {name: figures[f"first frame PSNR{name}"]["n"] for name in ("", ", real", ", anime", ", portrait")} == {

@@ -19,7 +19,7 @@ from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
 from recipes.stepvideo.recipe import train
-from recipes.stepvideo.tasks import read
+from recipes.stepvideo.tasks import prompt_of, read
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.harness import answers
@@ -97,8 +97,10 @@ def test_an_exported_model_samples_as_in_its_run(run):
     asked = moving.clips(run.config.data, "test")
     [(place, result)] = results(run.dir / "evals" / "after").values()
     assert result["plan"]["engine"] == engine.facts
-    shown = [read(ROOT / sample.text) for sample in answers.read(place / "samples.jsonl")]
-    assert np.array_equal(engine.clips(asked, [0] * len(asked)), np.stack(shown))
+    shown = [read(ROOT / sample.media[0]) for sample in answers.read(place / "samples.jsonl")]
+    assert np.array_equal(
+        engine.clips([prompt_of(clip, engine.cfg.data) for clip in asked], [0] * len(asked)), np.stack(shown)
+    )
 
 
 def latents(pipeline: Pipeline) -> torch.Tensor:
@@ -258,6 +260,6 @@ def test_a_shared_run_exports_a_model_that_samples_as_in_it(run, two):
     assert all(torch.equal(pipeline.dit.state_dict()[name], own[name]) for name in names)
     asked = moving.clips(cfg.data, "test")
     [(place, _)] = results(two / "evals" / "after").values()
-    shown = [read(ROOT / sample.text) for sample in answers.read(place / "samples.jsonl")]
-    clips = ClipEngine(cfg, pipeline).clips(asked, [0] * len(asked))
+    shown = [read(ROOT / sample.media[0]) for sample in answers.read(place / "samples.jsonl")]
+    clips = ClipEngine(cfg, pipeline).clips([prompt_of(clip, cfg.data) for clip in asked], [0] * len(asked))
     assert np.abs(clips.astype(int) - np.stack(shown)).max() <= 1

@@ -19,9 +19,21 @@ STEPS = 90  # of 350: enough to see colours, and that something moves
 
 def questions(clips: list[Clip]) -> list[list[Sample]]:
     """The answer of each is the text of a clip itself."""
-    rest = {"sample": 0, "prompt": "", "ids": None, "tokens": 0, "finish": "stop", "answer": None, "score": 1.0}
+    rest = {
+        "sample": 0,
+        "prompt": "",
+        "text": "",
+        "ids": None,
+        "tokens": 0,
+        "finish": "stop",
+        "answer": None,
+        "score": 1.0,
+    }
     texts = [(clip.prompt, clip.write()) for clip in clips]
-    return [[Sample(index=i, problem=name, gold=text, text=text, **rest)] for i, (name, text) in enumerate(texts)]
+    return [
+        [Sample(index=i, problem=name, gold=text, text="", media=[text], **rest)]
+        for i, (name, text) in enumerate(texts)
+    ]
 
 
 def measured(read) -> tuple[float, float]:

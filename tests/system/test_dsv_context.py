@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from stepstack.models.video.dsv.context import DsvContext
 
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.config import ContextPlan, DsvConfig, Fixed
 from stepstack.models.video.dsv.diffusers import enable_dsv
 from stepstack.models.video.dsv.handle import Dsv
+from stepstack.parallel.dsv import DsvContext
 from stepstack.parallel.ulysses import Context
 from stepstack.planning.contextparallel.problem import Cluster, PlanOptions
 from stepstack.planning.timing import Attention, Link

@@ -21,7 +21,8 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
-from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict
+from stepstack import user_code
+from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
 from stepstack.core import checkpoint, hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
@@ -236,10 +237,12 @@ class Run(Generic[C]):
     def _claim_folder(self) -> None:
         """First use writes config.json; a later use must be the same run."""
         file, now = self.dir / "config.json", to_dict(self.config)
+        files = {path: user_code.digest(path) for path in user_files(self.config)}
         if file.is_file():
-            old = json.loads(file.read_text())["config"]
-            keep = {k: v for k, v in old.items() if k not in FREE}
+            record = json.loads(file.read_text())
+            keep = {k: v for k, v in record["config"].items() if k not in FREE}
             changed = difference(keep, {k: v for k, v in now.items() if k not in FREE})
+            changed += difference(record["files"], files)
             if changed:
                 raise ConfigError(
                     f"{file} belongs to another configuration; these keys differ:\n  "
@@ -248,7 +251,7 @@ class Run(Generic[C]):
                 )
         elif self.is_main:
             self.dir.mkdir(parents=True, exist_ok=True)
-            record = {"config": now, "hash": digest(self.config, FREE), "provenance": provenance()}
+            record = {"config": now, "hash": digest(self.config, FREE), "files": files, "provenance": provenance()}
             jsonl.write_json_atomic(file, record)
         self.accelerator.wait_for_everyone()
         if self.config.trackers:

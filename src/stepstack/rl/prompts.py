@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from stepstack.generation.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSplits:
+    """Prompts that are trained on, watched during training, and reported at the end."""
+
+    train: list[Prompt]
+    select: list[Prompt]
+    test: list[Prompt]
 
 
 class PromptStream:

@@ -323,11 +323,11 @@ def test_a_slow_process_takes_nothing_that_a_fast_one_has_just_done(tmp_path, mo
     whole, _ = run(tmp_path / "whole")
     look = Store.generated
 
-    def late(self):
+    def late(self, problems):
         if threading.current_thread().name == "slow" and not self.folder.joinpath("looked").exists():
             time.sleep(0.5)
             self.folder.joinpath("looked").touch()
-        return look(self)
+        return look(self, problems)
 
     monkeypatch.setattr(Store, "generated", late)
     generators = [Counting(), Counting()]

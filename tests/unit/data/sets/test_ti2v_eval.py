@@ -92,12 +92,22 @@ def test_pairs_of_an_evaluation_and_of_another_engines_files(folder, tmp_path):
     mine = made(tmp_path / "clips", dict.fromkeys(NAMES, 10))
     rows = [
         {
-            "index": i, "sample": n, "problem": "p", "gold": name, "prompt": "p", "text": str(mine / f"{name}.mp4"),
-            "ids": None, "tokens": 0, "finish": "stop" if n == 0 else "error", "answer": None, "score": 1.0,
+            "index": i,
+            "sample": n,
+            "problem": "p",
+            "gold": name,
+            "prompt": "p",
+            "text": "",
+            "media": [str(mine / f"{name}.mp4")],
+            "ids": None,
+            "tokens": 0,
+            "answer": None,
+            "score": 1.0,
+            "finish": "stop" if n == 0 else "error",
         }
         for i, name in enumerate(NAMES)
         for n in range(2)
-    ]  # fmt: skip
+    ]
     jsonl.write_rows_atomic(tmp_path / "evaluation" / "samples.jsonl", rows)
     found = ti2v_eval.pairs(folder, tmp_path / "evaluation", other)
     assert [(pair.name, pair.group) for pair in found] == [(NAMES[0], "real"), (NAMES[1], "real"), (NAMES[2], "anime")]

@@ -61,7 +61,7 @@ def answers(of, questions=QUESTIONS, sampling=GREEDY) -> dict[int, list[Answer]]
 
 
 def shape(found: dict[int, list[Answer]]) -> dict:
-    return {index: [(c.text, c.finish, c.tokens) for c in made] for index, made in found.items()}
+    return {index: [(c.text, c.finish, c.length) for c in made] for index, made in found.items()}
 
 
 def scored(rollouts) -> list[Score]:
@@ -77,7 +77,7 @@ def task(sampling=GREEDY, problems=PROBLEMS) -> Task:
         rows=lambda data: problems,
         request=lambda problem: problem.text,
         score=scored,
-        sampling=sampling,
+        budget=sampling,
     )
 
 
@@ -99,7 +99,7 @@ def test_without_usage_the_pieces_are_counted(server, local):
     for index, [made] in answers(local).items():
         ended = made.finish == "stop"  # the token that ends an answer has no text
         assert found[index][0].text == made.text
-        assert bool(made.text) <= found[index][0].tokens <= made.tokens - ended
+        assert bool(made.text) <= found[index][0].length <= made.length - ended
 
 
 def test_stop_strings_stay_and_what_follows_is_hung_up(server, local):

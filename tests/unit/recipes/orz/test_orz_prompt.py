@@ -29,7 +29,7 @@ def tokenizer(bos: bool, adds_bos: bool = False) -> PreTrainedTokenizerFast:
 
 
 def ids_of(problem: Problem, tokens: PreTrainedTokenizerFast, max_tokens: int, overlong: Overlong = "error"):
-    prompt = encode(problem, tokens, max_tokens, overlong)
+    prompt = encode(problem, render(problem.text), tokens, max_tokens, overlong)
     assert prompt is not None
     return prompt.ids
 
@@ -72,17 +72,17 @@ def test_a_long_prompt_never_loses_its_end(tokens):
     room = len(whole)
     assert ids_of(PROBLEM, tokens, room) == whole
     with pytest.raises(ValueError, match=f"problem 7: its prompt has {room} tokens, more than max_tokens={room - 1}"):
-        encode(PROBLEM, tokens, room - 1)
-    assert encode(PROBLEM, tokens, room - 1, "drop") is None
+        encode(PROBLEM, render(PROBLEM.text), tokens, room - 1)
+    assert encode(PROBLEM, render(PROBLEM.text), tokens, room - 1, "drop") is None
     cut = ids_of(PROBLEM, tokens, room - 5, "left")
     bos = int(tokens.bos_token_id is not None)
     assert len(cut) == room - 5
     assert cut == whole[:bos] + whole[bos + 5 :]
     assert tokens.decode(cut).endswith("Assistant: <think>")
     with pytest.raises(ValueError, match="does not hold even"):
-        encode(PROBLEM, tokens, 3, "left")
+        encode(PROBLEM, render(PROBLEM.text), tokens, 3, "left")
     with pytest.raises(ValueError, match="is not one of"):
-        encode(PROBLEM, tokens, 3, "right")  # type: ignore[arg-type]
+        encode(PROBLEM, render(PROBLEM.text), tokens, 3, "right")  # type: ignore[arg-type]
 
 
 def rollout(text: str, finish: Finish = "stop", gold: str = "73", **meta) -> Answer:

@@ -59,7 +59,7 @@ def test_gold_is_in_pixels_whatever_the_record_says():
     thousand = Target("cat", (100.0, 100.0, 200.0, 200.0))
     for space, target in (("pixels", pixels), ("thousand", thousand), ("unit", Target("cat", (0.1, 0.1, 0.2, 0.2)))):
         record = Record(0, "grounding", (Photo(640, 480),), "cat", (target,), space, (640, 480))
-        gold = Gold.read(gold_of(record, (644, 476)))
+        gold = Gold.read(gold_of(record, (644, 476)).write())
         assert gold.boxes[0][0] == pytest.approx((64, 48, 128, 96))
         assert (gold.size, gold.model_size, gold.boxes[0][1]) == ((640, 480), (644, 476), "cat")
 
@@ -72,7 +72,7 @@ def test_the_model_sees_a_resized_picture_and_answers_in_its_pixels():
     )
     width, height = model.model_size(record.size)
     assert (width, height) != (640, 480)
-    gold = Gold.read(gold_of(record, (width, height)))
+    gold = gold_of(record, (width, height))
     box = [round(v) for v in (width / 10, height / 10, width / 5, height / 5)]
     answer = json.dumps([{"bbox_2d": box, "label": "cat"}])
     assert figures_of(answer, gold, "json", "model")[1]["iou"] > 0.9
@@ -141,7 +141,7 @@ def test_who_thinks_says_first_what_it_sees(task):
     words = model.tokenizer(thinking=True)
     for problem in data.problems(cfg, "train"):
         said = demonstration(problem.meta["record"], LabelNoise(), random.Random(0), thinking=True)
-        gold = Gold.read(problem.gold)
+        gold = problem.gold
         full = {part: float(part != "missing") for part in weights_of(task, cfg.reward)}
         assert parts_of(said, gold, cfg.reward, finished=True, thinking=True) == full
         assert parts_of(said, gold, cfg.reward, finished=True, thinking=False)["format"] < 1 or task == "ocr"
@@ -185,7 +185,7 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
     figures = {m.name: m.measure(questions) for m in tasks.metrics_of(cfg)[:3]}
     pairs = []
     for problem, text in zip(found, texts, strict=True):
-        gold = Gold.read(problem.gold)
+        gold = problem.gold
         boxes, _ = tasks.detected(text, gold.frame("pixels"), "tokens")
         pairs.append((list(gold.boxes), boxes))
     expected = average_precision(pairs)
@@ -198,7 +198,7 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
 
 def _sample(problem: Problem, text: str) -> Sample:
     return Sample(
-        index=problem.index, sample=0, problem=problem.text, gold=problem.gold, prompt="", text=text, ids=None,
+        index=problem.index, sample=0, problem=problem.text, gold=problem.gold.write(), prompt="", text=text, ids=None,
         tokens=1, finish="stop", answer=text, score=1.0,
     )  # fmt: skip
 

@@ -105,9 +105,19 @@ def place(tmp_path) -> tuple[Path, Path]:
 
 def sample(index: int, number: int, prompt: str, clip: Path) -> dict:
     return {
-        "index": index, "sample": number, "problem": prompt, "gold": prompt, "prompt": prompt, "text": str(clip),
-        "ids": None, "tokens": 0, "finish": "stop", "answer": None, "score": 1.0,
-    }  # fmt: skip
+        "index": index,
+        "sample": number,
+        "problem": prompt,
+        "gold": prompt,
+        "prompt": prompt,
+        "text": "",
+        "media": [str(clip)],
+        "ids": None,
+        "tokens": 0,
+        "finish": "stop",
+        "answer": None,
+        "score": 1.0,
+    }
 
 
 def test_it_runs_in_another_python_goes_on_and_is_read_back(place, capsys):
@@ -141,7 +151,7 @@ def test_what_is_missing_is_named_before_anything_runs(place, tmp_path, capsys):
             lambda: jsonl.write_rows_atomic(evaluation / "samples.jsonl", rows[:-2]),
             "lacks 2 of 10 videos, as 'a dog-3.mp4'",
         ),
-        (lambda: Path(rows[0]["text"]).unlink(), "1 of 8 clips failed or are gone"),
+        (lambda: Path(rows[0]["media"][0]).unlink(), "1 of 8 clips failed or are gone"),
         (lambda: (evaluation / "result.json").unlink(), "is no finished evaluation"),
         (lambda: (data / "VBench" / vbench.INFO).unlink(), "clone https://github.com/Vchitect/VBench there"),
     ):

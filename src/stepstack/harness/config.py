@@ -1,0 +1,28 @@
+"""Settings of data that is a task file. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from stepstack.config import Strict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskData(Strict):
+    """Rows of a task file, the same that ``stepstack eval --tasks mine.py`` evaluates. Which rows are held out is
+    decided by a hash of their text. The task's score is the reward, unless ``reward`` names a file."""
+
+    type: Literal["task"] = "task"
+    path: str
+    """Python file that defines ``TASK = Task(...)``, from where the command is typed or from the repository."""
+    select: PositiveInt = 64
+    """Rows that are watched during training and never trained on."""
+    test: PositiveInt = 256
+    """Rows that are reported at the end and never trained on."""
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return (self.path,)
