@@ -84,6 +84,8 @@ def train(
 ) -> None:  # fmt: skip
     """Every rollout of a step is sampled by the policy that the step then updates: on-policy."""
     cfg = run.config
+    for role in filter(None, (actor, critic)):
+        role.refuse_dropout("would make log-probabilities and values of training and rollout differ")
     generator.load(actor.named_weights(), version=run.resume())
     for step in run.steps(cfg.steps, evaluate):
         with run.timer("rollout"):
