@@ -122,6 +122,11 @@ class Run(Generic[C]):
         self.trainables[role] = made
         return made
 
+    def refuse_dropout(self, why: str) -> None:
+        """ConfigError with the reason ``why`` if anything of any role drops out in training."""
+        for trainable in self.trainables.values():
+            trainable.refuse_dropout(why)
+
     def frozen(self, module: nn.Module) -> nn.Module:
         """Placed on the device (under FSDP: sharded), without gradients, never in a checkpoint."""
         module.requires_grad_(False).eval()

@@ -84,8 +84,7 @@ def train(
 ) -> None:  # fmt: skip
     """Every rollout of a step is sampled by the policy that the step then updates: on-policy."""
     cfg = run.config
-    for role in filter(None, (actor, critic)):
-        role.refuse_dropout("would make log-probabilities and values of training and rollout differ")
+    run.refuse_dropout("would make log-probabilities and values of training and rollout differ")
     generator.load(actor.named_weights(), version=run.resume())
     for step in run.steps(cfg.steps, evaluate):
         with run.timer("rollout"):
@@ -191,8 +190,7 @@ def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, Micro], LossOut]:
         value_N = module(micro.input_ids, micro.position_ids, micro.select)
         error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
         weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
-        total = (error_N * weight_N.to(error_N.device)).sum()
-        return LossOut(total, {"value": value_N.sum(), **micro.counts()})
+        return LossOut((error_N * weight_N.to(error_N.device)).sum(), {"value": value_N.sum(), **micro.counts()})
 
     return loss
 
