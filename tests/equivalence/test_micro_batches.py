@@ -83,6 +83,7 @@ def outcome(folder, layout, **overrides):
     return metrics[0], torch.cat(list(roles.grads.values())), roles.weights()
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
 @pytest.mark.parametrize("advantage", [Gae(), Grpo()])
 def test_an_update_does_not_depend_on_micro_batches(tmp_path, aggregate, advantage):
@@ -107,6 +108,7 @@ def test_an_update_does_not_depend_on_micro_batches(tmp_path, aggregate, advanta
             assert other[0][key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), (name, key)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 8])
 def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
     rows = tools.rows([(4, 4 + 3 * i) for i in range(8)], n=2)  # micro-batches of very unequal token counts

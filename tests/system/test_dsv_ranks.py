@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from stepstack.models.video.dsv.config import DsvConfig, Fixed
@@ -25,6 +26,7 @@ def steps(rank: int, ranks: int) -> tuple[list[torch.Tensor], dict[str, float]]:
     return [attention.predictor.query.detach(), attention.predictor.key.detach()], dsv.metrics()
 
 
+@pytest.mark.rounding
 def test_ranks_learn_what_one_process_learns(tmp_path):
     alone, metrics = steps(0, 1)
     first, second = run(tmp_path / "ranks", 2, steps, 2)

@@ -16,6 +16,11 @@ from stepstack.core import checkpoint as checkpoints
 from tests.system import hooks
 from tests.system.processes import MINI, checkpoint, differences, ok, rollouts, rows, samples, train, train_ranks
 
+# Adam divides a gradient by its own size: a first step turns a rounding error beside a gradient of nearly zero into one
+# of the size of the learning rate, on some processors and not on others. An eps above most gradients makes the steps
+# smooth in the gradients, and makes them show their scale, which plain Adam hides.
+SMOOTH = ("actor.optim.eps=1e-3", "critic.optim.eps=1e-3")
+APART = 5e-7  # of weights below 1: a few roundings in float32
 GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
@@ -42,14 +47,15 @@ def sampled(run: Path) -> dict[str, tuple]:
     return {key: (ids, finish) for key, (ids, _, finish) in rollouts(run).items()}
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(
     "words", [GAE, GRPO, UNEVEN, (*GAE, "layout.pack=true")], ids=["gae", "grpo", "uneven", "pack"]
 )
 def test_two_processes_give_the_trajectory_of_one(new_run, words, record_property):
     """``uneven``: 3 prompts on 2 processes, and mini-batches of one row, where a process has nothing of its own."""
     one, two = new_run("one"), new_run("two")
-    ok(train(one, *words, hooks=[recorder(one)]))
-    for ended in train_ranks(two, 2, *words, hooks=[recorder(two)]):
+    ok(train(one, *SMOOTH, *words, hooks=[recorder(one)]))
+    for ended in train_ranks(two, 2, *SMOOTH, *words, hooks=[recorder(two)]):
         ok(ended)
     assert sampled(two) == sampled(one)
     assert len(sampled(one)) > 40
@@ -60,9 +66,8 @@ def test_two_processes_give_the_trajectory_of_one(new_run, words, record_propert
     apart = distance(one, two, 4)
     record_property("largest_weight_difference", apart)
     print(f"largest difference of a weight after 4 steps: {apart:.2e}")
-    assert apart < 5e-6
-    moved = distance(one, one_step_earlier(one), 4)
-    assert moved > 100 * apart
+    assert apart < APART
+    assert distance(one, one_step_earlier(one), 4) > 500 * APART
 
 
 def one_step_earlier(run: Path) -> Path:
@@ -73,6 +78,7 @@ def one_step_earlier(run: Path) -> Path:
     return view.parent
 
 
+@pytest.mark.rounding
 def test_base_and_all_by_launch(whole, tmp_path):
     """What `make train` types, two processes, from the SFT on: the stage must leave the process group to the rest."""
     run = tmp_path / "q"
@@ -90,8 +96,7 @@ def test_base_and_all_by_launch(whole, tmp_path):
     assert done.stdout.count("held-out problems") == 1
     assert done.stderr.count("mini 4/4") <= 1
     losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]
-    assert losses[1][:5] == pytest.approx(losses[0][:5], abs=1e-4)
-    assert losses[1] == pytest.approx(losses[0], abs=0.05)  # Muon's orthogonalisation magnifies rounding on the way
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4]
     assert all(math.isfinite(value) for row in rows(run) for value in row.values())
 
@@ -106,13 +111,14 @@ def test_a_checkpoint_waits_for_the_slowest_process(new_run):
     assert "random_states_1.pkl" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
 
 
+@pytest.mark.rounding
 def test_a_run_may_go_on_with_another_number_of_processes(new_run):
     one, mixed = new_run("one"), new_run("mixed")
-    ok(train(one, *GAE))
-    for ended in train_ranks(mixed, 2, *GAE, "--stop-after", "2"):
+    ok(train(one, *SMOOTH, *GAE))
+    for ended in train_ranks(mixed, 2, *SMOOTH, *GAE, "--stop-after", "2"):
         ok(ended)
-    ok(train(mixed, *GAE))
-    assert distance(one, mixed, 4) < 5e-6
+    ok(train(mixed, *SMOOTH, *GAE))
+    assert distance(one, mixed, 4) < APART
     for a, b in zip(numbers(one), numbers(mixed), strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
 

@@ -28,6 +28,9 @@ from tests.system.ranks import run
 
 SHAPE = {"layers": 2, "heads": 4, "head_width": 8, "channels": 3, "text_channels": (8, 6), "split": (4, 2, 2)}
 ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
+# An eps above most gradients: plain Adam's first step makes of a rounding error one of the size of the learning rate.
+SMOOTH = AdamW(lr=1e-3, eps=1e-3)
+APART = 5e-7  # of weights of about 1 and below: a few roundings in float32; they move by 4e-3
 GRIDS = ((3, 3, 5), (1, 3, 1))  # 45 and 3 tokens: neither divides by the ranks, and of 3 the first of 4 has none
 
 
@@ -127,7 +130,7 @@ def prepared(folder: Path, pairs: bool) -> Latents:
 def config(folder: Path, processes: int = 1, context: int = 1, **changes: Any) -> DiffusionConfig:
     base = {
         "recipe": "none", "name": "loop", "dir": str(folder), "steps": 4, "batch": 4, "micro": 2, "eval_every": 0,
-        "trackers": (), "save": Save(every=2), "dit": TrainableConfig(optim=AdamW(lr=1e-3), ema=0.9),
+        "trackers": (), "save": Save(every=2), "dit": TrainableConfig(optim=SMOOTH, ema=0.9),
         "launch": Launch(file="cpu-ddp", processes_per_node=processes), "context": context, "peak_tflops": 1.0,
     }  # fmt: skip
     return DiffusionConfig(**{**base, **changes})
@@ -160,6 +163,7 @@ def trained_together(folder: Path, cfg: DiffusionConfig, *arguments: Any) -> lis
     return run(folder, cfg.launch.processes, trained, cfg, port, *arguments)
 
 
+@pytest.mark.rounding
 @pytest.mark.parametrize(("processes", "context", "pairs"), [(2, 2, False), (4, 2, False), (2, 2, True)])
 def test_training_is_that_of_one_process(tmp_path, processes, context, pairs):
     """Two share a video; two groups of two; and pairs of Video-DPO, whose loss needs whole samples."""
@@ -169,15 +173,16 @@ def test_training_is_that_of_one_process(tmp_path, processes, context, pairs):
     for weights in trained_together(tmp_path / "ranks", cfg, tmp_path / "latents", pairs):
         assert weights.keys() == want.keys()
         for name, value in want.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=2e-6, msg=name)
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=APART, msg=name)
     one, many = rows(tmp_path / "one"), rows(tmp_path / "many")
     assert [row["step"] for row in one] == [1, 2, 3, 4]
     assert one[0]["tokens"] == 4 * 45 * (2 if pairs else 1)
     assert one[0]["dit/grad_norm"] > 0.1
     for a, b in zip(one, many, strict=True):
-        assert b == pytest.approx(a, rel=2e-5)
+        assert b == pytest.approx(a, rel=5e-6)
 
 
+@pytest.mark.rounding
 def test_a_run_goes_on_alone_from_where_two_stopped(tmp_path):
     latents = tmp_path / "latents"
     prepared(latents, pairs=False)
@@ -186,7 +191,7 @@ def test_a_run_goes_on_alone_from_where_two_stopped(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "cut")] == [1, 2]
     found = trained(0, config(tmp_path, name="cut"), 0, latents)
     for name, value in want.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=2e-6, msg=name)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=APART, msg=name)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

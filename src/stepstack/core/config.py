@@ -46,7 +46,7 @@ class AdamW(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon(Strict):
-    """torch's Muon (Jordan 2024) for hidden matrices; AdamW at ``adamw_lr`` for embeddings, norms, biases and heads."""
+    """Muon (Jordan 2024) for hidden matrices; AdamW at ``adamw_lr`` for embeddings, norms, biases and heads."""
 
     type: Literal["muon"] = "muon"
     lr: float = 0.02

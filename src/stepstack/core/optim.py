@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from stepstack.config import ConfigError, Scale
+from stepstack.core import muon
 from stepstack.core.config import AdamW, Muon, StepLaw
 
 
@@ -28,8 +29,8 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
             by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
             hidden = [p for (_, p), chosen in zip(named, by_muon, strict=True) if chosen]
             rest = [p for (_, p), chosen in zip(named, by_muon, strict=True) if not chosen]
-            muon = torch.optim.Muon(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-            made = [muon, _adamw(rest, cfg.adamw_lr, cfg)]
+            by_matrix = muon.Muon(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+            made = [by_matrix, _adamw(rest, cfg.adamw_lr, cfg)]
     for optimizer in made:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

@@ -118,6 +118,11 @@ class Run(Generic[C]):
         self.trainables[role] = made
         return made
 
+    def refuse_dropout(self, why: str) -> None:
+        """ConfigError with the reason ``why`` if anything of any role drops out in training."""
+        for trainable in self.trainables.values():
+            trainable.refuse_dropout(why)
+
     def frozen(self, module: nn.Module) -> nn.Module:
         """Placed on the device (under FSDP: sharded), without gradients, never in a checkpoint."""
         module.requires_grad_(False).eval()
@@ -146,10 +151,10 @@ class Run(Generic[C]):
         ``evaluate`` also runs before the first step and after the last.
         """
         self.resume()
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         every = self.config.eval_every
         self._begin_step()
-        with Progress(self.config.name, total, self.step, shown=self.shown and self.is_main) as self.progress:
+        shown = self.shown and self.is_main
+        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, shown=shown) as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
@@ -167,7 +172,6 @@ class Run(Generic[C]):
                         self.save()
                 if stop:
                     break
-        signal.signal(signal.SIGTERM, previous)
         if self.step < total:
             self.finish()
             raise SystemExit(
@@ -348,6 +352,15 @@ class Run(Generic[C]):
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    @contextlib.contextmanager
+    def _heeding_sigterm(self) -> Iterator[None]:
+        """SIGTERM ends the run after the step it falls in; the handler of before comes back, however they end."""
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     def _on_sigterm(self, number: int, frame: object) -> None:
         self._stop = True

@@ -40,10 +40,6 @@ class Trainable:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
             hf.enable_gradient_checkpointing(body)
-        for dropout in hf.active_dropout(module, body):
-            raise ConfigError(
-                f"{role}: {dropout} would make log-probabilities of training and rollout differ: set it to 0"
-            )
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in module.parameters())
         accelerator = run.accelerator
@@ -144,6 +140,12 @@ class Trainable:
                 f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}"
             )
         return {"grad_norm": size}
+
+    def refuse_dropout(self, why: str) -> None:
+        """ConfigError with the reason ``why`` if anything of it drops out in training."""
+        module = self.run.accelerator.unwrap_model(self.module)
+        for dropout in hf.active_dropout(module, hf.pretrained(module)):
+            raise ConfigError(f"{self.role}: {dropout} {why}: set it to 0")
 
     def standing(self) -> dict[str, float]:
         """Where this role stands: learning rate of the last update, updates made, updates skipped."""

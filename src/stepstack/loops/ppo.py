@@ -33,6 +33,7 @@ def train(
     """Every rollout of a step is sampled by the policy that the step then updates: on-policy. ``before`` is called
     once, when the generator has the weights that a new run begins with."""
     cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
+    run.refuse_dropout("would make log-probabilities and values of training and rollout differ")
     generator.load(actor.named_weights(), version=run.resume())
     if before is not None and run.step == 0:
         before()

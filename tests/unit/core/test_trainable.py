@@ -1,8 +1,10 @@
 """One role that learns: its steps, schedule, optimizers, adapters, weights under Hugging Face names, and bad losses."""
 
+import contextlib
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +12,21 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from stepstack.batching.collate import collate
+from stepstack.batching.config import BatchLayout
 from stepstack.config import ConfigError
 from stepstack.core.config import AdamW, Lora, Muon, Schedule, TrainableConfig
 from stepstack.core.optim import optimizers
+from stepstack.core.run import Run
 from stepstack.core.trainable import NonFiniteGradient
 from stepstack.core.types import LossOut
+from stepstack.loops import ppo, supervised
 from stepstack.loops.supervised import likelihood
 from stepstack.models.lm import tiny
 from stepstack.models.lm.policy import Policy
 from stepstack.models.lm.value import Value
+from stepstack.rl.roles import Roles
 from tests import tools
+from tests.system.processes import rows
 
 MICRO = collate(tools.rows([(4, 6), (3, 5)]), True, "cpu")
 
@@ -258,17 +265,6 @@ def test_too_many_bad_losses_in_a_row_stop_the_run(tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize("where", ["module", "attention", "lora"])
-def test_dropout_is_refused(tmp_path, where):
-    lm = tools.gpt2() if where == "module" else tools.qwen2()
-    if where == "module":
-        lm.transformer.drop.p = 0.1
-    if where == "attention":
-        lm.config.attention_dropout = 0.1
-    with pytest.raises(ConfigError, match=r"actor: .*would make log-probabilities .* differ"):
-        policy(tmp_path, lm=lm, lora=Lora(dropout=0.1) if where == "lora" else None)
-
-
 def test_a_critic_learns_a_constant_reward(tmp_path):
     run = tools.make_run(tmp_path)
     critic = run.trainable("critic", Value(tools.qwen2()), TrainableConfig(optim=AdamW(lr=1e-2)), total_updates=60)
@@ -276,3 +272,83 @@ def test_a_critic_learns_a_constant_reward(tmp_path):
         metrics = critic.update([MICRO], square, 11)
     assert metrics["critic/loss"] < 1e-3
     assert metrics["critic/value"] == pytest.approx(1.0, abs=0.05)
+
+
+# -- dropout --------------------------------------------------------------------------------------------------------
+
+
+def dropping(where: str, share: float = 0.2):
+    """A model that drops out ``share`` of something, and the adapters it is to have."""
+    lm = tools.gpt2() if where == "modules" else tools.qwen2()
+    for module in lm.modules():
+        if where == "modules" and isinstance(module, torch.nn.Dropout):
+            module.p = share
+        if where == "attention" and hasattr(module, "attention_dropout"):
+            module.attention_dropout = module.config.attention_dropout = share
+    return lm, Lora(r=4, dropout=share) if where == "adapters" else None
+
+
+def tuned(folder, where="modules", share=0.2, seed=1, stop_after=None, **cfg):
+    """(metrics of each step, weights) of a supervised run of six steps, or of its part up to ``stop_after``."""
+    run = Run(tools.config(folder, seed=seed), stop_after=stop_after)
+    lm, lora = dropping(where, share)
+    run.reseed()  # as a recipe does, whatever its model drew from
+    cfg = TrainableConfig(optim=AdamW(lr=1e-2), lora=lora, **cfg)
+    trainable = run.trainable("policy", Policy(lm), cfg, total_updates=6)
+    with pytest.raises(SystemExit) if stop_after else contextlib.nullcontext():
+        supervised.train(
+            run, policy=trainable, rows=lambda step: tools.rows([(4, 6), (3, 5)]), steps=6, layout=BatchLayout()
+        )
+    return rows(run.dir), dict(trainable.named_weights())
+
+
+def losses(of):
+    return [row["policy/loss"] for row in of]
+
+
+@pytest.mark.parametrize("where", ["modules", "attention", "adapters"])
+def test_dropout_is_trained_with_and_depends_on_the_seed(tmp_path, where):
+    found, weights = tuned(tmp_path / "one", where)
+    again, same = tuned(tmp_path / "again", where)
+    assert losses(again) == losses(found)
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+    other, _ = tuned(tmp_path / "other", where, seed=2)
+    assert losses(other)[1:] != losses(found)[1:]  # an adapter's B begins at 0: what it drops shows from step 2 on
+    still, _ = tuned(tmp_path / "still", where, share=0.0)
+    assert losses(still)[1:] != losses(found)[1:]
+    assert losses(found)[-1] < 0.9 * losses(found)[0]
+
+
+@pytest.mark.parametrize("where", ["modules", "attention", "adapters"])
+def test_gradient_checkpointing_drops_the_same_again(tmp_path, where):
+    plain, weights = tuned(tmp_path / "plain", where)
+    again, found = tuned(tmp_path / "again", where, gradient_checkpointing=True)
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_resumed_run_goes_on_in_the_random_numbers_of_its_dropout(tmp_path):
+    whole, weights = tuned(tmp_path / "whole")
+    tuned(tmp_path / "cut", stop_after=2)
+    torch.manual_seed(99)
+    found, resumed = tuned(tmp_path / "cut")
+    assert losses(found) == losses(whole)
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+@pytest.mark.parametrize("where", ["modules", "attention", "adapters"])
+def test_ppo_refuses_dropout(tmp_path, where, role):
+    run = tools.make_run(tmp_path)
+    (lm, lora), quiet = dropping(where), tools.qwen2()
+    models = {"actor": quiet, "critic": quiet} | {role: lm}
+    roles = {
+        name: run.trainable(name, wrap(models[name]), TrainableConfig(lora=lora if name == role else None), 10)
+        for name, wrap in (("actor", Policy), ("critic", Value))
+    }
+    nobody: Any = None
+    with pytest.raises(ConfigError, match=rf"{role}: .*would make log-probabilities .* differ: set it to 0"):
+        models = Roles(roles["actor"], roles["critic"], None)
+        ppo.train(run, roles=models, generator=nobody, prompts=nobody, reward=nobody, evaluate=dict)
+    assert not run.metrics_file.exists()
