@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,15 +33,15 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 def load_model(run: Run[Config]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """(model, tokenizer, folder or hub name that an engine of its own can load the same model from)."""
-    cfg, made = run.config, run.dir / "base" / "model"
-    place = Pretrained(path=str(made))
+    cfg, folder = run.config, run.dir / "base" / "model"
+    place = Pretrained(path=str(folder))
     match cfg.model:
         case TinyBase() as kind if isinstance(cfg.data, Chains):
-            build_base(run, kind, cfg.data, made)
+            build_base(run, kind, cfg.data, folder)
         case TinyBase() as kind:
-            save_once(run, partial(untrained, kind, cfg.seed), made)
+            run.save_once(folder, partial(untrained, kind, cfg.seed))
         case SmolLm2(path=None):
-            save_once(run, lambda: from_gguf(gguf_in_package()), made)
+            run.save_once(folder, lambda: from_gguf(gguf_in_package()))
         case SmolLm2() as kind:
             place = Pretrained(path=str(kind.path))
         case Pretrained() as kind:
@@ -83,7 +82,7 @@ def from_gguf(file: Path) -> Loaded:
 
 
 def build_base(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
-    """The base model of a run, made in ``out`` by a stage of the run, or found there finished."""
+    """The base model of a run, folder in ``out`` by a stage of the run, or found there finished."""
     if not out.is_dir():
         _train(stage(run, "base", eval_every=0, save=Save(every=100, keep=1)), cfg, chains, out)
 
@@ -93,17 +92,6 @@ def untrained(cfg: TinyBase, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     tokenizer = tiny.tokenizer()
     shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
     return tiny.qwen2(len(tokenizer), seed=seed, **shape), tokenizer
-
-
-def save_once(run: Run, build: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]], out: Path) -> None:
-    """Write a model that would exist only in memory as a folder, once."""
-    if run.is_main and not out.is_dir():
-        lm, tokenizer = build()
-        partial = out.with_name(f".{out.name}.partial")
-        lm.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.rename(out)
-    run.accelerator.wait_for_everyone()
 
 
 def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:

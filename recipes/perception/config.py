@@ -12,8 +12,9 @@ from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
 from stepstack.config import ConfigError, Strict
 from stepstack.core.config import Muon, Optim, Schedule
+from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
-from stepstack.rl.config import PpoConfig
+from stepstack.rl.config import FileReward, PpoConfig
 from stepstack.scoring.vision.spatial import smart_resize
 
 
@@ -42,12 +43,21 @@ class RewardConfig(Strict):
     ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order. ``over``: what
     detection's ``location`` and ``cls`` are means over; all (of ours) does not pay for leaving boxes out."""
 
+    type: Literal["parts"] = "parts"
     form: Literal["tokens", "json", "plain"] = "tokens"
     space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
     weights: dict[str, float] = field(default_factory=dict)
     squared: bool = True
     matching: bool = True
     over: Literal["matched", "all"] = "matched"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxFileReward(FileReward):
+    """A rule of your own in a file; the published figures are still computed, so it says how the model writes boxes."""
+
+    form: Literal["tokens", "json", "plain"] = "tokens"
+    space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
 
 
 def weights_of(task: str, cfg: RewardConfig) -> dict[str, float]:
@@ -126,13 +136,14 @@ class Config(PpoConfig):
 
     task: PerceptionTask
     model: Annotated[TinyVl | PretrainedVl, Field(discriminator="type")]
-    data: Annotated[Objects | Words | PreparedPictures, Field(discriminator="type")]
+    data: Annotated[Objects | Words | PreparedPictures | TaskData, Field(discriminator="type")]
     prompt: PromptConfig = PromptConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: Annotated[RewardConfig | BoxFileReward, Field(discriminator="type")] = RewardConfig()
 
     def __post_init__(self) -> None:
         PpoConfig.__post_init__(self)
-        weights_of(self.task, self.reward)
+        if isinstance(self.reward, RewardConfig):
+            weights_of(self.task, self.reward)
         if self.uses_critic:
             raise ValueError("perception has no critic: set advantage.type to grpo or rloo")
         if self.layout.pack:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from data.drawn import scenes
 from data.drawn.scenes import Objects, Words
@@ -12,24 +11,20 @@ from data.drawn.splits import SPLITS, Split
 from data.media.images import Record
 from data.prepare.manifest import MANIFEST, read_manifest
 from data.sets import coco, page_ocr, pixmo_count, refcoco
-from recipes.perception.config import Config, PreparedPictures, PromptConfig
-from recipes.perception.model import Processor
-from recipes.perception.prompt import encode
+from recipes.perception.config import Config, PreparedPictures
+from recipes.perception.prompt import encode, request_of
 from recipes.perception.reward import gold_of
 from stepstack.config import ROOT, ConfigError
-from stepstack.generation.types import Prompt
+from stepstack.generation.prompts import Pictured
+from stepstack.harness.config import TaskData
+from stepstack.harness.training.task_data import load_task, split_rows
+from stepstack.models.vision.processor import Processor
 from stepstack.records import Problem
+from stepstack.rl.prompts import PromptSplits
 
 log = logging.getLogger(__name__)
 
 SETS = {"refcoco": refcoco, "pixmo_count": pixmo_count, "page_ocr": page_ocr, "coco": coco}
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    train: list[Prompt]
-    select: list[Prompt]
-    test: list[Prompt]
 
 
 def records(cfg: Objects | Words | PreparedPictures, split: Split) -> Sequence[Record]:
@@ -45,7 +40,7 @@ def held_out(cfg: PreparedPictures, name: str) -> Sequence[Record]:
     return SETS[cfg.set].load(ROOT / cfg.folder, name, cfg.images)[: cfg.limit]
 
 
-def evals_of(cfg: Objects | Words | PreparedPictures) -> list[str]:
+def evals_of(cfg: Objects | Words | PreparedPictures | TaskData) -> list[str]:
     """The evals that a prepared folder holds: of RefCOCO val, testA, ... as they were named; none before it is made."""
     if not isinstance(cfg, PreparedPictures) or not (ROOT / cfg.folder / MANIFEST).is_file():
         return []
@@ -53,6 +48,9 @@ def evals_of(cfg: Objects | Words | PreparedPictures) -> list[str]:
 
 
 def problems(cfg: Config, split: Split) -> list[Problem]:
+    """The problems of a split; indices are unique within it."""
+    if isinstance(cfg.data, TaskData):
+        return split_rows(cfg.data, load_task(cfg.data))[split]
     return as_problems(cfg, records(cfg.data, split))
 
 
@@ -67,22 +65,33 @@ def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     return found
 
 
-def as_prompt(problem: Problem, processor: Processor, cfg: PromptConfig) -> Prompt:
-    return encode(problem, problem.meta["record"], processor.tokenizer, processor.patcher, cfg)
+def request_maker(cfg: Config) -> Callable[[Problem], Pictured]:
+    """How a problem is put to the model: by its record in the config's style, or as a task file puts it. ConfigError
+    for a task that asks without pictures."""
+    if not isinstance(cfg.data, TaskData):
+        return lambda problem: request_of(problem.meta["record"], cfg.prompt)
+    task = load_task(cfg.data)
+
+    def request(problem: Problem) -> Pictured:
+        pictured = task.request(problem)
+        if not isinstance(pictured, Pictured):
+            raise ConfigError(f"{task.name}: recipe perception asks with pictures, row {problem.index} has none")
+        return pictured
+
+    return request
 
 
-def load_prompts(cfg: Config, processor: Processor) -> Splits:
+def load_prompts(cfg: Config, processor: Processor) -> PromptSplits:
     """Prompts of every split; those that are too long are left out and counted."""
-    made = {}
+    request, splits = request_maker(cfg), {}
     for split in SPLITS:
-        prompts = [as_prompt(problem, processor, cfg.prompt) for problem in problems(cfg, split)]
-        made[split] = [prompt for prompt in prompts if len(prompt.ids) <= cfg.prompt.max_tokens]
-        if dropped := len(prompts) - len(made[split]):
-            log.warning(
-                "%d of %d %s prompts are longer than prompt.max_tokens=%d and left out",
-                dropped, len(prompts), split, cfg.prompt.max_tokens,
-            )  # fmt: skip
-    return Splits(**made)
+        rows = problems(cfg, split)
+        prompts = [encode(problem, request(problem), processor, cfg.prompt) for problem in rows]
+        splits[split] = [prompt for prompt in prompts if len(prompt.ids) <= cfg.prompt.max_tokens]
+        if dropped := len(prompts) - len(splits[split]):
+            where = f"prompt.max_tokens={cfg.prompt.max_tokens}"
+            log.warning("%d of %d %s prompts are longer than %s and left out", dropped, len(prompts), split, where)
+    return PromptSplits(**splits)
 
 
 def prepare(cfg: Config) -> str:

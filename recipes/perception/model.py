@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -25,11 +26,14 @@ from transformers import (
 from data.drawn.scenes import Colour, Shape, Words
 from data.media.images import Record
 from recipes.perception.config import Config, LabelNoise, PretrainedVl, TinyVl
+from recipes.perception.prompt import encode
 from stepstack.batching.rows import Row
 from stepstack.config import Save
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
-from stepstack.generation.types import Prompt
+from stepstack.generation.prompts import Pictured
+from stepstack.generation.types import EngineError, Prompt
+from stepstack.harness.config import TaskData
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.loops import supervised
@@ -45,9 +49,12 @@ def load_model(run: Run[Config]) -> tuple[PreTrainedModel, Processor, str]:
     cfg = run.config
     match cfg.model:
         case TinyVl() as kind:
-            made = run.dir / "base" / "model"
-            build_base(run, kind, made)
-            place = tiny_at(made)
+            folder = run.dir / "base" / "model"
+            if isinstance(cfg.data, TaskData):
+                run.save_once(folder, partial(untrained, kind, cfg.seed, cfg.prompt.thinking))
+            else:
+                build_base(run, kind, folder)
+            place = tiny_at(folder)
         case PretrainedVl() as kind:
             place = kind
     auto = AutoModelForImageTextToText
@@ -72,10 +79,14 @@ def load_processor(cfg: PretrainedVl) -> Processor:
 
 
 def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:
-    """How the harness puts a question: as training does."""
-    from recipes.perception.data import as_prompt
+    """How the harness puts a question, as training does. EngineError for one without pictures."""
 
-    return lambda question: as_prompt(question.problem, processor, cfg.prompt)
+    def build(question: Question) -> Prompt:
+        if not isinstance(question.request, Pictured):
+            raise EngineError(f"question {question.problem.index} has no pictures, which this model answers about")
+        return encode(question.problem, question.request, processor, cfg.prompt)
+
+    return build
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:

@@ -6,12 +6,11 @@ cuts a prompt: one that is too long is left out when the data is loaded.
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
-
 from data.media.images import Record
 from recipes.perception.config import PromptConfig
+from stepstack.generation.prompts import Pictured
 from stepstack.generation.types import Prompt
-from stepstack.models.vision.policy import ImagePatcher
+from stepstack.models.vision.processor import Processor
 from stepstack.records import Problem
 
 QUESTIONS = {
@@ -36,14 +35,19 @@ def question(record: Record, cfg: PromptConfig) -> str:
     return asked + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
 
 
-def encode(
-    problem: Problem, record: Record, tokenizer: PreTrainedTokenizerBase, patcher: ImagePatcher, cfg: PromptConfig
-) -> Prompt:
+def request_of(record: Record, cfg: PromptConfig) -> Pictured:
+    """How a record is put to the model."""
+    return Pictured(record.pictures, question(record, cfg))
+
+
+def encode(problem: Problem, request: Pictured, processor: Processor, cfg: PromptConfig) -> Prompt:
     """Token ids with as many image tokens as each picture has. Names of special tokens in a question are plain text."""
-    sizes = [record.size, *(picture.image().size for picture in record.pictures[1:])]
-    shown = "".join(f"{START}{PAD * patcher.tokens(size)}{END}" for size, _ in zip(sizes, record.pictures, strict=True))
+    known = [problem.meta["record"].size] if "record" in problem.meta else []  # a picture that need not be read
+    sizes = [*known, *(picture.image().size for picture in request.pictures[len(known) :])]
+    tokenizer = processor.tokenizer
+    images = "".join(f"{START}{PAD * processor.patcher.tokens(size)}{END}" for size in sizes)
     chat = cfg.style == "qwen"
-    before = tokenizer((SYSTEM if chat else "") + shown, add_special_tokens=False)["input_ids"]
-    asked = tokenizer(question(record, cfg), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    before = tokenizer((SYSTEM if chat else "") + images, add_special_tokens=False)["input_ids"]
+    asked = tokenizer(request.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     after = tokenizer(REPLY if chat else ":", add_special_tokens=False)["input_ids"]
-    return Prompt(problem, (*before, *asked, *after), record.pictures)
+    return Prompt(problem, (*before, *asked, *after), request.pictures)

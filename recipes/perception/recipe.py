@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.perception.config import Config, weights_of
+from recipes.perception.config import BoxFileReward, Config, weights_of
 from recipes.perception.data import load_prompts, prepare
 from recipes.perception.model import load_model, open_engine, prompt_builder
 from recipes.perception.report import write_report
-from recipes.perception.reward import make_metric, make_reward
+from recipes.perception.reward import make_metric, reward_of
 from recipes.perception.tasks import tasks
 from stepstack.core.run import Run
 from stepstack.generation.build import build_generator
+from stepstack.harness.config import TaskData
 from stepstack.harness.engines.generator import engine_of
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
@@ -44,7 +45,7 @@ def train(run: Run[Config]) -> None:
         roles=models,
         generator=generator,
         prompts=PromptStream(prompts.train, cfg.seed),
-        reward=make_reward(cfg),
+        reward=reward_of(cfg),
         evaluate=select,
         before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
@@ -53,12 +54,21 @@ def train(run: Run[Config]) -> None:
     run.finish()
 
 
+def reward_in_words(cfg: Config) -> str:
+    """Weights and parts of the rule, or the file that takes its place."""
+    if isinstance(cfg.reward, BoxFileReward):
+        return f"{cfg.reward.function} of {cfg.reward.path}"
+    if isinstance(cfg.data, TaskData):
+        return f"the score of {cfg.data.path}"
+    return " + ".join(f"{weight:g} {part}" for part, weight in weights_of(cfg.task, cfg.reward).items())
+
+
 def describe(cfg: Config) -> dict[str, Any]:
     """What a run of this config would do, for ``--dry-run``."""
     sampling = cfg.rollout.sampling
     return {
         "task": cfg.task,
-        "reward": " + ".join(f"{weight:g} {part}" for part, weight in weights_of(cfg.task, cfg.reward).items()),
+        "reward": reward_in_words(cfg),
         "boxes": f"as {cfg.reward.form}, in {cfg.reward.space}",
         "rollouts per step": f"{cfg.rollouts_per_step} = {cfg.rollout.prompts} prompts x {sampling.n} samples",
         "rollouts in all": f"{cfg.rollouts_per_step * cfg.steps} in {cfg.steps} steps",

@@ -13,6 +13,7 @@ from recipes.perception.config import Config
 from recipes.perception.data import problems
 from recipes.perception.reward import Gold
 from stepstack.harness.answers import Sample, by_question, read
+from stepstack.harness.config import TaskData
 from stepstack.harness.training import outcome
 from stepstack.harness.training.outcome import Columns
 from stepstack.records import gold_text
@@ -57,7 +58,7 @@ def write_report(folder: Path) -> Path:
             first = {when: [(png, said.split("\n", 1)[1]) for png, said in row[:SHEET]] for when, row in rows.items()}
             jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
 
-    return outcome.write(folder, CURVES, show)
+    return outcome.write(folder, CURVES, None if isinstance(cfg.data, TaskData) else show)
 
 
 def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.media.images import Record
-from recipes.perception.config import Config, RewardConfig, weights_of
+from recipes.perception.config import BoxFileReward, Config, RewardConfig, weights_of
 from stepstack.generation.types import Answer
+from stepstack.harness.config import TaskData
+from stepstack.harness.training.task_data import load_task
 from stepstack.records import Problem, Score
-from stepstack.rl.reward import Reward
+from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.text import similarity
 from stepstack.scoring.vision import answers, perception
 from stepstack.scoring.vision.answers import Form
@@ -110,16 +112,26 @@ def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thin
             )
 
 
-def make_reward(cfg: Config) -> Reward:
+def reward_of(cfg: Config) -> Reward:
+    """The reward of a run: that of the file which the config names, else that of the task file whose rows are
+    trained on, else the weighted sum of the parts."""
+    if isinstance(cfg.reward, BoxFileReward):
+        return load_reward(cfg.reward)
+    if isinstance(cfg.data, TaskData):
+        return load_task(cfg.data).score
+    return make_reward(cfg, cfg.reward)
+
+
+def make_reward(cfg: Config, rule: RewardConfig) -> Reward:
     """The weighted sum of the parts."""
-    weights = weights_of(cfg.task, cfg.reward)
+    weights = weights_of(cfg.task, rule)
 
     def reward(rollouts: Sequence[Answer]) -> list[Score]:
         scores = []
         for rollout in rollouts:
             gold = gold_in(rollout.problem)
             finished = rollout.finish == "stop"
-            parts = parts_of(rollout.text, gold, cfg.reward, finished=finished, thinking=cfg.prompt.thinking)
+            parts = parts_of(rollout.text, gold, rule, finished=finished, thinking=cfg.prompt.thinking)
             scores.append(Score(perception.total(parts, weights), parts))
         return scores
 
@@ -151,7 +163,9 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
 
 
 def make_metric(cfg: Config) -> Reward:
-    """The published metrics, for evaluation; ``thinking`` answers are unwrapped first."""
+    """The published metrics, for evaluation, or a task file's own score; ``thinking`` answers are unwrapped first."""
+    if isinstance(cfg.data, TaskData):
+        return load_task(cfg.data).score
 
     def judge(rollouts: Sequence[Answer]) -> list[Score]:
         scores = []

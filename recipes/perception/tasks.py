@@ -7,13 +7,13 @@ from functools import cache
 
 from data.drawn.splits import SPLITS, Split
 from recipes.perception.config import Config, PreparedPictures
-from recipes.perception.data import as_problems, evals_of, held_out, problems
-from recipes.perception.prompt import question
+from recipes.perception.data import as_problems, evals_of, held_out, problems, request_maker
 from recipes.perception.reward import Gold, make_metric
-from stepstack.generation.prompts import Pictured
 from stepstack.generation.types import Sampling
+from stepstack.harness.config import TaskData
 from stepstack.harness.metrics import Metric, Question, corpus, part
 from stepstack.harness.task import Task
+from stepstack.harness.training.task_data import load_task, split_tasks
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import Form
 from stepstack.scoring.vision.detection import Compared, compare, precision_of
@@ -60,6 +60,8 @@ def average_precision(name: str, form: Form, space: Space) -> Metric:
 def tasks(cfg: Config) -> list[Task]:
     """The splits of a config's data: ``test`` is reported, ``select`` watched; and every eval of a prepared folder by
     its own name, such as refcoco_testA."""
+    if isinstance(cfg.data, TaskData):
+        return split_tasks(cfg.data, load_task(cfg.data))
     splits = [scored(cfg, split, f"the {split} split of {cfg.name}'s data") for split in SPLITS]
     return splits + [
         published(cfg, cfg.data, name) for name in evals_of(cfg.data) if isinstance(cfg.data, PreparedPictures)
@@ -82,16 +84,8 @@ def _task(cfg: Config, name: str, about: str, rows: Callable[[], Sequence[Proble
         version=1,
         about=about,
         rows=lambda data: rows(),
-        request=as_request(cfg),
+        request=request_maker(cfg),
         score=make_metric(cfg),
         budget=Sampling(temperature=0.0, max_tokens=cfg.rollout.sampling.max_tokens),
         metrics=lambda budget: metrics_of(cfg),
     )
-
-
-def as_request(cfg: Config) -> Callable[[Problem], Pictured]:
-    def request(problem: Problem) -> Pictured:
-        record = problem.meta["record"]
-        return Pictured(record.pictures, question(record, cfg.prompt))
-
-    return request

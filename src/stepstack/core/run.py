@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -142,6 +142,16 @@ class Run(Generic[C]):
             return whole()
         with init_empty_weights(include_buffers=False):
             return empty()
+
+    def save_once(self, folder: Path, build: Callable[[], Sequence[Any]]) -> None:
+        """Write what would exist only in memory as a folder, if it is not there: a model, its tokenizer or processor,
+        by their ``save_pretrained``. By the first process; the others wait."""
+        if self.is_main and not folder.is_dir():
+            partial = folder.with_name(f".{folder.name}.partial")
+            for part in build():
+                part.save_pretrained(partial)
+            partial.rename(folder)
+        self.accelerator.wait_for_everyone()
 
     # -- the steps -----------------------------------------------------------------------------------------------
 

@@ -348,7 +348,7 @@ def test_ppo_refuses_dropout(tmp_path, where, role):
         for name, wrap in (("actor", Policy), ("critic", Value))
     }
     nobody: Any = None
+    models = Roles(roles["actor"], roles["critic"], None)
     with pytest.raises(ConfigError, match=rf"{role}: .*would make log-probabilities .* differ: set it to 0"):
-        models = Roles(roles["actor"], roles["critic"], None)
         ppo.train(run, roles=models, generator=nobody, prompts=nobody, reward=nobody, evaluate=dict)
     assert not run.metrics_file.exists()

@@ -13,8 +13,8 @@ from data.media.images import Record, Target
 from recipes.perception import data, model, tasks
 from recipes.perception.config import LabelNoise, PretrainedVl, PromptConfig, weights_of
 from recipes.perception.model import demonstration, misread, untrained
-from recipes.perception.prompt import encode
-from recipes.perception.reward import Gold, figures_of, gold_of, make_metric, make_reward, parts_of
+from recipes.perception.prompt import encode, request_of
+from recipes.perception.reward import Gold, figures_of, gold_of, make_metric, parts_of, reward_of
 from recipes.protocol import load_config
 from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
@@ -84,11 +84,11 @@ def test_a_perfect_answer_scores_full_and_nonsense_nothing(task):
     cfg = load(task)
     found = data.problems(cfg, "test")
     full = sum(value for name, value in weights_of(task, cfg.reward).items() if name != "missing")
-    for score in make_reward(cfg)([rollout(p, perfect(p)) for p in found]):
+    for score in reward_of(cfg)([rollout(p, perfect(p)) for p in found]):
         assert score.value == pytest.approx(full)
-    cut = make_reward(cfg)([rollout(p, perfect(p), "length") for p in found])
+    cut = reward_of(cfg)([rollout(p, perfect(p), "length") for p in found])
     assert all(score.parts["format"] == 0 for score in cut)
-    for score in make_reward(cfg)([rollout(p, "~") for p in found]):
+    for score in reward_of(cfg)([rollout(p, "~") for p in found]):
         nothing = -weights_of(task, cfg.reward)["missing"] if task == "detection" else 0.0
         assert score.value == pytest.approx(1.0 if task == "ocr" else nothing)  # any text is well-formed ocr
     judged = make_metric(cfg)([rollout(p, perfect(p)) for p in found])
@@ -97,8 +97,8 @@ def test_a_perfect_answer_scores_full_and_nonsense_nothing(task):
 
 def test_a_weight_changes_the_sum_and_an_unknown_one_is_an_error():
     problem = data.problems(load("counting"), "test")[0]
-    [plain] = make_reward(load("counting", "reward.weights={exact: 0}"))([rollout(problem, perfect(problem))])
-    [more] = make_reward(load("counting", "reward.weights={exact: 2}"))([rollout(problem, perfect(problem))])
+    [plain] = reward_of(load("counting", "reward.weights={exact: 0}"))([rollout(problem, perfect(problem))])
+    [more] = reward_of(load("counting", "reward.weights={exact: 2}"))([rollout(problem, perfect(problem))])
     assert more.value == pytest.approx(plain.value + 2)
     with pytest.raises(ConfigError, match=r"reward\.weights: \['iou'\] are no parts of counting"):
         load("counting", "reward.weights={iou: 1}")
@@ -109,8 +109,8 @@ def test_matching_forgives_the_order_and_its_absence_does_not():
     for problem in data.problems(cfg, "test")[:6]:
         boxes = [Found(t.box, t.label) for t in problem.meta["record"].targets]
         turned = write_tokens([*boxes[1:], boxes[0]])
-        [matched] = make_reward(cfg)([rollout(problem, turned)])
-        [ordered] = make_reward(load("detection", "data.objects=[3, 3]", "reward.matching=false"))(
+        [matched] = reward_of(cfg)([rollout(problem, turned)])
+        [ordered] = reward_of(load("detection", "data.objects=[3, 3]", "reward.matching=false"))(
             [rollout(problem, turned)]
         )
         assert matched.parts["location"] == pytest.approx(1)
@@ -155,7 +155,7 @@ def test_a_prompt_has_as_many_image_tokens_as_the_model_makes():
     pad = processor.tokenizer.get_vocab()["<|image_pad|>"]
     for cfg in (PromptConfig(style="short"), PromptConfig(style="qwen"), PromptConfig(style="qwen", thinking=True)):
         for record in problems(Words(train=3, size=(84, 56)), "train"):
-            prompt = encode(Problem(0, "", ""), record, processor.tokenizer, processor.patcher, cfg)
+            prompt = encode(Problem(0, "", "", {"record": record}), request_of(record, cfg), processor, cfg)
             frames, rows, columns = processor.patcher.patches(record.pictures[0]).grid
             assert prompt.ids.count(pad) == frames * rows * columns // 4 == 6
             assert prompt.pictures == record.pictures
@@ -164,7 +164,7 @@ def test_a_prompt_has_as_many_image_tokens_as_the_model_makes():
 def test_the_name_of_a_special_token_in_a_question_is_text():
     _, processor = untrained(load("grounding").model, seed=0)
     record = Record(0, "grounding", (Photo(56, 56),), "<|image_pad|>", (), "pixels", (56, 56))
-    ids = encode(Problem(0, "", ""), record, processor.tokenizer, processor.patcher, PromptConfig()).ids
+    ids = encode(Problem(0, "", "", {"record": record}), request_of(record, cfg), processor, cfg).ids
     assert ids.count(processor.tokenizer.get_vocab()["<|image_pad|>"]) == 4
 
 
