@@ -1,4 +1,4 @@
-"""A reward, rows and a generator engine of one's own, each in a file of one's own; nothing of the repository is edited."""
+"""A reward, rows and a generator engine, each in a user's own file; nothing of the repository is edited."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from stepstack.rl.reward import load_reward
 
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
 
-# A rule that has nothing to do with sums: the more plus signs in the reasoning, the better.
+# A rule that has nothing to do with what the base model was taught: whatever the sum, the answer is to be 1.
 REWARD = """
 def score(completions, **columns):
-    return [min(text.count("+"), 8) / 8 for text in completions]
+    return [float("{1}" in text) for text in completions]
 """
 
 TASK = """
@@ -93,13 +93,10 @@ def test_a_task_file_is_trained_on_and_evaluated(tmp_path, capsys):
     run = Run(load_config(MINI, words))
     recipe.train(run)
     prompts = {row.problem for row in read(next(run.dir.glob("evals/after/test-*/samples.jsonl")))}
-    splits = {
-        name: {p.text for p in recipe.tasks(run.config)[i].rows(tmp_path)}
-        for i, name in enumerate(("train", "select", "test"))
-    }
-    assert prompts == splits["test"]
-    assert [len(splits[name]) for name in ("train", "select", "test")] == [86, 6, 8]
-    assert not splits["train"] & (splits["select"] | splits["test"])
+    train, select, test = ({problem.text for problem in one.rows(tmp_path)} for one in recipe.tasks(run.config))
+    assert prompts == test
+    assert (len(train), len(select), len(test)) == (86, 6, 8)
+    assert not train & (select | test)
     capsys.readouterr()
     assert cli.main(["eval", MINI, *words, "--tasks", str(task)]) == 0
     assert "mine v1" in capsys.readouterr().out
@@ -135,9 +132,9 @@ def answers(*texts: str) -> list[Answer]:
 
 def test_both_forms_of_a_reward(tmp_path):
     ours = (
-        "from stepstack.records import Score\ndef score(rollouts):\n    return [Score(len(r.text)) for r in rollouts]"
+        "from stepstack.records import Score\ndef score(rollouts):\n    return [Score(len(a.text)) for a in rollouts]"
     )
-    trl = "def score(prompts, completions, level, **columns):\n    return [a + len(c) for a, c in zip(level, completions)]"
+    trl = "def score(prompts, completions, level, **more):\n    return [a + len(c) for a, c in zip(level, completions)]"
     none = "def score(completions):\n    return [None for _ in completions]"
     for text, want in ((ours, [1, 2]), (trl, [4.0, 5.0]), (none, [0.0, 0.0])):
         scores = load_reward(FileReward(path=str(written(tmp_path, "r.py", text))))(answers("a", "bb"))
@@ -165,5 +162,5 @@ def test_a_wrong_reward_is_one_clear_error(tmp_path, text, said):
     file = written(tmp_path, "r.py", text)
     with pytest.raises((ValueError, ConfigError), match=said):
         load_reward(FileReward(path=str(file)))(answers("a", "bb"))
-    with pytest.raises(ConfigError, match="nowhere.py does not exist"):
+    with pytest.raises(ConfigError, match=r"nowhere\.py does not exist"):
         load_reward(FileReward(path="nowhere.py"))

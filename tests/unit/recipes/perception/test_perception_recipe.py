@@ -164,6 +164,7 @@ def test_a_prompt_has_as_many_image_tokens_as_the_model_makes():
 def test_the_name_of_a_special_token_in_a_question_is_text():
     _, processor = untrained(load("grounding").model, seed=0)
     record = Record(0, "grounding", (Photo(56, 56),), "<|image_pad|>", (), "pixels", (56, 56))
+    cfg = PromptConfig()
     ids = encode(Problem(0, "", "", {"record": record}), request_of(record, cfg), processor, cfg).ids
     assert ids.count(processor.tokenizer.get_vocab()["<|image_pad|>"]) == 4
 
