@@ -132,7 +132,7 @@ def answers(*texts: str) -> list[Answer]:
 
 def test_both_forms_of_a_reward(tmp_path):
     ours = (
-        "from stepstack.records import Score\ndef score(rollouts):\n    return [Score(len(a.text)) for a in rollouts]"
+        "from stepstack.records import Score\ndef score(rollouts):\n    return [Score(len(r.text)) for r in rollouts]"
     )
     trl = "def score(prompts, completions, level, **more):\n    return [a + len(c) for a, c in zip(level, completions)]"
     none = "def score(completions):\n    return [None for _ in completions]"
