@@ -1,4 +1,4 @@
-"""What a recipe is to the command line, and how one is found by its name."""
+"""The functions by which the command line knows a recipe, and how one is found by its name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Recipe(Protocol[C]):
         ...
 
     def describe(self, cfg: C) -> dict[str, Any]:
-        """What a run of this config would do, for ``train --dry-run``."""
+        """Numbers that follow from those of a config, for ``train --dry-run``."""
         ...
 
     def prepare(self, cfg: C) -> str:

@@ -1,4 +1,4 @@
-"""What the model is asked: Perception-R1's published questions (arXiv 2504.07954, table 8), and a short form of them.
+"""Questions about pictures: those that Perception-R1 published (arXiv 2504.07954, table 8), and a short form of them.
 
 In ids a picture is <|vision_start|>, one <|image_pad|> a token that the tower makes of it, <|vision_end|>; so nothing
 cuts a prompt: one that is too long is left out when the data is loaded.

@@ -23,7 +23,7 @@ from stepstack.scoring.vision.spatial import Box, Point, Space
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """What an answer is compared with: in pixels of the picture as it lies in the data."""
+    """Objects, text or count that an answer is compared with, in pixels of the picture as it lies in the data."""
 
     task: str
     size: tuple[int, int]
@@ -66,7 +66,7 @@ class Gold:
 
 
 def gold_of(record: Record, model_size: tuple[int, int]) -> Gold:
-    """What answers about a record are compared with, in pixels."""
+    """The gold of a record, in pixels."""
     frame = Frame(record.space, record.size)
     if record.task == "ocr":
         return Gold(record.task, record.size, model_size, text=record.text)

@@ -32,7 +32,7 @@ SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process 
 
 
 def check_run(run: Run[Config]) -> None:
-    """What only a run knows, before it computes anything. ConfigError where DSV cannot go."""
+    """Check what only a run knows, before it computes anything. ConfigError where DSV cannot go."""
     dsv = run.config.dsv
     if dsv is None:
         return
@@ -105,7 +105,7 @@ def write_figures(run: Run[Config], dsv: Dsv | None) -> None:
 
 
 def read_figures(folder: Path) -> dict[str, Any] | None:
-    """What ``write_figures`` wrote; None for a dense run and one that is not over."""
+    """The figures that ``write_figures`` wrote; None for a dense run and one that is not over."""
     file = folder / FILE
     return json.loads(file.read_text()) if file.is_file() else None
 

@@ -59,7 +59,7 @@ def make_codec(run: Run[Config]) -> VideoCodec:
 
 
 def vae_folder(run: Run[Config]) -> Path:
-    """Of the tiny VAE: its latents are what ``model.start`` knows, so it comes with it."""
+    """Folder of the tiny VAE. It comes with ``model.start``, which knows its latents alone."""
     start = run.config.model.start
     return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
 
@@ -106,7 +106,7 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
 
 
 def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, float]:
-    """Of reconstructions: the share with the right direction, of those that move, and the mean PSNR in dB."""
+    """Figures of reconstructions: the share of moving clips with the right direction, and the mean PSNR in dB."""
     true = pixels(clips, data)
     made = frames(codec.decode(codec.encode(true)))
     right = [checker.see(v, PALETTE).direction == c.direction for v, c in zip(made, clips, strict=True) if c.score]
@@ -115,7 +115,8 @@ def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, floa
 
 
 def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
-    """Of the channels and text widths of the latents that it is trained on. ConfigError for weights that do not fit."""
+    """A DiT with the channels and text widths of the latents that it is trained on. ConfigError for weights that do not
+    fit."""
     dit = VideoDiT(
         layers=cfg.layers, heads=cfg.heads, head_width=cfg.head_width, channels=videos.channels,
         text_channels=videos.widths, split=cfg.split, mlp=cfg.mlp, with_image=cfg.with_image,

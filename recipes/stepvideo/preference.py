@@ -35,7 +35,7 @@ def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffu
 
 
 def load_pairs(run: Run[Config], cfg: Preference) -> Latents:
-    """Of drawn data: made once a run, by its first process, in runs/<name>/latents."""
+    """Pairs of drawn data, made once a run by its first process, in runs/<name>/latents."""
     folder = run.dir / "latents"
     if run.is_main and not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)

@@ -88,7 +88,7 @@ def prepare(cfg: Config) -> str:
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``."""
+    """Numbers that follow from those of a config, for ``--dry-run``."""
     import torch
 
     shape = cfg.model

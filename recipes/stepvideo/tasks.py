@@ -1,4 +1,4 @@
-"""What a clip must show, as evaluation tasks: an answer is the file of a clip, the gold the motion asked for."""
+"""Evaluation tasks on drawn clips: an answer is the file of a clip, the gold is the motion that was asked for."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def clip_in(problem: Problem) -> Clip:
 
 
 def prompt_of(clip: Clip, data: Moving) -> ClipPrompt:
-    """What an engine may know of a drawn clip: its first frame, its prompt and its motion score."""
+    """The request of a drawn clip: its first frame, its prompt and its motion score, and nothing else."""
     return ClipPrompt((FirstFrame(clip, data),), clip.prompt, clip.score, key=clip.write(), lossless=True)
 
 
@@ -94,7 +94,7 @@ def _score(answer: Answer, data: Moving) -> Score:
 
 
 def metrics_of(name: str) -> list[Metric]:
-    """Of the direction only clips that are to move count, of the drift only those that are not."""
+    """Figures of a task. Only clips that are to move count for the direction, only still ones for the drift."""
     if name == "motion":
         return [corpus("rank correlation", correlation)]
     return [

@@ -91,8 +91,8 @@ def features(data: Moving, steps: int = STEPS) -> VideoFeatures:
 
 
 def figures(data: Moving, read: Callable[[str], NDArray[np.uint8]], steps: int = STEPS) -> list[Metric]:
-    """From generated clips to training clips, and from the true ones of the same conditions, which is what chance alone
-    makes of so few clips. ``read``: the clip of an answer."""
+    """Distances from generated clips to training clips, and from the true clips of the same conditions, which is what
+    chance alone makes of so few clips. ``read``: the clip of an answer."""
 
     @cache
     def reference() -> Gaussian:

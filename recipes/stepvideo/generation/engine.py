@@ -42,7 +42,7 @@ KIT = "pipeline.json"
 
 @dataclass(frozen=True, slots=True)
 class PipelineFiles:
-    """What a model folder holds beside the DiT: the tiny VAE, and what else decides its clips."""
+    """Files of a model folder beside the DiT: the tiny VAE, and what else decides its clips."""
 
     cfg: Config
     vae: Path
@@ -58,14 +58,15 @@ class PipelineFiles:
 
 
 def encoders(cfg: Config) -> dict[str, Any]:
-    """What latents and prompts a model knows. Of a tiny VAE how it was trained says nothing: it is in the folder."""
+    """The encoders whose latents and prompts a model knows. How a tiny VAE was trained is left out, since the VAE
+    itself is in the folder."""
     tiny = isinstance(cfg.vae, TinyVaeConfig)
     return {"text": to_dict(cfg.text), "vae": {"type": cfg.vae.type} if tiny else to_dict(cfg.vae)}
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
-    """Of a model folder. With DSV where the config has it: without, a model that was trained with it attends densely.
-    ConfigError where it is none, or was made with other encoders than the config's."""
+    """The sampling pipeline of a model folder. Without ``dsv`` in the config a model that was trained with it attends
+    densely. ConfigError where it is none, or was made with other encoders than the config's."""
     if not (folder / KIT).is_file():
         raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
     facts = json.loads((folder / KIT).read_text())

@@ -30,7 +30,7 @@ class TokenMicroBatch:
         return [len(row.ids) for row in self.rows]
 
     def inputs(self) -> dict[str, Any]:
-        """What a policy's forward takes; pictures row by row where there are any."""
+        """Arguments of a policy's forward; pictures row by row where there are any."""
         given: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
         if any(row.pictures for row in self.rows):
             given["pictures"] = [row.pictures for row in self.rows]

@@ -15,7 +15,7 @@ from stepstack.core.run import Run
 
 @dataclass
 class Minibatch:
-    """What one optimizer step sees: this process's micro-batches and the counts over all processes.
+    """The data of one optimizer step: this process's micro-batches, and counts over all processes.
 
     ``spare``: rows that no update sees (orz-parity drops packs), to be annotated all the same.
     """

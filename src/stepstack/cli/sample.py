@@ -14,7 +14,7 @@ HELP = "a picture and a prompt become a clip, GIF and MP4"
 def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--image", type=Path, required=True, help="the first frame")
-    parser.add_argument("--prompt", required=True, help="what happens in the clip")
+    parser.add_argument("--prompt", required=True, help="words for what happens in the clip")
     parser.add_argument("--motion", type=float, default=5.0, help="motion score: 0 still, 5 usual, 20 wild")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--crop", action="store_true", help="cut a picture of another shape")

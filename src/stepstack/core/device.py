@@ -1,4 +1,4 @@
-"""What a device can do at most, for MFU."""
+"""Peak throughput of a device, for MFU."""
 
 from __future__ import annotations
 

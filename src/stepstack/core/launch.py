@@ -141,7 +141,7 @@ def _from_here(path: Path) -> Path:
 
 
 def _this_node(nodes: int, rank: int | None, head: str | None, environ: Mapping[str, str]) -> Node:
-    """From the flags, else from SLURM: the one place that reads its environment."""
+    """This machine, by the flags or else by SLURM. No other place reads the environment of SLURM."""
     if nodes == 1:
         if rank not in (None, 0):
             raise ConfigError(f"--rank {rank}, but launch.nodes is 1")

@@ -33,7 +33,7 @@ def orthogonalized(x_BMN: Tensor) -> Tensor:
 
 
 def precision(weight: Tensor) -> torch.dtype:
-    """What Newton-Schulz of this weight runs in: bfloat16 where a GPU has units for it, else float32 at least."""
+    """The type that Newton-Schulz of a weight runs in: bfloat16 where a GPU has units for it, else float32 at least."""
     if weight.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.promote_types(weight.dtype, torch.float32)

@@ -106,8 +106,8 @@ class Run(Generic[C]):
         return y.to(x.device)
 
     def reseed(self) -> None:
-        """From here on random numbers depend on the seed alone, not on what this process did before. A recipe calls it
-        before it draws weights: a resumed run has not trained the stages that a first one has."""
+        """Let random numbers depend on the seed alone from here on, not on what this process did before. A recipe calls
+        it before it draws weights, since a resumed run has not trained the stages that a first run has."""
         set_seed(self.config.seed)
 
     # -- models --------------------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
 
 
 def load_into(lm: PreTrainedModel, found: dict[str, Tensor]) -> None:
-    """What ``read`` gave, into a model of the same shape, in its dtype. ConfigError where names differ: nothing keeps
-    its old value unnoticed."""
+    """Load what ``read`` returned into a model of the same shape, in its dtype. ConfigError where names differ: nothing
+    keeps its old value unnoticed."""
     own = dict(lm.named_parameters())
     differ = sorted(own.keys() ^ (found.keys() - dict(lm.named_buffers()).keys()))
     if differ:

@@ -66,7 +66,7 @@ Budget = Sampling | ClipBudget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What an engine made of a problem: what rewards and metrics look at.
+    """The outcome of one request, which rewards and metrics look at.
 
     ``ids`` are the engine's tokens, EOS included when it was emitted, up to the token that completes a stop string;
     None where the engine does not tell them, and ``tokens`` then counts them. ``text`` ends with that stop string.

@@ -32,8 +32,8 @@ def digest(value: Any) -> str:
 def plan(
     task: str, version: int, problems: Sequence[Problem], budget: Budget, model: Mapping, engine: Mapping
 ) -> dict[str, Any]:
-    """What decides every sample. Where the model and the rows lie does not: of a model that has a hash only that
-    counts, and of a problem not its ``source``."""
+    """Everything that decides a sample. Where the model and the rows lie does not: only the hash of a model counts
+    where it has one, and ``source`` of a problem does not count."""
     rows = digest(
         [[p.index, p.text, gold_text(p.gold), {k: v for k, v in p.meta.items() if k != "source"}] for p in problems]
     )
@@ -132,7 +132,7 @@ def _row(index: int, given: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _answer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """What the engine had said, out of scored samples; a row a question."""
+    """Answers of the engine out of scored samples, a row a question."""
     by_index: dict[int, list[dict[str, Any]]] = {}
     for s in samples:
         error = s.failure.removeprefix("engine: ") if s.failure and s.finish == "error" else None

@@ -38,7 +38,7 @@ def collect(
 
 
 def summary(scored: Sequence[Scored], scores: dict[int, list[float]]) -> dict[str, float]:
-    """What a step's rollouts looked like, over all processes."""
+    """Figures of a step's rollouts, over all processes."""
     lengths = [len(rollout.ids) for rollout, _ in scored]
     parts: dict[str, list[float]] = defaultdict(list)
     for _, score in scored:

@@ -1,4 +1,4 @@
-"""What a reward is, and one of your own: a function in a Python file. No torch."""
+"""The type of a reward, and rewards of a user's own file. No torch."""
 
 from __future__ import annotations
 

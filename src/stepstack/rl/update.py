@@ -1,4 +1,4 @@
-"""What PPO does with a batch: annotate, credit, and the losses of actor and critic."""
+"""The steps of PPO on one batch: annotate, credit, and the losses of actor and critic."""
 
 from __future__ import annotations
 
@@ -123,5 +123,5 @@ def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut
 
 
 def loss_denominator(cfg: PolicyLoss | ValueLoss, minibatch: Minibatch) -> float:
-    """What the summed loss of a mini-batch is divided by, over all processes."""
+    """The number that the summed loss of a mini-batch is divided by, over all processes."""
     return denominator(cfg.aggregate, tokens=minibatch.tokens, rows=minibatch.rows, packs=minibatch.packs)

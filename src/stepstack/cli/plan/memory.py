@@ -17,10 +17,10 @@ HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a config of the recipe stepvideo: its DiT and its machines")
     parser.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="stronger than any file")
-    parser.add_argument("--frames", type=int, help="of a video; default: the config's")
+    parser.add_argument("--frames", type=int, help="frames of a video; default: those of the config")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="in pixels; default: the first of the config's")
-    parser.add_argument("--vae", choices=("config", "step-video"), default="config", help="that makes the latents")
-    parser.add_argument("--tflops", type=float, default=989.0, help="of a GPU at its peak in bfloat16 (H100: 989)")
+    parser.add_argument("--vae", choices=("config", "step-video"), default="config", help="VAE that makes the latents")
+    parser.add_argument("--tflops", type=float, default=989.0, help="peak TFLOP/s of a GPU in bfloat16 (H100: 989)")
     parser.add_argument(
         "--mfu", type=float, default=0.32, help="share of it reached, no recomputation; the paper's: 0.32"
     )
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def vae_of(cfg: Any, choice: str) -> Vae:
-    """That the config encodes by, or Step-Video's own."""
+    """The VAE of the config, or the one of Step-Video."""
     from stepstack.planning.memory import PUBLISHED, STEP_VIDEO, Vae
 
     if choice == "step-video":

@@ -22,7 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument("--hosts", type=Path, metavar="FILE", help="names of machines, one a line, ToR by ToR")
     cluster.add_argument("--nodes", type=int, metavar="N", help="in place of --hosts: node0 to nodeN-1")
-    cluster.add_argument("--gpus", type=int, default=4, help="of a node (4)")
+    cluster.add_argument("--gpus", type=int, default=4, help="GPUs of a node (4)")
     cluster.add_argument("--hops", type=int, default=2, metavar="K", help="nodes that a transceiver reaches (2)")
     cluster.add_argument("--per-tor", type=int, default=8, metavar="P", help="nodes under a ToR switch (8)")
     cluster.add_argument("--faulty", default="", metavar="A,B", help="machines that are down")

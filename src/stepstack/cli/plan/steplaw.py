@@ -37,7 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--sequence", type=int, default=TOKENS, metavar="T", help="batches count sequences of T tokens")
     fit.add_argument("--window", type=float, default=0.02, help="excess loss of the runs that shape a surface (0.02)")
     fit.add_argument("--tolerance", type=float, default=0.0025, help="excess loss of near-best runs (0.0025)")
-    fit.add_argument("--draws", type=int, default=1000, help="of the bootstrap; 0: none")
+    fit.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap; 0: none")
     fit.add_argument("--batch-of-params", action="store_true", help="let the batch depend on N too")
     fit.add_argument("--svg", type=Path, metavar="FILE", help="write the contour plots alone")
     _common(fit)

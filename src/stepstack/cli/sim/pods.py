@@ -26,15 +26,17 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="waste (needs --trace), faults, traffic, cost, mfu; default: all one can",
     )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="fault_trace.json of stepfun-ai/InfiniteHBD-Trace")
-    parser.add_argument("--nodes", type=int, default=720, help="of 4 GPUs, in waste and faults (720)")
+    parser.add_argument("--nodes", type=int, default=720, help="nodes of 4 GPUs in waste and faults (720)")
     parser.add_argument("--tp", default="8,16,32,64", help="TP sizes (8,16,32,64)")
     parser.add_argument("--rates", default="0,.01,.02,.03,.05,.07,.1", help="fault ratios (0,.01,.02,.03,.05,.07,.1)")
     parser.add_argument("--draws", type=int, default=1000, help="fault states at each ratio (1000)")
-    parser.add_argument("--hops", type=int, default=2, metavar="K", help="of the ring in traffic (2)")
+    parser.add_argument(
+        "--hops", type=int, default=2, metavar="K", help="nodes that a transceiver reaches, in traffic (2)"
+    )
     parser.add_argument("--tor-nodes", type=int, default=2048, help="nodes in traffic (2048)")
     parser.add_argument("--per-tor", type=int, default=8, help="nodes under a ToR switch (8)")
     parser.add_argument("--dp", default="2,4,8", help="groups of a DP set in traffic (2,4,8)")
-    parser.add_argument("--share", type=float, default=0.85, help="of the nodes that the job takes in traffic (.85)")
+    parser.add_argument("--share", type=float, default=0.85, help="share of the nodes that the job takes (.85)")
     parser.add_argument("--tor-draws", type=int, default=2, help="placements at each ratio in traffic (2)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write index.html and every plot as SVG and PNG there")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

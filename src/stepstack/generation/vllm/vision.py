@@ -16,8 +16,8 @@ NEVER = -100.0  # the strongest bias that vLLM takes
 
 @dataclass(frozen=True, slots=True)
 class VllmVision:
-    """What an engine must know of a model with eyes: its image token, the tokens that no one may sample, and the bounds
-    that pictures are resized to, the trainer's own."""
+    """Facts of a vision-language model that the engine needs: its image token, the tokens that nobody may sample, and
+    the bounds that pictures are resized to, which are those of the trainer."""
 
     image_token: int
     banned: tuple[int, ...]

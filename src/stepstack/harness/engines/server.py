@@ -59,7 +59,7 @@ class ServerEngine:
         self.facts: Mapping[str, Any] = {"engine": "server", "url": self.url, "model": self.model}
 
     def model_record(self) -> dict[str, Any]:
-        """As evaluations record a model; a server tells no hash."""
+        """The record of the model. A server reports no hash of it."""
         return {"name": self.model, "sha256": None}
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:

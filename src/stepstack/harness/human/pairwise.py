@@ -54,8 +54,8 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Of the first model. ``net``: (wins - losses) / verdicts, of each pair first and then their mean, whose standard
-    error is that of independent pairs; None without a verdict."""
+    """Verdicts for the first model. ``net``: (wins - losses) / verdicts, of each pair first and then their mean, whose
+    standard error is that of independent pairs; None without a verdict."""
 
     dimension: str
     group: str

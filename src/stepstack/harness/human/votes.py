@@ -148,7 +148,8 @@ def annotator_of(name: Any) -> str:
 
 
 class VoteServer(ThreadingHTTPServer):
-    """Of a study that was begun. ``port`` 0 takes a free one. ConfigError where the port is taken."""
+    """Server of the pages of a study that was begun. ``port`` 0 takes a free one. ConfigError where the port is
+    taken."""
 
     daemon_threads = True
 
@@ -210,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         return "text/html; charset=utf-8", page().encode()
 
     def _pairs(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
-        """What the page needs to know, in this annotator's order, with the votes that they have cast."""
+        """Pairs as the page needs them, in this annotator's order, with the votes that were cast."""
         study, annotator = self.server.study, annotator_of(asked.get("annotator"))
         cast = {name: row["choices"] for (who, name), row in Votes(study).rows().items() if who == annotator}
         rows = [(number, study.pairs[number]) for number in study.order(annotator)]

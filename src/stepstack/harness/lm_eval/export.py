@@ -143,7 +143,7 @@ def judged(
 
 
 def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Answer:
-    """As an engine that knows the stop strings would have given it."""
+    """The answer as an engine that knows the stop strings would have given it."""
     ends = [text.index(s) + len(s) for s in stop if s in text]
     return Answer(problem=problem, sample=number, text=text[: min(ends)] if ends else text, finish="stop")
 
@@ -206,7 +206,7 @@ def _where(task: Task) -> tuple[str, str, str]:
 
 
 def _file(task: Task) -> str | None:
-    """What ``load`` takes to give this task: its name on the menu, or the file in which it was made."""
+    """The argument by which ``load`` returns this task: its name on the menu, or the file that defines it."""
     if (TASKS / f"{task.name}.py").is_file():
         known = load(task.name)
         if (known.version, known.about, known.budget) == (task.version, task.about, task.budget):

@@ -66,7 +66,7 @@ class StepstackLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token that stands before a text without a context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -139,7 +139,7 @@ class StepstackLM(TemplateLM):
                 yield question.problem.index, answer
 
     def _text(self, made: Answer, until: Sequence[str]) -> str:
-        """As lm-eval wants it: without special tokens, and without the stop string and what follows."""
+        """The text that lm-eval wants: without special tokens, and without the stop string and what follows."""
         if self.tokenizer is None or made.ids is None:
             return postprocess_generated_text(made.text, list(until), None)
         end = self.tokenizer.decode(self.eot_token_id)
@@ -167,7 +167,7 @@ class StepstackLM(TemplateLM):
         return [(total, greedy) for total, greedy in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows of the model's length that predict each token once."""
+        """Log-likelihoods of whole texts, in windows of the model's length that predict each token once."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])

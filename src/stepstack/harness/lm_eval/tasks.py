@@ -137,7 +137,7 @@ def _task(
 
 
 def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    """What decides every sample."""
+    """Everything that decides a sample."""
     documents = _plain(list(task.eval_docs)[:limit])
     return {
         "task": f"lm_eval:{name}",
@@ -153,7 +153,7 @@ def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit
 
 
 def _plain(value: Any) -> Any:
-    """As JSON that is the same in every process: no addresses."""
+    """The value as JSON that is the same in every process, without addresses."""
     return json.loads(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(value, default=repr)))
 
 
@@ -202,7 +202,7 @@ def _figures(task: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-    """Of a document that is chosen by likelihood, the likeliest continuation is the text."""
+    """Rows of samples.jsonl. The text of a document that is chosen by likelihood is its likeliest continuation."""
     documents: dict[int, list[dict[str, Any]]] = {}
     for row in rows:  # one a filter
         documents.setdefault(row["doc_id"], []).append(row)

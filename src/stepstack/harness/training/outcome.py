@@ -1,4 +1,4 @@
-"""What a run has learned, on its tasks before and after: evaluations, a table, the run's report."""
+"""Evaluations of a run before and after training, their table, and the run's report."""
 
 from __future__ import annotations
 
