@@ -31,8 +31,8 @@ START, END, PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 def question(record: Record, cfg: PromptConfig) -> str:
     """The words beside the pictures."""
-    asked = (QUESTIONS if cfg.style == "qwen" else SHORT)[record.task].format(record.question)
-    return asked + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
+    text = (QUESTIONS if cfg.style == "qwen" else SHORT)[record.task].format(record.question)
+    return text + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
 
 
 def request_of(record: Record, cfg: PromptConfig) -> Pictured:
@@ -48,6 +48,6 @@ def encode(problem: Problem, request: Pictured, processor: Processor, cfg: Promp
     images = "".join(f"{START}{PAD * processor.patcher.tokens(size)}{END}" for size in sizes)
     chat = cfg.style == "qwen"
     before = tokenizer((SYSTEM if chat else "") + images, add_special_tokens=False)["input_ids"]
-    asked = tokenizer(request.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    question_ids = tokenizer(request.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     after = tokenizer(REPLY if chat else ":", add_special_tokens=False)["input_ids"]
-    return Prompt(problem, (*before, *asked, *after), request.pictures)
+    return Prompt(problem, (*before, *question_ids, *after), request.pictures)

@@ -29,8 +29,15 @@ TRUE, SAID = (0, 150, 60), (220, 0, 120)
 CURVES = {
     "Reward (rollouts)": ("reward",),
     "Parts of the reward": (
-        "reward/format", "reward/iou", "reward/points", "reward/exact", "reward/similarity", "reward/location",
-        "reward/cls", "reward/count_f1", "reward/missing",
+        "reward/format",
+        "reward/iou",
+        "reward/points",
+        "reward/exact",
+        "reward/similarity",
+        "reward/location",
+        "reward/cls",
+        "reward/count_f1",
+        "reward/missing",
     ),
     "First figure (held out, selection set)": ("eval/accuracy",),
     "Response length, tokens": ("length", "eval/length"),
@@ -40,7 +47,7 @@ CURVES = {
     "Sampler against trainer log-probability": ("actor/mismatch", "actor/mismatch_max"),
     "Truncated rollouts, groups without signal": ("truncated", "frac_zero_std"),
     "Throughput, tokens/s": ("tokens_per_s",),
-}  # fmt: skip
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -55,7 +62,9 @@ def write_report(folder: Path) -> Path:
         pairs = [pair for pairs in zip(*rows.values(), strict=True) for pair in pairs]
         report.pictures("Held-out pictures: true in green, predicted in magenta", pairs, SIDE)
         if pairs:
-            first = {when: [(png, said.split("\n", 1)[1]) for png, said in row[:SHEET]] for when, row in rows.items()}
+            first = {
+                when: [(png, caption.split("\n", 1)[1]) for png, caption in row[:SHEET]] for when, row in rows.items()
+            }
             jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
 
     return outcome.write(folder, CURVES, None if isinstance(cfg.data, TaskData) else show)
@@ -70,14 +79,14 @@ def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
         when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[tasks[0]][0] / "samples.jsonl"))}
         for when, column in columns.items()
     }
-    made: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
+    pictures: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
     for problem in problems(cfg, "test")[:SHOWN]:
         record, key = problem.meta["record"], (problem.index, gold_text(problem.gold))
         for when, samples in by_moment.items():
             if key in samples:
-                png, said = drawn(cfg, record.pictures[0].image(), samples[key])
-                made[when].append((png, f"{when}: {record.question or 'read'}\n{said}"))
-    return made
+                png, caption = drawn(cfg, record.pictures[0].image(), samples[key])
+                pictures[when].append((png, f"{when}: {record.question or 'read'}\n{caption}"))
+    return pictures
 
 
 def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
@@ -88,10 +97,10 @@ def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
     pen = ImageDraw.Draw(canvas)
     answer = sample.answer or ""
     frame = gold.frame(cfg.reward.space)
-    said = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
+    predicted = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
     if gold.task == "grounding" and (box := perception.grounded(answer, frame, cfg.reward.form)) is not None:
-        said = [box]
-    for boxes, colour in (([box for box, _ in gold.boxes], TRUE), (said, SAID)):
+        predicted = [box]
+    for boxes, colour in (([box for box, _ in gold.boxes], TRUE), (predicted, SAID)):
         for box in boxes:
             _outline(pen, box, scale, colour)
     for x, y in gold.points:
@@ -100,7 +109,7 @@ def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
     canvas.save(out, "PNG")
     figures = "  ".join(f"{name} {value:.2f}" for name, value in list(sample.parts.items())[:2])
     words = f"{answers.without_end(answer)!r}, true {gold.text!r}\n" if gold.task == "ocr" else ""
-    counted = f"{len(said)} of {gold.count}\n" if gold.task == "counting" else ""
+    counted = f"{len(predicted)} of {gold.count}\n" if gold.task == "counting" else ""
     return out.getvalue(), words + counted + figures
 
 

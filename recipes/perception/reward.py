@@ -149,12 +149,12 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
             figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
             return figures["exact"], figures
         case "ocr":
-            said, meant = answers.without_end(answer).split(), gold.text.split()
+            predicted, true = answers.without_end(answer).split(), gold.text.split()
             figures = {
                 "edit": similarity.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
-                **similarity.word_overlap(said, meant),
-                "bleu": similarity.bleu(said, meant),
-                "meteor": similarity.meteor(said, meant),
+                **similarity.word_overlap(predicted, true),
+                "bleu": similarity.bleu(predicted, true),
+                "meteor": similarity.meteor(predicted, true),
             }
             return 1 - figures["edit"], figures
         case _:

@@ -79,10 +79,10 @@ def restore(dit: VideoDiT, config: DsvConfig, folder: Path, facts: Mapping[str, 
     if facts.get("dsv") != to_dict(config):  # a dense model's folder has none
         raise ConfigError(f"{folder} was trained with dsv={facts.get('dsv')}, the config has {to_dict(config)}")
     enable_dsv(dit, config).load_sampling_state(facts["dsv_state"])
-    places, found = dit.state_dict(), dict(predictors(folder))
-    if missing := [name for name in places if ".predictor." in name and name not in found]:
+    places, weights = dit.state_dict(), dict(predictors(folder))
+    if missing := [name for name in places if ".predictor." in name and name not in weights]:
         raise ConfigError(f"{folder} holds no {', '.join(missing)}: export it anew from its run")
-    dit.load_state_dict(found, strict=False)
+    dit.load_state_dict(weights, strict=False)
 
 
 def predictors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -96,8 +96,10 @@ def write_figures(run: Run[Config], dsv: Dsv | None) -> None:
     if dsv is None or not run.is_main:
         return
     rows = [row for row in jsonl.read(run.metrics_file) if "dsv/stage" in row]
-    blocks = [{name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-LAST:]) for name in FIGURES}
-              for i in range(len(dsv.attentions))]  # fmt: skip
+    blocks = [
+        {name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-LAST:]) for name in FIGURES}
+        for i in range(len(dsv.attentions))
+    ]
     # A row has the stage in which the next step begins.
     steps = {"all": len(rows), "stage 2": sum(row["dsv/stage"] == 2 for row in rows[:-1])}
     facts = {"steps": steps, "last": min(LAST, len(rows)), "blocks": blocks, "maps": dsv.maps()}

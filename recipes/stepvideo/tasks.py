@@ -31,15 +31,15 @@ GRADED = 40  # first frames of the task that asks for every motion score
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
     """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
     pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
-    seen = video.see(clip, PALETTE)
-    wanted = asked.direction if asked.score else None
+    motion = video.see(clip, PALETTE)
+    direction = asked.direction if asked.score else None
     return {
-        "direction": float(seen.whole and seen.direction == wanted),
-        "error": video.trajectory_error(seen.track, asked.track(data.frames)),
-        "colour": float(set(seen.colours) == {asked.colour}),
+        "direction": float(motion.whole and motion.direction == direction),
+        "error": video.trajectory_error(motion.track, asked.track(data.frames)),
+        "colour": float(set(motion.colours) == {asked.colour}),
         "psnr": video.psnr(clip[0], moving.render(asked, data)[0]),
-        "moved": seen.moved,
-        "straight": video.straightness(seen.track) if seen.whole else 0.0,
+        "moved": motion.moved,
+        "straight": video.straightness(motion.track) if motion.whole else 0.0,
         "asked": asked.score,
     }
 
@@ -57,10 +57,10 @@ def tasks(cfg: Config) -> list[Task]:
         "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
-    made = [_task(cfg.name, name, data, make) for name, make in rows.items()]
+    split_tasks = [_task(cfg.name, name, data, make) for name, make in rows.items()]
     far = frechet.figures(data, lambda text: read(ROOT / text))
     about = f"frechet: clips of {cfg.name} and true ones, as FVD compares them; trains a classifier"
-    return [*made, replace(made[0], name="frechet", about=about, metrics=lambda budget: far)]
+    return [*split_tasks, replace(split_tasks[0], name="frechet", about=about, metrics=lambda budget: far)]
 
 
 def _task(run: str, name: str, data: Moving, draw: Callable[[], list[Clip]]) -> Task:

@@ -98,8 +98,12 @@ class ClipEngine:
         attention = {} if cfg.dsv is None else {"attention": "DSV"}
         shape = {"frames": pipeline.count, "sizes": [list(size) for size in cfg.sizes]}
         self.facts: Mapping[str, Any] = {
-            "engine": "diffusion", **sampler, "negative": pipeline.negative, **shape, **attention
-        }  # fmt: skip
+            "engine": "diffusion",
+            **sampler,
+            "negative": pipeline.negative,
+            **shape,
+            **attention,
+        }
 
     def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
         """Each question as soon as its clips are there, since a large one takes minutes. Only the request is looked at:
@@ -113,11 +117,11 @@ class ClipEngine:
             clips = self._clips([rows[place] for place in places], [requests[place] for place in places])
             for place, clip in zip(places, clips, strict=True):
                 question = rows[place][0]
-                mine = answers.setdefault(question.problem.index, [])
+                given = answers.setdefault(question.problem.index, [])
                 file = self._keep(apng(clip), ".png") if _prompt(question).lossless else self._keep(_mp4(clip), ".mp4")
-                mine.append(Answer(problem=question.problem, sample=len(mine), finish="stop", media=(file,)))
-                if len(mine) == budget.n:
-                    yield question, mine
+                given.append(Answer(problem=question.problem, sample=len(given), finish="stop", media=(file,)))
+                if len(given) == budget.n:
+                    yield question, given
 
     def clips(self, prompts: Sequence[ClipPrompt], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """[B, F, H, W, RGB] of prompts whose pictures have one size, all at once."""

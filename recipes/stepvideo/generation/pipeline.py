@@ -61,8 +61,8 @@ class Pipeline:
         yield from sample(self.dit, noise, words, without, self.sampler, image_BCHW=image, motion_B=motion)
 
     def _encoded(self, prompts: list[str]) -> Encoded:
-        made = self.encoder.encode(prompts)
-        return Encoded(*(x.to(self.device) for x in (made.text_BLT, made.mask_BL, made.clip_BMT)))
+        encoded = self.encoder.encode(prompts)
+        return Encoded(*(x.to(self.device) for x in (encoded.text_BLT, encoded.mask_BL, encoded.clip_BMT)))
 
 
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from recipes.stepvideo.generation.sampling import SampleArgs, sample
 
     quiet_libraries()
-    given = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
-    for file in sample(cfg, SampleArgs(**given)):
+    values = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
+    for file in sample(cfg, SampleArgs(**values)):
         print(file)
     return 0

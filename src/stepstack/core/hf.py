@@ -52,7 +52,7 @@ def save(body: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     body.save_config(folder)
     module = cast(nn.Module, body)
-    kept = module.state_dict().keys()
-    buffers = {name: value.cpu() for name, value in module.named_buffers() if name in kept}
+    persistent = module.state_dict().keys()
+    buffers = {name: value.cpu() for name, value in module.named_buffers() if name in persistent}
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
     save_torch_state_dict({**weights, **buffers}, folder, filename_pattern=pattern, metadata={"format": "pt"})

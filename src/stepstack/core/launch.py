@@ -181,12 +181,14 @@ def _placed(nodes: int, placement: Placement, rank: int | None, head: str | None
 def _first_host(nodelist: str) -> str:
     """SLURM's compressed list (``gpu[03-18]``) is unfolded by SLURM's own tool."""
     try:
-        shown = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+        process = subprocess.run(
+            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
+        )
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         raise ConfigError(
             f"SLURM_JOB_NODELIST={nodelist}, but scontrol cannot unfold it ({error}): say --head"
         ) from None
-    return shown.stdout.split()[0]
+    return process.stdout.split()[0]
 
 
 def supervise(line: Sequence[str]) -> int:

@@ -45,9 +45,9 @@ class Run(Generic[C]):
     Resumes by itself: the same command in the same folder goes on from the newest whole checkpoint.
     """
 
-    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, shown: bool = True):
-        """``shown``: whether there is a bar; two at a time would write over each other."""
-        self.config, self.shown = config, shown
+    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, visible: bool = True):
+        """``visible``: whether there is a bar; two at a time would write over each other."""
+        self.config, self.visible = config, visible
         self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
@@ -114,9 +114,9 @@ class Run(Generic[C]):
 
     def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
         """Prepare one role: one accelerator.prepare() each, trainables before frozen ones."""
-        made = Trainable(self, role, module, cfg, total_updates)
-        self.trainables[role] = made
-        return made
+        role_trainable = Trainable(self, role, module, cfg, total_updates)
+        self.trainables[role] = role_trainable
+        return role_trainable
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of any role drops out in training."""
@@ -163,8 +163,8 @@ class Run(Generic[C]):
         self.resume()
         every = self.config.eval_every
         self._begin_step()
-        shown = self.shown and self.is_main
-        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, shown=shown) as self.progress:
+        visible = self.visible and self.is_main
+        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, visible=visible) as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
@@ -377,8 +377,8 @@ class Run(Generic[C]):
 
     def _should_stop(self, total: int) -> bool:
         """All processes must agree, or the next collective hangs."""
-        asked = self._stop or (self.stop_after is not None and self.step >= self.stop_after)
-        return bool(self.max(torch.tensor([float(asked)])).item()) and self.step < total
+        stop = self._stop or (self.stop_after is not None and self.step >= self.stop_after)
+        return bool(self.max(torch.tensor([float(stop)])).item()) and self.step < total
 
     def _say(self, text: str) -> int:
         if self.is_main:
@@ -386,8 +386,8 @@ class Run(Generic[C]):
         return 0
 
 
-def stage(run: Run, name: str, shown: bool = True, **changes: Any) -> Run:
+def stage(run: Run, name: str, visible: bool = True, **changes: Any) -> Run:
     """A run inside a run (a warm start, a point of a sweep): its own folder, checkpoints and metrics, the same
-    machines. ``shown=False`` inside of the outer run's steps, which have a bar already."""
+    machines. ``visible=False`` inside of the outer run's steps, which have a bar already."""
     config = dataclasses.replace(run.config, **changes)
-    return Run(config, folder=run.dir / name, stop_after=None, shown=shown)
+    return Run(config, folder=run.dir / name, stop_after=None, visible=visible)

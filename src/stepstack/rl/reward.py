@@ -51,8 +51,8 @@ def load_reward(cfg: FileReward) -> Reward:
             columns = columns_of(rollouts)
             if lacking := [name for name in needed if name not in columns]:
                 raise ConfigError(f"{where} asks for {', '.join(lacking)}: there are {', '.join(columns)}")
-            given = columns if takes_all else {name: columns[name] for name in parameters if name in columns}
-            returned = function(**given)
+            arguments = columns if takes_all else {name: columns[name] for name in parameters if name in columns}
+            returned = function(**arguments)
         else:
             returned = function(rollouts)
         return _checked(returned, len(rollouts), where)

@@ -101,10 +101,14 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
         weight_N = token_weights(micro.lengths, cfg.policy_loss.aggregate, cfg.rollout.sampling.max_tokens)
         mismatch_N = (old_N - sampler_N).abs()
         metrics |= {
-            "entropy": entropy_N.sum(), "clip_fraction": clipped_N.sum(), "ratio_max": ratio_N.max(),
-            "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(), "mismatch": mismatch_N.sum(),
-            "mismatch_max": mismatch_N.max(), "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
-        }  # fmt: skip
+            "entropy": entropy_N.sum(),
+            "clip_fraction": clipped_N.sum(),
+            "ratio_max": ratio_N.max(),
+            "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(),
+            "mismatch": mismatch_N.sum(),
+            "mismatch_max": mismatch_N.max(),
+            "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
+        }
         total = (loss_N * weight_N.to(loss_N.device)).sum()
         return LossOut(total=total, count=micro.count, work=micro.work, metrics=metrics)
 

@@ -40,24 +40,30 @@ def run(args: argparse.Namespace) -> int:
     frames, vae = args.frames or cfg.frames, vae_of(cfg, args.vae)
     dit = dit_of(cfg, vae)
     machine = Machine(
-        gpus=cfg.launch.processes, context=cfg.context, tflops=args.tflops, mfu=args.mfu, micro=cfg.micro,
-        ema=bool(cfg.dit.ema), precision=cfg.precision, again=cfg.dit.gradient_checkpointing,
-    )  # fmt: skip
-    made = cost(dit, tokens(frames, height, width, vae), machine)
+        gpus=cfg.launch.processes,
+        context=cfg.context,
+        tflops=args.tflops,
+        mfu=args.mfu,
+        micro=cfg.micro,
+        ema=bool(cfg.dit.ema),
+        precision=cfg.precision,
+        again=cfg.dit.gradient_checkpointing,
+    )
+    costs = cost(dit, tokens(frames, height, width, vae), machine)
     passes = cfg.batch / (machine.gpus // machine.context * machine.micro)
-    known = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
+    note = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
     stride = " x ".join(map(str, vae.stride))
     for key, value in (
-        ("parameters", f"{dit.parameters:,}{known}"),
-        ("tokens of a video", f"{made.tokens:,} ({frames} frames of {height} x {width}, VAE {stride})"),
-        ("forward, linear", f"{made.linear / 1e15:.3g} PFLOP"),
-        ("forward, attention", f"{made.attention / 1e15:.3g} PFLOP ({made.attention / made.forward:.0%})"),
-        ("weights, gradients, moments", f"{made.states / 2**30:.3g} GiB a GPU, sharded over {machine.gpus}"),
-        ("tokens of a GPU", f"{made.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
-        ("activations", f"{made.activations / 2**30:.3g} GiB a GPU, {'recomputed' if machine.again else 'kept'}"),
+        ("parameters", f"{dit.parameters:,}{note}"),
+        ("tokens of a video", f"{costs.tokens:,} ({frames} frames of {height} x {width}, VAE {stride})"),
+        ("forward, linear", f"{costs.linear / 1e15:.3g} PFLOP"),
+        ("forward, attention", f"{costs.attention / 1e15:.3g} PFLOP ({costs.attention / costs.forward:.0%})"),
+        ("weights, gradients, moments", f"{costs.states / 2**30:.3g} GiB a GPU, sharded over {machine.gpus}"),
+        ("tokens of a GPU", f"{costs.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
+        ("activations", f"{costs.activations / 2**30:.3g} GiB a GPU, {'recomputed' if machine.again else 'kept'}"),
         (
             "a step, by arithmetic",
-            f"{passes * made.seconds:.3g} s of {cfg.batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
+            f"{passes * costs.seconds:.3g} s of {cfg.batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
         ),
     ):
         print(f"{key:32} {value}")

@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     deployment = Deployment(Ring(len(names), args.gpus, args.hops), args.per_tor)
     down = [deployment.position(_number(name, names)) for name in args.faulty.split(",") if name]
     if args.event:
-        made = _events(args, deployment, names, down)
-        print(json.dumps(made, indent=1) if args.json else _events_text(made))
+        changes = _events(args, deployment, names, down)
+        print(json.dumps(changes, indent=1) if args.json else _events_text(changes))
         return 0
     job = Job(args.tp, args.dp, args.pp)
     placed = place(deployment, deployment.ring.mask(down), job, args.method)
@@ -114,7 +114,7 @@ def _events(
     from stepstack.planning.pods.orchestrator import Orchestrator
 
     rings = Orchestrator(deployment.ring, args.tp, down, args.moves)
-    made = []
+    changes = []
     for event in args.event:
         kind, _, name = event.partition(":")
         if kind not in ("fault", "repair") or not name:
@@ -123,8 +123,8 @@ def _events(
         began = time.perf_counter()
         change = rings.fault(node) if kind == "fault" else rings.repair(node)
         spent = time.perf_counter() - began
-        made.append({"event": event, **_change(change, deployment, names), **_standing(rings), "ms": 1000 * spent})
-    return made
+        changes.append({"event": event, **_change(change, deployment, names), **_standing(rings), "ms": 1000 * spent})
+    return changes
 
 
 def _change(change: Change, deployment: Deployment, names: Sequence[str]) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def _standing(rings: Orchestrator) -> dict[str, int]:
     return {"rings": len(rings.groups()), "spare_nodes": len(rings.spares())}
 
 
-def _events_text(made: Sequence[dict[str, Any]]) -> str:
+def _events_text(changes: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for event in made:
+    for event in changes:
         lines.append(
             f"{event['event']}: {event['rings']} rings, {event['spare_nodes']} spare nodes; "
             f"{len(event['groups'])} groups change, {len(event['switched'])} nodes switch ({event['ms']:.2f} ms)"

@@ -51,28 +51,36 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.simulation.pods import study
 
     settings = study.Settings(
-        trace=args.trace, nodes=args.nodes, tps=_numbers("--tp", args.tp, int), draws=args.draws, hops=args.hops,
-        rates=_numbers("--rates", args.rates, float), tor_nodes=args.tor_nodes, per_tor=args.per_tor,
-        dps=_numbers("--dp", args.dp, int), share=args.share, tor_draws=args.tor_draws,
-    )  # fmt: skip
+        trace=args.trace,
+        nodes=args.nodes,
+        tps=_numbers("--tp", args.tp, int),
+        draws=args.draws,
+        hops=args.hops,
+        rates=_numbers("--rates", args.rates, float),
+        tor_nodes=args.tor_nodes,
+        per_tor=args.per_tor,
+        dps=_numbers("--dp", args.dp, int),
+        share=args.share,
+        tor_draws=args.tor_draws,
+    )
     parts = args.parts or [part for part in study.PARTS if part != "waste" or args.trace]
     if args.record and set(parts) != set(study.PARTS):
         raise ConfigError("--record keeps all parts together: name none, and give --trace")
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        made = study.run(parts, settings, lambda what, units: _advance(bar, what, units))
+        results = study.run(parts, settings, lambda what, units: _advance(bar, what, units))
     if args.record:
-        study.record(made, RECORD)
+        study.record(results, RECORD)
     if args.json:
-        print(json.dumps(made, indent=1))
+        print(json.dumps(results, indent=1))
     else:
         console = Console()
-        for title, head, rows in study.tables(made):
+        for title, head, rows in study.tables(results):
             table = Table(*head, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
             console.print(table)
     if args.out:
-        Console(stderr=True).print(f"-> {study.write_page(made, args.out)}", highlight=False)
+        Console(stderr=True).print(f"-> {study.write_page(results, args.out)}", highlight=False)
     return 0
 
 
@@ -83,9 +91,9 @@ def _advance(bar: Progress, what: str, units: int) -> Callable[[], None]:
 
 def _numbers(flag: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
     try:
-        found = tuple(kind(word) for word in text.split(",") if word)
+        numbers = tuple(kind(word) for word in text.split(",") if word)
     except ValueError:
         raise ConfigError(f"{flag} {text!r}: must be numbers with commas between") from None
-    if not found:
+    if not numbers:
         raise ConfigError(f"{flag}: name at least one")
-    return found
+    return numbers

@@ -40,5 +40,5 @@ class VllmVision:
             raise ValueError(
                 f"prompt {prompt.problem.index} has places for {places} pictures, and {len(prompt.pictures)} pictures"
             )
-        shown = {"multi_modal_data": {"image": [p.image() for p in prompt.pictures]}} if prompt.pictures else {}
-        return {"prompt_token_ids": folded, **shown}
+        images = {"multi_modal_data": {"image": [p.image() for p in prompt.pictures]}} if prompt.pictures else {}
+        return {"prompt_token_ids": folded, **images}

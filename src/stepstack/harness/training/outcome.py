@@ -62,19 +62,19 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
 
 def results(place: Path) -> dict[str, Result]:
     """Finished evaluations under a folder: task -> (folder, result), in order of the task's name."""
-    found = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
-    return {result["task"]: (folder, result) for folder, result in found}
+    loaded = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
+    return {result["task"]: (folder, result) for folder, result in loaded}
 
 
 def outcome_rows(*columns: Mapping[str, Result]) -> list[tuple[str, ...]]:
     """Per task that all have: its first metric, response length and share of truncated responses, a column a moment."""
     rows = []
     for task in common(*columns):
-        done = [column[task][1] for column in columns]
+        by_task = [column[task][1] for column in columns]
         rows += [
-            (task, done[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in done)),
-            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in done)),
-            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in done)),
+            (task, by_task[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in by_task)),
+            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in by_task)),
+            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in by_task)),
         ]
     return rows
 
@@ -102,7 +102,7 @@ def write(
     metrics = folder / "metrics.jsonl"
     rows = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(run["config"]["name"])
-    columns = {when: found for when in WHEN if (found := results(folder / "evals" / when))}
+    columns = {when: loaded for when in WHEN if (loaded := results(folder / "evals" / when))}
     if columns:
         report.table("Held-out problems", ("task", "", *columns), outcome_rows(*columns.values()))
         places = {when: [place for place, _ in column.values()] for when, column in columns.items()}
@@ -115,8 +115,8 @@ def write(
         report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
     if columns and show is None:
-        shown = side_by_side(*columns.values())[: 4 * SHOWN]
-        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in shown]
+        samples = side_by_side(*columns.values())[: 4 * SHOWN]
+        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in samples]
         report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
     report.details("Configuration and provenance", run)
     return report.write(folder / "report.html")
