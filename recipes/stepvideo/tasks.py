@@ -66,7 +66,7 @@ def tasks(cfg: Config) -> list[Task]:
 def _task(run: str, name: str, data: Moving, draw: Callable[[], list[Clip]]) -> Task:
     return Task(
         name=name,
-        version=2,
+        version=1,
         about=f"{name}: clips of {run}",
         rows=lambda folder: [Problem(i, clip.prompt, clip) for i, clip in enumerate(draw())],
         request=lambda problem: prompt_of(clip_in(problem), data),
