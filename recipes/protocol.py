@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from stepstack import config
 from stepstack.config import CONFIGS, ROOT, ConfigError, RunConfig
@@ -74,15 +74,29 @@ def load(name: str) -> Recipe[RunConfig]:
     return cast(Recipe[RunConfig], import_module(f"recipes.{name}.recipe"))
 
 
-def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Any:
+@overload
+def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> RunConfig: ...
+
+
+@overload
+def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, *, kind: type[C]) -> C: ...
+
+
+def load_config(
+    name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, *, kind: type[RunConfig] = RunConfig
+) -> RunConfig:
     """The config of a file in ``configs`` (or of a path), validated by its recipe's class. Imports no torch.
 
-    ConfigError names the key, the file and what to do.
+    ConfigError names the key, the file and what to do; also for a config of another ``kind``, the class of a recipe.
     """
     resolved = config.resolve(name, overrides, configs)
     recipe = resolved.values["recipe"]
     _check(recipe)
-    return config.build(import_module(f"recipes.{recipe}.config").Config, resolved)
+    cfg = config.build(import_module(f"recipes.{recipe}.config").Config, resolved)
+    if not isinstance(cfg, kind):
+        wanted = kind.__module__.split(".")[1]
+        raise ConfigError(f"{name} is a config of the recipe {recipe}: give one of {wanted}")
+    return cfg
 
 
 def _check(name: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from recipes.orz.config import Config
 from recipes.orz.data import load_prompts
 from recipes.orz.model import build_base
 from recipes.orz.reward import make_reward
@@ -50,7 +51,8 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
     sampler: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(1, seeds + 1):
-            cfg = load_config("orz-tiny", [f"seed={seed}", f"steps={steps}", "trackers=[]", f"dir={folder}"])
+            words = [f"seed={seed}", f"steps={steps}", "trackers=[]", f"dir={folder}"]
+            cfg = load_config("orz-tiny", words, kind=Config)
             base = base_model(cfg, Path(folder))
             grpo = replace(cfg, advantage=Grpo(), name="grpo")
             for who, contest in (("stepstack PPO", cfg), ("stepstack GRPO", grpo)):

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from stepstack.cli.common import add_config, quiet_libraries
-from stepstack.config import ConfigError
 
 HELP = "a picture and a prompt become a clip, GIF and MP4"
 
@@ -26,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
     from recipes.stepvideo.config import Config
 
-    cfg = load_config(args.name, args.overrides)
-    if not isinstance(cfg, Config):
-        raise ConfigError(f"{args.name} makes no clips: its recipe is {cfg.recipe}; take a config of stepvideo")
+    cfg = load_config(args.name, args.overrides, kind=Config)
     from recipes.stepvideo.generation.sampling import SampleArgs, sample
 
     quiet_libraries()

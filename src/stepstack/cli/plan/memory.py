@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.protocol import load_config
+from recipes.stepvideo.config import Config
 
 if TYPE_CHECKING:
     from stepstack.planning.memory import Dit, Vae
@@ -30,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from stepstack import config
     from stepstack.planning.memory import Machine, cost, tokens
 
-    cfg: Any = load_config(args.name, args.overrides)
-    if cfg.recipe != "stepvideo":
-        raise config.ConfigError(f"{args.name} trains no video DiT: its recipe is {cfg.recipe}")
+    cfg = load_config(args.name, args.overrides, kind=Config)
     try:
         height, width = (int(part) for part in args.size.split("x")) if args.size else cfg.sizes[0]
     except ValueError:
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def vae_of(cfg: Any, choice: str) -> Vae:
+def vae_of(cfg: Config, choice: str) -> Vae:
     """The VAE of the config, or the one of Step-Video."""
     from stepstack.planning.memory import PUBLISHED, STEP_VIDEO, Vae
 
@@ -81,11 +80,18 @@ def vae_of(cfg: Any, choice: str) -> Vae:
     return replace(PUBLISHED[cfg.vae.type], chunk=cfg.vae.chunk)
 
 
-def dit_of(cfg: Any, vae: Vae) -> Dit:
+def dit_of(cfg: Config, vae: Vae) -> Dit:
     from stepstack.planning.memory import Dit
 
-    shape = {
-        name: getattr(cfg.model, name) for name in ("layers", "heads", "head_width", "mlp", "with_image", "with_motion")
-    }
-    text = {"text": cfg.text.widths} if cfg.text.type == "words" else {}
-    return Dit(**shape, **text, text_tokens=cfg.text.lengths, channels=vae.channels)
+    shape = cfg.model
+    dit = Dit(
+        layers=shape.layers,
+        heads=shape.heads,
+        head_width=shape.head_width,
+        mlp=shape.mlp,
+        with_image=shape.with_image,
+        with_motion=shape.with_motion,
+        text_tokens=cfg.text.lengths,
+        channels=vae.channels,
+    )
+    return replace(dit, text=cfg.text.widths) if isinstance(cfg.text, WordVectors) else dit
