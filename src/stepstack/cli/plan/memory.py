@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from recipes.protocol import load_config
-from recipes.stepvideo.config import Config
+from recipes.stepvideo.config import Config, WordVectors
 
 if TYPE_CHECKING:
     from stepstack.planning.memory import Dit, Vae

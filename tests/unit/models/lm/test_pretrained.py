@@ -35,7 +35,5 @@ def test_a_folder_that_lacks_a_weight_is_refused(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ConfigError, match=r"lacks 1 of the model's weights.*: model\.layers\.1\.mlp\.down_proj\.weight"
-    ):
+    with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights.*down_proj\.weight"):
         pretrained.load(Pretrained(path=str(folder)))
