@@ -19,7 +19,7 @@ QUESTIONS = {
     "ocr": "OCR this image.",
     "detection": "Please output bbox coordinates and names of {}.",
 }
-SHORT = {"grounding": "{}", "counting": "all {}", "ocr": "read", "detection": "boxes"}
+SHORT_QUESTIONS = {"grounding": "{}", "counting": "all {}", "ocr": "read", "detection": "boxes"}
 THINKING = (
     " First output the thinking process in <think> </think> tags and then output the final answer in <answer> "
     "</answer> tags."
@@ -31,7 +31,7 @@ START, END, PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 def question(record: Record, cfg: PromptConfig) -> str:
     """The words beside the pictures."""
-    text = (QUESTIONS if cfg.style == "qwen" else SHORT)[record.task].format(record.question)
+    text = (QUESTIONS if cfg.style == "qwen" else SHORT_QUESTIONS)[record.task].format(record.question)
     return text + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
 
 

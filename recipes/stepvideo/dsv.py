@@ -25,10 +25,10 @@ from stepstack.report import jsonl
 from stepstack.report.html import Report
 
 FILE = "dsv.json"
-LAST = 100  # steps at the end of a run that its figures are means over
+FIGURE_STEPS = 100  # steps at the end of a run that its figures are means over
 FIGURES = ("sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")  # of a block, in FILE
 CURVES = ("sparsity", "recall", "mass", "loss", "sparse")
-SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
+SHARDED_BY = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
 
 
 def check_run(run: Run[Config]) -> None:
@@ -36,7 +36,7 @@ def check_run(run: Run[Config]) -> None:
     dsv = run.config.dsv
     if dsv is None:
         return
-    if run.accelerator.distributed_type.name in SPREAD:
+    if run.accelerator.distributed_type.name in SHARDED_BY:
         raise ConfigError(
             f"dsv: its hooks were never run on a model that FSDP or DeepSpeed spreads (launch.file="
             f"{run.config.launch.file}): take launch.file=gpu or ddp, or dsv=null"
@@ -97,12 +97,12 @@ def write_figures(run: Run[Config], dsv: Dsv | None) -> None:
         return
     rows = [row for row in jsonl.read(run.metrics_file) if "dsv/stage" in row]
     blocks = [
-        {name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-LAST:]) for name in FIGURES}
+        {name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-FIGURE_STEPS:]) for name in FIGURES}
         for i in range(len(dsv.attentions))
     ]
     # A row has the stage in which the next step begins.
     steps = {"all": len(rows), "stage 2": sum(row["dsv/stage"] == 2 for row in rows[:-1])}
-    facts = {"steps": steps, "last": min(LAST, len(rows)), "blocks": blocks, "maps": dsv.maps()}
+    facts = {"steps": steps, "last": min(FIGURE_STEPS, len(rows)), "blocks": blocks, "maps": dsv.maps()}
     jsonl.write_json_atomic(run.dir / FILE, facts)
 
 

@@ -30,7 +30,7 @@ from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
-SEEN = 64  # clips on which a VAE is judged, and calibrated
+JUDGED_CLIPS = 64  # clips on which a VAE is judged, and calibrated
 
 
 def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
@@ -96,8 +96,8 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
 
     reconstruction.train(run, vae=trainable, videos=videos, steps=cfg.steps, batch=cfg.batch, weights=cfg.weights)
     body = run.accelerator.unwrap_model(trainable.module).eval()
-    body.calibrate(pixels(clips[:SEEN], data).to(run.device))
-    figures = judged(TinyCodec(body), moving.clips(data, "select")[:SEEN], data)
+    body.calibrate(pixels(clips[:JUDGED_CLIPS], data).to(run.device))
+    figures = judged(TinyCodec(body), moving.clips(data, "select")[:JUDGED_CLIPS], data)
     run.export("vae", out)
     run.finish()
     if figures["direction"] < cfg.gate:

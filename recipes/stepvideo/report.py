@@ -26,7 +26,7 @@ from stepstack.harness.training.outcome import results
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
-SHOWN, SIDE = 24, 128  # clips in the report, their width
+CLIPS_IN_REPORT, CLIP_WIDTH = 24, 128  # clips in the report, their width
 LABELS = {"codec": "true clips through the VAE", "before": "the start's", "after": "generated"}
 
 CURVES = {
@@ -98,7 +98,7 @@ def write_report(folder: Path) -> Path:
         for task in ("test", "swapped"):
             if items := shown(folder, task, cfg.data):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
-                report.pictures(title, items, 3 * SIDE)
+                report.pictures(title, items, 3 * CLIP_WIDTH)
     report.curves("Curves", steps, CURVES)
     dsv.show(report, folder, steps)
     stage = folder / "vae" / "metrics.jsonl"
@@ -115,7 +115,7 @@ def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
     if task not in by_task:
         return []
     items = []
-    for sample in answers.read(by_task[task][0] / "samples.jsonl")[:SHOWN]:
+    for sample in answers.read(by_task[task][0] / "samples.jsonl")[:CLIPS_IN_REPORT]:
         clip = Clip.read(sample.gold)
         true, generated = moving.render(clip, data), read(ROOT / sample.media[0])
         first = np.repeat(true[:1], len(true), 0)

@@ -25,7 +25,7 @@ from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
 from stepstack.scoring import video
 
-GRADED = 40  # first frames of the task that asks for every motion score
+MOTION_FRAMES = 40  # first frames of the task that asks for every motion score
 
 
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
@@ -54,7 +54,7 @@ def tasks(cfg: Config) -> list[Task]:
     rows = {
         "test": lambda: moving.clips(data, "test"),
         "swapped": lambda: moving.swapped(moving.clips(data, "test")),
-        "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
+        "motion": lambda: moving.graded(moving.clips(data, "test")[:MOTION_FRAMES], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
     split_tasks = [_task(cfg.name, name, data, make) for name, make in rows.items()]

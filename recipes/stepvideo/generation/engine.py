@@ -36,8 +36,8 @@ from stepstack.models.video.vae import VideoCodec
 from stepstack.report import jsonl
 
 BATCH = 32
-TOGETHER = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
-KIT = "pipeline.json"
+MAX_PIXELS_AT_ONCE = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
+PIPELINE_FILE = "pipeline.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PipelineFiles:
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
             facts["vae_sha256"] = digest(self.vae)
-        jsonl.write_json_atomic(folder / KIT, facts)
+        jsonl.write_json_atomic(folder / PIPELINE_FILE, facts)
 
 
 def encoders(cfg: Config) -> dict[str, Any]:
@@ -67,12 +67,12 @@ def encoders(cfg: Config) -> dict[str, Any]:
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
     """The sampling pipeline of a model folder. Without ``dsv`` in the config a model that was trained with it attends
     densely. ConfigError where it is none, or was made with other encoders than the config's."""
-    if not (folder / KIT).is_file():
-        raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
-    facts = json.loads((folder / KIT).read_text())
+    if not (folder / PIPELINE_FILE).is_file():
+        raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: it is no folder that a run of this recipe exported")
+    facts = json.loads((folder / PIPELINE_FILE).read_text())
     for key, now in encoders(cfg).items():
         if facts[key] != now:
-            raise ConfigError(f"{folder / KIT} was made with {key}={facts[key]}, the config has {now}")
+            raise ConfigError(f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}")
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
     if cfg.dsv is not None:
         restore(dit, cfg.dsv, folder, facts)
@@ -165,7 +165,7 @@ def together(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int
     for place, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(place)
     for (height, width, _), alike in by_shape.items():
-        most = max(1, TOGETHER // (count * height * width))
+        most = max(1, MAX_PIXELS_AT_ONCE // (count * height * width))
         yield from (alike[start : start + most] for start in range(0, len(alike), most))
 
 

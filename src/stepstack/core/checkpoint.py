@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "complete.json"
-HASHED = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
+MAX_HASHED_BYTES = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
 
 
 def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def prune(folder: Path, keep: int, step: int) -> None:
 def _describe(file: Path) -> dict[str, Any]:
     size = file.stat().st_size
     known: dict[str, Any] = {"bytes": size}
-    if size <= HASHED:
+    if size <= MAX_HASHED_BYTES:
         known["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return known
 

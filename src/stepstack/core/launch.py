@@ -26,7 +26,7 @@ from stepstack.config import CONFIGS, ConfigError, RunConfig
 from stepstack.planning.pods import rankfile
 
 # Seconds that torchrun waits for its processes to save when it gets the SIGTERM itself, as SLURM does it.
-SAVING = 600
+SAVE_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _line(config: RunConfig, name: str, overrides: Sequence[str], node: Node) ->
             f"launch.file={launch.file} starts one process, but launch.nodes x launch.processes_per_node is "
             f"{launch.processes}: set launch.file to {several}"
         )
-    settings = [f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}"] if torchrun else []
+    settings = [f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVE_SECONDS}"] if torchrun else []
     if torchrun and file.get("use_cpu"):
         settings.append("ACCELERATE_USE_CPU=true")  # see configs/launch/cpu-ddp.yaml
     flags = {

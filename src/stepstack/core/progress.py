@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-SHOWN = {
+METRIC_UNITS = {
     "reward": "reward",
     "eval/accuracy": "held-out",
     "length": "tokens",
@@ -48,7 +48,7 @@ class Progress:
         self.bar.stop()
 
     def advance(self, step: int, row: Mapping[str, float]) -> None:
-        self.latest |= {label: row[key] for key, label in SHOWN.items() if key in row}
+        self.latest |= {label: row[key] for key, label in METRIC_UNITS.items() if key in row}
         notes = "  ".join(f"{label} {value:.3g}" for label, value in self.latest.items())
         self.bar.update(self.task, completed=step, notes=notes)
         now = time.monotonic()

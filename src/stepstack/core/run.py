@@ -36,7 +36,7 @@ M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 # A resumed run may change these: they decide where and how it is watched, not what it computes.
-FREE = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
+CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
 class Run(Generic[C]):
@@ -254,8 +254,8 @@ class Run(Generic[C]):
         files = {path: user_code.digest(path) for path in user_files(self.config)}
         if file.is_file():
             record = json.loads(file.read_text())
-            keep = {k: v for k, v in record["config"].items() if k not in FREE}
-            changed = difference(keep, {k: v for k, v in now.items() if k not in FREE})
+            keep = {k: v for k, v in record["config"].items() if k not in CHANGEABLE_KEYS}
+            changed = difference(keep, {k: v for k, v in now.items() if k not in CHANGEABLE_KEYS})
             changed += difference(record["files"], files)
             if changed:
                 raise ConfigError(
@@ -265,7 +265,12 @@ class Run(Generic[C]):
                 )
         elif self.is_main:
             self.dir.mkdir(parents=True, exist_ok=True)
-            record = {"config": now, "hash": digest(self.config, FREE), "files": files, "provenance": provenance()}
+            record = {
+                "config": now,
+                "hash": digest(self.config, CHANGEABLE_KEYS),
+                "files": files,
+                "provenance": provenance(),
+            }
             jsonl.write_json_atomic(file, record)
         self.accelerator.wait_for_everyone()
         if self.config.trackers:

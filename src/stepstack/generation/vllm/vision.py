@@ -11,7 +11,7 @@ from typing import Any
 
 from stepstack.generation.types import Prompt
 
-NEVER = -100.0  # the strongest bias that vLLM takes
+STRONGEST_BIAS = -100.0  # the strongest bias that vLLM takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class VllmVision:
 
     @property
     def bias(self) -> dict[int, float]:
-        return dict.fromkeys(self.banned, NEVER)
+        return dict.fromkeys(self.banned, STRONGEST_BIAS)
 
     @property
     def engine_options(self) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from stepstack.report import jsonl
 MAX_TOKENS = 256  # of an answer where the task does not say; lm-eval's own default
 
 
-PAIRS = 256  # log-likelihoods that are asked for, and kept, at a time
+LIKELIHOODS_AT_ONCE = 256  # log-likelihoods that are asked for, and kept, at a time
 
 
-KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}  # generation_kwargs, normalised
+KNOWN_KWARGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}  # generation_kwargs, normalised
 
 
 class StepstackLM(TemplateLM):
@@ -111,7 +111,7 @@ class StepstackLM(TemplateLM):
         return texts
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
-        if unknown := set(kwargs) - KNOWN:
+        if unknown := set(kwargs) - KNOWN_KWARGS:
             raise ConfigError(f"generation_kwargs {sorted(unknown)} of this lm-eval task are not known here: {kwargs}")
         return Sampling(
             temperature=float(kwargs.get("temperature", 1.0)) if kwargs["do_sample"] else 0.0,
@@ -159,8 +159,8 @@ class StepstackLM(TemplateLM):
             pairs.append((whole[: -len(after)], after))
 
         def ask(todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
-            for start in range(0, len(todo), PAIRS):
-                piece = todo[start : start + PAIRS]
+            for start in range(0, len(todo), LIKELIHOODS_AT_ONCE):
+                piece = todo[start : start + LIKELIHOODS_AT_ONCE]
                 yield from zip(piece, map(list, self.engine.loglikelihood([pairs[i] for i in piece])), strict=True)
 
         values = self._once([digest(["loglikelihood", *pair]) for pair in pairs], ask)

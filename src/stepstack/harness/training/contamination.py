@@ -10,7 +10,7 @@ from stepstack.config import ConfigError
 from stepstack.harness.task import Task
 from stepstack.scoring.text.overlap import EXAMPLES, NGRAM, overlap
 
-SHOWN = 100  # characters of an example
+EXAMPLE_CHARACTERS = 100  # characters of an example
 
 
 def report(
@@ -73,4 +73,4 @@ def markdown(overlap: Mapping[str, Any]) -> str:
 def _short(text: str) -> str:
     """On one line, without what would end the code span."""
     text = " ".join(text.replace("`", "'").split())
-    return text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " ..."
+    return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS].rstrip() + " ..."

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepstack.config import digest
-from stepstack.core.run import FREE, Run
+from stepstack.core.run import CHANGEABLE_KEYS, Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
@@ -21,7 +21,7 @@ from stepstack.report import jsonl, viewer
 from stepstack.report.html import Report
 
 WHEN = ("before", "after")
-SHOWN = 6  # samples in the terminal; four times as many in the report
+SAMPLES_IN_TERMINAL = 6  # samples in the terminal; four times as many in the report
 
 Result = tuple[Path, dict[str, Any]]
 Columns = Mapping[str, Mapping[str, Result]]  # moment -> task -> (folder, result)
@@ -33,7 +33,7 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
     ``source``: the folder or hub name of these weights.
     """
     model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
-    about = {"config": digest(run.config, FREE), "step": run.step}
+    about = {"config": digest(run.config, CHANGEABLE_KEYS), "step": run.step}
     place = run.dir / "evals" / when
     evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
@@ -50,7 +50,7 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
     for row in outcome_rows(before, after):
         table.add_row(*row)
     console.print(table)
-    for pair in side_by_side(before, after)[:SHOWN]:
+    for pair in side_by_side(before, after)[:SAMPLES_IN_TERMINAL]:
         console.print(f"[bold]{pair[0].problem}[/bold]  (answer {pair[0].gold})", highlight=False)
         for label, sample in zip(WHEN, pair, strict=True):
             mark = "right" if sample.score else "wrong"
@@ -115,7 +115,7 @@ def write(
         report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
     if columns and show is None:
-        samples = side_by_side(*columns.values())[: 4 * SHOWN]
+        samples = side_by_side(*columns.values())[: 4 * SAMPLES_IN_TERMINAL]
         cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in samples]
         report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
     report.details("Configuration and provenance", run)
