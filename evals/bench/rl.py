@@ -20,7 +20,7 @@ from rich.table import Table
 from recipes.orz.config import Config
 from recipes.orz.data import load_prompts
 from recipes.orz.model import build_base
-from recipes.orz.reward import make_reward
+from recipes.orz.reward import reward_of
 from recipes.protocol import load_config
 from stepstack.config import Save
 from stepstack.core.run import Run
@@ -94,7 +94,7 @@ def judge_of(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callab
     """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)
-    reward = make_reward(cfg.reward)
+    reward = reward_of(cfg)
 
     def accuracy(weights: Any) -> float:
         generator.load(weights, version=0)
@@ -126,7 +126,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
             roles=models,
             generator=generator,
             prompts=PromptStream(prompts.train, cfg.seed),
-            reward=make_reward(cfg.reward),
+            reward=reward_of(cfg),
             evaluate=judge,
         )
     rows = [row for row in jsonl.read(run.metrics_file) if "tokens" in row]
@@ -147,7 +147,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
     accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
     lm.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
     by_text = {tokenizer.decode(list(p.ids)): p for p in prompts.train}
-    reward = make_reward(cfg.reward)
+    reward = reward_of(cfg)
 
     def scores(prompts: list[str], completion_ids: list[list[int]], **unused: Any) -> list[float | None]:
         rollouts = []

@@ -47,7 +47,7 @@ CLOCK = ("time/", "cpu_s", "tokens_per_s", "mfu", "memory_gib")
 @pytest.fixture(scope="module", autouse=True)
 def varied():
     """So small a model earns nothing; the real reward plus a little that differs within groups."""
-    made = recipe.make_reward
+    made = recipe.reward_of
 
     def make(cfg):
         reward = made(cfg)
@@ -57,7 +57,7 @@ def varied():
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "make_reward", make)
+        patch.setattr(recipe, "reward_of", make)
         yield
 
 

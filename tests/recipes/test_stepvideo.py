@@ -198,7 +198,7 @@ def test_settings_that_do_not_fit_are_refused(change, said):
 def test_a_cluster_shares_videos_by_its_heads(capsys):
     with pytest.raises(ConfigError, match=r"context=32 must divide model\.heads=48"):
         load_config("stepvideo-ti2v-30b", ["context=32"])
-    with pytest.raises(ConfigError, match="context=8: processes that share a video attend densely"):
+    with pytest.raises(ConfigError, match="context_plan is missing: it says how processes that share a"):
         load_config("stepvideo-ti2v-30b", ["dsv={dispatch: {type: fixed}}"])
     assert cli.main(["train", "stepvideo-ti2v-30b", "--dry-run"]) == 0
     assert "128 on 16 nodes, 8 share a video" in capsys.readouterr().out
