@@ -190,7 +190,7 @@ def test_a_key_at_the_wrong_place_is_told_the_right_one(write):
         ("shuffle=1", "shuffle = 1: Input should be a valid boolean"),
         ("name=3", "valid string (in quotes it is one: '\"3\"')"),
         ("precision=int4", "precision = 'int4': Input should be 'no' or 'bf16'"),
-        ("launch.nodes=0", "launch.nodes = 0: Input should be greater than or equal to 1"),
+        ("launch.nodes=0", "launch.nodes = 0: Input should be greater than 0"),
         ("save.every=-1", "save.every = -1: Input should be greater than or equal to 0"),
         ("policy.optim.type=sgd", "policy.optim"),
         ("stop=[1]", "stop.0 = 1: Input should be a valid string"),
