@@ -30,8 +30,8 @@ class PromptConfig(Strict):
     max_tokens: PositiveInt = 2048
     """Most tokens of a prompt."""
     overlong: Overlong = "drop"
-    """Fate of a longer prompt: error stops, drop leaves it out, left cuts it at its beginning, behind the BOS (never at its end,
-    as ORZ's code does)."""
+    """Fate of a longer prompt: error stops, drop leaves it out, left cuts it at its beginning, behind the BOS, and
+    never at its end, as ORZ's code does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

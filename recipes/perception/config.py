@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from data.drawn.scenes import Objects, Words
 from data.drawn.splits import SPLITS
 from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
-from data.prepare.manifest import MANIFEST, read_manifest
+from data.prepare.manifest import MANIFEST
 from stepstack.config import ROOT, ConfigError, Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.models.lm.config import Pretrained
@@ -185,6 +186,9 @@ class Config(PpoConfig):
         if not isinstance(self.data, PreparedPictures):
             return SPLITS
         names = {entry.partition("=")[0] for entry in self.data.evals}
-        if (ROOT / self.data.folder / MANIFEST).is_file():
-            names |= read_manifest(ROOT / self.data.folder / MANIFEST, self.data.set).evals.keys()
+        manifest = ROOT / self.data.folder / MANIFEST
+        if (
+            manifest.is_file()
+        ):  # one of another version is refused where data is read: here it must not bar preparing anew
+            names |= json.loads(manifest.read_text(encoding="utf-8")).get("evals", {}).keys()
         return (*SPLITS, *(f"{self.data.set}_{name}" for name in sorted(names)))

@@ -29,7 +29,7 @@ DERIVED = "derived"  # the source of a value that follows from others
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: the weight of the old value
-Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"]
 
 
 class ConfigError(ValueError):
@@ -346,7 +346,7 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
         key = _dotted(item["loc"], values)
         source = _source_of(key, resolved)
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = " or ".join(map(repr, _nearest(key, cls)))
+            near = " or ".join(map(repr, nearest_keys(key, cls)))
             text = f"unknown key {key!r}" + (f"; did you mean {near}?" if near else "")
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             text = f"key {key!r} is missing"
@@ -385,8 +385,9 @@ def _source_of(key: str, resolved: Resolved) -> str:
     return _shown(resolved.path)
 
 
-def _nearest(key: str, cls: type) -> list[str]:
-    """The known dotted keys that were probably meant: a sibling with a similar name, else that name elsewhere."""
+def nearest_keys(key: str, cls: type) -> list[str]:
+    """The known dotted keys of a config class that were probably meant: a sibling with a similar name, else that name
+    elsewhere."""
     known = sorted(set(_keys(cls)))
     parent, _, leaf = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]

@@ -136,7 +136,7 @@ class Lora(Strict):
     """Rank of the adapters."""
     alpha: PositiveInt = 32
     """Scale of the adapters' output, which is multiplied by alpha / r."""
-    dropout: Decay = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Chance of an input of an adapter being dropped."""
     targets: str | tuple[str, ...] = "all-linear"
     """Names of the linear layers that get an adapter; "all-linear": all of them."""

@@ -30,7 +30,8 @@ class HfConfig(Strict):
     prefill: PositiveInt = 65536
     """Prompt tokens, padding counted, that are read at a time: their attention takes memory."""
     decoder: Literal["auto", "fused", "module"] = "auto"
-    """fused: our decoder of Qwen2 and Llama; module: any model; auto: fused where it can, and logs it."""
+    """Code that decodes: fused, our decoder of Qwen2 and Llama; module, any model's own; auto takes fused where it can,
+    and logs it."""
 
     @property
     def samples_at_once(self) -> int:

@@ -122,7 +122,7 @@ class PpoConfig(RunConfig):
     steps: PositiveInt
     """Training steps: each samples rollouts, scores them and updates the models."""
     rollout: RolloutConfig = RolloutConfig()
-    """What a step samples, and by which engine."""
+    """Prompts and samples of a step, and the engine."""
     advantage: Annotated[Gae | Grpo | Rloo, Field(discriminator="type")] = Gae()
     """How rewards become advantages; gae alone has a critic."""
     actor: TrainableConfig = TrainableConfig()

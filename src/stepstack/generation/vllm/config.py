@@ -39,9 +39,10 @@ class VllmConfig(Strict):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type that the engine computes in."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy starts without reading the checkpoint's weights: the trainer's come first."""
+    """Weights that the engine starts with: auto reads the checkpoint's; dummy does not, since the trainer's come
+    first."""
     sleep_level: Literal[0, 1, 2] = 1
-    """What ``sleep`` does with the weights: 1 keeps a copy in host memory, 2 drops them, 0 does nothing."""
+    """Fate of the weights during ``sleep``: 1 keeps a copy in host memory, 2 drops them, 0 does nothing."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -60,7 +61,7 @@ class VllmServerConfig(Strict):
     urls: tuple[str, ...]
     """Address of each server, such as http://host:8000."""
     transfer: Literal["nccl", "disk"] = "nccl"
-    """nccl broadcasts weights to the servers' GPUs; disk writes safetensors to ``dir``."""
+    """Way of new weights to the servers: nccl broadcasts them to their GPUs; disk writes safetensors to ``dir``."""
     dir: str = ""
     """Folder for transfer=disk that trainer and servers see under the same path; the newest version stays in it."""
     bucket_gib: PositiveFloat = 1.0
