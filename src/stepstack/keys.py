@@ -209,9 +209,8 @@ def _below(value: Any, part: str) -> Any:
     """The value of an attribute, of each element of a list; MISSING where there is none."""
     if isinstance(value, tuple):
         return tuple(_below(element, part) for element in value)
-    if isinstance(value, Strict) and part in hints(type(value)):
-        return getattr(value, part)
-    return MISSING
+    cls: type = type(value)
+    return getattr(value, part) if issubclass(cls, Strict) and part in hints(cls) else MISSING
 
 
 def _default(owner: type, part: str, above: Any) -> Any:
