@@ -13,9 +13,7 @@ from stepstack.core.types import ProcessGroup
 from stepstack.generation.types import Budget, ClipBudget
 from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import evaluate
-from stepstack.harness.task import DATA, Task, load
-
-LM_EVAL = "lm_eval:"
+from stepstack.harness.task import DATA, LM_EVAL, Task, load
 
 Evaluated = list[tuple[Path, dict[str, Any]]]
 

@@ -17,6 +17,7 @@ from stepstack.rl.reward import Reward
 from stepstack.user_code import load_module
 
 TASKS = ROOT / "evals" / "tasks"
+LM_EVAL = "lm_eval:"  # begins the name of a task of lm-evaluation-harness
 DATA = ROOT / "evals" / "data"  # where tasks look for their rows; not in git
 
 
