@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
-from stepstack.config import ConfigError, Strict, nearest_keys
+from stepstack.config import ConfigError, nearest_keys
 
 NAMES = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", Any: "any value"}
 
@@ -209,8 +209,8 @@ def _below(value: Any, part: str) -> Any:
     """The value of an attribute, of each element of a list; MISSING where there is none."""
     if isinstance(value, tuple):
         return tuple(_below(element, part) for element in value)
-    cls: type = type(value)
-    return getattr(value, part) if issubclass(cls, Strict) and part in hints(cls) else MISSING
+    names = [item.name for item in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    return getattr(value, part) if part in names else MISSING
 
 
 def _default(owner: type, part: str, above: Any) -> Any:
