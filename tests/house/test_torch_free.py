@@ -33,7 +33,7 @@ FLOORS = (
     "stepstack.generation.types",
     "stepstack.generation.vllm.config",
     "stepstack.rl.config",
-    "stepstack.rl.types",
+    "stepstack.rl.reward",
     "stepstack.models.lm.config",
     "stepstack.models.video.dsv.config",
     "stepstack.harness.config",

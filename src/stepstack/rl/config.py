@@ -19,6 +19,7 @@ class FileReward(Strict):
     """A rule of your own: a function in a Python file (``rl.reward.load_reward`` says what it takes and returns)."""
 
     type: Literal["file"] = "file"
+    """Choice of the reward: a rule of your own in a file."""
     path: str
     """Python file, from where the command is typed or from the repository."""
     function: str = "score"
