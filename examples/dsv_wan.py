@@ -53,9 +53,16 @@ def flow_loss(model: nn.Module, count: int, random: torch.Generator) -> Tensor:
 def train(seed: int, steps: int, config: DsvConfig | None) -> dict[str, Any]:
     torch.manual_seed(seed)
     model: Any = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=64, ffn_dim=128, num_layers=2,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=64,
+        ffn_dim=128,
+        num_layers=2,
+    )
     dsv = enable_dsv(model, config) if config else None
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)

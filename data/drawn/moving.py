@@ -135,9 +135,7 @@ def draw(rng: random.Random, cfg: Moving) -> Clip:
     form, colour = rng.choice(get_args(Form)), rng.choice(get_args(Colour))
     grey = rng.randint(*cfg.grey)
     direction, score = rng.choice(get_args(Direction)), rng.choice(cfg.scores)
-    return Clip(
-        form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey
-    )  # fmt: skip
+    return Clip(form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey)
 
 
 def render(clip: Clip, cfg: Moving) -> NDArray[np.uint8]:

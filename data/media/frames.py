@@ -119,7 +119,7 @@ def mp4(frames: Frames, fps: float, scale: int = 1) -> bytes:
     even = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     return imageio.imwrite(
         "<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=1, quality=9
-    )  # fmt: skip
+    )
 
 
 def gif(frames: Frames, fps: float = 6, scale: int = 1) -> bytes:

@@ -87,9 +87,15 @@ def prepare(
         writer.close()
         files = {file.name: described(file) for file in sorted(folder.iterdir())}
         manifest = Manifest(
-            schema=SCHEMA, stepstack=__version__, data=DATA, sources=[given.record], evals={},
-            options=dataclasses.asdict(options), counts=counts, files=files,
-        )  # fmt: skip
+            schema=SCHEMA,
+            stepstack=__version__,
+            data=DATA,
+            sources=[given.record],
+            evals={},
+            options=dataclasses.asdict(options),
+            counts=counts,
+            files=files,
+        )
         text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
         write_synced(folder / MANIFEST, f"{text}\n".encode())
     return manifest

@@ -101,9 +101,13 @@ def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float
 
 
 def passes(
-    row: dict[str, Any], attend: Attend, tensors: Sequence[Tensor], rounds: int,
-    where: AbstractContextManager[Any] | None = None, ours: Tensor | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    row: dict[str, Any],
+    attend: Attend,
+    tensors: Sequence[Tensor],
+    rounds: int,
+    where: AbstractContextManager[Any] | None = None,
+    ours: Tensor | None = None,
+) -> list[dict[str, Any]]:
     """Rows of forward and backward. What a peer cannot do is a row that says why, in its own words."""
     *qkv, d_out = tensors
     try:
@@ -234,11 +238,16 @@ def show(result: dict[str, Any]) -> None:
     for r in result["rows"]:
         goal = GOALS.get(r["pass"]) if r["sparsity"] == 0.9 and r["who"] == OURS else None
         table.add_row(
-            str(r["dim"]), str(r["tokens"]), f"{r['sparsity']:.2f}", r["k"], r["pass"], r["who"],
+            str(r["dim"]),
+            str(r["tokens"]),
+            f"{r['sparsity']:.2f}",
+            r["k"],
+            r["pass"],
+            r["who"],
             f"{r['ms']:.3f}" if "ms" in r else r["failed"],
             f"{r['times_limit']:.2f}" if "times_limit" in r else "",
             f"{goal:.2f}" if goal else "",
-        )  # fmt: skip
+        )
     print(f"-> {plot(result, ROOT / 'evals' / 'results' / 'bench-dsv.png')}")
     console.print(table)
     console.print(describe(result["provenance"]), highlight=False)

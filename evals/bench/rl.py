@@ -240,9 +240,15 @@ def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
             own = sum(len(r.ids) for g in groups for r in g.rollouts) / (time.process_time() - started)
             started = time.process_time()
             out = lm.generate(  # type: ignore[operator]
-                padded, attention_mask=(padded != 0).long(), do_sample=True, top_k=0, top_p=1.0,
-                max_new_tokens=sampling.max_tokens, eos_token_id=eos, pad_token_id=0,
-            )[:, width:].tolist()  # fmt: skip
+                padded,
+                attention_mask=(padded != 0).long(),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=eos,
+                pad_token_id=0,
+            )[:, width:].tolist()
             spent = time.process_time() - started
             lengths = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in out]
             if turn:  # the first warms up

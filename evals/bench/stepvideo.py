@@ -48,9 +48,13 @@ class Case:
         (text, _), (clip, _) = TEXTS
         with torch.device(device):
             made = VideoDiT(
-                layers=self.layers, heads=self.heads, head_width=self.width, split=split, channels=CHANNELS,
+                layers=self.layers,
+                heads=self.heads,
+                head_width=self.width,
+                split=split,
+                channels=CHANNELS,
                 text_channels=(text, clip),
-            )  # fmt: skip
+            )
         made.enable_gradient_checkpointing()
         return made.train()
 

@@ -46,9 +46,12 @@ def _train(run: Run[Config], point: Point) -> float:
     policy = run.trainable("policy", Policy(lm), TrainableConfig(optim=optim(cfg, point), clip=cfg.clip), point.steps)
     try:
         supervised.train(
-            run, policy=policy, rows=lambda step: batch(cfg, TRAIN, step * point.batch, point.batch),
-            steps=point.steps, layout=cfg.layout,
-        )  # fmt: skip
+            run,
+            policy=policy,
+            rows=lambda step: batch(cfg, TRAIN, step * point.batch, point.batch),
+            steps=point.steps,
+            layout=cfg.layout,
+        )
     except NonFiniteGradient:
         return float("inf")
     loss = held_out_loss(run, policy)

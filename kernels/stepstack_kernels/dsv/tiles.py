@@ -17,7 +17,7 @@ interpreted: bool = triton.knobs.runtime.interpret
 @triton.jit
 def load_tile(
     x, stride, desc, b, h, first, stop, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr
-):  # fmt: skip
+):
     """[ROWS, COLS] of x [B, H, tokens, D] from token ``first``; tokens from ``stop`` on and columns from D on are 0.
     With TMA, tokens from ``stop`` on are whatever the sequence holds there: scores must be masked anyway."""
     if TMA:

@@ -64,11 +64,36 @@ def place(order, blocks, heads, TILE: tl.constexpr, BLOCK: tl.constexpr):
 @autotuned(FORWARD)
 @triton.jit
 def forward(
-    q, k, v, o, lse, q_stride, k_stride, v_stride, o_stride, q_desc, k_desc, v_desc,
-    order, offsets, indices, q_starts, k_starts, heads, q_blocks, tokens, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    o,
+    lse,
+    q_stride,
+    k_stride,
+    v_stride,
+    o_stride,
+    q_desc,
+    k_desc,
+    v_desc,
+    order,
+    offsets,
+    indices,
+    q_starts,
+    k_starts,
+    heads,
+    q_blocks,
+    tokens,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """o [B, H, S, D] and lse [B, H, S] (base 2; 0 where a query sees nothing)."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N
@@ -107,11 +132,42 @@ def forward(
 @autotuned(DQ)
 @triton.jit
 def backward_q(
-    q, k, v, o, do, lse, dq, delta, q_stride, k_stride, v_stride, o_stride, do_stride, dq_stride,
-    q_desc, k_desc, v_desc, do_desc, order, offsets, indices, q_starts, k_starts, heads, q_blocks, tokens, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    o,
+    do,
+    lse,
+    dq,
+    delta,
+    q_stride,
+    k_stride,
+    v_stride,
+    o_stride,
+    do_stride,
+    dq_stride,
+    q_desc,
+    k_desc,
+    v_desc,
+    do_desc,
+    order,
+    offsets,
+    indices,
+    q_starts,
+    k_starts,
+    heads,
+    q_blocks,
+    tokens,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """dq [B, H, S, D], and delta [B, H, S] = sum of do * o over D, which dK/dV needs as well."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N
@@ -146,11 +202,42 @@ def backward_q(
 @autotuned(DKV)
 @triton.jit
 def backward_kv(
-    q, k, v, do, lse, delta, dk, dv, q_stride, k_stride, v_stride, do_stride, dk_stride, dv_stride,
-    q_desc, k_desc, v_desc, do_desc, order, offsets, indices, q_starts, k_starts, heads, k_blocks, tokens, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    do,
+    lse,
+    delta,
+    dk,
+    dv,
+    q_stride,
+    k_stride,
+    v_stride,
+    do_stride,
+    dk_stride,
+    dv_stride,
+    q_desc,
+    k_desc,
+    v_desc,
+    do_desc,
+    order,
+    offsets,
+    indices,
+    q_starts,
+    k_starts,
+    heads,
+    k_blocks,
+    tokens,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TMA: tl.constexpr,
+):
     """dk, dv [B, H, T, D] by the transposed lists: ``indices`` names the query blocks that see a key block."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N

@@ -40,20 +40,46 @@ def token_major(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("stepstack::block_sparse_attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, lists: Lists, transposed: Lists,
-    q_size: int, k_size: int, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    lists: Lists,
+    transposed: Lists,
+    q_size: int,
+    k_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     """o [B, H, S, D] and the base-2 log-sum-exp of the scores [B, H, S]. ``transposed`` is for the backward only."""
     q, k, v = rows_dense(q), rows_dense(k), rows_dense(v)
     out = token_major(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     order, offsets, indices, q_starts, k_starts = (x.contiguous() for x in (*lists, q_starts, k_starts))
     kernels.forward[pieces(order.shape[0], "M")](
-        q, k, v, out, lse, strides(q), strides(k), strides(v), strides(out),
-        descriptor(q), descriptor(k), descriptor(v),
-        order, offsets, indices, q_starts, k_starts, q.shape[1], q_starts.shape[0] - 1, q.shape[2],
-        scale * LOG2E, **sizes(q, q_size, k_size),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        lse,
+        strides(q),
+        strides(k),
+        strides(v),
+        strides(out),
+        descriptor(q),
+        descriptor(k),
+        descriptor(v),
+        order,
+        offsets,
+        indices,
+        q_starts,
+        k_starts,
+        q.shape[1],
+        q_starts.shape[0] - 1,
+        q.shape[2],
+        scale * LOG2E,
+        **sizes(q, q_size, k_size),
+    )
     return out, lse
 
 
@@ -64,9 +90,20 @@ def _(q, k, v, q_starts, k_starts, lists, transposed, q_size, k_size, scale):
 
 @torch.library.custom_op("stepstack::block_sparse_attention_backward", mutates_args=())
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, d_out: Tensor, q_starts: Tensor, k_starts: Tensor,
-    lists: Lists, transposed: Lists, q_size: int, k_size: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    lists: Lists,
+    transposed: Lists,
+    q_size: int,
+    k_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, d_out = rows_dense(q), rows_dense(k), rows_dense(v), rows_dense(d_out)
     dq, dk, dv = token_major(q), token_major(k), token_major(v)
     delta = torch.empty_like(lse)
@@ -75,16 +112,66 @@ def backward(
     scale2 = scale * LOG2E
     order, offsets, indices, q_starts, k_starts = (x.contiguous() for x in (*lists, q_starts, k_starts))
     kernels.backward_q[pieces(order.shape[0], "M")](
-        q, k, v, out, d_out, lse, dq, delta,
-        strides(q), strides(k), strides(v), strides(out), strides(d_out), strides(dq), q_desc, k_desc, v_desc, do_desc,
-        order, offsets, indices, q_starts, k_starts, q.shape[1], q_starts.shape[0] - 1, q.shape[2], scale2, **more,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        out,
+        d_out,
+        lse,
+        dq,
+        delta,
+        strides(q),
+        strides(k),
+        strides(v),
+        strides(out),
+        strides(d_out),
+        strides(dq),
+        q_desc,
+        k_desc,
+        v_desc,
+        do_desc,
+        order,
+        offsets,
+        indices,
+        q_starts,
+        k_starts,
+        q.shape[1],
+        q_starts.shape[0] - 1,
+        q.shape[2],
+        scale2,
+        **more,
+    )
     order, offsets, indices = (x.contiguous() for x in transposed)
     kernels.backward_kv[pieces(order.shape[0], "N")](
-        q, k, v, d_out, lse, delta, dk, dv,
-        strides(q), strides(k), strides(v), strides(d_out), strides(dk), strides(dv), q_desc, k_desc, v_desc, do_desc,
-        order, offsets, indices, q_starts, k_starts, q.shape[1], k_starts.shape[0] - 1, q.shape[2], scale2, **more,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        d_out,
+        lse,
+        delta,
+        dk,
+        dv,
+        strides(q),
+        strides(k),
+        strides(v),
+        strides(d_out),
+        strides(dk),
+        strides(dv),
+        q_desc,
+        k_desc,
+        v_desc,
+        do_desc,
+        order,
+        offsets,
+        indices,
+        q_starts,
+        k_starts,
+        q.shape[1],
+        k_starts.shape[0] - 1,
+        q.shape[2],
+        scale2,
+        **more,
+    )
     return dq, dk, dv
 
 

@@ -26,9 +26,21 @@ def mean_kernel(x, stride, starts, means, heads, blocks, D: tl.constexpr, BLOCK_
 
 @triton.jit
 def score_kernel(
-    proxies, k, k_stride, starts, scores, heads, q_blocks, k_blocks, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
+    proxies,
+    k,
+    k_stride,
+    starts,
+    scores,
+    heads,
+    q_blocks,
+    k_blocks,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    RUN: tl.constexpr,
+):
     """scores [B*H, q_blocks, k_blocks]: log2 of the sum over a key block of 2^(scale proxy . key). A program does ROWS
     proxies and RUN key blocks; only one [ROWS, TILE] of token scores exists at a time."""
     head = tl.program_id(0).to(tl.int64)

@@ -57,9 +57,14 @@ def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[st
 
 
 def summarise(
-    grids: Sequence[Grid], *, window: float = fit.WINDOW, tolerance: float = fit.NEAR, draws: int = 1000,
-    batch_of_params: bool = False, track: Track = iter,
-) -> dict[str, Any]:  # fmt: skip
+    grids: Sequence[Grid],
+    *,
+    window: float = fit.WINDOW,
+    tolerance: float = fit.NEAR,
+    draws: int = 1000,
+    batch_of_params: bool = False,
+    track: Track = iter,
+) -> dict[str, Any]:
     """Grids with their optima, and a law by each estimator or why there is none."""
     said: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
     for grid, surface in zip(grids, surfaces(grids, window), strict=True):

@@ -92,10 +92,13 @@ def _claims(said: Mapping[str, Any]) -> Table:
         _two("surfaces with a minimum, dense / MoE", "convex", dense["surfaces"], mixed["surfaces"]),
         _two("slices with one valley, within 5 %, dense / MoE", "convex", dense["slices_near"], mixed["slices_near"]),
         _two("the same, all runs, dense / MoE", "convex", dense["slices"], mixed["slices"]),
-        ("excess loss on MoE by all / active N, ‰", "all is better",
-         f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}",
-         AGREES if moe["total"]["nearest"] < moe["active"]["nearest"] else DIFFERS),
-    ]  # fmt: skip
+        (
+            "excess loss on MoE by all / active N, ‰",
+            "all is better",
+            f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}",
+            AGREES if moe["total"]["nearest"] < moe["active"]["nearest"] else DIFFERS,
+        ),
+    ]
     flat = said["plateau"]
     note = f"+0.1 % loss: learning rate x/÷ {flat['lr']:.3f}, batch x/÷ {flat['batch']:.3f} (medians of dense surfaces)"
     return Table(("claim", "reported", "measured here", ""), rows, [note], "What the released runs say")

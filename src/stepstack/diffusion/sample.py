@@ -35,9 +35,13 @@ def sample(
 
     def velocity(words: Encoded, x: Tensor, t_B: Tensor) -> Tensor:
         return dit(
-            x, t_B, words.text_BLT.expand(len(x), -1, -1), words.mask_BL.expand(len(x), -1),
-            words.clip_BMT.expand(len(x), -1, -1), **more,
-        )  # fmt: skip
+            x,
+            t_B,
+            words.text_BLT.expand(len(x), -1, -1),
+            words.mask_BL.expand(len(x), -1),
+            words.clip_BMT.expand(len(x), -1, -1),
+            **more,
+        )
 
     for x in flow.euler(noise_BFCHW, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
         if not torch.isfinite(x).all():

@@ -53,10 +53,17 @@ def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: flo
 
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     out, _ = triton_op.attention(
-        q, k, v, selection.queries.starts, selection.keys.starts,
-        lists(selection), lists(selection.inverse) if differentiated else [],
-        selection.queries.size, selection.keys.size, scale,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        selection.queries.starts,
+        selection.keys.starts,
+        lists(selection),
+        lists(selection.inverse) if differentiated else [],
+        selection.queries.size,
+        selection.keys.size,
+        scale,
+    )
     return out
 
 

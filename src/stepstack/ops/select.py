@@ -73,9 +73,13 @@ def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "trit
 
 @torch.no_grad()
 def _select(
-    scores: Callable[[slice, slice], Tensor], queries: Blocks, keys: Blocks, kept: list[int], q: Tensor,
+    scores: Callable[[slice, slice], Tensor],
+    queries: Blocks,
+    keys: Blocks,
+    kept: list[int],
+    q: Tensor,
     how: Literal["reference", "triton"],
-) -> Selection:  # fmt: skip
+) -> Selection:
     """One selection from scores of [1, a few heads, queries, keys] at a time."""
     batch, heads = q.shape[:2]
     keep_BHQ = torch.tensor(kept, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)

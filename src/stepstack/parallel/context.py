@@ -201,9 +201,13 @@ def _gathered(
     k, v = k.reshape(-1, dim), v.reshape(-1, dim)  # [B h T, D]
     tokens = torch.cat(sent)
     fetched = exchange.AllToAll.apply(
-        torch.cat([k[tokens], v[tokens]], dim=-1).flatten(), [len(part) * 2 * dim for part in sent],
-        [count * 2 * dim for count in counts], groups.row(step), groups.moved, "scp",
-    ).view(-1, 2 * dim)  # fmt: skip
+        torch.cat([k[tokens], v[tokens]], dim=-1).flatten(),
+        [len(part) * 2 * dim for part in sent],
+        [count * 2 * dim for count in counts],
+        groups.row(step),
+        groups.moved,
+        "scp",
+    ).view(-1, 2 * dim)
     k, v = (torch.cat([here, there]) for here, there in zip((k, v), fetched.split(dim, dim=-1), strict=True))
     selection = _renumbered(local, need, owned, place, lengths)
     out = attend(q.reshape(1, 1, -1, dim), k[None, None], v[None, None], selection)

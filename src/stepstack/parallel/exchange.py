@@ -73,9 +73,14 @@ class AllToAll(torch.autograd.Function):
 
 
 def all_to_all(
-    flat: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup, moved: Moved, what: str,
+    flat: Tensor,
+    sent: list[int],
+    received: list[int],
+    group: dist.ProcessGroup,
+    moved: Moved,
+    what: str,
     when: str = "forward",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """As ``AllToAll``, without gradients."""
     out = flat.new_empty(sum(received))
     dist.all_to_all_single(out, flat.contiguous(), received, sent, group=group)

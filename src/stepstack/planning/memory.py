@@ -151,9 +151,17 @@ def cost(dit: Dit, count: int, machine: Machine) -> Cost:
     shard = -(-count // machine.context)
     seconds = (forward + backward) * machine.micro / (machine.context * machine.tflops * 1e12 * machine.mfu)
     return Cost(
-        count, shard, linear, attention, ends, backward, linear + attention if machine.again else 0.0,
-        _states(dit, machine), _activations(dit, shard, machine), seconds,
-    )  # fmt: skip
+        count,
+        shard,
+        linear,
+        attention,
+        ends,
+        backward,
+        linear + attention if machine.again else 0.0,
+        _states(dit, machine),
+        _activations(dit, shard, machine),
+        seconds,
+    )
 
 
 def _states(dit: Dit, machine: Machine) -> int:

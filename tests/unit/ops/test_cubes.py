@@ -20,8 +20,10 @@ def test_a_block_holds_exactly_one_cube(video, cube):
     made = Cubes.of(video, cube)
     made.blocks.check()
     positions = list(product(*map(range, video)))
-    found = [[tuple(p // c for p, c in zip(positions[t], cube, strict=True)) for t in part]
-             for part in made.order.split(made.blocks.lengths.tolist())]  # fmt: skip
+    found = [
+        [tuple(p // c for p, c in zip(positions[t], cube, strict=True)) for t in part]
+        for part in made.order.split(made.blocks.lengths.tolist())
+    ]
     assert all(len(set(block)) == 1 for block in found)
     counts = [-(-v // c) for v, c in zip(video, cube, strict=True)]
     assert [block[0] for block in found] == list(product(*map(range, counts)))

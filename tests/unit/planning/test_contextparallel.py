@@ -45,9 +45,10 @@ def drawn(rng: np.random.Generator, ranks: int, heads: int, layers: int = 1) -> 
 def all_grids(ranks: int, heads: int) -> list[tuple[int, int, problem.Inner]]:
     return [
         (hcp, ranks // hcp, inner)
-        for hcp in range(1, min(ranks, heads) + 1) if ranks % hcp == 0
+        for hcp in range(1, min(ranks, heads) + 1)
+        if ranks % hcp == 0
         for inner in ("hcp", "scp")
-    ]  # fmt: skip
+    ]
 
 
 class Messages:
@@ -109,8 +110,9 @@ class Messages:
             for sample, head in itertools.product(range(self.samples), heads[a]):
                 pairs = sum(
                     self.layout.queries[i] * self.layout.keys[j]
-                    for i in self.queries_of(b) for j in np.flatnonzero(self.mask[sample, head, i])
-                )  # fmt: skip
+                    for i in self.queries_of(b)
+                    for j in np.flatnonzero(self.mask[sample, head, i])
+                )
                 comp += float(TABLE.time(length, 1 - pairs / (rows * length))) * rows / whole
             out[rank] = comp + passes * sum(time[rank] for time in times)
         return out

@@ -254,10 +254,17 @@ SAME = {
     "proj_out": "out",
 }
 SAME_IN_BLOCK = {
-    "norm1": "norm1", "norm2": "norm2", "scale_shift_table": "table", "ff.net.0.proj": "up", "ff.net.2": "down",
-    **{f"attn{n}.{theirs}": f"attn{n}.{ours}" for n in (1, 2)
-       for theirs, ours in (("wo", "to_out"), ("q_norm", "norm_q"), ("k_norm", "norm_k"), ("wq", "to_q"))},
-}  # fmt: skip
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "scale_shift_table": "table",
+    "ff.net.0.proj": "up",
+    "ff.net.2": "down",
+    **{
+        f"attn{n}.{theirs}": f"attn{n}.{ours}"
+        for n in (1, 2)
+        for theirs, ours in (("wo", "to_out"), ("q_norm", "norm_q"), ("k_norm", "norm_k"), ("wq", "to_q"))
+    },
+}
 
 
 def from_published(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:

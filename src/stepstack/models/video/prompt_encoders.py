@@ -99,9 +99,13 @@ def _states(
 ) -> tuple[Tensor, Tensor]:
     """Padded at the right to ``length``, so that a prompt's encoding does not depend on its batch."""
     batch = tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=length, padding_side="right",
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        padding_side="right",
         return_tensors="pt",
-    ).to(model.device)  # fmt: skip
+    ).to(model.device)
     body = model.base_model
     hidden = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     return hidden, batch["attention_mask"].bool()

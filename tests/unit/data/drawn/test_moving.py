@@ -62,8 +62,10 @@ def test_the_first_frame_tells_neither_direction_nor_speed():
         for feature in (lambda c: c.start[0], lambda c: c.start[1], lambda c: c.radius, lambda c: c.grey):
             for a, b in itertools.combinations(groups.values(), 2):
                 assert stats.ks_2samp([feature(c) for c in a], [feature(c) for c in b]).pvalue > 1e-3
-        table = [[sum((c.colour, c.form) == kind for c in g) for g in groups.values()]
-                 for kind in itertools.product(PALETTE, ("circle", "square"))]  # fmt: skip
+        table = [
+            [sum((c.colour, c.form) == kind for c in g) for g in groups.values()]
+            for kind in itertools.product(PALETTE, ("circle", "square"))
+        ]
         assert stats.chi2_contingency(table).pvalue > 1e-3
 
 

@@ -58,8 +58,11 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
     ]
     manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
     assert manifest.counts == {
-        "read": 4, "kept": 3, "dropped": {"duplicate": 1}, "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1}
-    }  # fmt: skip
+        "read": 4,
+        "kept": 3,
+        "dropped": {"duplicate": 1},
+        "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1},
+    }
     assert read_manifest(tmp_path / "out" / "manifest.json", "clips").files == manifest.files
     made = Latents(tmp_path / "out")
     assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
@@ -158,9 +161,17 @@ def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
     said = str(caught.value).splitlines()
     assert said[0].startswith("7 bad rows")
     for number, words in enumerate(
-        ["caption is missing", "caption is empty", "broken.mp4 cannot be read", "none.mp4 does not exist",
-         "short.mp4 has 3 frames", "tall.mp4 is 32 x 128", "key motion is 'fast'"], 1,
-    ):  # fmt: skip
+        [
+            "caption is missing",
+            "caption is empty",
+            "broken.mp4 cannot be read",
+            "none.mp4 does not exist",
+            "short.mp4 has 3 frames",
+            "tall.mp4 is 32 x 128",
+            "key motion is 'fast'",
+        ],
+        1,
+    ):
         assert f"line {number}" in said[number]
         assert words in said[number]
     assert not (tmp_path / "out").exists()

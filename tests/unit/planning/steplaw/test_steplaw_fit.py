@@ -160,10 +160,15 @@ def test_valleys_are_counted_by_slice():
 
 @pytest.mark.parametrize(
     ("row", "said"),
-    [("1e8,1e10,x,4,2.5", "lr = 'x' is no number"), ("1e8,1e10,1e-3,4", "loss = None"),
-     ("1e8,1e10,-1e-3,4,2.5", "lr = -1e-3 must be above 0"), ("inf,1e10,1e-3,4,2.5", "N = inf must be above 0 and fi"),
-     ("1e8,1e10,1e-3,4,-inf", "loss = -inf"), ("1e8,1e10,2e-3,8,2.4", "stands twice")],
-)  # fmt: skip
+    [
+        ("1e8,1e10,x,4,2.5", "lr = 'x' is no number"),
+        ("1e8,1e10,1e-3,4", "loss = None"),
+        ("1e8,1e10,-1e-3,4,2.5", "lr = -1e-3 must be above 0"),
+        ("inf,1e10,1e-3,4,2.5", "N = inf must be above 0 and fi"),
+        ("1e8,1e10,1e-3,4,-inf", "loss = -inf"),
+        ("1e8,1e10,2e-3,8,2.4", "stands twice"),
+    ],
+)
 def test_a_bad_row_is_named_by_file_and_line(row, said, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(f"N,D,lr,bs,loss\n1e8,1e10,2e-3,8,2.5\n{row}\n")
@@ -230,9 +235,18 @@ def test_two_grids_still_get_their_optima(tmp_path, capsys):
 
 def test_the_commands_run_without_torch(tmp_path):
     path = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS])
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 1}))  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "vocab_size": 9,
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+            }
+        )
+    )
     lines = [
         ["--params", "1e9", "--tokens", "1e11", "--html", str(tmp_path / "a.html")],
         ["--config", str(tmp_path), "--tokens", "1e11", "--json"],

@@ -87,12 +87,29 @@ MODELS = [
     ("qwen2", {"num_key_value_heads": 1}),
     ("qwen3", {"head_dim": 16, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}),
-    ("qwen2_moe", {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-                   "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}),
+    (
+        "qwen2_moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "shared_expert_intermediate_size": 20,
+            "mlp_only_layers": [1],
+        },
+    ),
     ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 12, "decoder_sparse_step": 2, "qkv_bias": False}),
-    ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 16,
-                   "num_key_value_heads": 2, "mlp_only_layers": [0, 2]}),
-]  # fmt: skip
+    (
+        "qwen3_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "head_dim": 16,
+            "num_key_value_heads": 2,
+            "mlp_only_layers": [0, 2],
+        },
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "more"), MODELS)
@@ -125,9 +142,13 @@ def test_only_chosen_experts_cost_flops():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [('{"model_type": "bert"}', "model_type = 'bert'"), ("{", "not JSON"), ("[]", "must be an object"),
-     ('{"model_type": "llama", "hidden_size": 8.5}', "hidden_size = 8.5")],
-)  # fmt: skip
+    [
+        ('{"model_type": "bert"}', "model_type = 'bert'"),
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        ('{"model_type": "llama", "hidden_size": 8.5}', "hidden_size = 8.5"),
+    ],
+)
 def test_a_config_that_cannot_be_counted_is_named(text, said, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=said.replace("[", r"\[")) as error:
@@ -190,11 +211,14 @@ def test_the_command_writes_a_page_with_plots(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--tokens", "1e9"], "either --params or --config"), (["--params", "1e9"], "--tokens"),
-     (["--params", "-1", "--tokens", "1e9"], "params = -1"),
-     (["--params", "1e9", "--config", "orz-tiny", "--tokens", "1"], "either"),
-     (["--config", "nowhere.json", "--tokens", "1e9"], "nowhere.json")],
-)  # fmt: skip
+    [
+        (["--tokens", "1e9"], "either --params or --config"),
+        (["--params", "1e9"], "--tokens"),
+        (["--params", "-1", "--tokens", "1e9"], "params = -1"),
+        (["--params", "1e9", "--config", "orz-tiny", "--tokens", "1"], "either"),
+        (["--config", "nowhere.json", "--tokens", "1e9"], "nowhere.json"),
+    ],
+)
 def test_the_command_says_what_is_wrong(words, said, capsys):
     assert cli.main(["plan", "steplaw", *words]) == 2
     assert said in capsys.readouterr().err

@@ -22,11 +22,24 @@ def test_table():
     first, second = overlap([f"so {LONG}", "find 2+3.", "find 2-3.", LONG], evals)
     examples = first.pop("examples")
     assert first == {
-        "eval": "aime", "questions": 3, "short": 2, "exact": 2, "ngram": 0, "train_rows": 3, "share": 2 / 3
-    }  # fmt: skip
+        "eval": "aime",
+        "questions": 3,
+        "short": 2,
+        "exact": 2,
+        "ngram": 0,
+        "train_rows": 3,
+        "share": 2 / 3,
+    }
     assert second == {
-        "eval": "math", "questions": 1, "short": 1, "exact": 0, "ngram": 0, "train_rows": 0, "share": 0, "examples": []
-    }  # fmt: skip
+        "eval": "math",
+        "questions": 1,
+        "short": 1,
+        "exact": 0,
+        "ngram": 0,
+        "train_rows": 0,
+        "share": 0,
+        "examples": [],
+    }
     assert examples == [
         {"train": 3, "question": 0, "kind": "exact", "text": LONG},  # row 0 shares words, row 3 is the same
         {"train": 1, "question": 1, "kind": "exact", "text": "find 2+3."},
@@ -55,7 +68,7 @@ def test_examples_name_the_shared_words_and_are_few():
         (LONG.replace(" ", ", ").upper(), LONG, "ngram"),  # punctuation does not count for words
         (f"题目{CHINESE}", f"{CHINESE}吗", "ngram"),
     ],
-)  # fmt: skip
+)
 def test_what_overlaps(train, question, kind):
     found = row([train], [question])
     assert (found["exact"], found["ngram"]) == (int(kind == "exact"), int(kind == "ngram"))
