@@ -64,7 +64,7 @@ def draw(rng: random.Random, cfg: Chains) -> list[int]:
     return terms
 
 
-def beyond(problem: Problem, cfg: Chains) -> bool:
+def exceeds(problem: Problem, cfg: Chains) -> bool:
     """Whether a chain has a term or a partial sum that those of ``cfg`` never have."""
     terms = [int(term) for term in re.findall(r"[+-]?\d+", problem.text)]
     return max(map(abs, terms)) > cfg.largest_term or max(itertools.accumulate(terms)) > cfg.largest_sum
@@ -74,7 +74,7 @@ def show(terms: list[int]) -> str:
     return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
 
 
-def worked(terms: list[int], rng: random.Random, slip: float) -> str:
+def worked_solution(terms: list[int], rng: random.Random, slip: float) -> str:
     """Step-by-step reasoning; each step goes wrong by one with probability ``slip``, and the error carries on."""
     total, steps = terms[0], []
     for term in terms[1:]:

@@ -91,7 +91,7 @@ class Moving(Strict):
             raise ValueError(f"scores={self.scores} must not be negative, radius={self.radius} must rise from above 0")
         if not 0 <= self.grey[0] <= self.grey[1] <= 255:
             raise ValueError(f"grey={self.grey} must rise within 0 to 255")
-        if self.room(self.radius[1]) < 0:
+        if self.start_range(self.radius[1]) < 0:
             raise ValueError(
                 f"size={self.size}: a form of radius {self.radius[1]} that moves {self.reach:g} pixels leaves the "
                 "frame; take a larger size, fewer frames or lower scores"
@@ -102,7 +102,7 @@ class Moving(Strict):
         """Pixels that the fastest form moves in a clip."""
         return SPEED * max(self.scores) * (self.frames - 1)
 
-    def room(self, radius: float) -> float:
+    def start_range(self, radius: float) -> float:
         """How far from the middle a form may start, in x and in y, so that it stays in the frame wherever it goes."""
         return self.size / 2 - radius - self.reach
 
@@ -115,14 +115,18 @@ def clips(cfg: Moving, split: Split) -> list[Clip]:
     in_vain = 0
     while len(found) < wanted:
         clip = draw(rng, cfg)
-        if split_of(clip.write()) == split and clip not in found and not (split == "train" and unseen(clip.prompt)):
+        if (
+            split_of(clip.write()) == split
+            and clip not in found
+            and not (split == "train" and is_held_out_prompt(clip.prompt))
+        ):
             found[clip], in_vain = None, 0
         elif (in_vain := in_vain + 1) == PATIENCE:
             raise ConfigError(f"data.{split}={wanted}: only {len(found)} such clips were found; ask for fewer")
     return list(found)
 
 
-def unseen(prompt: str) -> bool:
+def is_held_out_prompt(prompt: str) -> bool:
     """Whether no training clip has this prompt."""
     return zlib.crc32(prompt.encode()) % NEVER == 0
 
@@ -130,8 +134,11 @@ def unseen(prompt: str) -> bool:
 def draw(rng: random.Random, cfg: Moving) -> Clip:
     """What the first frame shows is drawn before, and apart from, direction and score."""
     radius = round(rng.uniform(*cfg.radius), 2)
-    room, middle = cfg.room(radius), cfg.size / 2
-    start = (round(middle + rng.uniform(-room, room), 2), round(middle + rng.uniform(-room, room), 2))
+    start_range, middle = cfg.start_range(radius), cfg.size / 2
+    start = (
+        round(middle + rng.uniform(-start_range, start_range), 2),
+        round(middle + rng.uniform(-start_range, start_range), 2),
+    )
     form, colour = rng.choice(get_args(Form)), rng.choice(get_args(Colour))
     grey = rng.randint(*cfg.grey)
     direction, score = rng.choice(get_args(Direction)), rng.choice(cfg.scores)
@@ -170,7 +177,7 @@ class FirstFrame:
         return Image.fromarray(render(self.clip, self.data)[0])
 
 
-def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
+def with_other_directions(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     """The same first frames, told to move another way than their clips did."""
     rng = random.Random(f"swapped-{seed}")
     return [
@@ -179,6 +186,6 @@ def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     ]
 
 
-def graded(clips: Sequence[Clip], scores: Sequence[float]) -> list[Clip]:
+def with_each_score(clips: Sequence[Clip], scores: Sequence[float]) -> list[Clip]:
     """The same first frames and prompts at every motion score."""
     return [Clip(**(asdict(clip) | {"score": score})) for clip in clips for score in scores]

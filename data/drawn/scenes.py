@@ -77,7 +77,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class ScenePicture:
-    """The picture (``data.media.images.Picture``) of a scene."""
+    """The picture of a scene, drawn when its pixels are asked for."""
 
     scene: Scene
 

@@ -53,7 +53,7 @@ def read_image(file: Path) -> Frames:
     return np.asarray(Image.alpha_composite(ground, full).convert("RGB"))
 
 
-def kept(size: Size, into: Size) -> float:
+def crop_fraction(size: Size, into: Size) -> float:
     """The share of a picture that is left when it is cropped to the shape of another one."""
     ratio = (size[1] / size[0]) / (into[1] / into[0])
     return min(ratio, 1 / ratio)
@@ -61,7 +61,7 @@ def kept(size: Size, into: Size) -> float:
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
     """The size that crops least; of equal ones the one whose area is nearest."""
-    return max(sizes, key=lambda into: (kept(size, into), -abs(into[0] * into[1] - size[0] * size[1])))
+    return max(sizes, key=lambda into: (crop_fraction(size, into), -abs(into[0] * into[1] - size[0] * size[1])))
 
 
 def fit(frames: Frames, into: Size) -> Frames:

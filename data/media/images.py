@@ -8,22 +8,16 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from PIL import Image, ImageOps
 
 from data.errors import BadRow, DataError
+from stepstack.records import Picture
 from stepstack.scoring.vision.spatial import Space
 
 # What Pillow raises for bytes that are no picture, or only a part or a bomb of one.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-class Picture(Protocol):
-    """A light reference, hashable and picklable; the pixels are read when asked for."""
-
-    def image(self) -> Image.Image:
-        """The picture in RGB, turned as its EXIF orientation says. DataError where it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ def decode(content: bytes, name: str, max_pixels: int | None = None) -> Image.Im
     )
 
 
-def image_of(value: Any, key: str = "image") -> str | bytes:
+def image_source(value: Any, key: str = "image") -> str | bytes:
     """The path or the bytes in an image cell: text, or ``{"bytes": ..., "path": ...}``. BadRow for anything else."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")

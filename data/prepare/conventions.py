@@ -31,7 +31,7 @@ MIN_AT_EDGE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Annotation:
     """A box or a point as a source has it, and the (width, height) of its picture in pixels."""
 
     where: str
@@ -59,7 +59,7 @@ class _Reading:
     reach: NDArray[np.float64]
 
 
-def check_convention(source: str, marks: Sequence[Mark], declared: Convention) -> None:
+def check_convention(source: str, marks: Sequence[Annotation], declared: Convention) -> None:
     """DataError where the numbers of ``source`` contradict the declared convention, naming the one that they suit.
 
     Three signs: numbers of at most 1 in a space where that is a pixel or less; many boxes that leave the picture or
@@ -90,13 +90,13 @@ def check_convention(source: str, marks: Sequence[Mark], declared: Convention) -
             raise DataError(_contradicted(source, marks, declared, other, at, why))
 
 
-def settle(numbers: Numbers, size: tuple[int, int], convention: Convention) -> tuple[Numbers, Space, bool]:
+def normalise_numbers(numbers: Numbers, size: tuple[int, int], convention: Convention) -> tuple[Numbers, Space, bool]:
     """(numbers, their space, whether they were clipped) of a box as x1, y1, x2, y2 or of a point, inside the picture.
 
     Percent become thousandths. Up to a pixel outside of the picture is rounding and clipped; BadRow says what else is
     wrong.
     """
-    factor, space = 10.0 if convention.space == "percent" else 1.0, settled_space(convention.space)
+    factor, space = 10.0 if convention.space == "percent" else 1.0, written_space(convention.space)
     values = tuple(float(number) * factor for number in numbers)
     if len(values) == 4 and convention.layout == "xywh":
         values = (values[0], values[1], values[0] + values[2], values[1] + values[3])
@@ -128,7 +128,7 @@ def check_same(one: Numbers, its: Convention, other: Numbers, others: Convention
         )
 
 
-def settled_space(space: SourceSpace) -> Space:
+def written_space(space: SourceSpace) -> Space:
     """The space in which numbers of a source are written."""
     return "thousand" if space == "percent" else space
 
@@ -167,7 +167,7 @@ def _at_edge(now: _Reading, other: _Reading) -> NDArray[np.bool_]:
 
 
 def _contradicted(
-    source: str, marks: Sequence[Mark], declared: Convention, other: Convention, wrong: NDArray, why: str
+    source: str, marks: Sequence[Annotation], declared: Convention, other: Convention, wrong: NDArray, why: str
 ) -> str:
     example = marks[int(np.flatnonzero(wrong)[0])]
     changes = [f"space={other.space}"] if other.space != declared.space else []

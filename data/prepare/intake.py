@@ -20,14 +20,14 @@ from data.errors import BadRow, DataError
 from data.media.images import FilePicture, PerceptionTask, Record, Target, decode
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import (
+    Annotation,
     Convention,
-    Mark,
     Numbers,
     SourceSpace,
     check_convention,
     check_same,
-    settle,
-    settled_space,
+    normalise_numbers,
+    written_space,
 )
 from data.prepare.manifest import (
     MANIFEST,
@@ -51,7 +51,7 @@ from stepstack import __version__, config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class IntakeRow:
     """A row as its source has it: ``image`` is a path or an encoded picture, ``numbers`` are boxes in the declared
     space and layout, or points. ``again``: the same boxes in another space, where the source has both. ``size``: what
     the source says of the picture, if it does."""
@@ -78,7 +78,7 @@ class _Placed:
 @dataclass(frozen=True, slots=True)
 class _Found:
     where: str
-    row: Row
+    row: IntakeRow
     picture: _Placed
 
 
@@ -88,7 +88,7 @@ def prepare(
     task: PerceptionTask,
     source: str | Sequence[str],
     evals: Sequence[str],
-    parse: Callable[[Any], Row],
+    parse: Callable[[Any], IntakeRow],
     options: IntakeOptions,
     *,
     read: Callable[[str], Source] = read_source,
@@ -125,7 +125,7 @@ def prepare(
         described = {
             **config.to_dict(options),
             "task": task,
-            "space": settled_space(options.space or "pixels"),
+            "space": written_space(options.space or "pixels"),
             "images": intake.roots,
             "question": question,
             "source_space": options.space,
@@ -171,7 +171,7 @@ class _Intake:
         folder: Path,
         task: PerceptionTask,
         options: IntakeOptions,
-        parse: Callable[[Any], Row],
+        parse: Callable[[Any], IntakeRow],
         read: Callable[[str], Source],
     ):
         self.folder, self.task, self.options, self.parse, self.read = folder, task, options, parse, read
@@ -189,7 +189,9 @@ class _Intake:
         for place in sources:
             opened = self._open(place)
             if self.task != "ocr":
-                marks = [Mark(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers]
+                marks = [
+                    Annotation(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers
+                ]
                 check_convention(place, marks, self._convention)
             for one in opened:
                 try:
@@ -293,10 +295,10 @@ class _Intake:
         if self.task == "counting" and not known and row.count != 0 and (train or row.count is None):
             raise BadRow("no objects are marked: training needs their points or boxes; a count alone can be an eval")
 
-    def _settled(self, one: _Found) -> tuple[Row, int]:
+    def _settled(self, one: _Found) -> tuple[IntakeRow, int]:
         """The row with its numbers as they are written, and how many were clipped."""
         size, convention = one.picture.size, self._convention
-        settled = [settle(numbers, size, convention)[::2] for numbers in one.row.numbers]
+        settled = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
         again = dataclasses.replace(convention, space=one.row.again_space)
         for numbers, same in zip(one.row.numbers, one.row.again, strict=False):
             check_same(numbers, convention, same, again, size)

@@ -45,7 +45,7 @@ FORM = '{"video": path, "caption": text}, of pairs also "loser": path'
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ClipRow:
     """A checked clip. ``length``: frames that are taken, from the first. ``digest``: of the files."""
 
     place: str
@@ -73,19 +73,19 @@ def prepare(
                     f"data.options: a bucket of {length} frames of {size[1]} x {size[0]}: {error}"
                 ) from None
     given = read_source(source)
-    rows, counts = checked(list(given.rows), Path(options.root or Path(source).parent), options)
+    rows, counts = check_rows(list(given.rows), Path(options.root or Path(source).parent), options)
     with new_folder(out) as folder:
         writer = LatentWriter(folder, encoder)
         for row in track(rows, "encoding", transient=True):
-            pixels = pixels_of(row.video, row)
+            pixels = read_pixels(row.video, row)
             latents, image = codec.encode(pixels)[0], codec.encode(pixels[:, :1])[0, 0]
-            loser = None if row.loser is None else codec.encode(pixels_of(row.loser, row))[0]
+            loser = None if row.loser is None else codec.encode(read_pixels(row.loser, row))[0]
             try:
                 writer.add(latents, image, row.motion, row.caption, loser)
             except ValueError as error:
                 raise DataError(f"{row.place}: {row.video}: {error}") from None
         writer.close()
-        files = {file.name: described(file) for file in sorted(folder.iterdir())}
+        files = {file.name: describe_file(file) for file in sorted(folder.iterdir())}
         manifest = Manifest(
             schema=SCHEMA,
             stepstack=__version__,
@@ -101,12 +101,14 @@ def prepare(
     return manifest
 
 
-def checked(raw: Sequence[tuple[str, Any]], root: Path, options: ClipOptions) -> tuple[list[Row], dict[str, Any]]:
+def check_rows(
+    raw: Sequence[tuple[str, Any]], root: Path, options: ClipOptions
+) -> tuple[list[ClipRow], dict[str, Any]]:
     """(rows that stay, what was counted). DataError with all bad rows."""
     rows, errors, dropped, seen = [], [], Counter[str](), set()
     for place, value in track(raw, "reading", transient=True):
         try:
-            row = row_of(place, value, root, options)
+            row = parse_row(place, value, root, options)
         except (BadRow, DataError) as error:
             errors.append(f"{place}: {error}")
             continue
@@ -129,7 +131,7 @@ def checked(raw: Sequence[tuple[str, Any]], root: Path, options: ClipOptions) ->
     return rows, {"read": len(raw), "kept": len(rows), "dropped": dict(dropped), "buckets": dict(buckets)}
 
 
-def row_of(place: str, value: Any, root: Path, options: ClipOptions) -> Row:
+def parse_row(place: str, value: Any, root: Path, options: ClipOptions) -> ClipRow:
     """BadRow or DataError that names what is wrong with it."""
     caption, name = (text_at(value, "", (key,), FORM) for key in ("caption", "video"))
     if not caption.strip():
@@ -138,20 +140,20 @@ def row_of(place: str, value: Any, root: Path, options: ClipOptions) -> Row:
     video, _ = frames.read_video(file)
     loser = root / text_at(value, "", ("loser",), FORM) if "loser" in value else None
     size = frames.nearest(video.shape[1:3], options.sizes)
-    length = fitting(file, video, size, options)
+    length = bucket_length(file, video, size, options)
     if loser is not None:
-        length = min(length, fitting(loser, frames.read_video(loser)[0], size, options))
-    score = motion_of(value, video[:length], options)
+        length = min(length, bucket_length(loser, frames.read_video(loser)[0], size, options))
+    score = row_motion(value, video[:length], options)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (file, loser) if path)).hexdigest()
-    return Row(place, file, loser, caption.strip(), score, size, length, digest)
+    return ClipRow(place, file, loser, caption.strip(), score, size, length, digest)
 
 
-def fitting(file: Path, video: Frames, size: Size, options: ClipOptions) -> int:
+def bucket_length(file: Path, video: Frames, size: Size, options: ClipOptions) -> int:
     """The longest length that a video has frames for. BadRow where it has too few, or another shape than ``size``."""
     lengths = [length for length in options.lengths if length <= len(video)]
     if not lengths:
         raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {min(options.lengths)}")
-    if (left := frames.kept(video.shape[1:3], size)) < options.keep:
+    if (left := frames.crop_fraction(video.shape[1:3], size)) < options.keep:
         raise BadRow(
             f"{file} is {video.shape[2]} x {video.shape[1]}: cropped to {size[1]} x {size[0]}, the nearest of "
             f"options.sizes, {left:.0%} of it would be left; add a size of its shape, or lower keep"
@@ -159,7 +161,7 @@ def fitting(file: Path, video: Frames, size: Size, options: ClipOptions) -> int:
     return max(lengths)
 
 
-def motion_of(value: Mapping[str, Any], video: Frames, options: ClipOptions) -> float:
+def row_motion(value: Mapping[str, Any], video: Frames, options: ClipOptions) -> float:
     given = value.get("motion")
     if given is None:
         return frames.motion_score(video, MotionOptions(every=options.every, top=options.top))
@@ -168,11 +170,11 @@ def motion_of(value: Mapping[str, Any], video: Frames, options: ClipOptions) -> 
     return float(given)
 
 
-def pixels_of(file: Path, row: Row) -> Tensor:
+def read_pixels(file: Path, row: ClipRow) -> Tensor:
     """[1, F, C, H, W] in [-1, 1]: the frames that are taken, in their bucket's size."""
     taken = frames.fit(frames.read_video(file)[0][: row.length], row.size)
     return torch.from_numpy(taken.copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
 
 
-def described(file: Path) -> dict[str, Any]:
+def describe_file(file: Path) -> dict[str, Any]:
     return {"split": "train", "rows": 0, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}

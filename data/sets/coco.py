@@ -17,9 +17,9 @@ from data.errors import BadRow, DataError
 from data.media.images import Record
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, Source, json_value
-from data.sets.refcoco import numbers_of
+from data.sets.refcoco import box_numbers
 
 DATA = "coco"
 
@@ -91,16 +91,17 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
     return Source(rows, {"name": source, "rows": len(rows), "crowds": crowds, "sha256": {Path(source).name: digest}})
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     image = raw["image"]
     sides = (image.get("width"), image.get("height"))
     if not isinstance(image.get("file_name"), str) or not all(isinstance(side, int) for side in sides):
         raise BadRow('expected {"id": ..., "file_name": name, "width": pixels, "height": pixels}')
     boxes = [
-        numbers_of(annotation.get("bbox"), f"bbox of annotation {annotation['id']}") for _, annotation in raw["objects"]
+        box_numbers(annotation.get("bbox"), f"bbox of annotation {annotation['id']}")
+        for _, annotation in raw["objects"]
     ]
     labels = tuple(label for label, _ in raw["objects"])
-    return Row(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
+    return IntakeRow(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
 
 
 def _content(source: str) -> Mapping[str, Any]:

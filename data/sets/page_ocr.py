@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "page_ocr"
@@ -43,10 +43,10 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     if not isinstance(raw, Mapping) or "image" not in raw:
         raise BadRow(f"key image is missing: expected {FORM}")
     turns = raw.get("conversations")
     if not isinstance(turns, Sequence) or len(turns) != 2:
         raise BadRow(f"key conversations must be a list of two turns: expected {FORM}")
-    return Row(image=image_of(raw["image"]), text=text_at(turns[1], "conversations[1]", ("value",), FORM))
+    return IntakeRow(image=image_source(raw["image"]), text=text_at(turns[1], "conversations[1]", ("value",), FORM))

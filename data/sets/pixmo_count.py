@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import Numbers
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "pixmo_count"
@@ -51,14 +51,14 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     if not isinstance(raw, Mapping):
         raise BadRow(f"expected {FORM}, found {type(raw).__name__}")
-    image = image_of(raw[_key(raw, IMAGE)], _key(raw, IMAGE))
+    image = image_source(raw[_key(raw, IMAGE)], _key(raw, IMAGE))
     label = text_at(raw, "", (_key(raw, LABEL),), FORM)
     count = _count(raw[_key(raw, COUNT)], _key(raw, COUNT))
     key = next((key for key in POINTS if raw.get(key) is not None), None)
-    return Row(image=image, question=label, count=count, numbers=() if key is None else _points(raw[key], key))
+    return IntakeRow(image=image, question=label, count=count, numbers=() if key is None else _points(raw[key], key))
 
 
 def _key(raw: Mapping[str, Any], keys: Sequence[str]) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import Numbers, SourceSpace
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "refcoco"
@@ -42,13 +42,13 @@ def prepare(
     """
     options = dataclasses.replace(options, space=options.space or "thousand", layout=options.layout or "xyxy")
 
-    def parse(raw: Any) -> Row:
+    def parse(raw: Any) -> IntakeRow:
         expression = text_at(raw, "", ("problem",), FORM)
         if "image" not in raw or "solution" not in raw:
             raise BadRow(f"key {'solution' if 'image' in raw else 'image'} is missing: expected {FORM}")
         numbers, again, again_space = _boxes(raw, options.space)
-        return Row(
-            image=image_of(raw["image"]), question=expression, numbers=numbers, again=again, again_space=again_space
+        return IntakeRow(
+            image=image_source(raw["image"]), question=expression, numbers=numbers, again=again, again_space=again_space
         )
 
     return intake.prepare(out, DATA, "grounding", source, evals, parse, options, overwrite=overwrite)
@@ -59,7 +59,7 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def numbers_of(value: Any, key: str) -> Numbers:
+def box_numbers(value: Any, key: str) -> Numbers:
     """The four numbers of a box that is a list, or one as text. BadRow names the key."""
     if isinstance(value, str) and (found := BOX.fullmatch(value)):
         return tuple(map(float, found.groups()))
@@ -76,10 +76,10 @@ def _boxes(
     raw: Mapping[str, Any], space: SourceSpace | None
 ) -> tuple[tuple[Numbers], tuple[Numbers, ...], SourceSpace]:
     """(the box, the same box in another space, that space); the second is empty where a row has but one."""
-    solution = numbers_of(raw["solution"], "solution")
+    solution = box_numbers(raw["solution"], "solution")
     if raw.get("normalized_solution") is None or space not in ("pixels", "thousand"):
         return (solution,), (), "pixels"
-    normalized = numbers_of(raw["normalized_solution"], "normalized_solution")
+    normalized = box_numbers(raw["normalized_solution"], "normalized_solution")
     if space == "thousand":
         return (normalized,), (solution,), "pixels"
     return (solution,), (normalized,), "thousand"

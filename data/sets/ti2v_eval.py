@@ -75,8 +75,8 @@ def problems(folder: Path, which: Which) -> list[Problem]:
     if missing and which == "all":
         raise DataError(
             f"{folder}: {len(missing)} of {len(items)} prompts have no picture: "
-            f"{shown([f'{item.name}.png' for item in missing])}. Get them from {SOURCE}, or evaluate on those that are "
-            "there: --tasks ti2v_eval_partial"
+            f"{join_names([f'{item.name}.png' for item in missing])}. Get them from {SOURCE}, or evaluate on those "
+            "that are there: --tasks ti2v_eval_partial"
         )
     if len(missing) == len(items):
         raise DataError(f"{folder} has prompts and no picture: get them from {SOURCE}")
@@ -94,12 +94,12 @@ def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]
     clips_a, clips_b = clips(a), clips(b)
     if strange := sorted((clips_a.keys() | clips_b.keys()) - by_item.keys()):
         raise DataError(
-            f"{folder} has no items {shown(strange)}: clips are named <domain>/<shape>/<number> as these are"
+            f"{folder} has no items {join_names(strange)}: clips are named <domain>/<shape>/<number> as these are"
         )
     for one, other, has, lacks in ((a, b, clips_a, clips_b), (b, a, clips_b, clips_a)):
         if (odd := sorted(has.keys() - lacks.keys())) and not common:
             raise DataError(
-                f"{other} lacks {len(odd)} clips of {one}: {shown(odd)}. Make them, or compare with --common"
+                f"{other} lacks {len(odd)} clips of {one}: {join_names(odd)}. Make them, or compare with --common"
             )
     names = [name for name in by_item if name in clips_a and name in clips_b]
     if not names:
@@ -112,7 +112,7 @@ def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]
     items = [by_item[name] for name in names]
     if bare := [f"{item.name}.png" for item in items if not item.image.is_file()]:
         raise DataError(
-            f"{folder} lacks {len(bare)} pictures of clips that are there: {shown(bare)}. Get them from {SOURCE}"
+            f"{folder} lacks {len(bare)} pictures of clips that are there: {join_names(bare)}. Get them from {SOURCE}"
         )
     return [Pair(i.name, i.domain, i.prompt, i.image, clips_a[i.name], clips_b[i.name]) for i in items]
 
@@ -132,12 +132,12 @@ def clips(folder: Path) -> dict[str, Path]:
             f"<domain>/<shape>/<number>{{{', '.join(CLIPS)}}}"
         )
     if gone := [str(file) for file in found.values() if not file.is_file()]:
-        raise DataError(f"{folder}: {len(gone)} clips are gone: {shown(gone)}. Generate them again")
+        raise DataError(f"{folder}: {len(gone)} clips are gone: {join_names(gone)}. Generate them again")
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class FirstFrame:
+class FirstFrameJudge:
     """A measured judge of one dimension, consistency: whose first frame is nearer to the picture. Nearer by less than
     ``tie`` dB of PSNR counts as a tie. A still clip wins here: it says nothing about the other dimensions."""
 
@@ -164,6 +164,6 @@ def meta(image: Path) -> dict[str, Any]:
     return {"motion": MOTION, "sha256": content, "source": str(image)}
 
 
-def shown(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

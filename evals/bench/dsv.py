@@ -39,7 +39,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
+class SequenceShape:
     """One sequence of ``tokens`` with HEADS of ``dim``."""
 
     dim: int
@@ -62,7 +62,7 @@ def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[
         raise ValueError("bench dsv needs a CUDA device and there is none; the CPU's part: stepstack bench dsv-cpu")
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
-    shapes = [Shape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
+    shapes = [SequenceShape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
     for shape in track(shapes, description="bench dsv"):
         dense = dense_times(shape, rounds)
         rows += dense
@@ -75,7 +75,7 @@ def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[
     return {"bench": "dsv", "block": BLOCK, "rows": rows, **device, "provenance": provenance()}
 
 
-def dense_times(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+def dense_times(shape: SequenceShape, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for who, backend in DENSE.items():
         tensors = shape.tensors()
@@ -84,7 +84,9 @@ def dense_times(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
+def sparse_times(
+    shape: SequenceShape, sparsity: float, kind: str, best: dict[str, float], rounds: int
+) -> list[dict[str, Any]]:
     """Every contestant on one selection, and how far its output is from ours."""
     selection = random_selection(shape, sparsity, kind)
     density = float(selection.density.mean())
@@ -96,7 +98,7 @@ def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float
     for who, attend in contestants(selection):
         made = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
         rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in made]
-    keep = kept(shape, sparsity, kind)
+    keep = keep_counts(shape, sparsity, kind)
     return rows + selection_times(row, shape, keep, tensors, best["forward"] * density, rounds)
 
 
@@ -143,18 +145,18 @@ def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
     return median(began.elapsed_time(ended) for began, ended in spans)
 
 
-def kept(shape: Shape, sparsity: float, kind: str) -> list[int]:
+def keep_counts(shape: SequenceShape, sparsity: float, kind: str) -> list[int]:
     """Key blocks of each head: the same number, or from half to one and a half of it."""
     mean = (1 - sparsity) * shape.tokens / BLOCK
     spread = [0.5 + h / (shape.heads - 1) if kind == "ragged" else 1.0 for h in range(shape.heads)]
     return [max(1, round(mean * s)) for s in spread]
 
 
-def random_selection(shape: Shape, sparsity: float, kind: str) -> Selection:
+def random_selection(shape: SequenceShape, sparsity: float, kind: str) -> Selection:
     """Random blocks: the hardest lists there are for caches, since neighbours share nothing but by chance."""
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
     found, counts = [], []
-    for keep in kept(shape, sparsity, kind):
+    for keep in keep_counts(shape, sparsity, kind):
         keep_Q = torch.full((blocks.count,), keep, dtype=torch.int32, device="cuda")
         scores_QK = torch.rand(blocks.count, blocks.count, device="cuda")
         found.append(top_blocks(scores_QK, keep_Q, keep * blocks.count, "triton"))
@@ -200,7 +202,7 @@ def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
 
 
 def selection_times(
-    row: dict[str, Any], shape: Shape, keep: list[int], tensors: Sequence[Tensor], limit: float, rounds: int
+    row: dict[str, Any], shape: SequenceShape, keep: list[int], tensors: Sequence[Tensor], limit: float, rounds: int
 ) -> list[dict[str, Any]]:
     """What comes before attention: choosing, by pooling and by low rank, and transposing the lists for the backward."""
     q, k = (x.detach() for x in tensors[:2])
@@ -221,9 +223,9 @@ def selection_times(
     return [{**row, "who": OURS, "pass": n, "ms": ms, "times_limit": ms / limit} for n, ms in times.items()]
 
 
-def layout_times(shape: Shape, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
+def layout_times(shape: SequenceShape, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
     """Into cubes and back, of hidden states of all heads, and a copy of the same size: what bandwidth allows."""
-    cubes = Cubes.of((shape.tokens // 1024, 32, 32), device="cuda")
+    cubes = Cubes.build((shape.tokens // 1024, 32, 32), device="cuda")
     x = torch.randn(1, shape.tokens, shape.heads * shape.dim, device="cuda", dtype=torch.bfloat16)
     parts = {"to cubes": lambda: cubes.gather(x), "from cubes": lambda: cubes.scatter(x), "copy": x.clone}
     row = {"dim": shape.dim, "tokens": shape.tokens, "who": OURS, "sparsity": 0.0, "k": "all"}

@@ -88,7 +88,7 @@ class Race:
         return {"seconds": reached[0] if reached else None, "curve": self.curve}
 
 
-def judge_of(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
+def accuracy_function(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
     """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)
@@ -107,7 +107,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     run = Run(replace(cfg, eval_every=2, save=Save(every=0)), folder=folder)
     prompts = load_prompts(cfg, tokenizer)
-    accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
+    accuracy = accuracy_function(cfg, prompts, copy.deepcopy(lm), tokenizer)
     generator = build_generator(cfg.rollout.generator, lm, tokenizer, str(base), lm.device)
     models = roles(run, cfg, lm)
     race = Race()
@@ -142,7 +142,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     prompts = load_prompts(cfg, tokenizer)
-    accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
+    accuracy = accuracy_function(cfg, prompts, copy.deepcopy(lm), tokenizer)
     lm.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
     by_text = {tokenizer.decode(list(p.ids)): p for p in prompts.train}
     reward = make_reward(cfg.reward)

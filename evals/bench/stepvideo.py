@@ -24,7 +24,7 @@ from stepstack.models.video.dit import Dense, VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig, Fixed
 from stepstack.models.video.dsv.diffusers import enable_dsv
 from stepstack.models.video.dsv.handle import Dsv
-from stepstack.models.video.dsv.speed import device_name, wait
+from stepstack.models.video.dsv.speed import device_name, synchronize
 from stepstack.models.video.grid import Grid
 from stepstack.report.provenance import describe, provenance
 
@@ -114,7 +114,7 @@ def step(model: VideoDiT, optimizer: torch.optim.Optimizer, micro: LatentMicroBa
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    wait(device)
+    synchronize(device)
     began = clock()
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         loss = matching(model, micro).total
@@ -124,7 +124,7 @@ def step(model: VideoDiT, optimizer: torch.optim.Optimizer, micro: LatentMicroBa
     optimizer.zero_grad()
     if dsv is not None:
         dsv.step()
-    wait(device)
+    synchronize(device)
     return clock() - began
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
@@ -20,4 +20,4 @@ def table(root: Path) -> list[Table]:
         for row in result["rows"]
     ]
     head = (f"{result['batch']} videos, {result['tokens']} tokens each", "planned", "measured", "measured / planned")
-    return [Table(head, rows, [f"measured; {origins([result])}"])]
+    return [Table(head, rows, [f"measured; {describe_origins([result])}"])]

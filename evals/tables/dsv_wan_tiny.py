@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
@@ -35,5 +35,5 @@ def table(root: Path) -> list[Table]:
     head = ("seed", "held-out loss, dense", "DSV", "sparse steps", "sparsity", "mass", "recall", "recall, pooled")
     gaps = [sparse["held_out"] - dense["held_out"] for dense, sparse in pairs]
     gap = f"{fmean(gaps):.5f} ± {stdev(gaps) / len(gaps) ** 0.5:.5f}"
-    note = f"measured; DSV less dense of the same seed: {gap} (mean ± stderr); {origins([result])}"
+    note = f"measured; DSV less dense of the same seed: {gap} (mean ± stderr); {describe_origins([result])}"
     return [Table(head, rows, [note])]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stepstack.report import layout
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of single runs
 
@@ -31,8 +31,8 @@ def table(root: Path) -> list[Table]:
             )
         )
     head = ("seed", "accuracy before", "after", "response tokens before", "after", "CPU-s (SFT + PPO)")
-    how = f"n={results[0]['n']} held-out problems, {ACCURACY}, {layout.sampled(results[0])}, ± stderr"
-    notes = [f"measured, {how}; {origins(results)}"]
+    how = f"n={results[0]['n']} held-out problems, {ACCURACY}, {layout.describe_sampling(results[0])}, ± stderr"
+    notes = [f"measured, {how}; {describe_origins(results)}"]
     if differ := layout.differences(results):
         notes.append(f"not comparable: {'; '.join(differ)}")
     return [Table(head, rows, notes)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import Publication, origins, valid
+from stepstack.report.layout import Publication, describe_origins, validate
 
 WASTE, RATIO, LEVEL, CENT = 0.3, 0.3, 0.01, 0.005  # tolerances: points of waste, of faulty nodes, of levels; dollars
 NEAR_ZERO = 5.0  # percent of hops between ToRs: our reading of the abstract's words
@@ -174,7 +174,9 @@ def bench(root: Path) -> list[Table]:
         return [Table((), (), ["Not measured yet."])]
     result = json.loads(file.read_text())
     lines = [[row["what"], row["ours"], row["peer"], f"{row['ratio']:.1f}x"] for row in result["rows"]]
-    return [Table(["CPU time of one core", "ours", "peer", "ratio"], lines, [f"measured; {origins([result])}"])]
+    return [
+        Table(["CPU time of one core", "ours", "peer", "ratio"], lines, [f"measured; {describe_origins([result])}"])
+    ]
 
 
 def _study(root: Path) -> dict[str, Any] | None:
@@ -189,12 +191,12 @@ def _nothing() -> list[Table]:
 def _published(name: str, root: Path) -> tuple[dict[str, Mapping[str, float]], str]:
     """(key -> values, where they were published)."""
     file = root / "evals" / "reported" / f"{name}.json"
-    made: Publication = valid(Publication, json.loads(file.read_text()), str(file.relative_to(root)))
+    made: Publication = validate(Publication, json.loads(file.read_text()), str(file.relative_to(root)))
     return {row.key: row.values for row in made.rows}, "; ".join(made.sources.values())
 
 
 def _measured(study: Mapping[str, Any]) -> str:
-    return f"measured; {origins([study])}"
+    return f"measured; {describe_origins([study])}"
 
 
 def _compared(what: str, here: float, said: float, tolerance: float) -> list[str]:

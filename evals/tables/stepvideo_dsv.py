@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
@@ -26,7 +26,7 @@ def table(root: Path) -> list[Table]:
     head = ("block", "sparsity", "mass", "recall", "recall, pooled")
     results = [result for run in runs for result in run["evals"]["after"]]
     note = f"measured, mean ± stderr of {len(runs)} seeds, last {runs[0]['dsv']['last']} steps; sparse steps: {stages}"
-    return [Table(head, rows, [f"{note}; {origins(results)}"])]
+    return [Table(head, rows, [f"{note}; {describe_origins(results)}"])]
 
 
 def _mean_and_error(values: Sequence[float]) -> str:

@@ -131,15 +131,15 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
     frame = gold.frame(space)
     match gold.task:
         case "grounding":
-            figures = box_figures(perception.grounded(answer, frame, form), gold.boxes[0][0])
+            figures = box_figures(perception.grounding_box(answer, frame, form), gold.boxes[0][0])
             return figures["acc50"], figures
         case "counting":
             figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
             return figures["exact"], figures
         case "ocr":
-            said, meant = answers.without_end(answer).split(), gold.text.split()
+            said, meant = answers.strip_end_token(answer).split(), gold.text.split()
             figures = {
-                "edit": similarity.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
+                "edit": similarity.normalised_edit_distance(answers.strip_end_token(answer), gold.text.strip()),
                 **similarity.word_overlap(said, meant),
                 "bleu": similarity.bleu(said, meant),
                 "meteor": similarity.meteor(said, meant),

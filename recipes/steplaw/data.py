@@ -23,12 +23,12 @@ SHARD = 1 << 26  # tokens of one file
 TRAIN, HELD_OUT = 0, 1
 
 
-def rows_of(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
+def token_rows(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
     """Rows [count, sequence + 1] of the training or the held-out stream, the same for every point of the sweep."""
     width = cfg.sequence + 1
     if isinstance(cfg.data, Grammar):
         return grammar.rows(cfg.data, cfg.seed, stream, first, count, width)
-    return Rows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
+    return TokenRows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
 
 
 def prepare(cfg: Config) -> str:
@@ -98,7 +98,7 @@ def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: 
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TokenRows:
     """The rows of one stream, in files of ``each``."""
 
     folder: Path
@@ -107,7 +107,7 @@ class Rows:
 
     @classmethod
     @lru_cache(maxsize=4)
-    def open(cls, folder: str, stream: int, width: int) -> Rows:
+    def open(cls, folder: str, stream: int, width: int) -> TokenRows:
         """ConfigError where `stepstack data` has not written them, or for rows of another length."""
         file = Path(folder) / "manifest.json"
         if not file.is_file():

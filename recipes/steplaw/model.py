@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from recipes.steplaw.config import Cell, Config, Point
-from recipes.steplaw.data import HELD_OUT, TRAIN, rows_of
+from recipes.steplaw.data import HELD_OUT, TRAIN, token_rows
 from stepstack.batching.minibatch import minibatches
 from stepstack.batching.rows import Row
 from stepstack.config import Save
@@ -72,7 +72,7 @@ def optim(cfg: Config, point: Point) -> AdamW:
 
 
 def batch(cfg: Config, stream: int, first: int, count: int) -> list[Row]:
-    drawn = rows_of(cfg, stream, first, count).tolist()
+    drawn = token_rows(cfg, stream, first, count).tolist()
     return [Row(i, (ids[0],), tuple(ids[1:])) for i, ids in enumerate(drawn)]
 
 

@@ -15,7 +15,7 @@ from recipes.steplaw.analysis import judge, summary, tables
 from recipes.steplaw.config import Config
 from stepstack.core.run import Run
 from stepstack.planning.steplaw import fit, grids, laws
-from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.formats import render
@@ -29,12 +29,12 @@ def finish(run: Run[Config]) -> None:
     if not run.is_main:
         return
     table = write_table(run.config, run.dir)
-    said = judged(table, run.config.window)
+    said = fit_and_check(table, run.config.window)
     said["cpu_s"] = sum(found["cpu_s"] for found in results(run.config, run.dir))
     jsonl.write_json_atomic(run.dir / "fit.json", said)
     page = write_report(run.dir)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(render(tables.sweep_of(said), "md"), markup=False)
+    console.print(render(tables.sweep_tables(said), "md"), markup=False)
     console.print(f"report: {page}\nruns:   {table}", markup=False)
 
 
@@ -57,7 +57,7 @@ def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
     return [json.loads((folder / "points" / point.name / "result.json").read_text()) for point in cfg.points]
 
 
-def cells_of(table: Path) -> tuple[list[Grid], list[Grid]]:
+def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
     """(cells that make the law, cells that check it)."""
     held = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
     read = grids.read([table], Columns())
@@ -65,10 +65,10 @@ def cells_of(table: Path) -> tuple[list[Grid], list[Grid]]:
     return shaping, [grid for grid in read if (grid.params, grid.tokens) in held]
 
 
-def judged(table: Path, window: float) -> dict[str, Any]:
+def fit_and_check(table: Path, window: float) -> dict[str, Any]:
     """The fit of the shaping cells, and on each held-out cell the laws' points, their excess loss and how far they are
     from the minimum of the cell's own surface."""
-    shaping, checking = cells_of(table)
+    shaping, checking = read_cells(table)
     said = summary.summarise(shaping, window=window, draws=0)
     found: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
     for name, law in said["laws"].items():
@@ -79,8 +79,8 @@ def judged(table: Path, window: float) -> dict[str, Any]:
     return said
 
 
-def _check(grid: Grid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
-    lr, batch = judge.of(law)(grid)
+def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
+    lr, batch = judge.at_grid(law)(grid)
     facts = {"cell": grid.name, "law": name, "lr": lr, "batch": batch}
     facts |= {"nearest": judge.at_nearest(grid, lr, batch), "interpolated": judge.interpolated(grid, lr, batch)}
     own = fit.surface(grid, window)
@@ -95,7 +95,7 @@ def write_report(folder: Path) -> Path:
     report = Report(run["config"]["name"])
     if (folder / "fit.json").is_file():
         said = json.loads((folder / "fit.json").read_text())
-        shaping, checking = cells_of(folder / "sweep.csv")
+        shaping, checking = read_cells(folder / "sweep.csv")
         summary.add(report, said, shaping)
         if checking:
             report.heading("Held-out cells")
@@ -109,5 +109,5 @@ def write_report(folder: Path) -> Path:
 
 
 def _check_rows(checks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    table = tables.checks_of(checks)
+    table = tables.checks_table(checks)
     return tuple(table.head), [[str(cell) for cell in row] for row in table.rows]

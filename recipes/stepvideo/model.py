@@ -30,7 +30,7 @@ from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
-SEEN = 64  # clips on which a VAE is judged, and calibrated
+HEAD_METRICS = 64  # clips on which a VAE is judged, and calibrated
 
 
 def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
@@ -94,8 +94,8 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
 
     reconstruction.train(run, vae=trainable, videos=videos, steps=cfg.steps, batch=cfg.batch, weights=cfg.weights)
     body = run.accelerator.unwrap_model(trainable.module).eval()
-    body.calibrate(pixels(clips[:SEEN], data).to(run.device))
-    found = judged(TinyCodec(body), moving.clips(data, "select")[:SEEN], data)
+    body.calibrate(pixels(clips[:HEAD_METRICS], data).to(run.device))
+    found = judged(TinyCodec(body), moving.clips(data, "select")[:HEAD_METRICS], data)
     run.export("vae", out)
     run.finish()
     if found["direction"] < cfg.gate:
@@ -109,7 +109,9 @@ def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, floa
     """Of reconstructions: the share with the right direction, of those that move, and the mean PSNR in dB."""
     true = pixels(clips, data)
     made = frames(codec.decode(codec.encode(true)))
-    right = [checker.see(v, PALETTE).direction == c.direction for v, c in zip(made, clips, strict=True) if c.score]
+    right = [
+        checker.track_motion(v, PALETTE).direction == c.direction for v, c in zip(made, clips, strict=True) if c.score
+    ]
     psnr = [checker.psnr(v, moving.render(c, data)) for v, c in zip(made, clips, strict=True)]
     return {"direction": sum(right) / len(right) if right else 1.0, "psnr": sum(psnr) / len(psnr)}
 

@@ -31,7 +31,7 @@ GRADED = 40  # first frames of the task that asks for every motion score
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
     """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
     pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
-    seen = video.see(clip, PALETTE)
+    seen = video.track_motion(clip, PALETTE)
     wanted = asked.direction if asked.score else None
     return {
         "direction": float(seen.whole and seen.direction == wanted),
@@ -53,8 +53,8 @@ def tasks(cfg: Config) -> list[Task]:
     data = cfg.data
     rows = {
         "test": lambda: moving.clips(data, "test"),
-        "swapped": lambda: moving.swapped(moving.clips(data, "test")),
-        "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
+        "swapped": lambda: moving.with_other_directions(moving.clips(data, "test")),
+        "motion": lambda: moving.with_each_score(moving.clips(data, "test")[:GRADED], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
     made = [_task(cfg.name, name, data, make) for name, make in rows.items()]
@@ -120,7 +120,7 @@ def _mean(question: Question, name: str, counts: Callable[[dict[str, float]], bo
 
 
 def _unseen(question: Question) -> float | None:
-    if not moving.unseen(question[0].problem):
+    if not moving.is_held_out_prompt(question[0].problem):
         return None
     return _mean(question, "direction", lambda parts: parts["asked"] > 0)
 

@@ -11,13 +11,13 @@ import numpy as np
 from stepstack.planning.steplaw import laws
 from stepstack.planning.steplaw.advice import Advice
 from stepstack.planning.steplaw.fit import Surface
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 
 LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of excess loss
 Marks = Mapping[str, tuple[float, float]]  # a law's name -> its (learning rate, batch)
 
 
-def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
+def contours(grid: LossGrid, marks: Marks, surface: Surface | None = None) -> Any:
     """Excess loss over (learning rate, batch) as the paper draws it: the runs, lines of equal excess between them, the
     fitted surface's lines dashed, and the laws' points."""
     from matplotlib.figure import Figure
@@ -27,7 +27,9 @@ def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
     return figure
 
 
-def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2) -> bytes:
+def sheet(
+    grids: Sequence[LossGrid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2
+) -> bytes:
     """``contours`` of several grids on one sheet, as an SVG file."""
     from matplotlib.figure import Figure
 
@@ -43,7 +45,7 @@ def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surf
     return buffer.getvalue()
 
 
-def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
+def _draw(axes: Any, grid: LossGrid, marks: Marks, surface: Surface | None) -> None:
     from matplotlib.tri import Triangulation
 
     near = grid.within(0.5)
@@ -69,12 +71,13 @@ def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
     axes.legend(fontsize=6, frameon=False, loc="best")
 
 
-def across(advice: Advice) -> list[Any]:
+def law_curves(advice: Advice) -> list[Any]:
     """The laws' learning rates and batches against tokens, at the advised N; the plateau shaded, the range fitted
     between dotted lines."""
     tokens = np.geomspace(advice.at.tokens / 30, advice.at.tokens * 30, 60)
     said = [
-        laws.answers(laws.Point(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss)) for d in tokens
+        laws.answers(laws.LawInputs(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss))
+        for d in tokens
     ]
     figures = []
     for part, title, (low, high) in (
@@ -95,7 +98,7 @@ def across(advice: Advice) -> list[Any]:
     return figures
 
 
-def _part(answer: laws.Answer) -> dict[str, float | None]:
+def _part(answer: laws.LawAnswer) -> dict[str, float | None]:
     return {"lr": answer.lr, "batch": answer.batch}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from recipes.steplaw.analysis import judge, summary
 from recipes.steplaw.analysis.judge import Law
 from stepstack.planning.steplaw import fit, grids, laws
-from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.report.html import Report
 
 SEQUENCE = 2048
@@ -27,7 +27,7 @@ REPORTED = {"Step Law": 0.94, "Porian": 3.71, "Microsoft": 9.25, "DeepSeek": 9.2
 Track = Callable[[Sequence[str]], Iterable[str]]
 
 
-def load(folder: Path) -> tuple[list[Grid], list[Grid]]:
+def load(folder: Path) -> tuple[list[LossGrid], list[LossGrid]]:
     """The 17 dense grids and the 16 of mixtures of experts."""
     columns = Columns(loss="smooth loss", sequence=SEQUENCE)
     mixed = Columns(loss="smooth loss", sequence=SEQUENCE, model="moe_name")
@@ -91,7 +91,7 @@ def moe_params(row: Mapping[str, str], experts: str) -> int:
     return layers * 4 * hidden**2 + blocks
 
 
-def refits(dense: Sequence[Grid], moe: Sequence[Grid]) -> dict[str, Any]:
+def refits(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]:
     """The law fitted anew, by the authors' procedure ("near") and by others."""
     points = {
         "near": fit.near_best(dense),
@@ -99,31 +99,31 @@ def refits(dense: Sequence[Grid], moe: Sequence[Grid]) -> dict[str, Any]:
         "surface": fit.minima(dense),
         "near, dense and MoE": fit.near_best([*dense, *moe]),
     }
-    found = {name: summary.law_of(optima, draws=1000) for name, optima in points.items()}
+    found = {name: summary.fit_law(optima, draws=1000) for name, optima in points.items()}
     for name in ("near", "near, dense and MoE"):
-        found[f"{name}; batch of N and D"] = summary.law_of(points[name], draws=1000, batch_of_params=True)
+        found[f"{name}; batch of N and D"] = summary.fit_law(points[name], draws=1000, batch_of_params=True)
     return found
 
 
 def rivals(shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Law]:
     """The laws that can be evaluated at a grid. OpenAI's batch is given the grid's own smallest loss."""
 
-    def deepseek(grid: Grid) -> tuple[float, float]:
+    def deepseek(grid: LossGrid) -> tuple[float, float]:
         hidden, width, layers = (int(shapes[grid.params][name]) for name in SHAPE)
         lr, batch = laws.deepseek(laws.flops_per_token(hidden, width, layers, SEQUENCE) * grid.tokens)
         return float(lr), float(batch)
 
-    def porian(grid: Grid) -> tuple[float, float]:
+    def porian(grid: LossGrid) -> tuple[float, float]:
         lr, batch = laws.porian(grid.params)
         return float(lr), float(batch)
 
-    def openai(grid: Grid) -> tuple[float, float]:
+    def openai(grid: LossGrid) -> tuple[float, float]:
         return float(laws.openai(grid.params)), float(laws.openai_batch(float(grid.loss.min())))
 
-    return {"Step Law": judge.of(laws.STEP), "Porian": porian, "DeepSeek": deepseek, "OpenAI": openai}
+    return {"Step Law": judge.at_grid(laws.STEP), "Porian": porian, "DeepSeek": deepseek, "OpenAI": openai}
 
 
-def excess(dense: Sequence[Grid], shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Any]:
+def excess(dense: Sequence[LossGrid], shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Any]:
     """Mean excess loss of each law over the dense grids, per mille, beside the paper's."""
     surfaces = [fit.surface(grid) for grid in dense]
     found = {}
@@ -136,21 +136,24 @@ def excess(dense: Sequence[Grid], shapes: Mapping[float, Mapping[str, str]]) -> 
     return found
 
 
-def total_or_active(folder: Path, moe: Sequence[Grid]) -> dict[str, Any]:
+def total_or_active(folder: Path, moe: Sequence[LossGrid]) -> dict[str, Any]:
     """Step Law on the mixtures, with N all parameters and with N those active for a token."""
     active = {
         (row["moe_name"], float(row["N"])): float(row["Na"])
         for row in grids.rows(folder / MOE, ("N", "Na", "moe_name"))
     }
 
-    def by_active(grid: Grid) -> tuple[float, float]:
+    def by_active(grid: LossGrid) -> tuple[float, float]:
         lr, batch = laws.STEP(active[grid.model, grid.params], grid.tokens)
         return float(lr), float(batch)
 
-    return {"total": judge.excess(judge.of(laws.STEP), moe).means(), "active": judge.excess(by_active, moe).means()}
+    return {
+        "total": judge.excess(judge.at_grid(laws.STEP), moe).means(),
+        "active": judge.excess(by_active, moe).means(),
+    }
 
 
-def convexity(some: Sequence[Grid]) -> dict[str, Any]:
+def convexity(some: Sequence[LossGrid]) -> dict[str, Any]:
     """Grids whose fitted surface has a minimum, and slices of grids with one valley: of all runs, and of those within
     ``VALLEY`` of the best."""
     every, near = (
@@ -164,21 +167,21 @@ def convexity(some: Sequence[Grid]) -> dict[str, Any]:
     }
 
 
-def plateau(dense: Sequence[Grid]) -> dict[str, float]:
+def plateau(dense: Sequence[LossGrid]) -> dict[str, float]:
     """Median factors of the learning rate and the batch at which a surface has risen by 0.1 %."""
     lr, batch = np.median([fit.surface(grid).plateau(1e-3) for grid in dense], axis=0)
     return {"lr": float(lr), "batch": float(batch)}
 
 
-def contest(dense: Sequence[Grid], moe: Sequence[Grid]) -> dict[str, Any]:
+def contest(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]:
     """Laws that never saw the grid that they are judged on, against Step Law as published, per mille."""
     both = [*dense, *moe]
-    step = judge.excess(judge.of(laws.STEP), both)
+    step = judge.excess(judge.at_grid(laws.STEP), both)
     cut = len(dense)
     families = []
     for family in judge.FAMILIES:
         alone, joint = judge.held_out(family, dense), judge.held_out(family, both)
-        moved = judge.excess(judge.of(family.fitted(dense)), moe)
+        moved = judge.excess(judge.at_grid(family.fitted(dense)), moe)
         families.append(
             {
                 "family": family.name,

@@ -12,7 +12,7 @@ from recipes.steplaw.analysis import figures, judge
 from recipes.steplaw.analysis.tables import formula
 from stepstack.planning.steplaw import fit, laws
 from stepstack.planning.steplaw.fit import Optima, Surface
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.html import Report
@@ -21,7 +21,7 @@ FEWEST = 6  # points that a bootstrap draws from: of fewer, too many resamples d
 Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators
 
 
-def surfaces(grids: Sequence[Grid], window: float) -> list[Surface | str]:
+def surfaces(grids: Sequence[LossGrid], window: float) -> list[Surface | str]:
     """One a grid, or why there is none."""
     found: list[Surface | str] = []
     for grid in grids:
@@ -32,7 +32,7 @@ def surfaces(grids: Sequence[Grid], window: float) -> list[Surface | str]:
     return found
 
 
-def points_of(estimator: str, grids: Sequence[Grid], window: float, tolerance: float) -> Optima:
+def optima_points(estimator: str, grids: Sequence[LossGrid], window: float, tolerance: float) -> Optima:
     """ValueError where a surface has no minimum."""
     match estimator:
         case "near":
@@ -43,7 +43,7 @@ def points_of(estimator: str, grids: Sequence[Grid], window: float, tolerance: f
             return fit.best(grids)
 
 
-def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
+def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
     """A power law with its R² and, of enough points, bootstrap intervals at 95 %. ValueError where there is none."""
     law = fit.power_law(optima, batch_of_params)
     facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
@@ -57,7 +57,7 @@ def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[st
 
 
 def summarise(
-    grids: Sequence[Grid],
+    grids: Sequence[LossGrid],
     *,
     window: float = fit.WINDOW,
     tolerance: float = fit.NEAR,
@@ -71,13 +71,13 @@ def summarise(
         said["grids"].append(_grid(grid, surface))
     for name in track(list(fit.ESTIMATORS)):
         try:
-            said["laws"][name] = law_of(points_of(name, grids, window, tolerance), draws, batch_of_params)
+            said["laws"][name] = fit_law(optima_points(name, grids, window, tolerance), draws, batch_of_params)
         except ValueError as error:
             said["laws"][name] = {"why": str(error)}
     return said
 
 
-def _grid(grid: Grid, surface: Surface | str) -> dict[str, Any]:
+def _grid(grid: LossGrid, surface: Surface | str) -> dict[str, Any]:
     at = int(grid.loss.argmin())
     facts: dict[str, Any] = {"model": grid.model, "params": grid.params, "tokens": grid.tokens, "runs": len(grid.loss)}
     facts |= {"diverged": grid.diverged, "loss": float(grid.loss[at])}
@@ -117,14 +117,14 @@ def law_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]
     return ("fitted to", "learning rate", "batch, tokens", "R²", ""), rows
 
 
-def page(title: str, said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
+def page(title: str, said: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
     """The tables, and a contour plot a grid with Step Law's point and each fitted law's."""
     report = Report(title)
     add(report, said, grids)
     return report.write(path)
 
 
-def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
+def add(report: Report, said: Mapping[str, Any], grids: Sequence[LossGrid]) -> None:
     report.table("Grids", *grid_rows(said))
     report.table("Power laws", *law_rows(said))
     drawn = []
@@ -133,17 +133,17 @@ def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
     report.figures("Excess loss over learning rate and batch", drawn)
 
 
-def sheet(said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
+def sheet(said: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
     """The contour plots alone, as one SVG file."""
     jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(said, grids)))
     return path
 
 
-def _marks(said: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[figures.Marks], list[Surface | None]]:
+def _marks(said: Mapping[str, Any], grids: Sequence[LossGrid]) -> tuple[list[figures.Marks], list[Surface | None]]:
     """The laws' points on each grid, and its surface."""
     known = {"Step Law": laws.STEP}
     for name, law in said["laws"].items():
         if "why" not in law:
             known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
-    marks: list[figures.Marks] = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
+    marks: list[figures.Marks] = [{name: judge.at_grid(law)(grid) for name, law in known.items()} for grid in grids]
     return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepstack.report.formats import Cell, Table
-from stepstack.report.layout import origins
+from stepstack.report.formats import Table, TableCell
+from stepstack.report.layout import describe_origins
 
 AGREES, DIFFERS = "agrees", "does not agree"
 
@@ -14,13 +14,13 @@ AGREES, DIFFERS = "agrees", "does not agree"
 PUBLISHED = {"lr": (1.79, -0.713, 0.307), "batch": (0.58, 0.0, 0.571)}
 
 
-def released_of(said: Mapping[str, Any]) -> list[Table]:
+def released_tables(said: Mapping[str, Any]) -> list[Table]:
     """Claims, refits, excess loss by law, and the contest of held-out laws."""
-    note = f"measured here: {origins([said])}; reported: arXiv 2503.04715 v7"
+    note = f"measured here: {describe_origins([said])}; reported: arXiv 2503.04715 v7"
     return [_claims(said), _refits(said["refits"]), _excess(said["excess"]), _contest(said["held_out"], note)]
 
 
-def sweep_of(said: Mapping[str, Any], note: str = "") -> list[Table]:
+def sweep_tables(said: Mapping[str, Any], note: str = "") -> list[Table]:
     """Cells, the laws fitted to them, and those laws on the held-out cells."""
     rows = [_cell(one, "") for one in said["grids"]] + [_cell(one, "held out") for one in said["held_out"]]
     head = (
@@ -42,10 +42,10 @@ def sweep_of(said: Mapping[str, Any], note: str = "") -> list[Table]:
         Table(head, rows, [], "Cells of the sweep"),
         Table(("fitted to", "learning rate", "batch, tokens"), fitted),
     ]
-    return [*tables, checks_of(said["checks"], [note] if note else [])]
+    return [*tables, checks_table(said["checks"], [note] if note else [])]
 
 
-def checks_of(checks: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
+def checks_table(checks: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
     rows = []
     for one in checks:
         row = [one["cell"], one["law"], f"{one['lr']:.3g}", f"{one['batch']:,.0f}"]
@@ -135,7 +135,7 @@ def _excess(excess: Mapping[str, Any]) -> Table:
 def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     columns = ("dense", "dense_to_moe", "joint_dense", "joint_moe")
     step = held_out["step"]
-    rows: list[Sequence[str | Cell]] = []
+    rows: list[Sequence[str | TableCell]] = []
     for one in held_out["families"]:
         rows.append([one["family"], *(_judged(one[column]) for column in columns)])
     rows.append(["the best of these, chosen without the grid", _judged(held_out["nested"]), "-", "-", "-"])
@@ -156,8 +156,8 @@ def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     return Table(head, rows, notes, "Mean excess loss of laws on grids that they never saw, ‰")
 
 
-def _judged(one: Mapping[str, Any]) -> Cell:
-    return Cell(f"{one['nearest']:.2f}; {one['interpolated']:.2f}", bold=one["interpolated_gap"][2] < 0)
+def _judged(one: Mapping[str, Any]) -> TableCell:
+    return TableCell(f"{one['nearest']:.2f}; {one['interpolated']:.2f}", bold=one["interpolated_gap"][2] < 0)
 
 
 def formula(terms: Sequence[float], intervals: Sequence[Sequence[float]] | None = None) -> str:

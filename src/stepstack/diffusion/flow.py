@@ -27,10 +27,10 @@ def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tenso
             a = torch.tensor(cfg.steepness)
             u_B = torch.rand(count, generator=generator, device=device) * 2 - 1
             t_B = (torch.asinh(u_B * torch.sinh(a)) / a + 1) / 2
-    return shifted(t_B, cfg.shift)
+    return shift_times(t_B, cfg.shift)
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
+def shift_times(t: Tensor, shift: float) -> Tensor:
     """Times moved towards noise: sigma' = s sigma / (1 + (s - 1) sigma), sigma = 1 - t (Step-Video's time shift)."""
     sigma = 1 - t
     return 1 - shift * sigma / (1 + (shift - 1) * sigma)
@@ -46,7 +46,7 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
     return data - noise
 
 
-def data_of(x_t: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
+def predicted_data(x_t: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
     """The data that a velocity points at."""
     return x_t + (1 - _wide(t_B, x_t)) * v
 
@@ -73,7 +73,7 @@ def preference_loss(
 
 def sampling_times(cfg: SamplerConfig) -> Tensor:
     """The steps + 1 times of a sampler, 0 to 1, in float64."""
-    return shifted(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)
+    return shift_times(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)
 
 
 def euler(

@@ -30,7 +30,7 @@ def sample(
     motion_B: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """The latents after each step. ``without``: of the negative prompt, one row for all. FloatingPointError for NaN."""
-    more = {} if image_BCHW is None else {"image_BFCHW": padded(image_BCHW, noise_BFCHW.shape[1])}
+    more = {} if image_BCHW is None else {"image_BFCHW": pad_first_frame(image_BCHW, noise_BFCHW.shape[1])}
     more |= {} if motion_B is None else {"motion_B": motion_B}
 
     def velocity(words: Encoded, x: Tensor, t_B: Tensor) -> Tensor:
@@ -49,13 +49,13 @@ def sample(
         yield x
 
 
-def padded(image_BCHW: Tensor, frames: int) -> Tensor:
+def pad_first_frame(image_BCHW: Tensor, frames: int) -> Tensor:
     """The first frame's latent, and zeros for the other frames."""
     image_BFCHW = image_BCHW.new_zeros(len(image_BCHW), frames, *image_BCHW.shape[1:])
     image_BFCHW[:, 0] = image_BCHW
     return image_BFCHW
 
 
-def seed_of(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
     """A seed that no other parts share."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

@@ -23,10 +23,10 @@ from stepstack.core.types import LossOut
 from stepstack.diffusion import flow
 from stepstack.diffusion.config import DiffusionConfig
 from stepstack.diffusion.latents import Latents, Video
-from stepstack.diffusion.sample import padded, seed_of
+from stepstack.diffusion.sample import derive_seed, pad_first_frame
 from stepstack.models.video.grid import Grid
 from stepstack.models.video.prompt_encoders import Encoded
-from stepstack.parallel.ulysses import sharing
+from stepstack.parallel.ulysses import context_parallel
 
 Loss = Callable[[nn.Module, Any], LossOut]
 
@@ -57,7 +57,7 @@ def train(
     loss: Loss | None = None,
     after: Callable[[], Mapping[str, float]] = dict,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
-    share_by: Callable[[Any, int], AbstractContextManager] = sharing,
+    share_by: Callable[[Any, int], AbstractContextManager] = context_parallel,
 ) -> None:
     """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged.
     ``share_by`` the model and ``cfg.context``: processes share each video inside of what it returns."""
@@ -74,7 +74,7 @@ def local_batch(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> l
     """This process's part of a step, noised; that of the others with which it shares videos is the same."""
     group, groups = run.rank // cfg.context, run.processes // cfg.context
     places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[group::groups]
-    samples = [noised(cfg, videos[row], videos.empty, seed_of(cfg.seed, step, place)) for place, row in places]
+    samples = [noised(cfg, videos[row], videos.empty, derive_seed(cfg.seed, step, place)) for place, row in places]
     parts = (samples[start : start + cfg.micro] for start in range(0, len(samples), cfg.micro))
     return [collate(part, run.device, cfg.context) for part in parts]
 
@@ -125,7 +125,7 @@ def collate(samples: Sequence[Sample], device: torch.device, context: int) -> La
         "text_BLT": torch.cat([sample.text.text_BLT for sample, _ in rows]).float(),
         "text_mask_BL": torch.cat([sample.text.mask_BL for sample, _ in rows]),
         "clip_BMT": torch.cat([sample.text.clip_BMT for sample, _ in rows]).float(),
-        "image_BFCHW": padded(torch.stack([sample.image for sample, _ in rows]), x.shape[1]),
+        "image_BFCHW": pad_first_frame(torch.stack([sample.image for sample, _ in rows]), x.shape[1]),
         "motion_B": torch.tensor([sample.motion for sample, _ in rows]),
     }
     target = torch.stack([sample.target[side] for sample, side in rows])

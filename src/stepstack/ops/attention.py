@@ -39,13 +39,13 @@ def sparse_attention(
         selection.check()
         check_lengths(q_BHSD, k_BHTD, selection)
     scale = q_BHSD.shape[-1] ** -0.5 if scale is None else scale
-    if chosen(impl, q_BHSD) == "triton":
-        return on_kernels(q_BHSD, k_BHTD, v_BHTD, selection, scale)
-    blocks = selection.queries.of_token, selection.keys.of_token
+    if resolve_impl(impl, q_BHSD) == "triton":
+        return kernel_attention(q_BHSD, k_BHTD, v_BHTD, selection, scale)
+    blocks = selection.queries.block_of_token, selection.keys.block_of_token
     return reference.sparse_attention(q_BHSD, k_BHTD, v_BHTD, selection.mask(), *blocks, scale)
 
 
-def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
+def kernel_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
     from stepstack_kernels.dsv import triton_op
 
     def lists(s: Selection) -> list[Tensor]:
@@ -67,23 +67,23 @@ def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: flo
     return out
 
 
-def chosen(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
+def resolve_impl(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
     """The implementation that runs. ValueError if the named one cannot."""
     if impl == "reference":
         return "reference"
     if impl not in ("auto", "triton"):
         raise ValueError(f"impl must be auto, reference or triton, not {impl!r}")
-    obstacle = no_triton(q.device.type, q.dtype, q.shape[-1])
+    obstacle = triton_obstacle(q.device.type, q.dtype, q.shape[-1])
     if impl == "triton":
         if obstacle:
             raise ValueError(f"impl='triton' cannot run: {obstacle}")
         return "triton"
     if not torch.compiler.is_compiling():
-        say("reference" if obstacle else "triton", obstacle or "a CUDA device and triton are there")
+        log_choice("reference" if obstacle else "triton", obstacle or "a CUDA device and triton are there")
     return "reference" if obstacle else "triton"
 
 
-def no_triton(device: str, dtype: torch.dtype, dim: int) -> str | None:
+def triton_obstacle(device: str, dtype: torch.dtype, dim: int) -> str | None:
     """Why the kernels cannot run, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'stepstack[gpu]'"
@@ -101,7 +101,7 @@ def no_triton(device: str, dtype: torch.dtype, dim: int) -> str | None:
 
 
 @cache
-def say(choice: str, why: str) -> None:
+def log_choice(choice: str, why: str) -> None:
     log.info("sparse attention: %s (%s)", choice, why)
 
 

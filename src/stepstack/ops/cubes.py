@@ -25,7 +25,7 @@ class Cubes:
     blocks: Blocks
 
     @classmethod
-    def of(
+    def build(
         cls, video: tuple[int, int, int], cube: tuple[int, int, int] = (4, 4, 4), device: torch.device | str = "cpu"
     ) -> Cubes:
         """For ``video`` = (frames, height, width) in tokens. ``cube``: the sides, of at most 128 tokens for the

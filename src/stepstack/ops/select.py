@@ -12,7 +12,7 @@ import torch
 from stepstack_kernels.dsv import reference
 from torch import Tensor
 
-from stepstack.ops.attention import Impl, chosen
+from stepstack.ops.attention import Impl, resolve_impl
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 
 SCORES = 1 << 26  # of block scores held at once (256 MiB)
@@ -25,7 +25,7 @@ def pooled_selection(
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
-    kept, how = _check(q_BHSD, k_BHTD, queries, keys, keep), chosen(impl, q_BHSD)
+    kept, how = _check(q_BHSD, k_BHTD, queries, keys, keep), resolve_impl(impl, q_BHSD)
     q_BHQD = block_means(q_BHSD, queries, how)
     k_BHKD = block_means(k_BHTD, keys, how)
     return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, kept, q_BHSD, how)
@@ -48,7 +48,7 @@ def low_rank_selection(
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: what the scores are
     multiplied by before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
     """
-    kept, how = _check(q_BHSR, k_BHTR, queries, keys, keep), chosen(impl, q_BHSR)
+    kept, how = _check(q_BHSR, k_BHTR, queries, keys, keep), resolve_impl(impl, q_BHSR)
     proxies_BHQR = block_means(q_BHSR, queries, how)
 
     def masses(b: slice, h: slice) -> Tensor:
@@ -65,7 +65,7 @@ def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "trit
     """Mean of each block's tokens, float32 [B, H, blocks, D]."""
     x_BHSD = x_BHSD.detach()
     if impl == "reference":
-        return reference.block_means(x_BHSD, blocks.of_token, blocks.lengths)
+        return reference.block_means(x_BHSD, blocks.block_of_token, blocks.lengths)
     from stepstack_kernels.dsv import triton_select
 
     return triton_select.means(x_BHSD, blocks.starts, blocks.size)

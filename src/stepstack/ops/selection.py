@@ -48,7 +48,7 @@ class Blocks:
         return self.starts.diff()
 
     @cached_property
-    def of_token(self) -> Tensor:
+    def block_of_token(self) -> Tensor:
         """The block of each token, int64 [tokens]."""
         blocks = torch.arange(self.count, device=self.starts.device)
         return blocks.repeat_interleave(self.lengths, output_size=self.tokens)

@@ -48,7 +48,7 @@ class Groups:
         self.rank = dist.get_rank(self.world)
         if len(self.members) != plan.layout.ranks:
             raise ValueError(f"the plan is for {plan.layout.ranks} ranks, the process group has {len(self.members)}")
-        self.agree(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
+        self.check_agreement(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
         self.moved: Moved = Counter() if before is None else before.moved
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {} if before is None else before._groups
         self._groups[tuple(range(len(self.members)))] = self.world
@@ -64,7 +64,7 @@ class Groups:
         """The ranks with the heads of this one; a rank's number in it is its column."""
         return self._group(layer.grid[layer.place(self.rank)[0]])
 
-    def agree(self, error: str | None, same: Any, what: str) -> None:
+    def check_agreement(self, error: str | None, same: Any, what: str) -> None:
         """A collective: if a rank has an error, all raise it; likewise if ranks differ in ``same``."""
         said: list[Any] = [None] * len(self.members)
         dist.all_gather_object(said, (error, same), group=self.world)
@@ -105,7 +105,7 @@ def parallel_attention(
     if check:
         same = (layer, tuple(q_BHsD.shape[:2]), q_BHsD.shape[-1], str(q_BHsD.dtype), _learns(q_BHsD, k_BHtD, v_BHtD))
         error = _error(q_BHsD, k_BHtD, v_BHtD, selection, layer, groups)
-        groups.agree(error, same, "call (layer, batch and heads, dim, dtype, whether it learns)")
+        groups.check_agreement(error, same, "call (layer, batch and heads, dim, dtype, whether it learns)")
     step = groups.plan.layers[layer]
     lists = selection.offsets.diff(), selection.indices
     q, k, v = q_BHsD, k_BHtD, v_BHtD
@@ -121,15 +121,15 @@ def parallel_attention(
     return exchange.to_tokens(out, step.heads, tokens, groups.column(step), groups.moved)
 
 
-def profile_of(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
+def profile_from_selections(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
     """What to plan from, of the whole selections of all layers, which share their blocks."""
     first = selections[0]
     layout = BlockLayout(tuple(first.queries.lengths.tolist()), tuple(first.keys.lengths.tolist()), ranks)
-    layers = tuple(Layer.of_mask(selection.mask().cpu().numpy(), layout) for selection in selections)
+    layers = tuple(Layer.from_mask(selection.mask().cpu().numpy(), layout) for selection in selections)
     return Profile(layout=layout, head_dim=head_dim, layers=layers, element_bytes=element_bytes)
 
 
-def shard_of(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
+def shard_selection(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
     """The lists of a rank's own query blocks, of the lists of all."""
     mine = layout.blocks("queries", rank)
     device = selection.indices.device

@@ -22,9 +22,9 @@ from stepstack.models.video.dsv.core import Call, DsvAttention
 from stepstack.models.video.dsv.diffusers import Rotary, VideoDsv
 from stepstack.models.video.dsv.handle import Dsv
 from stepstack.models.video.dsv.layout import CubeLayout
-from stepstack.models.video.dsv.observe import SEEN, observe_cubes
+from stepstack.models.video.dsv.observe import HEAD_METRICS, observe_cubes
 from stepstack.models.video.dsv.predictor import Grid
-from stepstack.ops.attention import chosen
+from stepstack.ops.attention import resolve_impl
 from stepstack.ops.select import block_means, low_rank_selection, pooled_selection
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.parallel import exchange
@@ -46,7 +46,7 @@ class Shard:
     blocks: Blocks
 
     @classmethod
-    def of(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
+    def build(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
         """ValueError where there are fewer cubes than ranks."""
         sizes = tuple(layout.blocks.lengths.tolist())
         cut = BlockLayout(sizes, sizes, ranks)
@@ -92,7 +92,7 @@ class DsvContext(Context):
         _, frames, _, height, width = latents.shape
         key = (frames, height, width), latents.device
         if key not in self.shards:
-            self.shards[key] = Shard.of(self.dsv.layout(*key), self.size, self.rank)
+            self.shards[key] = Shard.build(self.dsv.layout(*key), self.size, self.rank)
         self.shard = self.shards[key]
         self.tokens = [len(self.shard.cut.tokens("queries", rank)) for rank in range(self.size)]
 
@@ -145,19 +145,19 @@ class DsvContext(Context):
         seen = observe_cubes(
             predictor, x, self.shard.angles, self._to_heads, q, k, blocks, call.sampled, mass, sparsity_h
         )
-        seen_MH = seen.seen_MH.new_zeros(len(SEEN), predictor.heads)
-        seen_MH[:, own] = seen.seen_MH * self.size
-        seen.seen_MH = seen_MH
+        metrics_MH = seen.metrics_MH.new_zeros(len(HEAD_METRICS), predictor.heads)
+        metrics_MH[:, own] = seen.metrics_MH * self.size
+        seen.metrics_MH = metrics_MH
         attention.observed = seen if attention.observed is None else attention.observed + seen
 
     def _select(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor) -> Selection:
         """The lists of the shard's query cubes, over all key cubes."""
         assert attention.sparsity_H is not None
         own, keys = self.shard.blocks, self.shard.layout.blocks
-        keep_H = profiler.kept(attention.sparsity_H, keys.count)
+        keep_H = profiler.blocks_to_keep(attention.sparsity_H, keys.count)
         if attention.config.selector == "pooled":
             counts = [len(self.shard.cut.blocks("keys", rank)) for rank in range(self.size)]
-            means = self._gathered(block_means(k, own, chosen("auto", k)), counts)
+            means = self._gathered(block_means(k, own, resolve_impl("auto", k)), counts)
             of_one = Blocks.even(keys.count, 1, k.device)  # a mean is its own mean
             return replace(pooled_selection(q, means, own, of_one, keep_H), keys=keys)
         low_q, low_k = attention.predictor(x, self.shard.angles)
@@ -165,7 +165,7 @@ class DsvContext(Context):
 
     def _gathered(self, x_BHsD: Tensor, counts: Sequence[int]) -> Tensor:
         heads = x_BHsD.shape[1]
-        whole = exchange.whole(x_BHsD.transpose(1, 2).flatten(2), counts, self.group, self.moved)
+        whole = exchange.gather_shards(x_BHsD.transpose(1, 2).flatten(2), counts, self.group, self.moved)
         return whole.unflatten(2, (heads, -1)).transpose(1, 2)
 
     def _groups(self, v: Tensor) -> Groups:
@@ -174,7 +174,7 @@ class DsvContext(Context):
         if grid not in self.groups:
             assert self.dsv.planned is not None
             cut = self.shard.cut
-            layers = tuple(Layer.of_sparsity(sparsity, cut) for sparsity in self.dsv.planned)
+            layers = tuple(Layer.from_sparsity(sparsity, cut) for sparsity in self.dsv.planned)
             profile = Profile(layout=cut, head_dim=v.shape[-1], layers=layers, element_bytes=v.element_size())
             plan = plan_context(profile, self.context_plan.cluster, self.context_plan.options)
             self.groups[grid] = self.newest = Groups(plan, self.group, self.newest)

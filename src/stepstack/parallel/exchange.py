@@ -48,7 +48,7 @@ def to_tokens(out_BhSD: Tensor, heads: Heads, tokens: Sequence[int], group: dist
     return flat.view(len(order), batch, own, dim).index_select(0, order.argsort()).transpose(0, 1)
 
 
-def whole(shard_BsD: Tensor, tokens: Sequence[int], group: dist.ProcessGroup, moved: Moved) -> Tensor:
+def gather_shards(shard_BsD: Tensor, tokens: Sequence[int], group: dist.ProcessGroup, moved: Moved) -> Tensor:
     """All ranks' shards, [B, S, D], on every rank. The gradient of a shard is the sum of what all ranks say of it."""
     batch, _, dim = shard_BsD.shape
     sent, received = [shard_BsD.numel()] * len(tokens), [batch * dim * there for there in tokens]

@@ -20,7 +20,7 @@ from stepstack.parallel import exchange
 from stepstack.parallel.exchange import Moved
 
 
-def sharing(dit: VideoDiT, size: int) -> AbstractContextManager:
+def context_parallel(dit: VideoDiT, size: int) -> AbstractContextManager:
     """``Context``; for a size of 1 nothing."""
     return Context(dit, size) if size > 1 else nullcontext()
 
@@ -76,7 +76,7 @@ class Context:
         return (self._mine(rotary[0], 0), self._mine(rotary[1], 0)) if self.on else None
 
     def _join(self, module: Any, args: Any, out_BsC: Tensor) -> Tensor | None:
-        return exchange.whole(out_BsC, self.tokens, self.group, self.moved) if self.on else None
+        return exchange.gather_shards(out_BsC, self.tokens, self.group, self.moved) if self.on else None
 
     def _mine(self, x: Tensor, dim: int) -> Tensor:
         return x.split(self.tokens, dim)[self.rank]

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.intp]
+Assignment = NDArray[np.intp]
 # Of M assignments [M, jobs]: what is to be least, and what decides between equals (local search needs a slope).
-Score = Callable[[Rows], tuple[NDArray[np.float64], NDArray[np.float64]]]
+Score = Callable[[Assignment], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 CHUNK = 4096  # assignments scored at once
 MOVED = 4  # jobs that a restart puts elsewhere
 
 
-def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
+def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment:
     """Longest processing time first: jobs from heavy to light, each to the row with the least burden so far. The
     largest is at most 4/3 - 1/(3 rows) of the best possible (Graham 1969, theorem 2); DSV section 7.1."""
     if rows > len(burdens) or rows < 1:
@@ -30,7 +30,7 @@ def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
     return found
 
 
-def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
+def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment:
     """``lpt`` with as many jobs in each row as may be, give or take one: for costs that grow with the number."""
     order, loads = np.argsort(-np.asarray(burdens, float), kind="stable"), np.zeros(rows)
     found = np.empty(len(burdens), np.intp)
@@ -44,7 +44,7 @@ def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Rows:
 
 def search(
     score: Score, burdens: NDArray[np.float64], rows: int, exact: int, restarts: int, seed: int
-) -> tuple[Rows, bool]:
+) -> tuple[Assignment, bool]:
     """The best assignment found, and whether all were tried: they are where there are at most ``exact``. Else the two
     greedy ones and ``restarts`` disturbed ones are improved by moving a job or exchanging two, until nothing helps."""
     jobs = len(burdens)
@@ -64,7 +64,7 @@ def search(
     return best, False
 
 
-def _improve(score: Score, rows_of: Rows, rows: int) -> Rows:
+def _improve(score: Score, rows_of: Assignment, rows: int) -> Assignment:
     value = _value(score, rows_of)
     while True:
         near = _neighbours(rows_of, rows)
@@ -74,7 +74,7 @@ def _improve(score: Score, rows_of: Rows, rows: int) -> Rows:
         rows_of, value = found, _value(score, found)
 
 
-def _neighbours(rows_of: Rows, rows: int) -> Rows:
+def _neighbours(rows_of: Assignment, rows: int) -> Assignment:
     """One job moved, or two of different rows exchanged."""
     job, row = np.divmod(np.arange(len(rows_of) * rows), rows)
     leaves = (rows_of[job] != row) & (np.bincount(rows_of, minlength=rows)[rows_of[job]] > 1)
@@ -90,13 +90,13 @@ def _neighbours(rows_of: Rows, rows: int) -> Rows:
     return np.concatenate([moved, exchanged])
 
 
-def _all(jobs: int, rows: int) -> Rows:
+def _all(jobs: int, rows: int) -> Assignment:
     every = np.stack(np.unravel_index(np.arange(rows**jobs), (rows,) * jobs), axis=1)
     used = np.stack([(every == row).any(axis=1) for row in range(rows)], axis=1)
     return every[used.all(axis=1)]
 
 
-def _least(score: Score, among: Rows) -> Rows:
+def _least(score: Score, among: Assignment) -> Assignment:
     first, second = (
         np.concatenate(parts)
         for parts in zip(*(score(among[at : at + CHUNK]) for at in range(0, len(among), CHUNK)), strict=True)
@@ -104,6 +104,6 @@ def _least(score: Score, among: Rows) -> Rows:
     return among[np.lexsort((second, first))[0]]
 
 
-def _value(score: Score, rows_of: Rows) -> tuple[float, float]:
+def _value(score: Score, rows_of: Assignment) -> tuple[float, float]:
     first, second = score(rows_of[None])
     return float(first[0]), float(second[0])

@@ -106,7 +106,7 @@ class Report:
         return path
 
 
-def app(title: str, script: Path, body: str, policy: str = "") -> str:
+def script_page(title: str, script: Path, body: str, policy: str = "") -> str:
     """A page of markup whose own script alone may run, whatever stands in it. The style sheet is the file beside
     ``script`` with its name; ``policy``: what else the Content-Security-Policy allows."""
     code, style = (path.read_text(encoding="utf-8") for path in (script, script.with_suffix(".css")))

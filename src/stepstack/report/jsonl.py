@@ -14,7 +14,7 @@ class JsonlError(ValueError):
     """A line that is no JSON object where only the last one may be torn; names file and line."""
 
 
-class Rows(list[dict[str, Any]]):
+class JsonRows(list[dict[str, Any]]):
     """The whole rows; ``torn`` counts the last lines (0 or 1) that a kill had left unfinished and that are not here."""
 
     def __init__(self, rows: Iterable[dict[str, Any]], torn: int):
@@ -37,7 +37,7 @@ def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
             os.fsync(handle.fileno())
 
 
-def read(path: Path) -> Rows:
+def read(path: Path) -> JsonRows:
     """Every row. A last line without its newline is dropped and counted; any other bad line raises JsonlError."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = []
@@ -49,7 +49,7 @@ def read(path: Path) -> Rows:
         if not isinstance(row, dict):
             raise JsonlError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
         rows.append(row)
-    return Rows(rows, torn=1 if last else 0)
+    return JsonRows(rows, torn=1 if last else 0)
 
 
 def write_rows_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepstack.config import ROOT, ConfigError, Strict
 from stepstack.report import formats
-from stepstack.report.formats import Cell, Format, Table
+from stepstack.report.formats import Format, Table, TableCell
 from stepstack.report.provenance import describe
 
 SHOWN = 40  # characters of a value in a note: a hash is cut
@@ -43,7 +43,7 @@ class Column(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured(Strict):
+class MeasuredRow(Strict):
     """``results``: names of evals/results/<name>.json, one a seed. ``label``: which of the evaluations in them.
     ``task``: what the columns' tasks are called there, where a run was evaluated on a split of its own (test)."""
 
@@ -54,7 +54,7 @@ class Measured(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Published(Strict):
+class PublishedRow(Strict):
     """``reported``: the name of evals/reported/<name>.json. ``key``: a row in it."""
 
     model: str
@@ -62,8 +62,8 @@ class Published(Strict):
     key: str
 
 
-Row = Annotated[
-    Annotated[Measured, Tag("measured")] | Annotated[Published, Tag("reported")],
+LayoutRow = Annotated[
+    Annotated[MeasuredRow, Tag("measured")] | Annotated[PublishedRow, Tag("reported")],
     Discriminator(lambda row: "reported" if "reported" in row else "measured"),
 ]
 
@@ -74,7 +74,7 @@ class Layout(Strict):
 
     title: str
     columns: Annotated[tuple[Column, ...], Some]
-    rows: Annotated[tuple[Row, ...], Some]
+    rows: Annotated[tuple[LayoutRow, ...], Some]
     percent: bool = False
 
 
@@ -131,16 +131,16 @@ def load(name: str, root: Path = ROOT) -> Layout:
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
-    return valid(Layout, values, _shown(file, root))
+    return validate(Layout, values, _shown(file, root))
 
 
 def build(name: str, root: Path = ROOT) -> Table:
     """The table of a layout. ConfigError for figures that are not there."""
     layout = load(name, root)
     sources: dict[str, int] = {}  # in order of appearance: their number in the table
-    grid: list[list[Entry | Cell]] = []
+    grid: list[list[Entry | TableCell]] = []
     for row in layout.rows:
-        if isinstance(row, Measured):
+        if isinstance(row, MeasuredRow):
             grid.append(_measured(row, layout, name, root))
         else:
             grid.append(_published(row, layout, sources, root))
@@ -149,7 +149,7 @@ def build(name: str, root: Path = ROOT) -> Table:
     for column, entries in zip(layout.columns, by_column, strict=True):
         notes += _compare(column, entries)
     best = [id(entry) for column in zip(*grid, strict=True) for entry in _best(column)]
-    cells: list[list[str | Cell]] = [
+    cells: list[list[str | TableCell]] = [
         [row.model, *(_cell(entry, id(entry) in best, layout.percent) for entry in line)]
         for row, line in zip(layout.rows, grid, strict=True)
     ]
@@ -193,14 +193,14 @@ def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tu
     return found[0]
 
 
-def _measured(row: Measured, layout: Layout, name: str, root: Path) -> list[Entry | Cell]:
+def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[Entry | TableCell]:
     """A cell is empty where none of the row's files has the task; where only some have, that is an error."""
-    line: list[Entry | Cell] = []
+    line: list[Entry | TableCell] = []
     for column in layout.columns:
         task = row.task or column.task
         tasks = [{r["task"] for r in evals(seed, root).get(row.label, [])} for seed in row.results]
         if any(tasks) and not any(task in there for there in tasks):
-            line.append(Cell("-"))
+            line.append(TableCell("-"))
             continue
         found = [find(seed, row.label, task, column.metric, root) for seed in row.results]
         values = [metric["value"] for _, metric in found]
@@ -210,12 +210,12 @@ def _measured(row: Measured, layout: Layout, name: str, root: Path) -> list[Entr
     return line
 
 
-def _published(row: Published, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | Cell]:
+def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | TableCell]:
     file = root / "evals" / "reported" / f"{row.reported}.json"
     shown = _shown(file, root)
     if not file.is_file():
         raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
-    published = valid(Publication, json.loads(file.read_text()), shown)
+    published = validate(Publication, json.loads(file.read_text()), shown)
     if published.percent != layout.percent:
         raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}
@@ -227,7 +227,7 @@ def _published(row: Published, layout: Layout, sources: dict[str, int], root: Pa
     number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
     texts = {**figure.values, **{task: "-".join(map(str, counts)) for task, counts in figure.counts.items()}}
     values = [texts.get(column.task) for column in layout.columns]
-    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
+    return [TableCell("-") if v is None else TableCell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
 
 
 def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
@@ -267,7 +267,7 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _best(column: Sequence[Entry | Cell]) -> list[Entry]:
+def _best(column: Sequence[Entry | TableCell]) -> list[Entry]:
     """The best measured entries of a column of several; none where they cannot be compared."""
     entries = [entry for entry in column if isinstance(entry, Entry)]
     if len(entries) < 2 or any("†" in entry.marks for entry in entries):
@@ -277,13 +277,13 @@ def _best(column: Sequence[Entry | Cell]) -> list[Entry]:
     return [entry for entry in entries if entry.value == best]
 
 
-def _cell(entry: Entry | Cell, best: bool, percent: bool) -> Cell:
-    if isinstance(entry, Cell):
+def _cell(entry: Entry | TableCell, best: bool, percent: bool) -> TableCell:
+    if isinstance(entry, TableCell):
         return entry
     scale, digits = (100, 1) if percent else (1, 3)
     seeds = f" ({len(entry.evals)} seeds)" if len(entry.evals) > 1 else ""
     spread = "" if entry.stderr is None else f" ± {scale * entry.stderr:.{digits}f}"
-    return Cell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
+    return TableCell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
 
 
 def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> list[str]:
@@ -291,17 +291,19 @@ def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> 
     said: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
     for column, entries in zip(columns, by_column, strict=True):
         for result in (result for entry in entries for result in entry.evals):
-            facts = filter(None, (f"n={result['n']}, k={result['k']}", sampled(result)))
+            facts = filter(None, (f"n={result['n']}, k={result['k']}", describe_sampling(result)))
             said.setdefault(column.task, {})[", ".join(facts)] = None
     if not said:
         return []
     how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in said.items())
     entries = [entry for column in by_column for entry in column]
     seeds = " over seeds (mean and its standard error)" if any(len(entry.evals) > 1 for entry in entries) else ""
-    return [f"measured, value ± standard error{seeds}: {how}; {origins([r for e in entries for r in e.evals])}"]
+    return [
+        f"measured, value ± standard error{seeds}: {how}; {describe_origins([r for e in entries for r in e.evals])}"
+    ]
 
 
-def sampled(result: Mapping[str, Any]) -> str:
+def describe_sampling(result: Mapping[str, Any]) -> str:
     """T=1, top_p=1, max_tokens=64: what decides a sample, but for seeds and stop strings."""
     facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
     facts["shots"] = result["plan"].get("shots")
@@ -309,7 +311,7 @@ def sampled(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in shown.items())
 
 
-def origins(results: Sequence[Mapping[str, Any]]) -> str:
+def describe_origins(results: Sequence[Mapping[str, Any]]) -> str:
     """Where and when, once for results of one commit, day and machine."""
     days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
     return "; ".join(dict.fromkeys(map(describe, days)))
@@ -320,7 +322,7 @@ def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return result["plan"].get("sampling", {})
 
 
-def valid(cls: type, values: Any, file: str) -> Any:
+def validate(cls: type, values: Any, file: str) -> Any:
     """As JSON, because there strict still lets a list be a tuple and an int be a float."""
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 MOST_WORK = 50_000_000  # additions that an exact test may take; beyond it signs are drawn at random
 DRAWS, BLOCK = 100_000, 1000
 
-Row = Mapping[str, Any]  # of a samples.jsonl
+SampleRow = Mapping[str, Any]  # of a samples.jsonl
 
 
 class NotPaired(ValueError):
@@ -62,7 +62,7 @@ class Paired:
         return f"{said}: {counts}{lost}. p = {self.p:.2g} ({test}): {_reading(self.p)}"
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> Paired:
+def compare(a: Sequence[SampleRow], b: Sequence[SampleRow]) -> Paired:
     """``a`` and ``b``: rows of samples.jsonl with index, problem, gold and score (None: no verdict).
 
     NotPaired where the questions differ, or where no question has a verdict on both sides.
@@ -139,8 +139,8 @@ def _drawn(differences: NDArray[np.float64]) -> float:
     return (hits + 1) / (DRAWS + 1)
 
 
-def _questions(rows: Sequence[Row], which: str) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
+def _questions(rows: Sequence[SampleRow], which: str) -> dict[int, list[SampleRow]]:
+    found: dict[int, list[SampleRow]] = {}
     for row in rows:
         found.setdefault(row["index"], []).append(row)
     if not found:
@@ -148,7 +148,7 @@ def _questions(rows: Sequence[Row], which: str) -> dict[int, list[Row]]:
     return found
 
 
-def _mean(rows: Sequence[Row]) -> Fraction | None:
+def _mean(rows: Sequence[SampleRow]) -> Fraction | None:
     """Of the scores there are, exactly: a float is a fraction."""
     scores = [Fraction(row["score"]) for row in rows if row["score"] is not None]
     return sum(scores, Fraction()) / len(scores) if scores else None

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from stepstack.config import ROOT, ConfigError, Strict, to_dict
 from stepstack.report import jsonl
-from stepstack.report.layout import valid
+from stepstack.report.layout import validate
 
 Some = Field(min_length=1)
 SELECTED = "eval/accuracy"  # whatever a recipe selects by; eval/stderr is of it
@@ -49,7 +49,7 @@ def generate(check: bool = False, root: Path = ROOT) -> list[Path]:
     """Draw the plots whose data is not what their file was drawn from; these files. With ``check`` nothing is drawn."""
     stale = []
     for source in sorted((root / "evals" / "plots").glob("*.yaml")):
-        plot: Plot = valid(Plot, yaml.safe_load(source.read_text(encoding="utf-8")), str(source.relative_to(root)))
+        plot: Plot = validate(Plot, yaml.safe_load(source.read_text(encoding="utf-8")), str(source.relative_to(root)))
         curves = {name: _curve(name, root) for panel in plot.panels for name in panel.results}
         facts = json.dumps([to_dict(plot), curves], sort_keys=True)
         out, mark = root / plot.file, hashlib.sha256(facts.encode()).hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from stepstack.report import jsonl, paired
-from stepstack.report.html import app
+from stepstack.report.html import script_page
 
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
 MOST = 2  # models side by side
@@ -169,4 +169,4 @@ def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
         "<noscript><p>The samples need JavaScript.</p></noscript>"
         f'<script id="data" type="application/json">{text}</script>'
     )
-    return app(title, Path(__file__).with_name("viewer.js"), body)
+    return script_page(title, Path(__file__).with_name("viewer.js"), body)

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MotionTrack:
     """``track``: [frames, 2], NaN where there is no form. ``colours``: the nearest known one a frame, "" for none."""
 
     track: Floats
@@ -53,7 +53,7 @@ class Seen:
         return known[-1] - known[0] if len(known) > 1 else np.zeros(2)
 
 
-def see(clip: NDArray, palette: Mapping[str, tuple[int, int, int]]) -> Seen:
+def track_motion(clip: NDArray, palette: Mapping[str, tuple[int, int, int]]) -> MotionTrack:
     """Track the form by its saturation and name its colour in each frame. ValueError for what is no clip."""
     video = as_floats(clip)
     saturation = video.max(-1) - video.min(-1)
@@ -68,7 +68,9 @@ def see(clip: NDArray, palette: Mapping[str, tuple[int, int, int]]) -> Seen:
     names, inks = list(palette), np.array(list(palette.values()), float)
     with np.errstate(invalid="ignore"):
         near = _chroma(mean) @ _chroma(inks).T
-    return Seen(track, tuple("" if lost else names[int(np.argmax(row))] for lost, row in zip(gone, near, strict=True)))
+    return MotionTrack(
+        track, tuple("" if lost else names[int(np.argmax(row))] for lost, row in zip(gone, near, strict=True))
+    )
 
 
 def as_floats(clip: NDArray) -> Floats:

@@ -37,7 +37,7 @@ def test_the_path_leads_from_noise_to_data():
         t_B = torch.full((2,), t, dtype=torch.float64)
         x = flow.interpolate(data, noise, t_B)
         torch.testing.assert_close(x, expected)
-        torch.testing.assert_close(flow.data_of(x, flow.velocity(data, noise), t_B), data)
+        torch.testing.assert_close(flow.predicted_data(x, flow.velocity(data, noise), t_B), data)
 
 
 def test_the_shifted_schedule_and_its_steps_are_those_of_diffusers():

@@ -56,7 +56,7 @@ def test_a_query_that_sees_nothing_gives_0_and_gets_0():
 
 
 def test_auto_says_once_what_it_chose_and_why(caplog):
-    attention.say.cache_clear()
+    attention.log_choice.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             sparse_attention(*inputs(SELECTION, 16, torch.float32)[:3], SELECTION)

@@ -38,7 +38,7 @@ def drawn(rng: np.random.Generator, ranks: int, heads: int, layers: int = 1) -> 
         tuple(map(int, rng.integers(1, 7, blocks))), tuple(map(int, rng.integers(1, 7, blocks))), ranks
     )
     masks = [rng.random((2, heads, blocks, blocks)) < rng.random((1, heads, 1, 1)) ** 2 for _ in range(layers)]
-    made = tuple(Layer.of_mask(mask, layout) for mask in masks)
+    made = tuple(Layer.from_mask(mask, layout) for mask in masks)
     return Profile(layout=layout, head_dim=DIM, layers=made, element_bytes=BYTES), masks
 
 
@@ -175,7 +175,7 @@ def test_no_placement_is_below_the_bound_of_its_grid(seed):
         costs = [
             planner.cost(profile, 0, cluster, PlanOptions(), inner, rows).seconds for rows in placements(5, hcp)[::7]
         ]
-        assert grid.Grid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
+        assert grid.RankGrid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
 
 
 # -- heads onto rows ---------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ FREE = Attention((1, 2), (0.0, 1.0), ((1e-12, 1e-13), (2e-12, 1e-13)))
 
 def even(ranks: int, sparsity: list[float]) -> tuple[Profile, Cluster]:
     layout = BlockLayout((4,) * 12, (4,) * 12, ranks)
-    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.of_sparsity(sparsity, layout),), element_bytes=1)
+    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.from_sparsity(sparsity, layout),), element_bytes=1)
     return profile, replace(cluster_of(ranks, 8, intra=EVEN, inter=EVEN), compute=FREE)
 
 
@@ -295,7 +295,7 @@ def test_a_gather_fetches_a_block_once_however_many_queries_see_it():
     mask = np.zeros((1, 2, 4, 4), bool)
     mask[0, 0, 0, 2] = mask[0, 0, 1, 2] = True  # both blocks of rank 0 see block 2 of rank 1
     mask[0, 1, 3] = True  # rank 1 sees all blocks with its second head
-    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.of_mask(mask, layout),), element_bytes=1)
+    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.from_mask(mask, layout),), element_bytes=1)
     ranks = planner.cost(profile, 0, cluster_of(2), PlanOptions(), "hcp", [[0, 1]]).ranks
     assert [(r.scp_received, r.scp_sent) for r in ranks] == [(2 * 2 * DIM, 2 * 6 * DIM), (2 * 6 * DIM, 2 * 2 * DIM)]
 
@@ -316,7 +316,7 @@ def test_an_outlier_head_is_shared_by_sequence_and_even_heads_are_exchanged():
 
     def planned(sparsity):
         return planner.plan(
-            Profile(layout=layout, head_dim=DIM, layers=(Layer.of_sparsity(sparsity, layout),)), cluster
+            Profile(layout=layout, head_dim=DIM, layers=(Layer.from_sparsity(sparsity, layout),)), cluster
         )
 
     assert shape(planned([0.05] + [0.9] * 7)) == (1, 4)
@@ -376,10 +376,10 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="3 query and 8 key blocks cannot be cut for 4 ranks"):
         BlockLayout((2,) * 3, (2,) * 8, 4)
     with pytest.raises(ValueError, match=r"sparsity must be one number in \[0, 1\] a head"):
-        Layer.of_sparsity([0.5, 1.5], profile.layout)
+        Layer.from_sparsity([0.5, 1.5], profile.layout)
     with pytest.raises(ValueError, match=r"mask .* must be"):
-        Layer.of_mask(np.ones((2, 3, 4), bool), profile.layout)
-    other = Layer.of_sparsity([0.5] * 4, profile.layout)
+        Layer.from_mask(np.ones((2, 3, 4), bool), profile.layout)
+    other = Layer.from_sparsity([0.5] * 4, profile.layout)
     with pytest.raises(ValueError, match="layer 1: need"):
         planner.plan(replace(profile, layers=(*profile.layers, other)), cluster_of(4))
 

@@ -15,7 +15,7 @@ from stepstack.config import ConfigError, Launch, RunConfig
 from stepstack.core import launch
 from stepstack.planning.pods import exact, rankfile
 from stepstack.planning.pods.alignment import capacity, chains
-from stepstack.planning.pods.placement import Deployment, Job, crossings, follow, place
+from stepstack.planning.pods.placement import Deployment, Job, align_shards, crossings, place
 from stepstack.planning.pods.ring import Ring
 
 METHODS = ("greedy", "lines", "constrained", "aligned", "best")
@@ -128,7 +128,7 @@ def test_odd_hops_never_meet_in_a_chain():
 def test_shards_follow_tors():
     sets = np.array([[[0, 1, 2, 3], [10, 12, 13, 14]]])  # ten ToRs: the second group has none in ToR 1
     assert crossings(sets % 10) == 6
-    followed = follow(sets, 10)
+    followed = align_shards(sets, 10)
     assert followed.tolist() == [[[0, 1, 2, 3], [10, 14, 12, 13]]]
     assert crossings(followed % 10) == 2
 

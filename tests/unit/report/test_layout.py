@@ -8,7 +8,7 @@ import pytest
 
 from stepstack.config import ConfigError
 from stepstack.report import formats, jsonl, layout
-from stepstack.report.formats import Cell, Table
+from stepstack.report.formats import Table, TableCell
 from stepstack.report.provenance import provenance
 
 SAMPLING = {
@@ -265,7 +265,9 @@ def test_the_layouts_of_the_repository_are_valid():
 
 def test_escapes():
     nasty = r"a|b*c<d>&_%$#{}~^\[1] ±"
-    made = Table(["x", nasty], [[Cell(nasty, bold=True), Cell("1", italic=True, marks=("†", "[1]"))]], [nasty], nasty)
+    made = Table(
+        ["x", nasty], [[TableCell(nasty, bold=True), TableCell("1", italic=True, marks=("†", "[1]"))]], [nasty], nasty
+    )
     md, tex, page = (formats.render([made], format) for format in ("md", "tex", "html"))
     assert r"| x | a\|b\*c&lt;d>&_%$#{}~^\\[1] ± |" in md
     escaped = r"a$|$b*c$<$d$>$\&\_\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}{[}1] $\pm$"

@@ -159,11 +159,11 @@ def test_large_tp_pays_more_the_larger_the_cluster():
 
 
 def test_mfu_of_a_layout_by_hand():
-    model, machine = mfu.Model(layers=2, batch=4), mfu.Machine(memory=1e15, efficiency=0.5)
+    model, machine = mfu.Model(layers=2, batch=4), mfu.GpuSpec(memory=1e15, efficiency=0.5)
     assert mfu.step_mfu(model, machine, 1, 1, 1) == pytest.approx(0.5)
     assert mfu.step_mfu(model, machine, 2, 1, 2) == pytest.approx(0.5 * 4 / 5)  # a bubble of one in five slots
     assert mfu.step_mfu(model, machine, 3, 1, 1) is None
-    assert mfu.step_mfu(model, mfu.Machine(memory=1e6), 1, 1, 1) is None
+    assert mfu.step_mfu(model, mfu.GpuSpec(memory=1e6), 1, 1, 1) is None
 
 
 # -- commands --------------------------------------------------------------------------------------------------------

@@ -32,15 +32,15 @@ class SavedFeatures:
 
     @torch.no_grad()
     def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return self.network(as_input(clips_BFHWC)).double().numpy()
+        return self.network(to_network_input(clips_BFHWC)).double().numpy()
 
 
-def as_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
+def to_network_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
     """[B, 3, F, H, W] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(clips_BFHWC)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def of_clips(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
+def clip_features(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
     """[N, D] of clips of one shape, some at a time. ValueError where there are none."""
     left = iter(clips)
     some = iter(lambda: list(islice(left, batch)), [])

@@ -18,7 +18,7 @@ def ranks_of(hcp: int, scp: int, inner: Inner) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row * scp + column for column in range(scp)) for row in range(hcp))
 
 
-class Grid:
+class RankGrid:
     """Costs of one layer on one grid. Axes of its arrays: rows a (P of them), columns b (G), heads h."""
 
     def __init__(self, profile: Profile, layer: int, cluster: Cluster, options: PlanOptions, hcp: int, inner: Inner):
@@ -87,7 +87,7 @@ class Grid:
         alone = self.options.passes * (received.min(axis=0) + each) + self.comp
         return float(max((average + self.comp.sum(axis=0) / self.hcp).max(), alone.max()))
 
-    def planned(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
+    def layer_plan(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
         """The record of one assignment; ``bound`` None: its own time, for the best of all."""
         parts = {name: part[0] for name, part in self._parts(rows[None]).items()}
         names = ("hcp_sent", "hcp_received", "scp_sent", "scp_received", "memory")
@@ -107,7 +107,7 @@ class Grid:
         rows, tried_all = assignment.search(
             self.score, self.burdens, self.hcp, self.options.exact, restarts, self.options.seed
         )
-        return self.planned(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
+        return self.layer_plan(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
 
     def fits(self, made: LayerPlan) -> bool:
         return max(rank.memory for rank in made.ranks) <= self.cluster.memory

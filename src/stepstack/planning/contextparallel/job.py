@@ -17,7 +17,7 @@ from stepstack.report.formats import Table, render
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job(Strict):
+class ContextJob(Strict):
     """``length``: tokens of a sample. ``block``: tokens of a block of queries or keys. ``sparsity``: a row of heads for
     each layer, as a profile of a run has it."""
 
@@ -39,15 +39,15 @@ class Job(Strict):
         blocks, rest = divmod(self.length, self.block)
         sizes = (self.block,) * blocks + ((rest,) if rest else ())
         layout = BlockLayout(sizes, sizes, self.cluster.ranks)
-        layers = tuple(Layer.of_sparsity(row, layout) for row in self.sparsity)
+        layers = tuple(Layer.from_sparsity(row, layout) for row in self.sparsity)
         return Profile(layout=layout, head_dim=self.head_dim, layers=layers, element_bytes=self.element_bytes)
 
 
-def planned(job: Job, watch: Callable[[range], Iterable[int]] = iter) -> Plan:
+def make_plan(job: ContextJob, watch: Callable[[range], Iterable[int]] = iter) -> Plan:
     return plan.plan(job.profile, job.cluster, job.options, watch)
 
 
-def alternatives(job: Job, layer: int) -> dict[str, LayerPlan]:
+def alternatives(job: ContextJob, layer: int) -> dict[str, LayerPlan]:
     """What knows nothing of sparsity or of grids: heads by number over all ranks, and no exchange of heads."""
     profile, heads, ranks = job.profile, len(job.sparsity[0]), job.cluster.ranks
     counts = {"head-wise, by number": ranks, "sequence-wise": 1}
@@ -55,7 +55,7 @@ def alternatives(job: Job, layer: int) -> dict[str, LayerPlan]:
     return {name: plan.cost(profile, layer, job.cluster, job.options, "hcp", own) for name, own in rows.items()}
 
 
-def table(job: Job, plan: Plan) -> str:
+def table(job: ContextJob, plan: Plan) -> str:
     """Markdown, a row a layer; times in milliseconds of the slowest rank."""
     others = [alternatives(job, number) for number in range(len(plan.layers))]
     rows = []
@@ -76,7 +76,7 @@ def table(job: Job, plan: Plan) -> str:
     return render([Table(head, rows, [note])], "md")
 
 
-def as_json(job: Job, plan: Plan) -> dict[str, Any]:
+def as_json(job: ContextJob, plan: Plan) -> dict[str, Any]:
     """The plan, and by layer the seconds of it and of its alternatives."""
     layers = [
         {**asdict(layer), "seconds": layer.seconds, "gap": layer.gap}

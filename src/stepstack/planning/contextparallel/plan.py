@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepstack.planning.contextparallel.grid import Grid, LayerPlan
+from stepstack.planning.contextparallel.grid import LayerPlan, RankGrid
 from stepstack.planning.contextparallel.problem import BlockLayout, Cluster, Inner, PlanOptions, Profile
 
 CLOSE = 1.25  # times the best so far: a quick search that ends further off is not repeated thoroughly
@@ -108,11 +108,11 @@ def cost(
 ) -> LayerPlan:
     """A layer with heads placed as told, e.g. in order of their numbers: what a plan is compared with. Its ``bound`` is
     its own time."""
-    grid = Grid(profile, layer, cluster, options, len(heads), inner)
+    grid = RankGrid(profile, layer, cluster, options, len(heads), inner)
     rows = np.empty(grid.heads, int)
     for row, own in enumerate(heads):
         rows[list(own)] = row
-    return grid.planned(rows, None)
+    return grid.layer_plan(rows, None)
 
 
 def in_order(heads: int, rows: int) -> list[list[int]]:
@@ -134,8 +134,8 @@ def _best(
     profile: Profile, layer: int, cluster: Cluster, options: PlanOptions, shapes: list[tuple[int, Inner]]
 ) -> LayerPlan:
     """First a quick search on every grid whose bound allows it, then a thorough one on those that came close."""
-    grids = [Grid(profile, layer, cluster, options, hcp, inner) for hcp, inner in shapes]
-    quick: list[tuple[float, Grid]] = []
+    grids = [RankGrid(profile, layer, cluster, options, hcp, inner) for hcp, inner in shapes]
+    quick: list[tuple[float, RankGrid]] = []
     least = np.inf
     for grid in sorted(grids, key=lambda grid: grid.bound):
         if grid.bound < least:

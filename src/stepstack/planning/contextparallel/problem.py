@@ -81,7 +81,7 @@ class Layer:
     need: Array
 
     @classmethod
-    def of_mask(cls, mask: NDArray[np.bool_], layout: BlockLayout) -> Layer:
+    def from_mask(cls, mask: NDArray[np.bool_], layout: BlockLayout) -> Layer:
         """Of a selection: ``mask`` [B, H, query blocks, key blocks], true where the block of keys is kept."""
         if mask.ndim != 4 or mask.shape[2:] != (len(layout.queries), len(layout.keys)):
             raise ValueError(
@@ -93,7 +93,7 @@ class Layer:
         return cls(np.add.reduceat(rows, starts, axis=2), np.logical_or.reduceat(mask, starts, axis=2).astype(float))
 
     @classmethod
-    def of_sparsity(cls, sparsity: Sequence[float], layout: BlockLayout) -> Layer:
+    def from_sparsity(cls, sparsity: Sequence[float], layout: BlockLayout) -> Layer:
         """Of a profile of heads: every query of a head keeps the same ``1 - sparsity`` of all keys, spread evenly, as
         in v1's formulas. Queries that differ need more remote KV than this says."""
         kept = 1.0 - np.array(sparsity, float)

@@ -100,7 +100,7 @@ class FixedRings:
 
 
 @dataclass(frozen=True, slots=True)
-class Cubes:
+class CubeDomains:
     """TPUv4: cubes of ``size`` chips, joined by circuit switches cube by cube. Groups up to a cube are fixed blocks in
     it, larger ones take whole, fully healthy cubes."""
 
@@ -132,7 +132,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "NVL-36": Domains(36),
     "NVL-72": Domains(72),
     "NVL-576": Domains(576),
-    "TPUv4": Cubes(),
+    "TPUv4": CubeDomains(),
     "SiP-Ring": FixedRings(),
 }
 

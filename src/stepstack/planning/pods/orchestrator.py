@@ -37,7 +37,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Stretch:
     """A stretch of a component that can only be cut anew whole: spare nodes, or a group with the spares inside it."""
 
     begin: int
@@ -175,26 +175,26 @@ class Orchestrator:
         return where[differ], wanted[differ]
 
 
-def _blocks(owners: NDArray[np.int64]) -> list[Block]:
+def _blocks(owners: NDArray[np.int64]) -> list[Stretch]:
     """A component's stretches, in order."""
     edges = np.flatnonzero(owners[1:] != owners[:-1]) + 1
     begins, ends = np.append(0, edges), np.append(edges, len(owners))
-    blocks: list[Block] = []
+    blocks: list[Stretch] = []
     first: dict[int, int] = {}  # group -> its block
     for begin, end, owner in zip(begins.tolist(), ends.tolist(), owners[begins].tolist(), strict=True):
         if owner == NONE:
-            blocks.append(Block(begin, end, 0, end - begin))
+            blocks.append(Stretch(begin, end, 0, end - begin))
         elif owner in first:  # a repaired node lies inside the group
             inside = blocks[first[owner] :]
             del blocks[first[owner] :]
-            blocks.append(Block(inside[0].begin, end, 1, sum(b.spares for b in inside)))
+            blocks.append(Stretch(inside[0].begin, end, 1, sum(b.spares for b in inside)))
         else:
             first[owner] = len(blocks)
-            blocks.append(Block(begin, end, 1, 0))
+            blocks.append(Stretch(begin, end, 1, 0))
     return blocks
 
 
-def _stretches(blocks: Sequence[Block], size: int, closed: bool) -> list[tuple[int, int, int]]:
+def _stretches(blocks: Sequence[Stretch], size: int, closed: bool) -> list[tuple[int, int, int]]:
     """(groups, first block, blocks) of the shortest stretches with ``size`` spares; fewest groups first."""
     found = []
     row = [*blocks, *blocks] if closed else blocks

@@ -70,7 +70,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class JobPlacement:
     """``nodes_SDM``: ring positions, in the order of shards within a group."""
 
     method: str
@@ -84,7 +84,7 @@ class Placement:
         return self.crossings / self.hops if self.hops else 0.0
 
 
-def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "best") -> Placement:
+def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "best") -> JobPlacement:
     """The job on healthy nodes.
 
     greedy: rings cut off in ring order, those in a row are DP peers. lines: each line cut by itself, its i-th ring in
@@ -110,7 +110,7 @@ def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "
     sets = makers[method]()
     if sets is None:  # the lines by themselves hold too few rings; the whole ring holds them
         sets = _greedy(deployment, healthy, job, size)
-    return Placement(method, sets, crossings(sets % deployment.tors), sets.size if job.dp > 1 else 0)
+    return JobPlacement(method, sets, crossings(sets % deployment.tors), sets.size if job.dp > 1 else 0)
 
 
 def crossings(tors_SDM: Sets) -> int:
@@ -238,7 +238,7 @@ def _best(deployment: Deployment, tries: Iterable[Sets | None]) -> Sets | None:
     for sets in tries:
         if sets is None:
             continue
-        followed = follow(sets, deployment.tors)
+        followed = align_shards(sets, deployment.tors)
         cost = crossings(followed % deployment.tors)
         if best is None or cost < least:
             best, least = followed, cost
@@ -250,7 +250,7 @@ def _best(deployment: Deployment, tries: Iterable[Sets | None]) -> Sets | None:
 def _exact(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets:
     if job.dp != 2:
         raise exact.TooLarge(f"dp={job.dp}: the exact optimum is for pairs of groups")
-    return follow(exact.optimum(deployment.ring, deployment.tors, healthy, size, job.pp), deployment.tors)
+    return align_shards(exact.optimum(deployment.ring, deployment.tors, healthy, size, job.pp), deployment.tors)
 
 
 def _aligned_or_exact(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets | None:
@@ -335,7 +335,7 @@ def _rest(deployment: Deployment, free: Healthy, job: Job, size: int, sets: int)
     return chains[taken].reshape(sets, job.dp, size)
 
 
-def follow(sets_SDM: Sets, tors: int) -> Sets:
+def align_shards(sets_SDM: Sets, tors: int) -> Sets:
     """Shards follow ToRs: within each group the same nodes in another order, so that a shard stays under its ToR from
     group to group wherever the group has a node there. The ring of a group does not depend on this order."""
     ordered = sets_SDM.copy()

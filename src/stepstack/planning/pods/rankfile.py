@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from stepstack.config import ConfigError
 
 if TYPE_CHECKING:
-    from stepstack.planning.pods.placement import Deployment, Placement
+    from stepstack.planning.pods.placement import Deployment, JobPlacement
 
 
-def lines(deployment: Deployment, placement: Placement, hosts: Sequence[str]) -> Iterator[str]:
+def lines(deployment: Deployment, placement: JobPlacement, hosts: Sequence[str]) -> Iterator[str]:
     """The text of a rank file. ``hosts``: names ToR by ToR, as ``Deployment`` counts them."""
     stages, groups, size = placement.nodes_SDM.shape
     yield f"# pp {stages} x dp {groups} x {size} machines a TP group, placed by {placement.method}"

@@ -82,14 +82,14 @@ class Ring:
         ends = np.flatnonzero(np.roll(ahead, turn) > self.hops)
         return np.split(np.roll(order, turn), ends[:-1] + 1)
 
-    def hops_of(self, chains_CM: Chains) -> NDArray[np.int64]:
+    def hop_lengths(self, chains_CM: Chains) -> NDArray[np.int64]:
         """[C, M-1]: positions from each node of a chain to the next."""
         return (chains_CM[:, 1:] - chains_CM[:, :-1]) % self.nodes
 
     def buildable(self, chains_CM: Chains) -> NDArray[np.bool_]:
         """[C]: whether the wiring holds the chain: hops of at most K, and, where K is odd, never the longest hop on
         both sides of a node, whose two paths share a bundle."""
-        hops = self.hops_of(chains_CM)
+        hops = self.hop_lengths(chains_CM)
         good = np.all((hops >= 1) & (hops <= self.hops), axis=1)
         if self.hops % 2:
             good = good & ~np.any((hops[:, 1:] == self.hops) & (hops[:, :-1] == self.hops), axis=1)
@@ -103,9 +103,9 @@ class Ring:
         if not (good := self.buildable(chains_CM)).all():
             bad = chains_CM[~good][:1]
             raise ValueError(
-                f"nodes {bad[0].tolist()} form no ring: hops {self.hops_of(bad)[0].tolist()}, K={self.hops}"
+                f"nodes {bad[0].tolist()} form no ring: hops {self.hop_lengths(bad)[0].tolist()}, K={self.hops}"
             )
-        hops = self.hops_of(chains_CM)
+        hops = self.hop_lengths(chains_CM)
         bundle, path = np.zeros((2, 2 * self.hops + 1), np.int8)  # by hop; a negative one counts from the end
         for hop, (number, way) in self.wiring().items():
             bundle[hop], path[hop] = number, way

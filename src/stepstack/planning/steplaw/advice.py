@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepstack.planning.steplaw import laws
-from stepstack.planning.steplaw.laws import Answer, Point
+from stepstack.planning.steplaw.laws import LawAnswer, LawInputs
 
 # By what factor the learning rate (down, up) and the batch (down, up) may leave a grid's optimum alone until the loss
 # has grown by 0.1 %: medians over the 17 released dense grids, docs/steplaw.md.
@@ -22,7 +22,7 @@ class Advice:
     ``lr_range`` and ``batch_range``: within them the loss stays under +0.1 %. ``others``: every law, Step Law first.
     """
 
-    at: Point
+    at: LawInputs
     sequence: int
     multiple: int
     lr: float
@@ -34,10 +34,10 @@ class Advice:
     lr_range: tuple[float, float]
     batch_range: tuple[float, float]
     warnings: list[str]
-    others: list[Answer]
+    others: list[LawAnswer]
 
 
-def advise(at: Point, sequence: int, multiple: int = 1) -> Advice:
+def advise(at: LawInputs, sequence: int, multiple: int = 1) -> Advice:
     """ValueError for what is not above 0. ``multiple``: sequences that a step takes at least, data-parallel processes
     x micro-batch."""
     for name, value in (("params", at.params), ("tokens", at.tokens), ("sequence", sequence), ("multiple", multiple)):
@@ -87,7 +87,7 @@ def rows(advice: Advice) -> list[tuple[str, str]]:
     ]
 
 
-def law_rows(answers: Sequence[Answer]) -> list[tuple[str, str, str, str]]:
+def law_rows(answers: Sequence[LawAnswer]) -> list[tuple[str, str, str, str]]:
     return [
         (a.law, "-" if a.lr is None else f"{a.lr:.4g}", "-" if a.batch is None else f"{a.batch:,.0f}", a.why)
         for a in answers

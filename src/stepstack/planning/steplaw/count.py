@@ -50,7 +50,7 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """What a model type has besides the blocks that all share: whether q, k and v (o) have biases, whether q and k are
     normalised, how many experts there are under which name, and the default of tying head to embedding."""
 
@@ -68,19 +68,19 @@ def _never(_: Fields) -> bool:
 
 
 FAMILIES = {
-    "llama": Family(mlp_bias=lambda f: bool(f.get("mlp_bias", False))),
-    "mistral": Family(qkv_bias=_never, o_bias=_never),
-    "qwen2": Family(qkv_bias=lambda f: True, o_bias=_never),
-    "qwen3": Family(qk_norm=True),
-    "mixtral": Family(qkv_bias=_never, o_bias=_never, experts=("num_local_experts",)),
-    "qwen2_moe": Family(
+    "llama": ModelFamily(mlp_bias=lambda f: bool(f.get("mlp_bias", False))),
+    "mistral": ModelFamily(qkv_bias=_never, o_bias=_never),
+    "qwen2": ModelFamily(qkv_bias=lambda f: True, o_bias=_never),
+    "qwen3": ModelFamily(qk_norm=True),
+    "mixtral": ModelFamily(qkv_bias=_never, o_bias=_never, experts=("num_local_experts",)),
+    "qwen2_moe": ModelFamily(
         qkv_bias=lambda f: bool(f.get("qkv_bias", True)),
         o_bias=_never,
         experts=("num_experts", "num_local_experts"),
         expert_width="moe_intermediate_size",
         shared_width="shared_expert_intermediate_size",
     ),
-    "qwen3_moe": Family(
+    "qwen3_moe": ModelFamily(
         qk_norm=True, experts=("num_experts", "num_local_experts"), expert_width="moe_intermediate_size"
     ),
 }
@@ -142,7 +142,7 @@ def read(path: Path) -> Count:
     return count(fields, str(file))
 
 
-def _sparse_layers(fields: Fields, family: Family, layers: int, where: str) -> int:
+def _sparse_layers(fields: Fields, family: ModelFamily, layers: int, where: str) -> int:
     """How many layers have experts: every ``decoder_sparse_step``-th, but those named in ``mlp_only_layers``."""
     if not family.experts or _experts(fields, family, where) == 0:
         return 0
@@ -150,7 +150,7 @@ def _sparse_layers(fields: Fields, family: Family, layers: int, where: str) -> i
     return sum((layer + 1) % step == 0 and layer not in dense for layer in range(layers))
 
 
-def _experts(fields: Fields, family: Family, where: str) -> int:
+def _experts(fields: Fields, family: ModelFamily, where: str) -> int:
     """Newer versions of transformers write the number under another name."""
     return _number(fields, next((name for name in family.experts if name in fields), family.experts[0]), where)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 
 Values = NDArray[np.float64]
@@ -54,7 +54,7 @@ class Surface:
         return float(np.exp(np.sqrt(rise[0]))), float(np.exp(np.sqrt(rise[1])))
 
 
-def surface(grid: Grid, window: float = WINDOW) -> Surface:
+def surface(grid: LossGrid, window: float = WINDOW) -> Surface:
     """Least squares over the runs within ``window`` of the smallest loss. ValueError where they do not determine it."""
     near = grid.within(window)
     if len(near.loss) < TERMS + 1:
@@ -87,28 +87,30 @@ class Optima:
     batch: Values
 
     @classmethod
-    def of(cls, points: Sequence[tuple[float, float, float, float]]) -> Optima:
+    def from_points(cls, points: Sequence[tuple[float, float, float, float]]) -> Optima:
         return cls(*np.array(points, float).T)
 
     def take(self, chosen: NDArray[np.int64]) -> Optima:
         return Optima(self.params[chosen], self.tokens[chosen], self.lr[chosen], self.batch[chosen])
 
 
-def best(grids: Sequence[Grid]) -> Optima:
+def best(grids: Sequence[LossGrid]) -> Optima:
     """The run with the smallest loss of each grid."""
-    return Optima.of([(g.params, g.tokens, g.lr[i], g.batch[i]) for g in grids for i in [int(g.loss.argmin())]])
+    return Optima.from_points(
+        [(g.params, g.tokens, g.lr[i], g.batch[i]) for g in grids for i in [int(g.loss.argmin())]]
+    )
 
 
-def near_best(grids: Sequence[Grid], tolerance: float = NEAR) -> Optima:
+def near_best(grids: Sequence[LossGrid], tolerance: float = NEAR) -> Optima:
     """Every run within ``tolerance`` of its grid's smallest loss: what Step Law's own regression takes."""
     points = []
     for grid in grids:
         near = grid.within(tolerance)
         points += [(grid.params, grid.tokens, lr, batch) for lr, batch in zip(near.lr, near.batch, strict=True)]
-    return Optima.of(points)
+    return Optima.from_points(points)
 
 
-def minima(grids: Sequence[Grid], window: float = WINDOW) -> Optima:
+def minima(grids: Sequence[LossGrid], window: float = WINDOW) -> Optima:
     """The minimum of each grid's surface. ValueError for a surface without one."""
     points = []
     for grid in grids:
@@ -116,10 +118,10 @@ def minima(grids: Sequence[Grid], window: float = WINDOW) -> Optima:
         if not fitted.convex:
             raise ValueError(f"{grid.name}: the surface has no minimum: extend the grid")
         points.append((grid.params, grid.tokens, fitted.lr, fitted.batch))
-    return Optima.of(points)
+    return Optima.from_points(points)
 
 
-ESTIMATORS: dict[str, Callable[[Sequence[Grid]], Optima]] = {"near": near_best, "best": best, "surface": minima}
+ESTIMATORS: dict[str, Callable[[Sequence[LossGrid]], Optima]] = {"near": near_best, "best": best, "surface": minima}
 
 
 def power_law(optima: Optima, batch_of_params: bool = False) -> PowerLaw:

@@ -40,7 +40,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class LossGrid:
     """The runs of one (``params``, ``tokens``): peak learning rates, batches in tokens and losses, all [runs].
 
     ``diverged`` counts rows whose loss is not finite; they are in no array.
@@ -68,7 +68,7 @@ class Grid:
         """Loss over the smallest one, minus 1 [runs]."""
         return self.loss / self.loss.min() - 1
 
-    def within(self, tolerance: float) -> Grid:
+    def within(self, tolerance: float) -> LossGrid:
         """Only the runs whose excess is at most ``tolerance``."""
         keep = self.excess <= tolerance
         return replace(self, lr=self.lr[keep], batch=self.batch[keep], loss=self.loss[keep])
@@ -91,7 +91,7 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
     return found
 
 
-def read(paths: Sequence[Path], columns: Columns) -> list[Grid]:
+def read(paths: Sequence[Path], columns: Columns) -> list[LossGrid]:
     """The grids of several tables as one, by model, N and D. A loss of nan or inf is a run that diverged.
 
     One ConfigError names the bad rows: a value that is no number or not above 0, or a run that stands twice.
@@ -132,10 +132,10 @@ def _numbers(row: dict[str, str], columns: Columns) -> tuple[list[float], str]:
     return values, ""
 
 
-def _grid(model: str, params: float, tokens: float, runs: dict[tuple[float, float], float], sequence: int) -> Grid:
+def _grid(model: str, params: float, tokens: float, runs: dict[tuple[float, float], float], sequence: int) -> LossGrid:
     whole = {key: loss for key, loss in runs.items() if math.isfinite(loss)}
     if not whole:
         raise ConfigError(f"every run of N={params:g}, D={tokens:g} diverged: there is nothing to fit")
     lr, batch = np.array(list(whole)).T
     losses = np.array(list(whole.values()))
-    return Grid(params, tokens, lr, batch * sequence, losses, model, len(runs) - len(whole))
+    return LossGrid(params, tokens, lr, batch * sequence, losses, model, len(runs) - len(whole))

@@ -96,7 +96,7 @@ def flops_per_token(hidden: int, intermediate: int, layers: int, sequence: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LawInputs:
     """What the laws look at. ``loss`` is None where nobody knows it yet."""
 
     params: float
@@ -106,7 +106,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LawAnswer:
     """``lr`` or ``batch`` is None where a law does not say; ``why`` then says what it lacks."""
 
     law: str
@@ -115,23 +115,23 @@ class Answer:
     why: str = ""
 
 
-def answers(at: Point) -> list[Answer]:
+def answers(at: LawInputs) -> list[LawAnswer]:
     """Every published law at one point, Step Law first."""
     step, rate, wide = STEP(at.params, at.tokens), deepseek(at.flops_per_token * at.tokens), porian(at.params)
     no_loss = "" if at.loss is not None else "the batch needs the final loss"
     kaplan, refit = float(openai(at.params)), REFIT(at.params, at.tokens)
     said = [no_loss] if kaplan > 0 else ["the learning rate is negative at this size", no_loss]
     return [
-        Answer("Step Law", float(step[0]), float(step[1])),
-        Answer("refit, ours", float(refit[0]), float(refit[1]), "of the released runs, docs/steplaw.md"),
-        Answer(
+        LawAnswer("Step Law", float(step[0]), float(step[1])),
+        LawAnswer("refit, ours", float(refit[0]), float(refit[1]), "of the released runs, docs/steplaw.md"),
+        LawAnswer(
             "OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, said))
         ),
-        Answer("DeepSeek", float(rate[0]), float(rate[1])),
-        Answer("Porian", float(wide[0]), float(wide[1])),
-        Answer("MiniCPM", None, _of_loss(minicpm_batch, at.loss), no_loss or "the learning rate is muP's, no law"),
-        Answer("Microsoft", None, None, "units of N and D are not printed: microsoft() takes them"),
-        Answer("MeiTuan", None, None, "constants were not published: meituan() takes them"),
+        LawAnswer("DeepSeek", float(rate[0]), float(rate[1])),
+        LawAnswer("Porian", float(wide[0]), float(wide[1])),
+        LawAnswer("MiniCPM", None, _of_loss(minicpm_batch, at.loss), no_loss or "the learning rate is muP's, no law"),
+        LawAnswer("Microsoft", None, None, "units of N and D are not printed: microsoft() takes them"),
+        LawAnswer("MeiTuan", None, None, "constants were not published: meituan() takes them"),
     ]
 
 

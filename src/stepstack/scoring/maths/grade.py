@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from stepstack.scoring.maths import orz_legacy
 from stepstack.scoring.maths.boxed import extract_orz, unbox
 
-__all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "quick", "unbox"]
+__all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "grade_without_algebra", "unbox"]
 
 GRADERS = ("math_verify", "orz_legacy", "exact", "choice")
 MAX_ANSWER = 1024  # characters of an answer or gold that algebra is tried on
@@ -56,7 +56,7 @@ def grade(grader: str, gold: str, answer: str | None) -> Grade:
     still be boxed. Raises ValueError for an unknown grader, an empty gold and a gold that is no choice, and whatever
     the grader raises.
     """
-    verdict = quick(grader, gold, answer)
+    verdict = grade_without_algebra(grader, gold, answer)
     if verdict is not None or answer is None:
         return verdict or _no_answer()
     start = time.perf_counter()
@@ -64,7 +64,7 @@ def grade(grader: str, gold: str, answer: str | None) -> Grade:
     return Grade(correct, unbox(answer), "equal" if correct else "different", time.perf_counter() - start)
 
 
-def quick(grader: str, gold: str, answer: str | None) -> Grade | None:
+def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade | None:
     """The verdict where no algebra is needed, in bounded time; None where ``find(grader)`` has to be asked."""
     expected = unbox(gold)
     if not expected:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 
-from stepstack.scoring.maths.grade import Grade, quick
+from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
 
@@ -60,7 +60,7 @@ class GraderPool:
         grades: dict[Item, Grade] = {}
         waiting: list[Item] = []
         for item in dict.fromkeys(items):
-            known = self._cached(item) or quick(*item)
+            known = self._cached(item) or grade_without_algebra(*item)
             if known is None:
                 waiting.append(item)
             else:

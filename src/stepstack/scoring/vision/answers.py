@@ -42,14 +42,14 @@ _FENCE = re.compile(r"```(?:json)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LabelledBox:
     """A box, and what the text calls it (None: it does not say)."""
 
     box: Box
     label: str | None = None
 
 
-def boxes(text: str, form: Form) -> tuple[list[Found], bool]:
+def boxes(text: str, form: Form) -> tuple[list[LabelledBox], bool]:
     """The reader of a form."""
     match form:
         case "tokens":
@@ -60,14 +60,14 @@ def boxes(text: str, form: Form) -> tuple[list[Found], bool]:
             return plain_boxes(text)
 
 
-def token_boxes(text: str) -> tuple[list[Found], bool]:
+def token_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     """Qwen2-VL's: ``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``, any number.
 
     A label names all boxes up to the next one; a box may have none. Well-formed: only these, one after another, and
     each label with a box. No text is well-formed too: it says that there is no box.
     """
-    text = without_end(text)
-    found: list[Found] = []
+    text = strip_end_token(text)
+    found: list[LabelledBox] = []
     label, unused, well, at = None, False, True, 0
     for match in _TOKENS.finditer(text):
         well &= not text[at : match.start()].strip()
@@ -76,18 +76,18 @@ def token_boxes(text: str) -> tuple[list[Found], bool]:
             well &= not unused
             label, unused = match["label"].strip(), True
         else:
-            found.append(Found(_box(match.groups()[1:]), label))
+            found.append(LabelledBox(_box(match.groups()[1:]), label))
             unused = False
     return found, well and not unused and not text[at:].strip()
 
 
-def json_boxes(text: str) -> tuple[list[Found], bool]:
+def json_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     """Qwen2.5-VL's: a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": "..."}``, in a ```json fence or not.
 
     With a fence, the list is what stands in the first one. Well-formed: nothing around it, all entries have these two
     keys and no others, and four finite numbers. Entries that are not so give no item. ``[]`` says there is no box.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     well = True
     if fence := _FENCE.search(text):
         close = text.find("```", fence.end())
@@ -106,20 +106,20 @@ def json_boxes(text: str) -> tuple[list[Found], bool]:
     return found, well and len(found) == len(read)
 
 
-def plain_boxes(text: str) -> tuple[list[Found], bool]:
+def plain_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     """``[x1, y1, x2, y2]``, ``(x1, y1, x2, y2)`` or ``(x1,y1),(x2,y2)``, any number of them, in order.
 
     Well-formed: at least one, and only commas and white space between.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     matches = list(_ANY_PLAIN.finditer(text))
-    found = [Found(_box([group for group in match.groups() if group is not None])) for match in matches]
+    found = [LabelledBox(_box([group for group in match.groups() if group is not None])) for match in matches]
     return found, _only(text, matches)
 
 
 def points(text: str) -> tuple[list[Point], bool]:
     """``(x,y)``, any number of them. Well-formed: only commas and white space between; no text says: no point."""
-    text = without_end(text)
+    text = strip_end_token(text)
     matches = list(_POINT.finditer(text))
     found = [(float(match[1]), float(match[2])) for match in matches]
     return found, not text or _only(text, matches)
@@ -140,7 +140,7 @@ def unwrap(text: str) -> tuple[str, bool]:
     The answer is what stands in the last ``<answer>``, closed or not; without one, what follows the last
     ``</think>``, or the whole text.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     head, opened, tail = text.rpartition(ANSWER)
     if not opened:
         return text.rpartition(THINK_END)[2].strip(), False
@@ -151,7 +151,7 @@ def unwrap(text: str) -> tuple[str, bool]:
     return answer.strip(), well
 
 
-def write_tokens(found: Sequence[Found]) -> str:
+def write_tokens(found: Sequence[LabelledBox]) -> str:
     """The text that ``token_boxes`` reads as these; boxes in a row with the same label share it. Rounds to integers.
 
     Raises ValueError for a label that would not be read as it is, and for a box without a label after one with.
@@ -167,7 +167,7 @@ def write_tokens(found: Sequence[Found]) -> str:
     return "".join(parts)
 
 
-def write_json(found: Sequence[Found]) -> str:
+def write_json(found: Sequence[LabelledBox]) -> str:
     """The text that ``json_boxes`` reads as these, in a fence, an entry a line. Rounds to integers.
 
     Raises ValueError for a missing label and for one that would not be read as it is.
@@ -183,7 +183,7 @@ def _writable(label: str | None, forbidden: str) -> str:
     return label
 
 
-def _entry(entry: Any) -> Found | None:
+def _entry(entry: Any) -> LabelledBox | None:
     """One entry of a JSON list; None when it is not as it should be. Numbers are floats here, booleans are not."""
     if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
         return None
@@ -192,7 +192,7 @@ def _entry(entry: Any) -> Found | None:
         return None
     if not all(isinstance(x, float) and abs(x) <= MAX_COORDINATE for x in box):
         return None
-    return Found((box[0], box[1], box[2], box[3]), label.strip())
+    return LabelledBox((box[0], box[1], box[2], box[3]), label.strip())
 
 
 def _number(literal: str) -> float:
@@ -212,7 +212,7 @@ def _only(text: str, matches: Sequence[re.Match[str]]) -> bool:
     return bool(matches) and all(not text[a:b].strip(", \t\r\n") for a, b in zip(ends, starts, strict=True))
 
 
-def without_end(text: str) -> str:
+def strip_end_token(text: str) -> str:
     """Without white space around it and the end-of-turn token after it: generation stops at the first."""
     text = text.strip()
     return text[: text.rindex("<|")].rstrip() if text.endswith(ENDS) else text

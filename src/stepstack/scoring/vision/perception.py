@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stepstack.scoring.text.similarity import normalised_edit_distance
 from stepstack.scoring.vision import answers
-from stepstack.scoring.vision.answers import Form, Found
+from stepstack.scoring.vision.answers import Form, LabelledBox
 from stepstack.scoring.vision.matching import in_order, match
 from stepstack.scoring.vision.spatial import (
     Box,
@@ -63,7 +63,7 @@ def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
     return math.fsum(weights[name] * value for name, value in parts.items())
 
 
-def grounded(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
+def grounding_box(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
     """The one box of an answer, in pixels: the first in its form, else the first in any (``answers.first_box``)."""
     found, _ = answers.boxes(text, form)
     box = found[0].box if found else answers.first_box(text)
@@ -87,7 +87,7 @@ def grounding(
     text, well = _open(text, thinking, finished)
     found, formed = answers.boxes(text, form)
     well &= formed and len(found) == 1 and (form != "tokens" or found[0].label is not None)
-    box = grounded(text, frame, form)
+    box = grounding_box(text, frame, form)
     overlap = 0.0 if box is None else iou(box, target)
     return {"format": float(well), "iou": overlap**2 if squared else overlap}
 
@@ -133,14 +133,14 @@ def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict
     """``similarity``: 1 - edit distance over the longer length, of texts without white space around them, characters
     as they stand. ``format``: finished, and not empty unless the gold text is."""
     text, well = _open(text, thinking, finished)
-    text, gold = answers.without_end(text), gold.strip()
+    text, gold = answers.strip_end_token(text), gold.strip()
     return {
         "format": float(well and (bool(text) or not gold)),
         "similarity": 1 - normalised_edit_distance(text, gold),
     }
 
 
-def detected(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
+def detected_boxes(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
     """The labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
     found, well = answers.boxes(text, form)
     labelled = [(frame.pixels(item.box), item.label) for item in found if item.label is not None]
@@ -171,7 +171,7 @@ def detection(
     the format.
     """
     text, well = _open(text, thinking, finished)
-    said, formed = detected(text, frame, form)
+    said, formed = detected_boxes(text, frame, form)
     well &= formed
     if not said and not targets:
         return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
@@ -205,7 +205,7 @@ def _points(text: str, frame: Frame, form: Form | Literal["points"]) -> tuple[li
     if form == "points":
         found, well = answers.points(text)
         return [frame.pixels_of_point(point) for point in found], well
-    items: list[Found]
+    items: list[LabelledBox]
     items, well = answers.boxes(text, form)
     return [centre(frame.pixels(item.box)) for item in items], well
 

@@ -33,7 +33,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GpuSpec:
     """``flops`` per second at its peak, ``efficiency`` of matrix products, ``bandwidth`` of the domain in bytes per
     second each way, ``memory`` in bytes that a GPU has for weights, gradients and optimizer state."""
 
@@ -47,7 +47,7 @@ STATE_BYTES = 6.0  # a parameter: bf16 weights and gradients on each rank, and a
 SHARED_BYTES = 12.0  # a parameter: fp32 weights and moments, sharded over DP
 
 
-def step_mfu(model: Model, machine: Machine, gpus: int, tp: int, pp: int) -> float | None:
+def step_mfu(model: Model, machine: GpuSpec, gpus: int, tp: int, pp: int) -> float | None:
     """MFU of a step of 1F1B pipelines with one sequence a microbatch; None where the layout does not fit: GPUs or batch
     do not divide, or weights do not fit into memory. The slowest stage has ceil(layers / pp) layers."""
     if gpus % (tp * pp) or pp > model.layers:
@@ -68,7 +68,7 @@ def step_mfu(model: Model, machine: Machine, gpus: int, tp: int, pp: int) -> flo
     return useful / (machine.flops * slots * layer * ceil(model.layers / pp))
 
 
-def best(model: Model, machine: Machine, gpus: int, tps: Sequence[int]) -> dict[str, Any] | None:
+def best(model: Model, machine: GpuSpec, gpus: int, tps: Sequence[int]) -> dict[str, Any] | None:
     """The layout with the highest MFU: tp, pp, mfu."""
     stages = [2**i for i in range(model.layers.bit_length())]
     found = [
@@ -84,11 +84,11 @@ def trend(
     sizes: Sequence[int],
     tps: Sequence[int] = (8, 16, 32, 64, 128),
     model: Model | None = None,
-    machine: Machine | None = None,
+    machine: GpuSpec | None = None,
 ) -> list[dict[str, Any]]:
     """For each cluster size: the best layout with TP up to 8 (a DGX), the best of ``tps``, and the ratio of their MFU.
     Sizes at which either has no layout are left out."""
-    model, machine = model or Model(), machine or Machine()
+    model, machine = model or Model(), machine or GpuSpec()
     rows = []
     for gpus in sizes:
         small, large = best(model, machine, gpus, [8]), best(model, machine, gpus, tps)

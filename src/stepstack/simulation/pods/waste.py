@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from stepstack.planning.pods import closed
-from stepstack.planning.pods.architectures import ARCHITECTURES, Cubes, largest_job
+from stepstack.planning.pods.architectures import ARCHITECTURES, CubeDomains, largest_job
 from stepstack.planning.pods.ring import group_nodes
 from stepstack.simulation.pods.trace import States, Trace, onto_halves
 
-Row = dict[str, Any]
+WasteRow = dict[str, Any]
 Step = Callable[[], None]  # one unit of progress
 
 
@@ -25,7 +25,7 @@ def replay(
     jobs: Sequence[float],
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
-) -> list[Row]:
+) -> list[WasteRow]:
     """The trace on every architecture and TP size: time means over ``seeds`` shufflings of servers onto the ring.
 
     A row has architecture, tp, waste (mean over time, of all GPUs), waste_stderr (over shufflings), waste_p99 (over
@@ -63,7 +63,7 @@ def iid(
     seed: int = 0,
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
-) -> list[Row]:
+) -> list[WasteRow]:
     """Every node faulty on its own with each of ``rates``: mean waste over ``draws`` states, its standard error, and
     the closed form where there is one."""
     rows = []
@@ -98,7 +98,7 @@ def expected(name: str, rate: float, nodes: int, tp: int, gpus: int = 4) -> floa
         case "SiP-Ring":
             return closed.fixed_blocks(rate, group)
         case "TPUv4":
-            cube = Cubes().size // gpus
+            cube = CubeDomains().size // gpus
             return closed.fixed_blocks(rate, group) if group <= cube else closed.cubes(rate, nodes, cube, group)
         case _:
             size = int(name.partition("-")[2]) // gpus
@@ -111,7 +111,7 @@ def _waste(states: States, name: str, tp: int, gpus: int = 4) -> Any:
     return None if capacity is None else states.healthy_SN.mean(1) - capacity / (nodes * gpus)
 
 
-def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 4) -> Row | None:
+def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 4) -> WasteRow | None:
     nodes = states.healthy_SN.shape[1]
     capacity = largest_job(ARCHITECTURES[name], states.healthy_SN, tp, gpus)
     if capacity is None:
@@ -126,7 +126,7 @@ def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 
     }
 
 
-def _mean(rows: Sequence[Row]) -> Row:
+def _mean(rows: Sequence[WasteRow]) -> WasteRow:
     """Over shufflings."""
     values = [row["waste"] for row in rows]
     waiting = {job: float(np.mean([row["waiting"][job] for row in rows])) for job in rows[0]["waiting"]}

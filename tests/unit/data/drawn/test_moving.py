@@ -77,8 +77,8 @@ def test_splits_share_no_clip_and_some_prompts_are_never_trained():
     prompts = {c.prompt for c in moving.clips(Moving(train=3000), "train")}
     kept = {c.prompt for c in moving.clips(Moving(test=600), "test")} - prompts
     assert kept
-    assert all(moving.unseen(p) for p in kept)
-    assert not any(moving.unseen(p) for p in prompts)
+    assert all(moving.is_held_out_prompt(p) for p in kept)
+    assert not any(moving.is_held_out_prompt(p) for p in prompts)
     for word in ("right", "left", "up", "down", "red", "green", "blue", "yellow", "circle", "square"):
         assert any(word in p.split() for p in prompts), word
 
@@ -86,7 +86,7 @@ def test_splits_share_no_clip_and_some_prompts_are_never_trained():
 def test_the_checker_is_right_about_every_true_clip():
     for made in moving.clips(Moving(test=300), "test"):
         frames = moving.render(made, CFG)
-        seen = video.see(frames, PALETTE)
+        seen = video.track_motion(frames, PALETTE)
         assert seen.direction == (made.direction if made.score else None), made
         assert set(seen.colours) == {made.colour}
         assert video.trajectory_error(seen.track, made.track(9)) < 0.35
@@ -97,7 +97,7 @@ def test_the_checker_is_right_in_noise_of_a_decoder():
     rng = np.random.default_rng(0)
     for made in moving.clips(Moving(test=60), "test"):
         noisy = np.clip(moving.render(made, CFG) / 255 + rng.normal(0, 0.04, (9, 32, 32, 3)), 0, 1)
-        seen = video.see(noisy, PALETTE)
+        seen = video.track_motion(noisy, PALETTE)
         assert seen.direction == (made.direction if made.score else None)
         assert set(seen.colours) == {made.colour}
         assert video.trajectory_error(seen.track, made.track(9)) < 0.5
@@ -107,20 +107,20 @@ def test_the_checker_tells_wrong_clips():
     made = clip()
     frames, true = moving.render(made, CFG), made.track(9)
     for way, change in {"left": frames[:, :, ::-1], "down": frames.swapaxes(1, 2)}.items():
-        seen = video.see(change, PALETTE)
+        seen = video.track_motion(change, PALETTE)
         assert seen.direction == way
         assert video.trajectory_error(seen.track, true) > 3
-    backwards = video.see(frames[::-1], PALETTE)
+    backwards = video.track_motion(frames[::-1], PALETTE)
     assert backwards.direction == "left"
-    still = video.see(np.repeat(frames[:1], 9, 0), PALETTE)
+    still = video.track_motion(np.repeat(frames[:1], 9, 0), PALETTE)
     assert still.direction is None
     assert still.moved == pytest.approx(0)
     changed = np.concatenate([frames[:5], moving.render(clip(colour="blue"), CFG)[5:]])
-    assert video.see(changed, PALETTE).colours == ("red",) * 5 + ("blue",) * 4
+    assert video.track_motion(changed, PALETTE).colours == ("red",) * 5 + ("blue",) * 4
 
 
 def test_an_empty_clip_has_no_form_and_a_large_error():
-    seen = video.see(np.full((9, 32, 32, 3), 120, np.uint8), PALETTE)
+    seen = video.track_motion(np.full((9, 32, 32, 3), 120, np.uint8), PALETTE)
     assert not seen.whole
     assert (seen.direction, seen.moved, set(seen.colours)) == (None, 0.0, {""})
     assert video.trajectory_error(seen.track, clip().track(9)) == pytest.approx(16)
@@ -146,10 +146,10 @@ def test_figures_against_other_implementations():
 
 def test_swapped_and_graded_clips_keep_their_first_frame():
     rows = moving.clips(CFG, "test")
-    other = moving.swapped(rows)
+    other = moving.with_other_directions(rows)
     assert all(a.direction != b.direction for a, b in zip(rows, other, strict=True))
-    assert other == moving.swapped(rows)
-    made = moving.graded(rows[:3], CFG.scores)
+    assert other == moving.with_other_directions(rows)
+    made = moving.with_each_score(rows[:3], CFG.scores)
     assert [c.score for c in made] == [0, 5, 10] * 3
     for a, b in [*zip(rows, other, strict=True), *zip(np.repeat(rows[:3], 3), made, strict=True)]:
         assert (moving.render(a, CFG)[0] == moving.render(b, CFG)[0]).all()
@@ -183,6 +183,6 @@ def test_too_many_clips_are_refused(monkeypatch):
 @pytest.mark.parametrize("shape", [(9, 32, 32), (9, 32, 32, 4)])
 def test_what_is_no_clip_is_refused(shape):
     with pytest.raises(ValueError, match="must be"):
-        video.see(np.zeros(shape, np.uint8), PALETTE)
+        video.track_motion(np.zeros(shape, np.uint8), PALETTE)
     with pytest.raises(ValueError, match="NaN"):
-        video.see(np.full((1, 2, 2, 3), np.nan), PALETTE)
+        video.track_motion(np.full((1, 2, 2, 3), np.nan), PALETTE)

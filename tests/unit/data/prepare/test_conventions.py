@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import BadRow
 from data.prepare.config import IntakeOptions
-from data.prepare.conventions import Convention, settle
+from data.prepare.conventions import Convention, normalise_numbers
 from data.sets import coco, pixmo_count, refcoco
 from stepstack.scoring.vision import spatial
 from tests.unit.data.photos import SIZE, as_written, errors_of, expressions, instances, photos, png, some_boxes, write
@@ -69,13 +69,21 @@ def test_objects_in_the_middle_are_no_other_layout(tmp_path):
 
 def test_a_pixel_of_rounding_is_clipped():
     pixels = Convention("pixels", "xyxy")
-    assert settle((-0.4, 0, 640.9, 480), SIZE, pixels) == ((0, 0, 640, 480), "pixels", True)
-    assert settle((0, 0, 1001.5, 1000), SIZE, Convention("thousand", "xyxy")) == ((0, 0, 1000, 1000), "thousand", True)
-    assert settle((10, 20, 30, 40), SIZE, Convention("pixels", "xywh")) == ((10, 20, 40, 60), "pixels", False)
-    assert settle((10, 20), SIZE, Convention("percent", "xyxy")) == ((100, 200), "thousand", False)
+    assert normalise_numbers((-0.4, 0, 640.9, 480), SIZE, pixels) == ((0, 0, 640, 480), "pixels", True)
+    assert normalise_numbers((0, 0, 1001.5, 1000), SIZE, Convention("thousand", "xyxy")) == (
+        (0, 0, 1000, 1000),
+        "thousand",
+        True,
+    )
+    assert normalise_numbers((10, 20, 30, 40), SIZE, Convention("pixels", "xywh")) == (
+        (10, 20, 40, 60),
+        "pixels",
+        False,
+    )
+    assert normalise_numbers((10, 20), SIZE, Convention("percent", "xyxy")) == ((100, 200), "thousand", False)
     for outside in ((0, 0, 641.1, 480), (641, 0, 642, 10)):
         with pytest.raises(BadRow, match=r"reaches outside|has no area"):
-            settle(outside, SIZE, pixels)
+            normalise_numbers(outside, SIZE, pixels)
 
 
 def test_points_in_percent_are_found_and_read(tmp_path):

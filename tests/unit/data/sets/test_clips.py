@@ -133,11 +133,11 @@ def test_clips_out_of_the_range_of_motion_are_dropped_and_counted(tmp_path):
         {"video": video(tmp_path, f"{speed}.mp4", speed=speed), "caption": f"at {speed}"} for speed in (0.0, 0.5, 1.5)
     ]
     options = ClipOptions(sizes=((32, 48),), lengths=(9,), every=4, motion=(1.0, 4.0))
-    found, counts = clips.checked(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
+    found, counts = clips.check_rows(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
     assert [row.caption for row in found] == ["at 0.5"]
     assert counts["dropped"] == {"motion": 2}
     with pytest.raises(DataError, match="every clip was dropped"):
-        clips.checked([("row 1", rows[0])], tmp_path, options)
+        clips.check_rows([("row 1", rows[0])], tmp_path, options)
 
 
 def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
@@ -199,7 +199,7 @@ def test_fitting_keeps_the_middle_and_the_shape():
     assert made.shape == (2, 32, 32, 3)
     assert int(made[0, 0, 0, 0]) == pytest.approx(16, abs=2)
     assert int(made[0, 0, -1, 0]) == pytest.approx(79, abs=2)
-    assert frames.kept((64, 96), (32, 32)) == pytest.approx(2 / 3)
+    assert frames.crop_fraction((64, 96), (32, 32)) == pytest.approx(2 / 3)
     assert frames.nearest((100, 150), [(32, 32), (32, 48), (48, 32)]) == (32, 48)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from data.errors import DataError
 from data.media import frames
 from data.sets import ti2v_eval
-from data.sets.ti2v_eval import FirstFrame
+from data.sets.ti2v_eval import FirstFrameJudge
 from stepstack.report import jsonl
 
 NAMES = ("ti2v_eval_real/H/011", "ti2v_eval_real/V/002", "ti2v_eval_ani/S/032")
@@ -151,7 +151,7 @@ def test_the_measured_judge_prefers_the_clip_that_begins_with_its_picture(folder
         Image.new("RGB", (32, 32), (100, 100, 100)).save(folder / f"{name}.png")
     a = made(tmp_path / "a", {NAMES[0]: 100, NAMES[1]: 20, NAMES[2]: 90})
     b = made(tmp_path / "b", {NAMES[0]: 20, NAMES[1]: 100, NAMES[2]: 110})
-    said = FirstFrame(tie=4.0).verdicts(ti2v_eval.pairs(folder, a, b))
+    said = FirstFrameJudge(tie=4.0).verdicts(ti2v_eval.pairs(folder, a, b))
     assert [(v.pair, v.dimension, v.choice) for v in said] == [
         (NAMES[0], "consistency", "a"),
         (NAMES[1], "consistency", "b"),

@@ -16,7 +16,7 @@ from recipes.steplaw.analysis import judge, released, summary
 from stepstack.cli import main as cli
 from stepstack.config import ROOT, ConfigError
 from stepstack.planning.steplaw import advice, fit, grids, laws
-from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 
 SHARED = Path(os.environ.get("STEPSTACK_SHARED", ROOT.parent / "shared")) / "data" / "steplaw"
@@ -28,7 +28,7 @@ CELLS = [(n, d) for n in (1e8, 3e8, 1e9) for d in (4e9, 2e10, 1e11)]
 CURVATURE = np.array([[0.02, -0.008], [-0.008, 0.015]])
 
 
-def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: PowerLaw = TRUE) -> Grid:
+def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: PowerLaw = TRUE) -> LossGrid:
     """11 x 10 runs on a quadratic valley around the law's point; all have the same grid lines, as the authors' have."""
     rng = np.random.default_rng([seed, int(params), int(tokens)])
     lr, batch = (x.ravel() for x in np.meshgrid(2.0 ** np.arange(-13, -5, 0.75), 2.0 ** np.arange(16, 23, 0.75)))
@@ -37,10 +37,10 @@ def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: P
     loss = (
         2.5 * (1 + np.einsum("ni,ij,nj->n", offset, CURVATURE, offset) / 2) * (1 + noise * rng.standard_normal(len(lr)))
     )
-    return Grid(params, tokens, lr, batch, loss)
+    return LossGrid(params, tokens, lr, batch, loss)
 
 
-def table(path: Path, some: list[Grid]) -> Path:
+def table(path: Path, some: list[LossGrid]) -> Path:
     rows = [
         f"{g.params},{g.tokens},{lr},{batch / 64},{loss}"
         for g in some
@@ -108,20 +108,20 @@ def test_a_surface_of_too_few_runs_or_of_one_batch_is_refused():
         fit.surface(whole, window=1e-6)
     line = whole.batch == whole.batch[0]
     with pytest.raises(ValueError, match="do not span"):
-        fit.surface(Grid(1e8, 2e10, whole.lr[line], whole.batch[line], whole.loss[line]), window=10.0)
+        fit.surface(LossGrid(1e8, 2e10, whole.lr[line], whole.batch[line], whole.loss[line]), window=10.0)
 
 
 def test_a_saddle_has_no_minimum():
     whole = made(1e8, 2e10)
     u, v = whole.x.T - whole.x.mean(axis=0)[:, None]
-    saddle = Grid(1e8, 2e10, whole.lr, whole.batch, 3 + 0.001 * (u * u - v * v))
+    saddle = LossGrid(1e8, 2e10, whole.lr, whole.batch, 3 + 0.001 * (u * u - v * v))
     assert not fit.surface(saddle, window=1.0).convex
     with pytest.raises(ValueError, match="extend the grid"):
         fit.minima([saddle], window=1.0)
 
 
 def test_excess_loss_by_hand():
-    grid = Grid(
+    grid = LossGrid(
         1e8, 2e10, np.array([1e-3, 1e-2, 1e-3, 1e-2]), np.array([1e5, 1e5, 1e6, 1e6]), np.array([2.0, 2.2, 2.1, 2.4])
     )
     assert judge.at_nearest(grid, 1.2e-3, 9e5) == pytest.approx(0.05)
@@ -133,9 +133,9 @@ def test_excess_loss_by_hand():
 
 def test_a_held_out_law_beats_a_wrong_one_and_does_not_see_the_grid():
     some = [made(*cell, noise=2e-4) for cell in CELLS]
-    family = judge.Family("surface", False)
+    family = judge.LawFamily("surface", False)
     wrong = PowerLaw((TRUE.lr[0] * 3, *TRUE.lr[1:]), TRUE.batch)
-    ours, theirs = judge.held_out(family, some), judge.excess(judge.of(wrong), some)
+    ours, theirs = judge.held_out(family, some), judge.excess(judge.at_grid(wrong), some)
     assert judge.paired(ours.interpolated, theirs.interpolated)[2] < 0
     moved = made(*CELLS[4], law=wrong)
     seen = judge.held_out(family, [*some[:4], moved, *some[5:]])
@@ -144,7 +144,7 @@ def test_a_held_out_law_beats_a_wrong_one_and_does_not_see_the_grid():
 
 def test_the_choice_of_a_family_is_made_without_the_grid():
     some = [made(*cell, noise=2e-4) for cell in CELLS]
-    excess, chosen = judge.held_out_choice([judge.Family("surface", False), judge.Family("best", True)], some)
+    excess, chosen = judge.held_out_choice([judge.LawFamily("surface", False), judge.LawFamily("best", True)], some)
     assert len(chosen) == len(excess.nearest) == len(CELLS)
 
 
@@ -152,7 +152,7 @@ def test_valleys_are_counted_by_slice():
     smooth = made(1e8, 2e10)
     good, total = judge.valleys(smooth)
     assert (good, total) == (11 + 10, 11 + 10)
-    bumpy = Grid(
+    bumpy = LossGrid(
         1e8, 2e10, smooth.lr, smooth.batch, np.where(np.arange(len(smooth.lr)) % 2, smooth.loss, smooth.loss * 1.1)
     )
     assert judge.valleys(bumpy)[0] < good

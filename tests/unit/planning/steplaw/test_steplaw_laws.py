@@ -40,7 +40,7 @@ def test_the_other_laws_by_hand():
 
 
 def test_openai_says_no_learning_rate_where_its_own_is_negative():
-    [said] = [one for one in laws.answers(laws.Point(2e10, 1e12, 1.2e11)) if one.law == "OpenAI"]
+    [said] = [one for one in laws.answers(laws.LawInputs(2e10, 1e12, 1.2e11)) if one.law == "OpenAI"]
     assert said.lr is None
     assert "negative" in said.why
 
@@ -53,7 +53,7 @@ def test_warnings_name_what_is_outside():
 
 
 def test_advice_rounds_the_batch_to_what_can_be_run():
-    found = advice.advise(laws.Point(1e9, 1e11, 6e9), sequence=2048, multiple=64)
+    found = advice.advise(laws.LawInputs(1e9, 1e11, 6e9), sequence=2048, multiple=64)
     assert found.sequences % 64 == 0
     assert abs(found.sequences * 2048 / found.batch - 1) < 32 * 2048 / found.batch
     assert found.lr_range[0] < found.lr < found.lr_range[1]
@@ -61,15 +61,15 @@ def test_advice_rounds_the_batch_to_what_can_be_run():
 
 
 def test_advice_warns_of_a_batch_off_the_plateau_and_of_a_run_shorter_than_its_warm_up():
-    found = advice.advise(laws.Point(1e9, 1e11, 6e9), sequence=2048, multiple=1024)
+    found = advice.advise(laws.LawInputs(1e9, 1e11, 6e9), sequence=2048, multiple=1024)
     assert any("plateau" in line for line in found.warnings)
-    assert any("warm-up" in line for line in advice.advise(laws.Point(1e9, 1e6, 6e9), 2048).warnings)
+    assert any("warm-up" in line for line in advice.advise(laws.LawInputs(1e9, 1e6, 6e9), 2048).warnings)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_advice_refuses_what_is_no_size(bad):
     with pytest.raises(ValueError, match="tokens"):
-        advice.advise(laws.Point(1e9, bad, 6e9), 2048)
+        advice.advise(laws.LawInputs(1e9, bad, 6e9), 2048)
 
 
 SMALL = {

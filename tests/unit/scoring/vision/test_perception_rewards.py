@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepstack.scoring.vision.answers import Found, write_json, write_tokens
-from stepstack.scoring.vision.perception import Frame, counting, detected, detection, grounded, grounding, ocr, total
+from stepstack.scoring.vision.answers import LabelledBox, write_json, write_tokens
+from stepstack.scoring.vision.perception import (
+    Frame,
+    counting,
+    detected_boxes,
+    detection,
+    grounding,
+    grounding_box,
+    ocr,
+    total,
+)
 from stepstack.scoring.vision.spatial import convert, iou
 from tests.unit.scoring.vision.test_answers import WOMAN, texts
 
@@ -25,11 +34,11 @@ labelled = st.lists(st.tuples(st.one_of(boxes, small), st.sampled_from(["cat", "
 
 
 def tokens(*boxes, label: str | None = None) -> str:
-    return write_tokens([Found(box, label) for box in boxes])
+    return write_tokens([LabelledBox(box, label) for box in boxes])
 
 
 def as_json(items) -> str:
-    return write_json([Found(box, label) for box, label in items])
+    return write_json([LabelledBox(box, label) for box, label in items])
 
 
 # Grounding
@@ -53,9 +62,9 @@ def test_the_space_is_what_the_frame_says():
     ]:
         assert grounding(text, target, frame, finished=True, form="plain") == pytest.approx({"format": 1, "iou": 1})
     fractions = "[0.1, 0.1, 0.5, 0.5]"
-    assert grounded(fractions, THOUSAND) == pytest.approx((0.064, 0.048, 0.32, 0.24))
+    assert grounding_box(fractions, THOUSAND) == pytest.approx((0.064, 0.048, 0.32, 0.24))
     with pytest.raises(ValueError, match="model_size"):
-        grounded(text, Frame("model", (640, 480)))
+        grounding_box(text, Frame("model", (640, 480)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_reversed_boxes_overlap_nothing():
 
 def test_thinking_asks_for_the_wrapping():
     text = f"<think>[9, 9, 99, 99]?</think><answer>{WOMAN.removesuffix('<|im_end|>')}</answer><|im_end|>"
-    target = grounded(WOMAN, THOUSAND)
+    target = grounding_box(WOMAN, THOUSAND)
     assert grounding(text, target, THOUSAND, finished=True, thinking=True) == {"format": 1, "iou": 1}
     assert grounding(WOMAN, target, THOUSAND, finished=True, thinking=True) == {"format": 0, "iou": 1}
     assert grounding(text, target, THOUSAND, finished=True)["format"] == 0
@@ -269,11 +278,11 @@ def test_an_image_without_objects():
 
 
 def test_tokens_can_detect_too():
-    text = write_tokens([Found(box, label) for box, label in (CAT, DOG)])
-    assert detected(text, PIXELS, "tokens") == ([CAT, DOG], True)
-    assert detected(tokens((0, 0, 10, 10)), PIXELS, "tokens") == ([], False)
+    text = write_tokens([LabelledBox(box, label) for box, label in (CAT, DOG)])
+    assert detected_boxes(text, PIXELS, "tokens") == ([CAT, DOG], True)
+    assert detected_boxes(tokens((0, 0, 10, 10)), PIXELS, "tokens") == ([], False)
     scaled = as_json([(convert(CAT[0], "pixels", "model", (640, 480), (6400, 4800)), "cat")])
-    assert detected(scaled, Frame("model", (640, 480), (6400, 4800))) == ([CAT], True)
+    assert detected_boxes(scaled, Frame("model", (640, 480), (6400, 4800))) == ([CAT], True)
 
 
 # All

@@ -13,7 +13,7 @@ from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.layout import CubeLayout
 from stepstack.models.video.dsv.observe import Observation, observe
 from stepstack.models.video.dsv.predictor import LowRankPredictor
-from stepstack.models.video.dsv.speed import Shape, SpeedProfile, device_name
+from stepstack.models.video.dsv.speed import AttentionShape, SpeedProfile, device_name
 from stepstack.ops.attention import sparse_attention
 from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.ops.selection import Selection
@@ -43,7 +43,7 @@ class DsvAttention(nn.Module):
         self.predictor = LowRankPredictor(dim, heads, config.rank)
         self.sparsity_H: Tensor | None = None
         self.observed: Observation | None = None
-        self.checked: Shape | None = None  # the shape that the speed profile was last found to be of
+        self.checked: AttentionShape | None = None  # the shape that the speed profile was last found to be of
 
     def attend(self, x_BSC: Tensor, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, call: Call) -> Tensor:
         """o_BHSD from the attention's input x and its q, k, v as they would be multiplied, in the model's order.
@@ -78,14 +78,14 @@ class DsvAttention(nn.Module):
     def select(self, x_BSC: Tensor, q: Tensor, k: Tensor, layout: CubeLayout) -> Selection:
         """Key cubes of every query cube, as many a head as its sparsity leaves; q and k in the order of cubes."""
         assert self.sparsity_H is not None
-        keep_H = profiler.kept(self.sparsity_H, layout.blocks.count)
+        keep_H = profiler.blocks_to_keep(self.sparsity_H, layout.blocks.count)
         if self.config.selector == "pooled":
             return pooled_selection(q, k, layout.blocks, layout.blocks, keep_H)
         low_q, low_k = (layout.to_cubes(y) for y in self.predictor(x_BSC, layout.angles))
         return low_rank_selection(low_q, low_k, layout.blocks, layout.blocks, keep_H)
 
     def check_speed(self, v_BHSD: Tensor, speed: SpeedProfile) -> None:
-        here = Shape(
+        here = AttentionShape(
             device=device_name(v_BHSD.device),
             dtype=str(v_BHSD.dtype).removeprefix("torch."),
             heads=v_BHSD.shape[1],

@@ -15,7 +15,7 @@ from stepstack.config import ConfigError
 from stepstack.models.video.dit import VideoDiT, merge_heads
 from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.core import Call, DsvAttention
-from stepstack.models.video.dsv.handle import Dsv, speed_of
+from stepstack.models.video.dsv.handle import Dsv, load_speed_profile
 from stepstack.models.video.grid import Grid
 
 
@@ -55,7 +55,7 @@ def install(
     config: DsvConfig,
 ) -> Dsv:
     """``grid_of`` takes the rotary embedding's module and its arguments."""
-    speed = speed_of(config)
+    speed = load_speed_profile(config)
     made = []
     for index, attention in enumerate(attentions):
         if isinstance(attention.processor, DsvAttention):
@@ -111,7 +111,7 @@ class WanDsv(DiffusersDsv):
         else:
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q, k, v = (y.unflatten(2, (attn.heads, -1)) for y in (attn.norm_q(q), attn.norm_k(k), v))
-        q, k = (turn(y, *rotary) for y in (q, k))
+        q, k = (rotate_pairs(y, *rotary) for y in (q, k))
         return self.finish(attn, x, q, k, v, rotary)
 
 
@@ -142,7 +142,7 @@ class VideoDsv(DiffusersDsv):
         return attn.to_out(merge_heads(out))
 
 
-def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Wan's RoPE on neighbouring pairs; ``cos`` and ``sin`` [1, S, 1, D] hold every angle twice."""
     a, b = x_BSHD.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]

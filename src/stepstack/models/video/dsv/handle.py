@@ -16,7 +16,7 @@ from stepstack.models.video.dsv import profiler
 from stepstack.models.video.dsv.config import DsvConfig, Fixed, Measured
 from stepstack.models.video.dsv.core import Call, DsvAttention
 from stepstack.models.video.dsv.layout import CubeLayout
-from stepstack.models.video.dsv.observe import SEEN, Observation, sample
+from stepstack.models.video.dsv.observe import HEAD_METRICS, Observation, sample_blocks
 from stepstack.models.video.dsv.speed import SpeedProfile
 from stepstack.models.video.grid import Grid
 
@@ -46,14 +46,14 @@ class Dsv:
         layout, self.grid = self.layout(grid, device), grid
         every = self.config.every if self.stage == 1 else self.config.every_sparse
         due = training and self.steps % every == 0
-        sampled = sample(layout.blocks, self.config.sampling, self.generator) if due else None
+        sampled = sample_blocks(layout.blocks, self.config.sampling, self.generator) if due else None
         return Call(layout, sampled, self.threshold(grid))
 
     def layout(self, grid: Grid, device: torch.device) -> CubeLayout:
         """The cubes of a video's size, made once."""
         if (grid, device) not in self.layouts:
             with torch.inference_mode(False):  # autograd could not save an inference tensor later
-                self.layouts[grid, device] = CubeLayout.of(grid, self.config.cube, self.config.rank, device)
+                self.layouts[grid, device] = CubeLayout.build(grid, self.config.cube, self.config.rank, device)
         return self.layouts[grid, device]
 
     def threshold(self, grid: Grid) -> float | None:
@@ -93,9 +93,9 @@ class Dsv:
         attention, config = self.attentions[i], self.config
         for weight, gradient in zip((attention.predictor.query, attention.predictor.key), seen.gradients, strict=True):
             weight.grad = gradient.to(weight.dtype)
-        newest = self.seen[i] = seen.seen_MH.cpu()
+        newest = self.seen[i] = seen.metrics_MH.cpu()
         self.losses[i] = profiler.smooth(self.losses[i], seen.loss.cpu(), config.ema)
-        attention.sparsity_H = profiler.smooth(attention.sparsity_H, newest[SEEN.index("sparsity")], config.ema)
+        attention.sparsity_H = profiler.smooth(attention.sparsity_H, newest[HEAD_METRICS.index("sparsity")], config.ema)
 
     def ready(self) -> bool:
         """Whether stage 1 may end."""
@@ -113,7 +113,7 @@ class Dsv:
         """For ``run.log``: the stage, and means by block and over all. Empty until something was observed."""
         if any(seen is None for seen in self.seen):
             return {}
-        names = ("loss", *SEEN, "sparse")
+        names = ("loss", *HEAD_METRICS, "sparse")
         table = [
             [float(loss), *seen.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
             for loss, seen, sparse in zip(self.losses, self.seen, self.sparse(), strict=True)
@@ -130,7 +130,9 @@ class Dsv:
             return {}
         newest = torch.stack([seen for seen in self.seen if seen is not None])
         smoothed = torch.stack([a.sparsity_H for a in self.attentions if a.sparsity_H is not None])
-        return {"smoothed sparsity": smoothed.tolist()} | {name: newest[:, m].tolist() for m, name in enumerate(SEEN)}
+        return {"smoothed sparsity": smoothed.tolist()} | {
+            name: newest[:, m].tolist() for m, name in enumerate(HEAD_METRICS)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All but the predictors' weights. To be taken between steps."""
@@ -179,7 +181,7 @@ class Dsv:
 
 def average(observed: list[Observation]) -> bool:
     """Make sums over forward passes means over them and over all processes, in one exchange. Whether all is finite."""
-    tensors = [t for seen in observed for t in (seen.loss, seen.seen_MH, *seen.gradients)]
+    tensors = [t for seen in observed for t in (seen.loss, seen.metrics_MH, *seen.gradients)]
     counts = [seen.count for seen in observed for _ in range(2 + len(seen.gradients))]
     flat = torch.cat([t.flatten() / count for t, count in zip(tensors, counts, strict=True)])
     if dist.is_available() and dist.is_initialized():
@@ -190,5 +192,5 @@ def average(observed: list[Observation]) -> bool:
     return bool(flat.isfinite().all())
 
 
-def speed_of(config: DsvConfig) -> SpeedProfile | None:
+def load_speed_profile(config: DsvConfig) -> SpeedProfile | None:
     return SpeedProfile.load(Path(config.dispatch.file)) if isinstance(config.dispatch, Measured) else None

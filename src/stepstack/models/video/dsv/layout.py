@@ -22,8 +22,8 @@ class CubeLayout:
     angles: Tensor
 
     @classmethod
-    def of(cls, grid: Grid, cube: Grid, rank: int, device: torch.device) -> CubeLayout:
-        return cls(grid, Cubes.of(grid, cube, device), rope_angles(grid, rank, device=device))
+    def build(cls, grid: Grid, cube: Grid, rank: int, device: torch.device) -> CubeLayout:
+        return cls(grid, Cubes.build(grid, cube, device), rope_angles(grid, rank, device=device))
 
     @property
     def blocks(self) -> Blocks:

@@ -20,21 +20,23 @@ SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 # What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
 # low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
 # takes; the second ratio for pooled selection; share of all score pairs that the choice computes.
-SEEN = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
+HEAD_METRICS = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
 
 
 @dataclass(eq=False)
 class Observation:
-    """Sums over the forward passes of one step. ``seen_MH``: SEEN by head; ``gradients``: of the predictor."""
+    """Sums over the forward passes of one step. ``metrics_MH``: SEEN by head; ``gradients``: of the predictor."""
 
     count: int
     loss: Tensor
-    seen_MH: Tensor
+    metrics_MH: Tensor
     gradients: list[Tensor]
 
     def __add__(self, other: Observation) -> Observation:
         gradients = [a + b for a, b in zip(self.gradients, other.gradients, strict=True)]
-        return Observation(self.count + other.count, self.loss + other.loss, self.seen_MH + other.seen_MH, gradients)
+        return Observation(
+            self.count + other.count, self.loss + other.loss, self.metrics_MH + other.metrics_MH, gradients
+        )
 
 
 def observe(
@@ -79,15 +81,15 @@ def observe_cubes(
         low = arranged(low_rank(x_BSC.detach(), query, key, predictor.heads, angles_SP))
         low_q, low_k = (y.detach().requires_grad_() for y in low)
         q, k = q_BHSD.detach().float(), k_BHSD.detach().float()
-        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, blocks, sampled, mass)
+        loss, token_sparsity_H, share_BHQK = scores_by_piece((low_q, low_k), q, k, blocks, sampled, mass)
         back = [leaf.grad for leaf in (low_q, low_k) if leaf.grad is not None]
         gradients = torch.autograd.grad(low, (query, key), back)
     with torch.no_grad():
-        seen = judge((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
+        seen = head_metrics((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
     return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
 
 
-def on_pieces(
+def scores_by_piece(
     low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key
@@ -107,7 +109,7 @@ def on_pieces(
     return loss, sparsity_H, torch.cat(shares, 2)
 
 
-def judge(
+def head_metrics(
     low: tuple[Tensor, Tensor],
     qk: tuple[Tensor, Tensor],
     blocks: Blocks,
@@ -119,22 +121,27 @@ def judge(
     """SEEN without its first, each [H]: averages over the batch and the sampled query cubes."""
     found_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
     at_H = found_H if sparsity_H is None else sparsity_H
-    keep_H = profiler.kept(at_H, blocks.count)
+    keep_H = profiler.blocks_to_keep(at_H, blocks.count)
     chosen = low_rank_selection(*low, blocks, blocks, keep_H)
     pooled = pooled_selection(*qk, blocks, blocks, keep_H)
     best = profiler.top_mask(share_BHQK, keep_H)
-    ceiling = held(share_BHQK, best)
+    ceiling = held_mass(share_BHQK, best)
     mine, other = (s.mask()[:, :, sampled] for s in (chosen, pooled))
     overlap = (mine & best).sum(-1) / best.sum(-1)
-    of_heads = (held(share_BHQK, mine), held(share_BHQK, mine) / ceiling, overlap, held(share_BHQK, other) / ceiling)
+    of_heads = (
+        held_mass(share_BHQK, mine),
+        held_mass(share_BHQK, mine) / ceiling,
+        overlap,
+        held_mass(share_BHQK, other) / ceiling,
+    )
     return [found_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
 
 
-def held(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
+def held_mass(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
     return (share_BHQK * mask_BHQK).sum(-1)
 
 
-def sample(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
+def sample_blocks(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
     """One in ``factor`` of the blocks, at random and ascending, at least one."""
     count = max(1, blocks.count // factor)
     chosen = torch.randperm(blocks.count, generator=generator)[:count].sort().values

@@ -26,10 +26,10 @@ def sparsity(share_QN: Tensor, mass: float) -> Tensor:
 def by_key_block(share_QS: Tensor, keys: Blocks) -> Tensor:
     """Sum over the tokens of each key block: [..., S] to [..., keys.count]."""
     summed = share_QS.new_zeros(*share_QS.shape[:-1], keys.count)
-    return summed.index_add_(-1, keys.of_token, share_QS)
+    return summed.index_add_(-1, keys.block_of_token, share_QS)
 
 
-def kept(sparsity_H: Tensor, blocks: int) -> list[int]:
+def blocks_to_keep(sparsity_H: Tensor, blocks: int) -> list[int]:
     """Key blocks that a query block of each head keeps, at least one."""
     return [min(max(ceil((1 - s) * blocks - 1e-4), 1), blocks) for s in sparsity_H.tolist()]  # 0.7 of 10 is 7, not 8
 

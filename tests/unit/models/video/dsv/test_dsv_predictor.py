@@ -14,7 +14,7 @@ from stepstack.config import ConfigError
 from stepstack.models.video.dsv import observe as looking
 from stepstack.models.video.dsv.config import rope_split
 from stepstack.models.video.dsv.layout import CubeLayout
-from stepstack.models.video.dsv.observe import SEEN, observe
+from stepstack.models.video.dsv.observe import HEAD_METRICS, observe
 from stepstack.models.video.dsv.predictor import LowRankPredictor, low_rank, project, rope_angles, rotate, score_loss
 
 GRID, CUBE, HEADS, DIM = (3, 4, 5), (2, 2, 2), 2, 24
@@ -74,7 +74,7 @@ def test_gradients_by_finite_differences():
 @pytest.fixture
 def attention():
     random = torch.Generator().manual_seed(1)
-    layout = CubeLayout.of(GRID, CUBE, 8, torch.device("cpu"))
+    layout = CubeLayout.build(GRID, CUBE, 8, torch.device("cpu"))
     x = torch.randn(2, layout.tokens, DIM, generator=random)
     q, k = torch.randn(2, 2, HEADS, layout.tokens, 16, generator=random) * 3
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_the_inner_backward_is_autograds_whatever_the_pieces(attention, scores, 
     predictor, x, q, k, layout = attention
     sampled = torch.tensor([0, 3, layout.blocks.count - 1])  # the last is a smaller one
     seen = observe(predictor, x, q, k, layout, sampled, 0.9, None)
-    rows = layout.cubes.order[(layout.blocks.of_token[:, None] == sampled).any(-1)]
+    rows = layout.cubes.order[(layout.blocks.block_of_token[:, None] == sampled).any(-1)]
     weights = [w.detach().requires_grad_() for w in (predictor.query, predictor.key)]
     low_q, low_k = low_rank(x, *weights, HEADS, layout.angles)
     true = q @ k.transpose(-1, -2) / 4
@@ -100,7 +100,7 @@ def test_the_inner_backward_is_autograds_whatever_the_pieces(attention, scores, 
 def test_what_is_seen_is_what_counting_says(attention):
     predictor, x, q, k, layout = attention
     sampled = torch.arange(layout.blocks.count)
-    seen = dict(zip(SEEN, observe(predictor, x, q, k, layout, sampled, 0.9, None).seen_MH, strict=True))
+    seen = dict(zip(HEAD_METRICS, observe(predictor, x, q, k, layout, sampled, 0.9, None).metrics_MH, strict=True))
     share = (layout.to_cubes(q) @ layout.to_cubes(k).transpose(-1, -2) / 4).softmax(-1)
     starts = layout.blocks.starts.tolist()
     spans = [slice(a, b) for a, b in itertools.pairwise(starts)]

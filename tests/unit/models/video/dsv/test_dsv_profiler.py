@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.models.video.dsv import profiler
-from stepstack.models.video.dsv.speed import Row, Shape, SpeedProfile, device_name, measure, parse_grid
+from stepstack.models.video.dsv.speed import AttentionShape, SpeedProfile, SpeedRow, device_name, measure, parse_grid
 from stepstack.ops.selection import Blocks
 
 shares = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -41,7 +41,7 @@ def test_mass_is_summed_by_key_block():
 
 
 def test_kept_rounds_up_and_keeps_one():
-    assert profiler.kept(torch.tensor([0.0, 0.3, 0.31, 0.9, 1.0]), 10) == [10, 7, 7, 1, 1]
+    assert profiler.blocks_to_keep(torch.tensor([0.0, 0.3, 0.31, 0.9, 1.0]), 10) == [10, 7, 7, 1, 1]
 
 
 def test_the_moving_average_is_the_sum_it_stands_for():
@@ -54,13 +54,14 @@ def test_the_moving_average_is_the_sum_it_stands_for():
     assert made.tolist() == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=True)).tolist())
 
 
-SHAPE = Shape(device="A", dtype="float32", heads=2, head_dim=8, cube=(2, 2, 2), selector="low_rank", rank=8)
+SHAPE = AttentionShape(device="A", dtype="float32", heads=2, head_dim=8, cube=(2, 2, 2), selector="low_rank", rank=8)
 
 
 def profile(*excess: float, grid=(4, 4, 4)) -> SpeedProfile:
     """Dense takes 1 s, sparse 1 s + excess, at sparsities 0, 0.5 and 0.9."""
     rows = [
-        Row(grid=grid, sparsity=s, dense_s=1.0, sparse_s=1 + e) for s, e in zip((0.0, 0.5, 0.9), excess, strict=True)
+        SpeedRow(grid=grid, sparsity=s, dense_s=1.0, sparse_s=1 + e)
+        for s, e in zip((0.0, 0.5, 0.9), excess, strict=True)
     ]
     return SpeedProfile(shape=SHAPE, rows=tuple(rows), provenance={})
 
