@@ -87,13 +87,13 @@ def summary(log: list[dict[str, float]]) -> dict[str, float]:
     """Of stage 2: when it began, and means over its steps. ``computed``: the share of score pairs."""
     sparse = [row for row in log if row.get("dsv/stage") == 2]
     names = ("sparsity", "token_sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")
-    found = {name: fmean(row[f"dsv/{name}"] for row in sparse) for name in names} if sparse else {}
-    return {"dense_steps": len(log) - len(sparse), **found}
+    means = {name: fmean(row[f"dsv/{name}"] for row in sparse) for name in names} if sparse else {}
+    return {"dense_steps": len(log) - len(sparse), **means}
 
 
 def main(options: list[str]) -> None:
-    asked = {"seeds": 3, "steps": 400} | {key: int(value) for key, _, value in (o.partition("=") for o in options)}
-    seeds, steps = range(1, asked["seeds"] + 1), asked["steps"]
+    settings = {"seeds": 3, "steps": 400} | {key: int(value) for key, _, value in (o.partition("=") for o in options)}
+    seeds, steps = range(1, settings["seeds"] + 1), settings["steps"]
     result: dict[str, Any] = {"example": "dsv-wan-tiny", "steps": steps, "config": to_dict(SPARSE)}
     result["dense"] = [train(seed, steps, None) for seed in seeds]
     result["sparse"] = [train(seed, steps, SPARSE) for seed in seeds]

@@ -37,8 +37,8 @@ def main() -> int:
     parser.add_argument("--torch-index", help="where torch comes from, e.g. https://download.pytorch.org/whl/cpu")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
-        found = ".".join(map(str, sys.version_info[:3]))
-        print(f"stepstack needs Python 3.11 or newer; {sys.executable} is {found}.", file=sys.stderr)
+        version = ".".join(map(str, sys.version_info[:3]))
+        print(f"stepstack needs Python 3.11 or newer; {sys.executable} is {version}.", file=sys.stderr)
         print("Name another interpreter: make setup PYTHON=python3.12", file=sys.stderr)
         return 1
     began = time.monotonic()

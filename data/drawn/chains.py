@@ -39,18 +39,18 @@ def problems(cfg: Chains, split: Split) -> list[Problem]:
     """The distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[str, int] = {}
+    sums: dict[str, int] = {}
     in_vain = 0
-    while len(found) < wanted:
+    while len(sums) < wanted:
         terms = draw(rng, cfg)
         text = show(terms)
-        if split_of(text) == split and text not in found:
-            found[text], in_vain = sum(terms), 0
+        if split_of(text) == split and text not in sums:
+            sums[text], in_vain = sum(terms), 0
         elif (in_vain := in_vain + 1) == PATIENCE:
             raise ConfigError(
-                f"data.{split}={wanted}: only {len(found)} such chains were found; ask for fewer, or for more terms"
+                f"data.{split}={wanted}: only {len(sums)} such chains were found; ask for fewer, or for more terms"
             )
-    return [Problem(i, text, str(total)) for i, (text, total) in enumerate(found.items())]
+    return [Problem(i, text, str(total)) for i, (text, total) in enumerate(sums.items())]
 
 
 def draw(rng: random.Random, cfg: Chains) -> list[int]:

@@ -111,19 +111,19 @@ def clips(cfg: Moving, split: Split) -> list[Clip]:
     """The distinct clips of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[Clip, None] = {}
+    distinct: dict[Clip, None] = {}
     in_vain = 0
-    while len(found) < wanted:
+    while len(distinct) < wanted:
         clip = draw(rng, cfg)
         if (
             split_of(clip.write()) == split
-            and clip not in found
+            and clip not in distinct
             and not (split == "train" and is_held_out_prompt(clip.prompt))
         ):
-            found[clip], in_vain = None, 0
+            distinct[clip], in_vain = None, 0
         elif (in_vain := in_vain + 1) == PATIENCE:
-            raise ConfigError(f"data.{split}={wanted}: only {len(found)} such clips were found; ask for fewer")
-    return list(found)
+            raise ConfigError(f"data.{split}={wanted}: only {len(distinct)} such clips were found; ask for fewer")
+    return list(distinct)
 
 
 def is_held_out_prompt(prompt: str) -> bool:

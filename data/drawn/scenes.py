@@ -167,18 +167,18 @@ def problems(cfg: Scenes, split: Split) -> list[Record]:
     not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[Scene, str] = {}
+    question_of_scene: dict[Scene, str] = {}
     in_vain = 0
-    while len(found) < wanted:
-        scene, asked = draw(rng, cfg)
-        if split_of_scene(scene) == split and scene not in found:
-            found[scene], in_vain = asked, 0
+    while len(question_of_scene) < wanted:
+        scene, question = draw(rng, cfg)
+        if split_of_scene(scene) == split and scene not in question_of_scene:
+            question_of_scene[scene], in_vain = question, 0
         elif (in_vain := in_vain + 1) == PATIENCE:
             raise ConfigError(
-                f"data.{split}={wanted}: only {len(found)} such scenes were found; ask for fewer, or for a finer grid, "
-                "more objects or longer words"
+                f"data.{split}={wanted}: only {len(question_of_scene)} such scenes were found; ask for fewer, or for "
+                "a finer grid, more objects or longer words"
             )
-    return [record(index, cfg, scene, asked) for index, (scene, asked) in enumerate(found.items())]
+    return [record(index, cfg, scene, question) for index, (scene, question) in enumerate(question_of_scene.items())]
 
 
 def split_of_scene(scene: Scene) -> Split:
@@ -197,17 +197,17 @@ def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
     )
 
 
-def record(index: int, cfg: Scenes, scene: Scene, asked: str) -> Record:
+def record(index: int, cfg: Scenes, scene: Scene, question: str) -> Record:
     """The question about a scene, with its gold."""
     pictures = (ScenePicture(scene),)
     if isinstance(cfg, Words):
         text = "\n".join(line.text for line in scene.lines)
-        return Record(index, "ocr", pictures, asked, (), "pixels", scene.size, text)
+        return Record(index, "ocr", pictures, question, (), "pixels", scene.size, text)
     targets = tuple(_target(cfg, thing) for thing in scene.things)
     if cfg.task != "detection":
-        targets = tuple(target for target in targets if target.label == asked)
+        targets = tuple(target for target in targets if target.label == question)
     count = len(targets) if cfg.task == "counting" else None
-    return Record(index, cfg.task, pictures, asked, targets, "pixels", scene.size, count=count)
+    return Record(index, cfg.task, pictures, question, targets, "pixels", scene.size, count=count)
 
 
 def name(cfg: Objects, shape: Shape, colour: Colour) -> str:
@@ -255,12 +255,12 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing) -> None:
 def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
     """None where the objects found no place."""
     kinds = [(shape, colour) for shape in cfg.shapes for colour in cfg.colours]
-    asked = "" if cfg.task == "detection" else rng.choice(cfg.names)
+    question = "" if cfg.task == "detection" else rng.choice(cfg.names)
     if cfg.task == "detection":
         chosen = [rng.choice(kinds) for _ in range(rng.randint(*cfg.objects))]
     else:
-        right = [kind for kind in kinds if name(cfg, *kind) == asked]
-        others = [kind for kind in kinds if name(cfg, *kind) != asked]
+        right = [kind for kind in kinds if name(cfg, *kind) == question]
+        others = [kind for kind in kinds if name(cfg, *kind) != question]
         wanted = 1 if cfg.task == "grounding" else rng.randint(*cfg.count)
         total = rng.randint(max(wanted, cfg.objects[0]), cfg.objects[1]) if others else wanted
         chosen = [rng.choice(right) for _ in range(wanted)] + [rng.choice(others) for _ in range(total - wanted)]
@@ -272,7 +272,7 @@ def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
         boxes.append(box)
     things = (Thing(shape, colour, box) for (shape, colour), box in zip(chosen, boxes, strict=True))
     scene = Scene(cfg.size, cfg.background, tuple(sorted(things, key=lambda thing: (thing.box[1], thing.box[0]))))
-    return scene, asked or ", ".join(cfg.names)
+    return scene, question or ", ".join(cfg.names)
 
 
 def _place(rng: random.Random, cfg: Objects, taken: Sequence[Box]) -> Box | None:

@@ -29,15 +29,15 @@ def read_video(file: Path) -> tuple[Frames, float]:
     if not file.is_file():
         raise DataError(f"{file} does not exist")
     try:
-        made = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
+        frames = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
         fps = float(imageio.immeta(file, plugin="FFMPEG")["fps"])
     except (OSError, ValueError, RuntimeError, IndexError, KeyError, StopIteration) as error:
         raise DataError(
             f"{file} cannot be read as a video: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
-    if made.ndim != 4 or made.shape[-1] != 3:
-        raise DataError(f"{file} is no video in colour: its frames are {list(made.shape)}")
-    return made.astype(np.uint8), fps
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise DataError(f"{file} is no video in colour: its frames are {list(frames.shape)}")
+    return frames.astype(np.uint8), fps
 
 
 def read_image(file: Path) -> Frames:
@@ -89,12 +89,12 @@ def flow_lengths(frames: Sequence[Frames], top: float = 0.05) -> list[float]:
     """Of each pair of neighbouring frames: the mean length in pixels of the ``top`` share of its flow vectors, the
     longest (Farneback, between gray frames)."""
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    found = []
+    means = []
     for a, b in pairwise(gray):
         flow = cv2.calcOpticalFlowFarneback(a, b, np.zeros((*a.shape, 2), np.float32), 0.5, 3, 15, 3, 5, 1.2, 0)
         lengths = np.sort(np.linalg.norm(flow, axis=-1).ravel())
-        found.append(float(lengths[-max(1, round(top * lengths.size)) :].mean()))
-    return found
+        means.append(float(lengths[-max(1, round(top * lengths.size)) :].mean()))
+    return means
 
 
 def is_dynamic(frames: Frames, fps: float) -> bool:

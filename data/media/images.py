@@ -32,9 +32,9 @@ class FilePicture:
         if not path.is_file():
             raise DataError(f"{path} does not exist: set images to the folders that hold the pictures now")
         content = path.read_bytes()
-        if self.sha256 and (found := hashlib.sha256(content).hexdigest()) != self.sha256:
+        if self.sha256 and (digest := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise DataError(
-                f"{path}: sha256 is {found}, it was {self.sha256} when the data was prepared: prepare it again"
+                f"{path}: sha256 is {digest}, it was {self.sha256} when the data was prepared: prepare it again"
             )
         return decode(content, self.path)
 

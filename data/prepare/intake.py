@@ -112,15 +112,15 @@ def prepare(
         held_out = {name: intake.split(name, [place]) for name, place in named.items()}
         if not options.drop_bad:
             refuse(intake.errors, ", nothing written (drop_bad leaves them out)")
-        seen = {found.picture.sha256 for rows in held_out.values() for found in rows}
-        kept = [found for found in train if found.picture.sha256 not in seen]
+        eval_digests = {item.picture.sha256 for rows in held_out.values() for item in rows}
+        train_rows = [item for item in train if item.picture.sha256 not in eval_digests]
         counts = {
             **intake.counts,
-            "contaminated": len(train) - len(kept),
-            "kept": {"train": len(kept), **{name: len(rows) for name, rows in held_out.items()}},
+            "contaminated": len(train) - len(train_rows),
+            "kept": {"train": len(train_rows), **{name: len(rows) for name, rows in held_out.items()}},
             "dropped": intake.errors[:SHOWN_ERRORS],
         }
-        splits = {"train": kept, **held_out}
+        splits = {"train": train_rows, **held_out}
         files = {f"{name}.jsonl": (name, intake.lines(rows, question is None)) for name, rows in splits.items()}
         described = {
             **config.to_dict(options),
@@ -184,7 +184,7 @@ class _Intake:
 
     def split(self, name: str, sources: Sequence[str]) -> list[_Found]:
         """The rows of a split that stay, settled; what is wrong with the others is in ``errors``."""
-        kept: list[_Found] = []
+        rows: list[_Found] = []
         first: dict[tuple[str, str], _Found] = {}
         for place in sources:
             opened = self._open(place)
@@ -197,8 +197,8 @@ class _Intake:
                 try:
                     self._check(one, train=name == "train")
                     row, clipped = self._settled(one)
-                    settled = _Found(one.where, row, one.picture)
-                    self._check_repeats(settled, first.setdefault((one.picture.sha256, row.question), settled))
+                    checked = _Found(one.where, row, one.picture)
+                    self._check_repeats(checked, first.setdefault((one.picture.sha256, row.question), checked))
                 except BadRow as bad:
                     self._refuse(one.where, bad)
                     continue
@@ -206,12 +206,12 @@ class _Intake:
                 if self.task == "detection" and not row.numbers and self.options.empty == "drop":
                     self.counts["empty"] += 1
                 else:
-                    kept.append(settled)
-        return kept
+                    rows.append(checked)
+        return rows
 
     def lines(self, rows: Sequence[_Found], with_question: bool) -> bytes:
         """JSON lines of a split; see the head of this module."""
-        return json_lines(self._line(index, found, with_question) for index, found in enumerate(rows))
+        return json_lines(self._line(index, item, with_question) for index, item in enumerate(rows))
 
     def _open(self, place: str) -> list[_Found]:
         """Every row that can be parsed and whose picture can be opened."""
@@ -274,15 +274,15 @@ class _Intake:
             raise BadRow(str(error)) from None
         if not copied:
             return _Placed(root, path, digest, size)
-        kept = f"images/{digest}{_suffix(content)}"
+        copy_path = f"images/{digest}{_suffix(content)}"
         (self.folder / "images").mkdir(exist_ok=True)
-        write_synced(self.folder / kept, content)
-        return self._by_digest.setdefault(digest, _Placed(None, kept, digest, size))
+        write_synced(self.folder / copy_path, content)
+        return self._by_digest.setdefault(digest, _Placed(None, copy_path, digest, size))
 
     def _check(self, one: _Found, train: bool) -> None:
         row, known = one.row, len(one.row.numbers)
-        asked = [row.question] if self.task in ("grounding", "counting") else []
-        if not all(label.strip() for label in [*row.labels, *asked]):
+        questions = [row.question] if self.task in ("grounding", "counting") else []
+        if not all(label.strip() for label in [*row.labels, *questions]):
             raise BadRow("a label is empty: name the object, or remove the row")
         if self.task == "ocr" and not row.text.strip():
             raise BadRow("the text is empty: transcribe the picture, or remove the row")
@@ -298,12 +298,12 @@ class _Intake:
     def _settled(self, one: _Found) -> tuple[IntakeRow, int]:
         """The row with its numbers as they are written, and how many were clipped."""
         size, convention = one.picture.size, self._convention
-        settled = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
+        boxes = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
         again = dataclasses.replace(convention, space=one.row.again_space)
         for numbers, same in zip(one.row.numbers, one.row.again, strict=False):
             check_same(numbers, convention, same, again, size)
-        row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in settled))
-        return row, sum(clipped for _, clipped in settled)
+        row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in boxes))
+        return row, sum(clipped for _, clipped in boxes)
 
     def _check_repeats(self, one: _Found, first: _Found) -> None:
         if one is first:
@@ -321,8 +321,8 @@ class _Intake:
     def _convention(self) -> Convention:
         return Convention(self.options.space or "pixels", self.options.layout or "xyxy")
 
-    def _line(self, index: int, found: _Found, with_question: bool) -> dict[str, Any]:
-        picture, row = found.picture, found.row
+    def _line(self, index: int, item: _Found, with_question: bool) -> dict[str, Any]:
+        picture, row = item.picture, item.row
         labels = row.labels or (row.question,) * len(row.numbers)
         return {
             "index": index,

@@ -167,8 +167,8 @@ def write_files(folder: Path, files: Mapping[str, tuple[str, bytes]], manifest: 
     manifest = dataclasses.replace(manifest, files=described)
     for name, (_, content) in files.items():
         write_synced(folder / name, content)
-    shown = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-    write_synced(folder / MANIFEST, f"{shown}\n".encode())
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+    write_synced(folder / MANIFEST, f"{text}\n".encode())
     return manifest
 
 
@@ -200,10 +200,10 @@ def split_rows(path: Path, manifest: Manifest, split: str) -> Iterator[dict[str,
         raise DataError(f"{path}: no split {split!r}; there are {', '.join(splits)}")
     for name, info in chosen.items():
         content = (path.parent / name).read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != info["sha256"]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != info["sha256"]:
             raise DataError(
-                f"{path.parent / name}: sha256 is {found}, {MANIFEST} says {info['sha256']}: the file was changed "
+                f"{path.parent / name}: sha256 is {digest}, {MANIFEST} says {info['sha256']}: the file was changed "
                 "after it was prepared; prepare it again"
             )
         yield from map(json.loads, content.splitlines())

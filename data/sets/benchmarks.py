@@ -126,13 +126,13 @@ def from_pairs(name: Path, content: bytes) -> bytes:
 
     DataError names the line that has no such keys.
     """
-    made = []
+    entries = []
     for where, row in json_rows(name, content):
         if not isinstance(row, dict) or not row.keys() >= {"problem", "answer"}:
             raise DataError(f'{where}: expected {{"problem": text, "answer": text}}; download it again')
         turn = {"from": "user", "value": row["problem"]}
-        made.append({"prompt": [turn], "final_answer": str(row["answer"])})
-    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+        entries.append({"prompt": [turn], "final_answer": str(row["answer"])})
+    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _counted(known: Benchmark, problems: list[Problem], place: str) -> list[Problem]:
@@ -163,10 +163,10 @@ def _download(known: Benchmark) -> tuple[str, bytes]:
             f"{known.name}: {known.url} cannot be downloaded ({error}): get it on a machine that can, then run "
             f"`stepstack tasks --fetch {known.name} --from PATH`"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != known.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != known.sha256:
         raise DataError(
-            f"{known.name}: {known.url} came with sha256 {found}, expected {known.sha256}: not what was published; "
+            f"{known.name}: {known.url} came with sha256 {digest}, expected {known.sha256}: not what was published; "
             "nothing written. Look at it, then give a copy that you trust with --from"
         )
     return known.url, content

@@ -72,8 +72,8 @@ def prepare(
                 raise DataError(
                     f"data.options: a bucket of {length} frames of {size[1]} x {size[0]}: {error}"
                 ) from None
-    given = read_source(source)
-    rows, counts = check_rows(list(given.rows), Path(options.root or Path(source).parent), options)
+    raw = read_source(source)
+    rows, counts = check_rows(list(raw.rows), Path(options.root or Path(source).parent), options)
     with new_folder(out) as folder:
         writer = LatentWriter(folder, encoder)
         for row in track(rows, "encoding", transient=True):
@@ -90,7 +90,7 @@ def prepare(
             schema=SCHEMA,
             stepstack=__version__,
             data=DATA,
-            sources=[given.record],
+            sources=[raw.record],
             evals={},
             options=dataclasses.asdict(options),
             counts=counts,
@@ -105,20 +105,20 @@ def check_rows(
     raw: Sequence[tuple[str, Any]], root: Path, options: ClipOptions
 ) -> tuple[list[ClipRow], dict[str, Any]]:
     """(rows that stay, what was counted). DataError with all bad rows."""
-    rows, errors, dropped, seen = [], [], Counter[str](), set()
+    rows, errors, dropped, identities = [], [], Counter[str](), set()
     for place, value in track(raw, "reading", transient=True):
         try:
             row = parse_row(place, value, root, options)
         except (BadRow, DataError) as error:
             errors.append(f"{place}: {error}")
             continue
-        if (row.digest, row.caption) in seen:
+        if (row.digest, row.caption) in identities:
             dropped["duplicate"] += 1
         elif not options.motion[0] <= row.motion <= options.motion[1]:
             dropped["motion"] += 1
         else:
             rows.append(row)
-        seen.add((row.digest, row.caption))
+        identities.add((row.digest, row.caption))
     refuse(errors)
     alone = [row.place for row in rows if row.loser is None]
     if 0 < len(alone) < len(rows):
@@ -162,12 +162,12 @@ def bucket_length(file: Path, video: Frames, size: Size, options: ClipOptions) -
 
 
 def row_motion(value: Mapping[str, Any], video: Frames, options: ClipOptions) -> float:
-    given = value.get("motion")
-    if given is None:
+    motion = value.get("motion")
+    if motion is None:
         return frames.motion_score(video, MotionOptions(every=options.every, top=options.top))
-    if isinstance(given, bool) or not isinstance(given, int | float) or not np.isfinite(given):
-        raise BadRow(f"key motion is {given!r}: must be a number, or absent to be measured")
-    return float(given)
+    if isinstance(motion, bool) or not isinstance(motion, int | float) or not np.isfinite(motion):
+        raise BadRow(f"key motion is {motion!r}: must be a number, or absent to be measured")
+    return float(motion)
 
 
 def read_pixels(file: Path, row: ClipRow) -> Tensor:

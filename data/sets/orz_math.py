@@ -89,9 +89,9 @@ def prepare(
     _refuse_empty(eval_rows.values() if drop_empty else [train, *eval_rows.values()], errors)
     refuse(errors, ", nothing written")
 
-    kept, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
+    train_rows, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
-    files = dict(_shards(kept, "+".join(sources), rows_per_shard))
+    files = dict(_shards(train_rows, "+".join(sources), rows_per_shard))
     for name, rows in eval_rows.items():
         files[f"{name}.jsonl"] = name, _lines(rows, named[name])
     options = {"ngram": ngram, "drop_empty": drop_empty, "rows_per_shard": rows_per_shard}
@@ -147,7 +147,7 @@ def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -
     counts = {"read": len(train), "empty_gold": 0, "duplicates": 0, "conflicts": 0, "contaminated": 0}
     by_eval = {name: {"exact": 0, "ngram": 0} for name in evals}
     golds: dict[str, str] = {}
-    kept: list[_Row] = []
+    clean: list[_Row] = []
     for row in train:
         key = normal_text(row.text)
         if not unbox(row.gold):
@@ -165,14 +165,14 @@ def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -
         if whole or parts:
             counts["contaminated"] += 1
         else:
-            kept.append(row)
-    return kept, {**counts, "kept": len(kept), "contaminated_by": by_eval}
+            clean.append(row)
+    return clean, {**counts, "kept": len(clean), "contaminated_by": by_eval}
 
 
 def _read(source: str, parse: Any, errors: list[str]) -> tuple[list[_Row], Mapping[str, Any]]:
     """Rows of a source and its provenance; bad rows are added to ``errors``."""
-    found = read_source(source)
-    return _parse(found.rows, parse, errors), found.record
+    raw = read_source(source)
+    return _parse(raw.rows, parse, errors), raw.record
 
 
 def _parse(entries: Iterable[tuple[str, Any]], parse: Any, errors: list[str]) -> list[_Row]:

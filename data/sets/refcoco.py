@@ -61,8 +61,8 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
 
 def box_numbers(value: Any, key: str) -> Numbers:
     """The four numbers of a box that is a list, or one as text. BadRow names the key."""
-    if isinstance(value, str) and (found := BOX.fullmatch(value)):
-        return tuple(map(float, found.groups()))
+    if isinstance(value, str) and (match := BOX.fullmatch(value)):
+        return tuple(map(float, match.groups()))
     if (
         isinstance(value, Sequence)
         and len(value) == 4

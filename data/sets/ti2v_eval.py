@@ -51,18 +51,18 @@ class Item:
 
 def read(folder: Path) -> list[Item]:
     """Every item, whether or not its picture is there. DataError for a folder without items and for an empty prompt."""
-    found = []
+    items = []
     for domain, part in DOMAINS.items():
         for file in sorted((folder / part).glob("[HSV]/*.txt")):
             prompt = file.read_text(encoding="utf-8").strip()
             if not prompt:
                 raise DataError(f"{file} is empty: each prompt needs a text")
             name = str(file.relative_to(folder).with_suffix(""))
-            found.append(Item(name, domain, file.parent.name, prompt, file.with_suffix(".png")))
-    if not found:
+            items.append(Item(name, domain, file.parent.name, prompt, file.with_suffix(".png")))
+    if not items:
         parts = " or ".join(DOMAINS.values())
         raise DataError(f"{folder} holds no <{parts}>/<H, S or V>/<number>.txt: get {SOURCE}")
-    return found
+    return items
 
 
 def problems(folder: Path, which: Which) -> list[Problem]:
@@ -122,18 +122,18 @@ def clips(folder: Path) -> dict[str, Path]:
     published layout with clips in place of pictures. DataError for what is neither, and for clips that are gone."""
     if (folder / "samples.jsonl").is_file():
         rows = [row for row in answers.read(folder / "samples.jsonl") if row.sample == 0 and row.finish != "error"]
-        found = {row.gold: ROOT / row.media[0] for row in rows}
+        clip_of_item = {row.gold: ROOT / row.media[0] for row in rows}
     else:
         files = sorted(file for file in folder.glob("*/[HSV]/*") if file.suffix in CLIPS)
-        found = {str(file.relative_to(folder).with_suffix("")): file for file in files}
-    if not found:
+        clip_of_item = {str(file.relative_to(folder).with_suffix("")): file for file in files}
+    if not clip_of_item:
         raise DataError(
             f"{folder} holds no clips: give runs/<name>/evals/<label>/{FOLDER}-... or a folder of "
             f"<domain>/<shape>/<number>{{{', '.join(CLIPS)}}}"
         )
-    if gone := [str(file) for file in found.values() if not file.is_file()]:
+    if gone := [str(file) for file in clip_of_item.values() if not file.is_file()]:
         raise DataError(f"{folder}: {len(gone)} clips are gone: {join_names(gone)}. Generate them again")
-    return found
+    return clip_of_item
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,8 +52,8 @@ class SequenceShape:
     def tensors(self) -> list[Tensor]:
         """q, k, v and the gradient of the output, bfloat16."""
         shape = 1, self.heads, self.tokens, self.dim
-        made = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
-        return [*(x.requires_grad_() for x in made[:3]), made[3]]
+        samples = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+        return [*(x.requires_grad_() for x in samples[:3]), samples[3]]
 
 
 def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def sparse_times(
     q, k, v, _ = tensors
     ours = sparse_attention(q, k, v, selection, impl="triton").detach()
     for who, attend in contestants(selection):
-        made = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
-        rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in made]
+        timings = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
+        rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in timings]
     keep = keep_counts(shape, sparsity, kind)
     return rows + selection_times(row, shape, keep, tensors, best["forward"] * density, rounds)
 
@@ -155,13 +155,13 @@ def keep_counts(shape: SequenceShape, sparsity: float, kind: str) -> list[int]:
 def random_selection(shape: SequenceShape, sparsity: float, kind: str) -> Selection:
     """Random blocks: the hardest lists there are for caches, since neighbours share nothing but by chance."""
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
-    found, counts = [], []
+    indices, counts = [], []
     for keep in keep_counts(shape, sparsity, kind):
         keep_Q = torch.full((blocks.count,), keep, dtype=torch.int32, device="cuda")
         scores_QK = torch.rand(blocks.count, blocks.count, device="cuda")
-        found.append(top_blocks(scores_QK, keep_Q, keep * blocks.count, "triton"))
+        indices.append(top_blocks(scores_QK, keep_Q, keep * blocks.count, "triton"))
         counts.append(keep_Q)
-    return Selection(blocks, blocks, 1, shape.heads, offsets_of(torch.cat(counts)), torch.cat(found))
+    return Selection(blocks, blocks, 1, shape.heads, offsets_of(torch.cat(counts)), torch.cat(indices))
 
 
 def contestants(selection: Selection) -> Iterator[tuple[str, Attend]]:

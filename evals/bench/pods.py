@@ -35,8 +35,8 @@ def show(result: dict[str, Any]) -> None:
 def _clocked(work: Callable[[], Any]) -> tuple[Any, float]:
     """What the work returns, and its CPU seconds."""
     began = time.process_time()
-    made = work()
-    return made, time.process_time() - began
+    result = work()
+    return result, time.process_time() - began
 
 
 def _events(nodes: int, events: int) -> dict[str, Any]:

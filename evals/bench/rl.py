@@ -63,9 +63,9 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
 def base_model(cfg: Any, folder: Path) -> Path:
     """orz-tiny's SFT model of this seed."""
     run = Run(replace(cfg, name=f"base-{cfg.seed}", save=Save(every=0)))
-    made = folder / f"base-{cfg.seed}" / "base" / "model"
-    build_base(run, cfg.model, cfg.data, made)
-    return made
+    model = folder / f"base-{cfg.seed}" / "base" / "model"
+    build_base(run, cfg.model, cfg.data, model)
+    return model
 
 
 class Race:
@@ -174,21 +174,21 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
         train_dataset=Dataset.from_dict({"prompt": list(by_text)}),
         callbacks=[Judge()],
     )
-    made = {"tokens": 0, "seconds": 0.0}
+    generated = {"tokens": 0, "seconds": 0.0}
     inner = trainer._generate_single_turn
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         completions, logprobs = inner(*args, **kwargs)
-        made["seconds"] += time.perf_counter() - started
-        made["tokens"] += sum(map(len, completions))
+        generated["seconds"] += time.perf_counter() - started
+        generated["tokens"] += sum(map(len, completions))
         return completions, logprobs
 
     trainer._generate_single_turn = timed  # type: ignore[method-assign]
     race.started = time.process_time()
     trainer.train()
     steps = trainer.state.global_step // cfg.actor_updates
-    return {**race.result(), "steps": steps, "rollout_tokens_per_s": made["tokens"] / made["seconds"]}
+    return {**race.result(), "steps": steps, "rollout_tokens_per_s": generated["tokens"] / generated["seconds"]}
 
 
 def trl_settings(cfg: Any) -> dict[str, Any]:

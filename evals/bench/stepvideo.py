@@ -47,7 +47,7 @@ class Case:
         split = (self.width // 2, self.width // 4, self.width // 4)
         (text, _), (clip, _) = TEXTS
         with torch.device(device):
-            made = VideoDiT(
+            dit = VideoDiT(
                 layers=self.layers,
                 heads=self.heads,
                 head_width=self.width,
@@ -55,8 +55,8 @@ class Case:
                 channels=CHANNELS,
                 text_channels=(text, clip),
             )
-        made.enable_gradient_checkpointing()
-        return made.train()
+        dit.enable_gradient_checkpointing()
+        return dit.train()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -134,8 +134,8 @@ def figures(seconds: dict[str, list[float]]) -> dict[str, float]:
     errors = {who: stdev(spent) / len(spent) ** 0.5 for who, spent in seconds.items()}
     ratio = means["dense"] / means["dsv"]
     relative = sum((errors[who] / means[who]) ** 2 for who in seconds) ** 0.5
-    found = {f"{who}_s": value for who, value in means.items()} | {f"{who}_stderr": v for who, v in errors.items()}
-    return found | {"ratio": ratio, "ratio_stderr": ratio * relative}
+    columns = {f"{who}_s": value for who, value in means.items()} | {f"{who}_stderr": v for who, v in errors.items()}
+    return columns | {"ratio": ratio, "ratio_stderr": ratio * relative}
 
 
 def video(grid: Grid, device: torch.device) -> LatentMicroBatch:
@@ -169,8 +169,8 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         pairs = [(row[f"{who}_s"], row[f"{who}_stderr"]) for who in ("dense", "dsv")]
         pairs.append((row["ratio"], row["ratio_stderr"]))
-        shown = [f"{value:.3f} ± {error:.3f}" for value, error in pairs]
-        table.add_row(str(row["tokens"]), f"{row['sparsity']:.2f}", *shown, str(row["n"]))
+        cells = [f"{value:.3f} ± {error:.3f}" for value, error in pairs]
+        table.add_row(str(row["tokens"]), f"{row['sparsity']:.2f}", *cells, str(row["n"]))
     console = Console()
     console.print(table)
     console.print(f"goal at 131072 tokens: {result['goal']}; {describe(result['provenance'])}", highlight=False)

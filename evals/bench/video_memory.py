@@ -46,8 +46,8 @@ def measure(batch: int = 16, steps: int = 10) -> dict[str, Any]:
         for again in (False, True):
             number = "float32" if precision == "no" else "bfloat16"
             what = f"bytes of activations, {number}, blocks {'recomputed' if again else 'kept'}"
-            found = recomputed(batch, precision) if again else activations(batch, precision)
-            rows.append(_row(what, planned(batch, again, precision).activations, found))
+            measured = recomputed(batch, precision) if again else activations(batch, precision)
+            rows.append(_row(what, planned(batch, again, precision).activations, measured))
     peak = matmul()
     want = planned(batch)
     seconds = batch * (want.forward + want.backward) / peak
@@ -70,12 +70,12 @@ def planned(batch: int, again: bool = False, precision: Precision = "no") -> Cos
 
 def dit(again: bool = False, precision: Precision = "no", layers: int = PLANNED.layers) -> VideoDiT:
     torch.manual_seed(0)
-    made = VideoDiT(**{**SHAPE, "layers": layers}, text_channels=PLANNED.text, split=(16, 8, 8)).train()
+    model = VideoDiT(**{**SHAPE, "layers": layers}, text_channels=PLANNED.text, split=(16, 8, 8)).train()
     if precision == "bf16":
-        made.to(torch.bfloat16)
+        model.to(torch.bfloat16)
     if again:
-        made.enable_gradient_checkpointing()
-    return made
+        model.enable_gradient_checkpointing()
+    return model
 
 
 def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tensor]:
@@ -117,11 +117,11 @@ def activations(batch: int, precision: Precision, again: bool = False, layers: i
     """Bytes of the storages, weights not counted, that autograd keeps after a forward pass: of blocks that are
     recomputed, their inputs. bf16: of weights cast beforehand, as FSDP2 does."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model, given = dit(again, precision, layers), inputs(batch, dtype)
+    model, batch_inputs = dit(again, precision, layers), inputs(batch, dtype)
     cast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    with kept({p.untyped_storage().data_ptr() for p in model.parameters()}) as found, cast:
-        model(**given)
-        return sum(found().values())
+    with kept({p.untyped_storage().data_ptr() for p in model.parameters()}) as stored, cast:
+        model(**batch_inputs)
+        return sum(stored().values())
 
 
 def recomputed(batch: int, precision: Precision) -> int:
@@ -156,8 +156,8 @@ def matmul() -> float:
 
 def spent(batch: int, steps: int) -> float:
     """Seconds of a forward and backward pass, the fastest of ``steps``."""
-    model, given = dit(), inputs(batch)
-    return min(_clocked(lambda: model(**given).square().mean().backward()) for _ in range(steps))
+    model, batch_inputs = dit(), inputs(batch)
+    return min(_clocked(lambda: model(**batch_inputs).square().mean().backward()) for _ in range(steps))
 
 
 def _clocked(work: Any) -> float:
@@ -166,5 +166,5 @@ def _clocked(work: Any) -> float:
     return time.process_time() - began
 
 
-def _row(what: str, want: float, found: float) -> dict[str, Any]:
-    return {"what": what, "planned": want, "measured": found, "ratio": found / want}
+def _row(what: str, planned: float, measured: float) -> dict[str, Any]:
+    return {"what": what, "planned": planned, "measured": measured, "ratio": measured / planned}

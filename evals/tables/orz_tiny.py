@@ -20,13 +20,13 @@ def table(root: Path) -> list[Table]:
     rows, results = [], []
     for file in files:
         run = json.loads(file.read_text())
-        found = [layout.find(file.stem, when, SUMS, ACCURACY, root) for when in ("before", "after")]
-        results += [result for result, _ in found]
+        figures = [layout.find(file.stem, when, SUMS, ACCURACY, root) for when in ("before", "after")]
+        results += [result for result, _ in figures]
         rows.append(
             (
                 str(run["config"]["seed"]),
-                *(f"{metric['value']:.3f} ± {metric['stderr']:.3f}" for _, metric in found),
-                *(f"{result['length']:.1f}" for result, _ in found),
+                *(f"{metric['value']:.3f} ± {metric['stderr']:.3f}" for _, metric in figures),
+                *(f"{result['length']:.1f}" for result, _ in figures),
                 " + ".join(f"{seconds:.0f}" for seconds in run["cpu_s_by_stage"]),
             )
         )

@@ -17,9 +17,9 @@ def table(root: Path) -> list[Table]:
     if not files:
         return [Table((), (), ["No run has been recorded."])]
     runs = [json.loads(file.read_text()) for file in files]
-    seen = ("sparsity", "mass", "recall", "pooled_recall")
+    names = ("sparsity", "mass", "recall", "pooled_recall")
     rows = [
-        (str(i), *(_mean_and_error([block[name] for block in blocks]) for name in seen))
+        (str(i), *(_mean_and_error([block[name] for block in blocks]) for name in names))
         for i, blocks in enumerate(zip(*(run["dsv"]["blocks"] for run in runs), strict=True))
     ]
     stages = ", ".join(f"{run['dsv']['steps']['stage 2']} of {run['dsv']['steps']['all']}" for run in runs)

@@ -53,6 +53,6 @@ def assembled(ptx: str, arch: int, shared: int) -> Usage:
         file.write_text(ptx)
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
         line = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={name}", str(file), "-o", str(file) + ".cubin"]
-        said = subprocess.run(line, capture_output=True, text=True, check=True).stderr
-    spills = [int(a) + int(b) for a, b in SPILLED.findall(said)]
-    return Usage(max(map(int, USED.findall(said))), sum(spills), shared)
+        report = subprocess.run(line, capture_output=True, text=True, check=True).stderr
+    spills = [int(a) + int(b) for a, b in SPILLED.findall(report)]
+    return Usage(max(map(int, USED.findall(report))), sum(spills), shared)

@@ -120,8 +120,10 @@ class Config(RunConfig):
     @property
     def points(self) -> list[Point]:
         """In the order in which they are trained, this part's alone."""
-        made = [Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr]
-        return made[self.part[0] :: self.part[1]]
+        all_points = [
+            Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr
+        ]
+        return all_points[self.part[0] :: self.part[1]]
 
     @property
     def scale(self) -> Scale:

@@ -70,12 +70,12 @@ def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
 
 def packed(documents: Iterator[list[int]], width: int) -> Iterator[list[int]]:
     """Rows of ``width`` tokens cut from all documents in a row; what is left at the end is dropped."""
-    held: list[int] = []
+    buffer: list[int] = []
     for document in documents:
-        held += document
-        whole = len(held) // width * width
-        yield from (held[at : at + width] for at in range(0, whole, width))
-        held = held[whole:]
+        buffer += document
+        whole = len(buffer) // width * width
+        yield from (buffer[at : at + width] for at in range(0, whole, width))
+        buffer = buffer[whole:]
 
 
 def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: int) -> dict[str, Any]:

@@ -30,13 +30,13 @@ def measure(run: Run[Config], point: Point) -> dict[str, float]:
     inner = stage(
         run, f"points/{point.name}", shown=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
     )
-    found = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
+    result = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
     if run.is_main:
-        jsonl.write_json_atomic(file, found)
+        jsonl.write_json_atomic(file, result)
     run.accelerator.wait_for_everyone()
     inner.finish()
     inner.accelerator.free_memory()  # the next point makes a model of its own
-    return found
+    return result
 
 
 def _train(run: Run[Config], point: Point) -> float:

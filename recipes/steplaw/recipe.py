@@ -23,8 +23,10 @@ def train(run: Run[Config]) -> None:
     """A step is a point of the sweep."""
     points = run.config.points
     for number in run.steps(len(points)):
-        found = measure(run, points[number])
-        run.log(loss=found["loss"], lr=points[number].lr, batch=points[number].batch, params=points[number].cell.params)
+        result = measure(run, points[number])
+        run.log(
+            loss=result["loss"], lr=points[number].lr, batch=points[number].batch, params=points[number].cell.params
+        )
     finish(run)
     run.finish()
 
@@ -49,6 +51,6 @@ def describe(cfg: Config) -> dict[str, Any]:
         "FLOPs in all": f"{flops:.3g} (6 x N x D)",
     }
     for cell in cfg.cells:
-        said = f"hidden {cell.hidden}, {cell.layers} layers" + (", held out" if cell.held_out else "")
-        facts[f"cell N={cell.params} D={cell.tokens}"] = said
+        shape = f"hidden {cell.hidden}, {cell.layers} layers" + (", held out" if cell.held_out else "")
+        facts[f"cell N={cell.params} D={cell.tokens}"] = shape
     return facts | {"processes": cfg.launch.processes, "folder": cfg.folder}

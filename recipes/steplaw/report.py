@@ -29,12 +29,12 @@ def finish(run: Run[Config]) -> None:
     if not run.is_main:
         return
     table = write_table(run.config, run.dir)
-    said = fit_and_check(table, run.config.window)
-    said["cpu_s"] = sum(found["cpu_s"] for found in results(run.config, run.dir))
-    jsonl.write_json_atomic(run.dir / "fit.json", said)
+    fit = fit_and_check(table, run.config.window)
+    fit["cpu_s"] = sum(result["cpu_s"] for result in results(run.config, run.dir))
+    jsonl.write_json_atomic(run.dir / "fit.json", fit)
     page = write_report(run.dir)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(render(tables.sweep_tables(said), "md"), markup=False)
+    console.print(render(tables.sweep_tables(fit), "md"), markup=False)
     console.print(f"report: {page}\nruns:   {table}", markup=False)
 
 
@@ -43,10 +43,10 @@ def write_table(cfg: Config, folder: Path) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    for point, found in zip(cfg.points, results(cfg, folder), strict=True):
+    for point, result in zip(cfg.points, results(cfg, folder), strict=True):
         tokens = point.batch * point.sequence
         writer.writerow(
-            (point.cell.params, point.cell.tokens, point.lr, tokens, found["loss"], int(point.cell.held_out))
+            (point.cell.params, point.cell.tokens, point.lr, tokens, result["loss"], int(point.cell.held_out))
         )
     jsonl.write_text_atomic(folder / "sweep.csv", text.getvalue())
     return folder / "sweep.csv"
@@ -59,24 +59,24 @@ def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
 
 def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
     """(cells that make the law, cells that check it)."""
-    held = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
+    held_out = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
     read = grids.read([table], Columns())
-    shaping = [grid for grid in read if (grid.params, grid.tokens) not in held]
-    return shaping, [grid for grid in read if (grid.params, grid.tokens) in held]
+    shaping = [grid for grid in read if (grid.params, grid.tokens) not in held_out]
+    return shaping, [grid for grid in read if (grid.params, grid.tokens) in held_out]
 
 
 def fit_and_check(table: Path, window: float) -> dict[str, Any]:
     """The fit of the shaping cells, and on each held-out cell the laws' points, their excess loss and how far they are
     from the minimum of the cell's own surface."""
     shaping, checking = read_cells(table)
-    said = summary.summarise(shaping, window=window, draws=0)
-    found: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
-    for name, law in said["laws"].items():
+    result = summary.summarise(shaping, window=window, draws=0)
+    candidates: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
+    for name, law in result["laws"].items():
         if "why" not in law:
-            found[f"fitted here: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
-    said["held_out"] = summary.summarise(checking, window=window, draws=0)["grids"] if checking else []
-    said["checks"] = [_check(grid, name, law, window) for grid in checking for name, law in found.items()]
-    return said
+            candidates[f"fitted here: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
+    result["held_out"] = summary.summarise(checking, window=window, draws=0)["grids"] if checking else []
+    result["checks"] = [_check(grid, name, law, window) for grid in checking for name, law in candidates.items()]
+    return result
 
 
 def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
@@ -94,13 +94,13 @@ def write_report(folder: Path) -> Path:
     run = json.loads((folder / "config.json").read_text())
     report = Report(run["config"]["name"])
     if (folder / "fit.json").is_file():
-        said = json.loads((folder / "fit.json").read_text())
+        fit = json.loads((folder / "fit.json").read_text())
         shaping, checking = read_cells(folder / "sweep.csv")
-        summary.add(report, said, shaping)
+        summary.add(report, fit, shaping)
         if checking:
             report.heading("Held-out cells")
-            report.table("Laws on cells that they never saw", *_check_rows(said["checks"]))
-            summary.add(report, said | {"grids": said["held_out"]}, checking)
+            report.table("Laws on cells that they never saw", *_check_rows(fit["checks"]))
+            summary.add(report, fit | {"grids": fit["held_out"]}, checking)
     metrics = folder / "metrics.jsonl"
     rows: Sequence[Mapping[str, float]] = list(jsonl.read(metrics)) if metrics.is_file() else []
     report.curves("Points in the order of training", rows, {"held-out loss": ("loss",), "CPU seconds": ("cpu_s",)})

@@ -96,14 +96,14 @@ def shape(args: dict[str, Any]) -> None:
 def usable(configs: Sequence[triton.Config], args: dict[str, Any], **more: Any) -> list[triton.Config]:
     """The configurations that differ once their tiles are cut to the blocks' size, and that suit dtype and device."""
     args = args | more
-    kept: dict[tuple, triton.Config] = {}
+    distinct: dict[tuple, triton.Config] = {}
     tma = args["q_desc"] is not None and args["D"] == args["BLOCK_D"]
     for c in configs:
         if (c.kwargs["TMA"] and not tma) or is_float32s(c) != (args["q"].dtype == torch.float32):
             continue
         m, n = min(c.kwargs["BLOCK_M"], args["TILE_M"]), min(c.kwargs["BLOCK_N"], args["TILE_N"])
-        kept.setdefault((m, n, c.num_warps, c.num_stages, c.kwargs["TMA"]), c)
-    return list(kept.values())
+        distinct.setdefault((m, n, c.num_warps, c.num_stages, c.kwargs["TMA"]), c)
+    return list(distinct.values())
 
 
 def is_float32s(c: triton.Config) -> bool:

@@ -75,7 +75,7 @@ def law_curves(advice: Advice) -> list[Any]:
     """The laws' learning rates and batches against tokens, at the advised N; the plateau shaded, the range fitted
     between dotted lines."""
     tokens = np.geomspace(advice.at.tokens / 30, advice.at.tokens * 30, 60)
-    said = [
+    answers_by_tokens = [
         laws.answers(laws.LawInputs(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss))
         for d in tokens
     ]
@@ -85,7 +85,7 @@ def law_curves(advice: Advice) -> list[Any]:
         ("batch", "batch, tokens", advice.batch_range),
     ):
         figure, axes = _axes(title)
-        for law, answers in zip(said[0], zip(*said, strict=True), strict=True):
+        for law, answers in zip(answers_by_tokens[0], zip(*answers_by_tokens, strict=True), strict=True):
             values = [_part(answer)[part] for answer in answers]
             if values[0] is not None:
                 axes.plot(tokens, values, label=law.law, linewidth=2 if law.law == "Step Law" else 1)

@@ -75,8 +75,8 @@ def excess(law: Law, grids: Sequence[LossGrid]) -> Excess:
     return _excess([law(grid) for grid in grids], grids)
 
 
-def _excess(said: Sequence[tuple[float, float]], grids: Sequence[LossGrid]) -> Excess:
-    pairs = list(zip(grids, said, strict=True))
+def _excess(points: Sequence[tuple[float, float]], grids: Sequence[LossGrid]) -> Excess:
+    pairs = list(zip(grids, points, strict=True))
     return Excess(
         np.array([at_nearest(grid, *point) for grid, point in pairs]),
         np.array([interpolated(grid, *point) for grid, point in pairs]),

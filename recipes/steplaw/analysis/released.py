@@ -99,10 +99,10 @@ def refits(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]
         "surface": fit.minima(dense),
         "near, dense and MoE": fit.near_best([*dense, *moe]),
     }
-    found = {name: summary.fit_law(optima, draws=1000) for name, optima in points.items()}
+    laws_found = {name: summary.fit_law(optima, draws=1000) for name, optima in points.items()}
     for name in ("near", "near, dense and MoE"):
-        found[f"{name}; batch of N and D"] = summary.fit_law(points[name], draws=1000, batch_of_params=True)
-    return found
+        laws_found[f"{name}; batch of N and D"] = summary.fit_law(points[name], draws=1000, batch_of_params=True)
+    return laws_found
 
 
 def rivals(shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Law]:
@@ -126,14 +126,14 @@ def rivals(shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Law]:
 def excess(dense: Sequence[LossGrid], shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Any]:
     """Mean excess loss of each law over the dense grids, per mille, beside the paper's."""
     surfaces = [fit.surface(grid) for grid in dense]
-    found = {}
+    figures = {}
     for name, law in rivals(shapes).items():
         quadratic = [
             float(surface(*law(grid)) / surface.floor - 1) for grid, surface in zip(dense, surfaces, strict=True)
         ]
-        found[name] = judge.excess(law, dense).means() | {"quadratic": 1e3 * float(np.mean(quadratic))}
-        found[name]["reported"] = REPORTED[name]
-    return found
+        figures[name] = judge.excess(law, dense).means() | {"quadratic": 1e3 * float(np.mean(quadratic))}
+        figures[name]["reported"] = REPORTED[name]
+    return figures
 
 
 def total_or_active(folder: Path, moe: Sequence[LossGrid]) -> dict[str, Any]:
@@ -205,19 +205,19 @@ def _figures(excess: judge.Excess, part: slice = slice(None)) -> dict[str, float
 
 def _against(ours: judge.Excess, step: judge.Excess, theirs: slice, part: slice = slice(None)) -> dict[str, Any]:
     """Means, and what they are above Step Law's, with a 95 % interval over grids."""
-    found: dict[str, Any] = dict(_figures(ours, part))
+    figures: dict[str, Any] = dict(_figures(ours, part))
     for name in ("nearest", "interpolated"):
         gap = judge.paired(getattr(ours, name)[part], getattr(step, name)[theirs])
-        found[f"{name}_gap"] = [1e3 * value for value in gap]
-    return found
+        figures[f"{name}_gap"] = [1e3 * value for value in gap]
+    return figures
 
 
-def page(folder: Path, said: Mapping[str, Any], path: Path) -> Path:
+def page(folder: Path, result: Mapping[str, Any], path: Path) -> Path:
     """Contour plots of all grids with the laws' points, like the paper's figures, below the fits."""
     dense, moe = load(folder)
     report = Report("Step Law on the released grids")
     for title, some in (("dense", dense), ("mixture of experts", moe)):
         report.heading(title)
         summary.add(report, summary.summarise(some, draws=0), some)
-    report.details("Figures", said)
+    report.details("Figures", result)
     return report.write(path)

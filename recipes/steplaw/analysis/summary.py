@@ -23,13 +23,13 @@ Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the na
 
 def surfaces(grids: Sequence[LossGrid], window: float) -> list[Surface | str]:
     """One a grid, or why there is none."""
-    found: list[Surface | str] = []
+    fits: list[Surface | str] = []
     for grid in grids:
         try:
-            found.append(fit.surface(grid, window))
+            fits.append(fit.surface(grid, window))
         except ValueError as error:
-            found.append(str(error))
-    return found
+            fits.append(str(error))
+    return fits
 
 
 def optima_points(estimator: str, grids: Sequence[LossGrid], window: float, tolerance: float) -> Optima:
@@ -66,15 +66,15 @@ def summarise(
     track: Track = iter,
 ) -> dict[str, Any]:
     """Grids with their optima, and a law by each estimator or why there is none."""
-    said: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
+    summary: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
     for grid, surface in zip(grids, surfaces(grids, window), strict=True):
-        said["grids"].append(_grid(grid, surface))
+        summary["grids"].append(_grid(grid, surface))
     for name in track(list(fit.ESTIMATORS)):
         try:
-            said["laws"][name] = fit_law(optima_points(name, grids, window, tolerance), draws, batch_of_params)
+            summary["laws"][name] = fit_law(optima_points(name, grids, window, tolerance), draws, batch_of_params)
         except ValueError as error:
-            said["laws"][name] = {"why": str(error)}
-    return said
+            summary["laws"][name] = {"why": str(error)}
+    return summary
 
 
 def _grid(grid: LossGrid, surface: Surface | str) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def _grid(grid: LossGrid, surface: Surface | str) -> dict[str, Any]:
     return facts | {"surface": minimum}
 
 
-def grid_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def grid_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Head and rows: the best run of each grid and the minimum of its surface."""
     rows = []
-    for one in said["grids"]:
+    for one in summary["grids"]:
         name = f"{one['model']} N={one['params']:.4g} D={one['tokens']:.4g}".strip()
         best, surface = one["best"], one["surface"]
         row = [name, str(one["runs"]), str(one["diverged"]), f"{one['loss']:.4f}"]
@@ -104,46 +104,46 @@ def grid_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]
     return ("grid", "runs", "diverged", "loss", "best lr", "batch", "surface lr", "batch", "convex"), rows
 
 
-def law_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def law_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Head and rows: the law of each estimator, Step Law last."""
     rows = []
-    for name, law in said["laws"].items():
+    for name, law in summary["laws"].items():
         if "why" in law:
             rows.append([name, "-", "-", "-", law["why"]])
             continue
-        shown = [formula(law[part], law.get(f"{part}_interval")) for part in ("lr", "batch")]
-        rows.append([name, *shown, " / ".join(f"{share:.3f}" for share in law["r2"]), f"{law['points']} points"])
+        formulas = [formula(law[part], law.get(f"{part}_interval")) for part in ("lr", "batch")]
+        rows.append([name, *formulas, " / ".join(f"{share:.3f}" for share in law["r2"]), f"{law['points']} points"])
     rows.append(["Step Law", formula(laws.STEP.lr), formula(laws.STEP.batch), "", "as published"])
     return ("fitted to", "learning rate", "batch, tokens", "R²", ""), rows
 
 
-def page(title: str, said: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
+def page(title: str, summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
     """The tables, and a contour plot a grid with Step Law's point and each fitted law's."""
     report = Report(title)
-    add(report, said, grids)
+    add(report, summary, grids)
     return report.write(path)
 
 
-def add(report: Report, said: Mapping[str, Any], grids: Sequence[LossGrid]) -> None:
-    report.table("Grids", *grid_rows(said))
-    report.table("Power laws", *law_rows(said))
+def add(report: Report, summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> None:
+    report.table("Grids", *grid_rows(summary))
+    report.table("Power laws", *law_rows(summary))
     drawn = []
-    for one, marks, surface in zip(grids, *_marks(said, grids), strict=True):
+    for one, marks, surface in zip(grids, *_marks(summary, grids), strict=True):
         drawn.append((one.name, figures.contours(one, marks, surface)))
     report.figures("Excess loss over learning rate and batch", drawn)
 
 
-def sheet(said: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
+def sheet(summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
     """The contour plots alone, as one SVG file."""
-    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(said, grids)))
+    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(summary, grids)))
     return path
 
 
-def _marks(said: Mapping[str, Any], grids: Sequence[LossGrid]) -> tuple[list[figures.Marks], list[Surface | None]]:
+def _marks(summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> tuple[list[figures.Marks], list[Surface | None]]:
     """The laws' points on each grid, and its surface."""
     known = {"Step Law": laws.STEP}
-    for name, law in said["laws"].items():
+    for name, law in summary["laws"].items():
         if "why" not in law:
             known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
     marks: list[figures.Marks] = [{name: judge.at_grid(law)(grid) for name, law in known.items()} for grid in grids]
-    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]
+    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, summary["window"])]

@@ -83,9 +83,13 @@ class LatentWriter:
         prompts = list(self.prompts)
         names: list[str] = []
         for start in range(0, len(prompts), self.shard):
-            made = self.encoder.encode(prompts[start : start + self.shard])
+            encoded = self.encoder.encode(prompts[start : start + self.shard])
             names.append(f"prompts-{len(names):05d}.safetensors")
-            state = {"text": made.text_BLT.to(self.dtype), "mask": made.mask_BL, "clip": made.clip_BMT.to(self.dtype)}
+            state = {
+                "text": encoded.text_BLT.to(self.dtype),
+                "mask": encoded.mask_BL,
+                "clip": encoded.clip_BMT.to(self.dtype),
+            }
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
         facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}
         jsonl.write_json_atomic(self.folder / INDEX, facts)

@@ -115,8 +115,8 @@ def check_layout(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
         if x.device != selection.indices.device:
             raise ValueError(f"{name} is on {x.device}, the selection on {selection.indices.device}")
         if x.shape[:2] != (selection.batch, selection.heads):
-            asked = [selection.batch, selection.heads]
-            raise ValueError(f"the selection is for {asked} (batch, heads), {name} has {list(x.shape[:2])}")
+            expected = [selection.batch, selection.heads]
+            raise ValueError(f"the selection is for {expected} (batch, heads), {name} has {list(x.shape[:2])}")
     if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} do not fit together")
 

@@ -145,9 +145,9 @@ class Selection:
         rows = self.batch * self.heads * self.keys.count
         edges = torch.arange(rows + 1, device=target.device)
         offsets = torch.searchsorted(target, edges, out_int32=True)
-        made = Selection(self.keys, self.queries, self.batch, self.heads, offsets, query[order].int())
-        made.__dict__["inverse"] = self
-        return made
+        transposed = Selection(self.keys, self.queries, self.batch, self.heads, offsets, query[order].int())
+        transposed.__dict__["inverse"] = self
+        return transposed
 
     def check(self) -> None:
         """ValueError with the first thing that is wrong: a dtype, a device, an index out of range, a list that is not

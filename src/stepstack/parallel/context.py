@@ -66,15 +66,15 @@ class Groups:
 
     def check_agreement(self, error: str | None, same: Any, what: str) -> None:
         """A collective: if a rank has an error, all raise it; likewise if ranks differ in ``same``."""
-        said: list[Any] = [None] * len(self.members)
-        dist.all_gather_object(said, (error, same), group=self.world)
-        for rank, (text, _) in enumerate(said):
+        answers: list[Any] = [None] * len(self.members)
+        dist.all_gather_object(answers, (error, same), group=self.world)
+        for rank, (text, _) in enumerate(answers):
             if text is not None:
                 raise ValueError(f"context parallelism, rank {rank}: {text}")
-        for rank, (_, value) in enumerate(said):
-            if value != said[0][1]:
+        for rank, (_, value) in enumerate(answers):
+            if value != answers[0][1]:
                 raise ValueError(
-                    f"context parallelism, ranks 0 and {rank}: {said[0][1]} and {value}: not the same {what}"
+                    f"context parallelism, ranks 0 and {rank}: {answers[0][1]} and {value}: not the same {what}"
                 )
 
     def _group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
@@ -156,10 +156,10 @@ def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tu
     lengths = exchange.all_to_all(counts, sent, received, column, groups.moved, "lists")
     lists_sent = [int(part.sum()) for part in counts.split(sent)]
     lists_received = [int(part.sum()) for part in lengths.split(received)]
-    held = exchange.all_to_all(indices, lists_sent, lists_received, column, groups.moved, "lists")
+    contents = exchange.all_to_all(indices, lists_sent, lists_received, column, groups.moved, "lists")
     places = torch.arange(len(lengths), device=device).split(received)  # ordered by (shard, head, batch, block)
     shaped = [part.view(len(heads), batch, there) for part, there in zip(places, blocks, strict=True)]
-    return _take(lengths, held, torch.cat(shaped, dim=2).transpose(0, 1).flatten())
+    return _take(lengths, contents, torch.cat(shaped, dim=2).transpose(0, 1).flatten())
 
 
 def _local(lists: tuple[Tensor, Tensor], step: LayerPlan, keys: Blocks, q: Tensor, groups: Groups) -> Selection:
@@ -193,11 +193,11 @@ def _gathered(
     need = torch.zeros(batch * heads, len(layout.keys), dtype=torch.bool, device=device)
     need[row_of, local.indices.long()] = True
     need[:, owned[place]] = False  # held already
-    asked = [need[:, blocks] for blocks in owned]  # of each column: [B h, its blocks]
-    wanted = _asked_of_me(asked, len(owned[place]), groups.row(step), groups.moved)
-    held = lengths[owned[place]]
-    sent = [_tokens_of(part, held) for part in wanted]
-    counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(asked, owned, strict=True)]
+    requests = [need[:, blocks] for blocks in owned]  # of each column: [B h, its blocks]
+    wanted = _asked_of_me(requests, len(owned[place]), groups.row(step), groups.moved)
+    own_lengths = lengths[owned[place]]
+    sent = [_tokens_of(part, own_lengths) for part in wanted]
+    counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(requests, owned, strict=True)]
     k, v = k.reshape(-1, dim), v.reshape(-1, dim)  # [B h T, D]
     tokens = torch.cat(sent)
     fetched = exchange.AllToAll.apply(
@@ -214,12 +214,12 @@ def _gathered(
     return out.reshape(q.shape)
 
 
-def _asked_of_me(asked: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
+def _asked_of_me(requests: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
     """Which of this rank's ``blocks`` each other column asks for: bool [B h, blocks] each."""
-    heads = asked[0].shape[0]
-    sent = [part.numel() for part in asked]
-    received = [heads * blocks] * len(asked)
-    flags = torch.cat([part.flatten() for part in asked]).to(torch.uint8)
+    heads = requests[0].shape[0]
+    sent = [part.numel() for part in requests]
+    received = [heads * blocks] * len(requests)
+    flags = torch.cat([part.flatten() for part in requests]).to(torch.uint8)
     flat = exchange.all_to_all(flags, sent, received, row, moved, "lists")
     return [part.view(heads, blocks).bool() for part in flat.split(received)]
 
@@ -295,8 +295,8 @@ def _error(q: Tensor, k: Tensor, v: Tensor, selection: Selection, layer: int, gr
     queries, keys = _tokens(groups, groups.rank)
     for name, x, tokens in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
         if x.ndim != 4 or x.shape[1:] != (plan.heads, tokens, plan.head_dim):
-            asked = f"[batch, {plan.heads} heads, {tokens} tokens of this rank's shard, {plan.head_dim}]"
-            return f"{name} is {list(x.shape)}, the plan asks for {asked}"
+            expected = f"[batch, {plan.heads} heads, {tokens} tokens of this rank's shard, {plan.head_dim}]"
+            return f"{name} is {list(x.shape)}, the plan asks for {expected}"
         if x.shape[0] != q.shape[0] or x.dtype != q.dtype or x.device != selection.indices.device:
             return f"{name} is {x.dtype} {list(x.shape)} on {x.device}: q, k, v and the lists must agree"
     if (selection.batch, selection.heads) != tuple(q.shape[:2]):
@@ -307,8 +307,8 @@ def _error(q: Tensor, k: Tensor, v: Tensor, selection: Selection, layer: int, gr
         ("key", selection.keys, plan.layout.keys),
     ):
         if tuple(blocks.lengths.tolist()) != sizes:
-            found = f"{blocks.count} of {blocks.tokens} tokens"
-            return f"the selection's {name} blocks, {found}, are not the plan's, {len(sizes)} of {sum(sizes)}"
+            actual = f"{blocks.count} of {blocks.tokens} tokens"
+            return f"the selection's {name} blocks, {actual}, are not the plan's, {len(sizes)} of {sum(sizes)}"
     if len(selection.offsets) != selection.rows + 1 or int(selection.offsets[-1]) != len(selection.indices):
         return f"the selection has {len(selection.offsets)} offsets and {len(selection.indices)} indices"
     outside = selection.indices[(selection.indices < 0) | (selection.indices >= selection.keys.count)]

@@ -142,13 +142,13 @@ class DsvContext(Context):
         own, whole_H = list(self.heads[self.rank]), attention.sparsity_H
         sparsity_h = None if whole_H is None else whole_H[own]
         predictor, mass, blocks = attention.predictor, attention.config.mass, self.shard.layout.blocks
-        seen = observe_cubes(
+        observation = observe_cubes(
             predictor, x, self.shard.angles, self._to_heads, q, k, blocks, call.sampled, mass, sparsity_h
         )
-        metrics_MH = seen.metrics_MH.new_zeros(len(HEAD_METRICS), predictor.heads)
-        metrics_MH[:, own] = seen.metrics_MH * self.size
-        seen.metrics_MH = metrics_MH
-        attention.observed = seen if attention.observed is None else attention.observed + seen
+        metrics_MH = observation.metrics_MH.new_zeros(len(HEAD_METRICS), predictor.heads)
+        metrics_MH[:, own] = observation.metrics_MH * self.size
+        observation.metrics_MH = metrics_MH
+        attention.observed = observation if attention.observed is None else attention.observed + observation
 
     def _select(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor) -> Selection:
         """The lists of the shard's query cubes, over all key cubes."""

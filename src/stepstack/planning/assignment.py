@@ -23,23 +23,23 @@ def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment
     largest is at most 4/3 - 1/(3 rows) of the best possible (Graham 1969, theorem 2); DSV section 7.1."""
     if rows > len(burdens) or rows < 1:
         raise ValueError(f"{len(burdens)} jobs cannot be spread over {rows} rows")
-    loads, counts, found = np.zeros(rows), np.zeros(rows, int), np.empty(len(burdens), np.intp)
+    loads, counts, assignment = np.zeros(rows), np.zeros(rows, int), np.empty(len(burdens), np.intp)
     for job in np.argsort(-np.asarray(burdens, float), kind="stable"):
         row = np.lexsort((counts, loads))[0]  # by count where burdens are 0, so that no row stays empty
-        found[job], loads[row], counts[row] = row, loads[row] + burdens[job], counts[row] + 1
-    return found
+        assignment[job], loads[row], counts[row] = row, loads[row] + burdens[job], counts[row] + 1
+    return assignment
 
 
 def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment:
     """``lpt`` with as many jobs in each row as may be, give or take one: for costs that grow with the number."""
     order, loads = np.argsort(-np.asarray(burdens, float), kind="stable"), np.zeros(rows)
-    found = np.empty(len(burdens), np.intp)
+    assignment = np.empty(len(burdens), np.intp)
     for start in range(0, len(order), rows):
         free = list(np.argsort(loads, kind="stable"))
         for job in order[start : start + rows]:
-            found[job] = free.pop(0)
-            loads[found[job]] += burdens[job]
-    return found
+            assignment[job] = free.pop(0)
+            loads[assignment[job]] += burdens[job]
+    return assignment
 
 
 def search(
@@ -68,10 +68,10 @@ def _improve(score: Score, rows_of: Assignment, rows: int) -> Assignment:
     value = _value(score, rows_of)
     while True:
         near = _neighbours(rows_of, rows)
-        found = _least(score, near)
-        if _value(score, found) >= value:
+        neighbour = _least(score, near)
+        if _value(score, neighbour) >= value:
             return rows_of
-        rows_of, value = found, _value(score, found)
+        rows_of, value = neighbour, _value(score, neighbour)
 
 
 def _neighbours(rows_of: Assignment, rows: int) -> Assignment:

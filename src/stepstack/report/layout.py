@@ -177,20 +177,20 @@ def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tu
     if label not in by_label:
         raise ConfigError(f"{where} has no label {label!r}: there are {', '.join(by_label)}")
     results = [result for result in by_label[label] if result["task"] == task]
-    found = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
-    if not found:
+    matches = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
+    if not matches:
         have = [m["name"] for result in results for m in result["metrics"]]
-        said = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
-        raise ConfigError(f"{where}, {label}: {said}")
-    if len(found) > 1:
+        problem = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
+        raise ConfigError(f"{where}, {label}: {problem}")
+    if len(matches) > 1:
         raise ConfigError(
-            f"{where}, {label}: {task} was evaluated with {metric} {len(found)} times: remove all but one"
+            f"{where}, {label}: {task} was evaluated with {metric} {len(matches)} times: remove all but one"
         )
-    if found[0][1]["value"] is None:
+    if matches[0][1]["value"] is None:
         raise ConfigError(
             f"{where}, {label}: {metric} of {task} has no value: every sample failed; eval again, --retry"
         )
-    return found[0]
+    return matches[0]
 
 
 def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[Entry | TableCell]:
@@ -202,28 +202,28 @@ def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[E
         if any(tasks) and not any(task in there for there in tasks):
             line.append(TableCell("-"))
             continue
-        found = [find(seed, row.label, task, column.metric, root) for seed in row.results]
-        values = [metric["value"] for _, metric in found]
-        stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else found[0][1]["stderr"]
-        results = [result for result, _ in found]
-        line.append(Entry(row.model, results, fmean(values), stderr, found[0][1]["higher_is_better"]))
+        matches = [find(seed, row.label, task, column.metric, root) for seed in row.results]
+        values = [metric["value"] for _, metric in matches]
+        stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else matches[0][1]["stderr"]
+        results = [result for result, _ in matches]
+        line.append(Entry(row.model, results, fmean(values), stderr, matches[0][1]["higher_is_better"]))
     return line
 
 
 def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | TableCell]:
     file = root / "evals" / "reported" / f"{row.reported}.json"
-    shown = _shown(file, root)
+    path = _shown(file, root)
     if not file.is_file():
-        raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
-    published = validate(Publication, json.loads(file.read_text()), shown)
+        raise ConfigError(f"{path} does not exist: the row {row.model!r} names it")
+    published = validate(Publication, json.loads(file.read_text()), path)
     if published.percent != layout.percent:
-        raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
+        raise ConfigError(f"{path}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}
     if row.key not in figures:
-        raise ConfigError(f"{shown} has no row {row.key!r}: there are {', '.join(figures)}")
+        raise ConfigError(f"{path} has no row {row.key!r}: there are {', '.join(figures)}")
     figure = figures[row.key]
     if figure.source not in published.sources:
-        raise ConfigError(f"{shown}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
+        raise ConfigError(f"{path}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
     number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
     texts = {**figure.values, **{task: "-".join(map(str, counts)) for task, counts in figure.counts.items()}}
     values = [texts.get(column.task) for column in layout.columns]
@@ -241,10 +241,10 @@ def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
         lost = {why: sum(result["failed"][why] for result in entry.evals) for why in ("engine", "grader")}
         if any(lost.values()):
             entry.marks.append("‡")
-            asked = sum(result["samples"] for result in entry.evals)
+            samples = sum(result["samples"] for result in entry.evals)
             why = ", ".join(f"{why} {count}" for why, count in lost.items() if count)
             lost_all = sum(lost.values())
-            notes.append(f"‡ {column.task}, {entry.model}: {lost_all} of {asked} samples failed ({why}), not counted")
+            notes.append(f"‡ {column.task}, {entry.model}: {lost_all} of {samples} samples failed ({why}), not counted")
     return notes
 
 
@@ -258,13 +258,13 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
         }
         sampling = {"samples a question" if k == "n" else k: v for k, v in _sampling(result).items() if k != "seed"}
         facts.append(plan | sampling)
-    said: list[str] = []
+    texts: list[str] = []
     for key in dict.fromkeys(key for fact in facts for key in fact):
         values = list(dict.fromkeys(json.dumps(fact.get(key)) for fact in facts))
-        if len(values) > 1 and not (key == "rows" and said):  # another version or n has other rows by nature
-            shown = [value if len(value) <= SHOWN else value.strip('"')[:8] for value in values]
-            said.append(f"{key} differs ({', '.join(shown)})")
-    return said
+        if len(values) > 1 and not (key == "rows" and texts):  # another version or n has other rows by nature
+            short = [value if len(value) <= SHOWN else value.strip('"')[:8] for value in values]
+            texts.append(f"{key} differs ({', '.join(short)})")
+    return texts
 
 
 def _best(column: Sequence[Entry | TableCell]) -> list[Entry]:
@@ -288,14 +288,14 @@ def _cell(entry: Entry | TableCell, best: bool, percent: bool) -> TableCell:
 
 def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> list[str]:
     """How the measured figures came to be."""
-    said: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
+    ways_of_task: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
     for column, entries in zip(columns, by_column, strict=True):
         for result in (result for entry in entries for result in entry.evals):
             facts = filter(None, (f"n={result['n']}, k={result['k']}", describe_sampling(result)))
-            said.setdefault(column.task, {})[", ".join(facts)] = None
-    if not said:
+            ways_of_task.setdefault(column.task, {})[", ".join(facts)] = None
+    if not ways_of_task:
         return []
-    how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in said.items())
+    how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in ways_of_task.items())
     entries = [entry for column in by_column for entry in column]
     seeds = " over seeds (mean and its standard error)" if any(len(entry.evals) > 1 for entry in entries) else ""
     return [
@@ -307,8 +307,8 @@ def describe_sampling(result: Mapping[str, Any]) -> str:
     """T=1, top_p=1, max_tokens=64: what decides a sample, but for seeds and stop strings."""
     facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
     facts["shots"] = result["plan"].get("shots")
-    shown = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
-    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in shown.items())
+    settings = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
+    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in settings.items())
 
 
 def describe_origins(results: Sequence[Mapping[str, Any]]) -> str:

@@ -54,12 +54,12 @@ class Paired:
         better, worse = (b, a) if self.difference >= 0 else (a, b)
         test = "exact sign-flip test" if self.exact else "sign-flip test, 100,000 random draws"
         if self.difference == 0:
-            said = f"{a} and {b} score the same on average"
+            verdict = f"{a} and {b} score the same on average"
         else:
-            said = f"{better} is better than {worse} by {abs(self.difference):.3f} ± {self.stderr:.3f}"
+            verdict = f"{better} is better than {worse} by {abs(self.difference):.3f} ± {self.stderr:.3f}"
         counts = f"{b} wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n} questions"
         lost = f"; {self.unscored} without a verdict are left out" if self.unscored else ""
-        return f"{said}: {counts}{lost}. p = {self.p:.2g} ({test}): {_reading(self.p)}"
+        return f"{verdict}: {counts}{lost}. p = {self.p:.2g} ({test}): {_reading(self.p)}"
 
 
 def compare(a: Sequence[SampleRow], b: Sequence[SampleRow]) -> Paired:
@@ -113,7 +113,7 @@ def sign_flip(differences: Sequence[Fraction]) -> tuple[float, bool]:
     return _drawn(np.array([float(d) for d in moved])), False
 
 
-def _exact(sizes: Sequence[int], seen: int) -> float:
+def _exact(sizes: Sequence[int], observed: int) -> float:
     """P(|sum of ±sizes| >= seen). A sum is total - 2 x (what is negative), whose distribution grows size by size."""
     total = sum(sizes)
     chance = np.zeros(total + 1)
@@ -124,28 +124,30 @@ def _exact(sizes: Sequence[int], seen: int) -> float:
         chance[: reach + 1] /= 2
         chance[size : reach + 1] += shifted / 2
     sums = total - 2 * np.arange(total + 1)
-    p = float(chance[np.abs(sums) >= seen].sum())
+    p = float(chance[np.abs(sums) >= observed].sum())
     return min(1.0, max(p, sys.float_info.min))  # 2**-n of a thousand wins is below what a float holds
 
 
 def _drawn(differences: NDArray[np.float64]) -> float:
     """The same from random signs; what was seen counts as one of the draws, so that p is never 0."""
     random = np.random.default_rng(0)
-    seen = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()  # sums in another order differ in the last bits
+    observed = (
+        abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    )  # sums in another order differ in the last bits
     hits = 0
     for _ in range(DRAWS // BLOCK):
         signs = random.integers(0, 2, (BLOCK, len(differences)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ differences) >= seen).sum())
+        hits += int((np.abs(signs @ differences) >= observed).sum())
     return (hits + 1) / (DRAWS + 1)
 
 
 def _questions(rows: Sequence[SampleRow], which: str) -> dict[int, list[SampleRow]]:
-    found: dict[int, list[SampleRow]] = {}
+    by_index: dict[int, list[SampleRow]] = {}
     for row in rows:
-        found.setdefault(row["index"], []).append(row)
-    if not found:
+        by_index.setdefault(row["index"], []).append(row)
+    if not by_index:
         raise NotPaired(f"the {which} evaluation has no samples")
-    return found
+    return by_index
 
 
 def _mean(rows: Sequence[SampleRow]) -> Fraction | None:

@@ -61,13 +61,13 @@ def host() -> dict[str, Any]:
 
 def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
     """Installed versions by name, without importing anything; a library that is not installed has no entry."""
-    found = {}
+    installed = {}
     for name in libraries:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(record: Mapping[str, Any]) -> str:

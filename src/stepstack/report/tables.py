@@ -39,12 +39,12 @@ def record(run: Path, root: Path = ROOT) -> Path:
     stages = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
-    kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
-    kept["curve"] = curve(jsonl.read(stages[-1]))
+    result = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
+    result["curve"] = curve(jsonl.read(stages[-1]))
     for extra in (fit, run / "dsv.json"):
         if extra.is_file():
-            kept[extra.stem] = json.loads(extra.read_text())
-    jsonl.write_json_atomic(out, kept)
+            result[extra.stem] = json.loads(extra.read_text())
+    jsonl.write_json_atomic(out, result)
     return out
 
 
@@ -53,8 +53,8 @@ def curve(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
     points, losses = [], []
     for row in rows:
         losses += [row["loss"]] if "loss" in row else []
-        if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
-            points.append({"step": row["step"], **found} | ({"loss": fmean(losses)} if losses else {}))
+        if figures := {key: value for key, value in row.items() if key.startswith("eval/")}:
+            points.append({"step": row["step"], **figures} | ({"loss": fmean(losses)} if losses else {}))
             losses = []
     return points
 

@@ -47,8 +47,8 @@ def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
     if len(folders) > MOST:
         raise ValueError(f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MOST}")
     by_label = {label: _read_all(places, label) for label, places in folders.items()}
-    keys = list(dict.fromkeys(key for found in by_label.values() for key in found))
-    tasks = [_task(key, {label: found.get(key) for label, found in by_label.items()}) for key in keys]
+    keys = list(dict.fromkeys(key for evaluations in by_label.values() for key in evaluations))
+    tasks = [_task(key, {label: evaluations.get(key) for label, evaluations in by_label.items()}) for key in keys]
     data = {"labels": list(by_label), "tasks": tasks}
     title = f"Samples: {' and '.join(by_label)}"
     jsonl.write_text_atomic(page, _page(title, _summary(keys, by_label), data))
@@ -56,17 +56,17 @@ def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
 
 
 def _read_all(places: Sequence[Path], label: str) -> dict[str, Evaluation]:
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     where: dict[str, Path] = {}
     for place in places:
         file = place / "result.json"
         if not file.is_file():
             raise ValueError(f"{file} does not exist: the evaluation is not over; the same command goes on with it")
         one = Evaluation(json.loads(file.read_text()), jsonl.read(place / "samples.jsonl"))
-        if one.key in found:
+        if one.key in evaluations:
             raise ValueError(f"{label}: {place} and {where[one.key]} are both {one.key}: give one of them")
-        found[one.key], where[one.key] = one, place
-    return found
+        evaluations[one.key], where[one.key] = one, place
+    return evaluations
 
 
 def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]
         "key": key,
         "paired": _paired(there),
         "questions": [
-            {"index": index, "problem": problem, "gold": gold, "by": _columns(found["by"])}
-            for (index, problem, gold), found in sorted(questions.items())
+            {"index": index, "problem": problem, "gold": gold, "by": _columns(columns["by"])}
+            for (index, problem, gold), columns in sorted(questions.items())
         ],
     }
 
@@ -100,9 +100,11 @@ def _columns(by: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any] | N
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without what the page does not show; keys of no value are left out, since there are thousands."""
-    kept = {key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None}
+    fields = {
+        key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None
+    }
     parts = {name: value if math.isfinite(value) else str(value) for name, value in row["parts"].items()}
-    return kept | ({"parts": parts} if parts else {})
+    return fields | ({"parts": parts} if parts else {})
 
 
 def _paired(there: Mapping[str, Evaluation]) -> str | None:
@@ -121,11 +123,11 @@ def _summary(keys: Sequence[str], by_label: Mapping[str, Mapping[str, Evaluation
     head = "".join(f"<th>{html.escape(name)}</th>" for name in SUMMARY)
     body = ""
     for key in keys:
-        for label, found in by_label.items():
-            if key in found:
+        for label, evaluations in by_label.items():
+            if key in evaluations:
                 link = f'<a href="#{html.escape(urlencode({"task": key}))}">{html.escape(key)}</a>'
-                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(label, found[key].result))
-                body += f"<tr><td>{link} <small>v{found[key].result['version']}</small></td>{cells}</tr>"
+                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(label, evaluations[key].result))
+                body += f"<tr><td>{link} <small>v{evaluations[key].result['version']}</small></td>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 

@@ -47,9 +47,9 @@ def test_results_are_drawn_and_shown(tmp_path, monkeypatch, capsys):
     rows = [{**row, "tokens": t, "who": OURS, "ms": 1.0, "times_limit": 1.3} for t in (32768, 65536)]
     rows.append({**row, "tokens": 32768, "who": "SDPA cuDNN", "failed": "No available kernel."})
     dsv.show({"bench": "dsv", "gpu": "none", "rows": rows, "provenance": dsv.provenance()})
-    said = capsys.readouterr().out
-    assert "1.30" in said
-    assert "1.33" in said  # the goal
+    output = capsys.readouterr().out
+    assert "1.30" in output
+    assert "1.33" in output  # the goal
     assert (tmp_path / "evals" / "results" / "bench-dsv.png").stat().st_size > 0
 
 

@@ -79,10 +79,10 @@ def test_check_passes_what_has_keys_in_every_head(drawn):
 
 
 def test_even_blocks_end_with_the_rest():
-    made = Blocks.even(10, 4)
-    assert made.starts.tolist() == [0, 4, 8, 10]
-    assert (made.count, made.tokens, made.lengths.tolist()) == (3, 10, [4, 4, 2])
-    assert made.block_of_token.tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    result = Blocks.even(10, 4)
+    assert result.starts.tolist() == [0, 4, 8, 10]
+    assert (result.count, result.tokens, result.lengths.tolist()) == (3, 10, [4, 4, 2])
+    assert result.block_of_token.tolist() == [0] * 4 + [1] * 4 + [2] * 2
 
 
 def test_dense_sees_all():

@@ -34,12 +34,14 @@ def tokenizer(max_length: int = 4096, pieces: Sequence[str] = PIECES, special: S
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((PAD, EOS, *alphabet))}
-    made = Qwen2Tokenizer(
+    tiny_tokenizer = Qwen2Tokenizer(
         vocab=vocab, merges=[], pad_token=PAD, eos_token=EOS, unk_token=PAD, model_max_length=max_length
     )
-    made.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
-    made.add_tokens([AddedToken(name, normalized=False, special=True) for name in special], special_tokens=True)
-    return made
+    tiny_tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    tiny_tokenizer.add_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in special], special_tokens=True
+    )
+    return tiny_tokenizer
 
 
 def qwen2(
@@ -65,7 +67,7 @@ def qwen2(
 
 
 def qwen2_5_vl(
-    made: Qwen2Tokenizer,
+    tokenizer: Qwen2Tokenizer,
     *,
     hidden: int = 96,
     layers: int = 3,
@@ -83,11 +85,11 @@ def qwen2_5_vl(
     ``theta``: small, because rows and columns of a few patches must differ in the slow half of RoPE that M-RoPE gives
     them. ``spread``: standard deviation of the weights at the start; the usual 0.02 is far slower at this width.
     """
-    ids = {name: int(made.get_vocab()[name]) for name in (*CHAT, *VISION)}
+    ids = {name: int(tokenizer.get_vocab()[name]) for name in (*CHAT, *VISION)}
     pairs = hidden // 4 // 2  # of rotated numbers in a head
     side = pairs // 3
     text = {
-        "vocab_size": len(made),
+        "vocab_size": len(tokenizer),
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "intermediate_size": intermediate,

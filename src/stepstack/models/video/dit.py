@@ -196,10 +196,10 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check(self, latents: Tensor, image: Tensor | None, motion: Tensor | None) -> None:
         cfg: Any = self.config
-        for name, taken, given in (("image", cfg.with_image, image), ("motion", cfg.with_motion, motion)):
-            if taken != (given is not None):
-                found = "missing" if taken else "given"
-                raise ValueError(f"{name} is {found}: this model's config says with_{name}={taken}")
+        for name, taken, condition in (("image", cfg.with_image, image), ("motion", cfg.with_motion, motion)):
+            if taken != (condition is not None):
+                state = "missing" if taken else "given"
+                raise ValueError(f"{name} is {state}: this model's config says with_{name}={taken}")
         if latents.ndim != 5 or latents.shape[2] != cfg.channels:
             raise ValueError(f"latents must be [B, F, {cfg.channels}, H, W], found {list(latents.shape)}")
         if image is not None and image.shape != latents.shape:

@@ -59,13 +59,13 @@ class ImagePatcher:
         if picture in self._kept:
             self._kept.move_to_end(picture)
             return self._kept[picture]
-        made = self.processor(images=[picture.image()], return_tensors="pt")
-        frames, rows, columns = made["image_grid_thw"][0].tolist()
-        found = self._kept[picture] = Patches(made["pixel_values"], (frames, rows, columns))
-        self._bytes += found.pixels.nbytes
+        inputs = self.processor(images=[picture.image()], return_tensors="pt")
+        frames, rows, columns = inputs["image_grid_thw"][0].tolist()
+        image_patches = self._kept[picture] = Patches(inputs["pixel_values"], (frames, rows, columns))
+        self._bytes += image_patches.pixels.nbytes
         while self._bytes > KEPT and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
-        return found
+        return image_patches
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Image tokens of a picture of (width, height) pixels."""
@@ -99,12 +99,12 @@ def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge
 def features(tower: torch.nn.Module, patcher: ImagePatcher, pictures: Sequence[Sequence[Picture]]) -> Tensor:
     """[image tokens, D] of all pictures, row by row; one that several rows show goes through the tower once."""
     once = list(dict.fromkeys(picture for row in pictures for picture in row))
-    found = [patcher.patches(picture) for picture in once]
+    patches = [patcher.patches(picture) for picture in once]
     place = next(tower.parameters())
-    pixels = torch.cat([p.pixels for p in found]).to(place.device, place.dtype)
-    grid = torch.tensor([p.grid for p in found], device=place.device)
-    made = tower(pixels, grid_thw=grid).pooler_output
-    parts = made.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
+    pixels = torch.cat([p.pixels for p in patches]).to(place.device, place.dtype)
+    grid = torch.tensor([p.grid for p in patches], device=place.device)
+    embedded = tower(pixels, grid_thw=grid).pooler_output
+    parts = embedded.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
     of = dict(zip(once, parts, strict=True))
     return torch.cat([of[picture] for row in pictures for picture in row])
 
@@ -141,8 +141,8 @@ class VisionPolicy(Policy):
                 ],
                 dim=1,
             ).to(input_ids.device)
-            seen_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
-            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], seen_ND)
+            features_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
+            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], features_ND)
         hidden_BTD = body.language_model(
             inputs_embeds=embedded_BTD, position_ids=position_3BT, use_cache=False
         ).last_hidden_state

@@ -41,9 +41,9 @@ class RankGrid:
         # Bytes of k and v of a head [H, G, G] that column b fetches from column c.
         self.kv = 2 * unit * shards[:, :, self.at].sum(axis=2) * (1 - np.eye(self.scp))
         rows, length = queries.sum(axis=0), float(sum(layout.keys))
-        kept = data.pairs[:, :, self.at].sum(axis=2) / (rows * length)  # [B, H, G]
+        density = data.pairs[:, :, self.at].sum(axis=2) / (rows * length)  # [B, H, G]
         share = rows / sum(layout.queries)
-        self.comp = (cluster.compute.time(length, 1 - kept) * share).sum(axis=0)  # [H, G]
+        self.comp = (cluster.compute.time(length, 1 - density) * share).sum(axis=0)  # [H, G]
         node = self.at // cluster.ranks_per_node
         same = node[:, None] == node[None]  # [P, P, G]
         others = ~np.eye(hcp, dtype=bool)[:, :, None]
@@ -109,8 +109,8 @@ class RankGrid:
         )
         return self.layer_plan(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
 
-    def fits(self, made: LayerPlan) -> bool:
-        return max(rank.memory for rank in made.ranks) <= self.cluster.memory
+    def fits(self, layer_plan: LayerPlan) -> bool:
+        return max(rank.memory for rank in layer_plan.ranks) <= self.cluster.memory
 
     def _parts(self, rows: NDArray[np.intp]) -> dict[str, Array]:
         """Seconds and bytes [M, P, G] of M assignments."""
@@ -120,7 +120,7 @@ class RankGrid:
         others = (self.heads - counts)[:, :, None]
         own, (qkv, out) = counts[:, :, None], self.tensors
         column_qkv, column_out = qkv.sum(axis=0), out.sum(axis=0)
-        held = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
+        exchanged = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
         return {
             "comm": self.options.passes * (self._exchange(counts) + self._fetch(kv)),
             "comp": onehot @ self.comp,
@@ -128,7 +128,7 @@ class RankGrid:
             "hcp_received": own * (column_qkv - qkv) + others * out,
             "scp_sent": kv.sum(axis=2),
             "scp_received": kv.sum(axis=3),
-            "memory": self.heads * (qkv + out) + held + kv.sum(axis=3),
+            "memory": self.heads * (qkv + out) + exchanged + kv.sum(axis=3),
         }
 
     def _exchange(self, counts: Array) -> Array:

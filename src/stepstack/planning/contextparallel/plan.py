@@ -98,9 +98,9 @@ def plan(
     if not shapes:
         raise ValueError(f"no grid (hcp, scp) in {options.shapes} has hcp * scp = {cluster.ranks} and hcp <= {heads}")
     layers = tuple(_best(profile, number, cluster, options, shapes) for number in watch(range(len(profile.layers))))
-    made = Plan(layout, heads, profile.head_dim, layers)
-    made.check()
-    return made
+    result = Plan(layout, heads, profile.head_dim, layers)
+    result.check()
+    return result
 
 
 def cost(
@@ -121,13 +121,13 @@ def in_order(heads: int, rows: int) -> list[list[int]]:
 
 
 def _shapes(ranks: int, heads: int, options: PlanOptions) -> list[tuple[int, Inner]]:
-    found: list[tuple[int, Inner]] = []
+    shapes: list[tuple[int, Inner]] = []
     for hcp in range(1, min(ranks, heads) + 1):
         if ranks % hcp == 0 and (options.shapes is None or (hcp, ranks // hcp) in options.shapes):
-            found.append((hcp, "hcp"))
+            shapes.append((hcp, "hcp"))
             if 1 < hcp < ranks:  # else both are the same grid
-                found.append((hcp, "scp"))
-    return found
+                shapes.append((hcp, "scp"))
+    return shapes
 
 
 def _best(
@@ -144,9 +144,9 @@ def _best(
     best: LayerPlan | None = None
     for value, grid in sorted(quick, key=lambda pair: pair[0]):
         if best is None or (value <= CLOSE * best.seconds and grid.bound < best.seconds):
-            found = grid.search(options.restarts)[0]
-            if grid.fits(found) and (best is None or found.seconds < best.seconds):
-                best = found
+            layer_plan = grid.search(options.restarts)[0]
+            if grid.fits(layer_plan) and (best is None or layer_plan.seconds < best.seconds):
+                best = layer_plan
     if best is None:
         needed = min(max(rank.memory for rank in grid.search(0)[0].ranks) for grid in grids)
         raise ValueError(

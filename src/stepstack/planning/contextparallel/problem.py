@@ -96,12 +96,12 @@ class Layer:
     def from_sparsity(cls, sparsity: Sequence[float], layout: BlockLayout) -> Layer:
         """Of a profile of heads: every query of a head keeps the same ``1 - sparsity`` of all keys, spread evenly, as
         in v1's formulas. Queries that differ need more remote KV than this says."""
-        kept = 1.0 - np.array(sparsity, float)
-        if kept.ndim != 1 or not (kept.size and kept.min() >= 0 and kept.max() <= 1):
+        density = 1.0 - np.array(sparsity, float)
+        if density.ndim != 1 or not (density.size and density.min() >= 0 and density.max() <= 1):
             raise ValueError(f"sparsity must be one number in [0, 1] a head, got {list(sparsity)}")
         queries = np.array([len(layout.tokens("queries", rank)) for rank in range(layout.ranks)], float)
-        pairs = kept[:, None] * queries * sum(layout.keys)
-        need = np.broadcast_to(kept[:, None, None], (len(kept), layout.ranks, len(layout.keys)))
+        pairs = density[:, None] * queries * sum(layout.keys)
+        need = np.broadcast_to(density[:, None, None], (len(density), layout.ranks, len(layout.keys)))
         return cls(pairs[None], need[None])
 
     @property

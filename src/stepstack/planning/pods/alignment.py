@@ -39,12 +39,12 @@ def align(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | None:
         if common is None:
             return None
         marks = np.repeat(_marks(common, healthy_LT.shape[1]), len(healthy_LT), 0)
-        made = chains(healthy_LT, marks, size, hops)
-        if made is None:
+        columns = chains(healthy_LT, marks, size, hops)
+        if columns is None:
             return None
-        made, agreed = _improve(healthy_LT, made, hops)
+        columns, agreed = _improve(healthy_LT, columns, hops)
         if best is None or agreed > best[0]:
-            best = agreed, made
+            best = agreed, columns
     assert best is not None
     return best[1].transpose(1, 0, 2)
 
@@ -53,8 +53,8 @@ def leftmost(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | Non
     """As ``align``, but every line by itself: its first chains."""
     if not sets:
         return np.empty((0, len(healthy_LT), size), np.int64)
-    made = chains(healthy_LT, np.zeros((len(healthy_LT), sets, healthy_LT.shape[1])), size, hops)
-    return None if made is None else made.transpose(1, 0, 2)
+    columns = chains(healthy_LT, np.zeros((len(healthy_LT), sets, healthy_LT.shape[1])), size, hops)
+    return None if columns is None else columns.transpose(1, 0, 2)
 
 
 def _costs(healthy_LT: Line) -> list[NDArray[np.float64]]:
@@ -136,13 +136,13 @@ def _walk(back: NDArray[np.int16], last: NDArray[np.int16], hops: int) -> Column
     _, _, lines, used = back.shape
     row = np.arange(lines)
     at, kind = last.astype(np.int64), np.zeros(lines, np.int64)
-    found = np.empty((lines, used), np.int64)
+    nodes = np.empty((lines, used), np.int64)
     for u in range(used - 1, -1, -1):
-        found[:, u] = at
+        nodes[:, u] = at
         before = back[kind, at, row, u].astype(np.int64)
         kind = ((hops % 2 == 1) & (at - before == hops)).astype(np.int64)
         at = before
-    return found
+    return nodes
 
 
 def _shift(values: NDArray, first: float) -> NDArray:

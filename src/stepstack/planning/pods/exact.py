@@ -58,15 +58,15 @@ def optimum(ring: Ring, tors: int, healthy: Healthy, size: int, pairs: int) -> N
         raise ValueError(f"{pairs} disjoint pairs of rings do not fit")
     cost = 2 * (size - (under[both[:, 0]] & under[both[:, 1]]).sum(1))
     taken = csc_array((uses[both[:, 0]] | uses[both[:, 1]]).T.astype(float))
-    found = milp(
+    solution = milp(
         cost.astype(float),
         constraints=[LinearConstraint(taken, ub=1), LinearConstraint(np.ones((1, len(both))), pairs, pairs)],
         integrality=np.ones(len(both)),
         bounds=Bounds(0, 1),
         options={"time_limit": SECONDS},
     )
-    if found.status == 2:
+    if solution.status == 2:
         raise ValueError(f"{pairs} disjoint pairs of rings do not fit")
-    if not found.success:
+    if not solution.success:
         raise TooLarge(f"not solved in {SECONDS:g} s")
-    return chains[both[found.x > 0.5]]
+    return chains[both[solution.x > 0.5]]

@@ -96,9 +96,9 @@ class Orchestrator:
         numbers, touched = list(hit), [np.array([node]), freed]
         for component in self.ring.components(self.healthy_N):
             if self._near(node, component):
-                while made := self._gather(component, hit):
-                    numbers += made[0]
-                    touched.append(made[1])
+                while change := self._gather(component, hit):
+                    numbers += change[0]
+                    touched.append(change[1])
         groups = np.unique(np.array(numbers, np.int64))
         return Change(groups, self.members_GM[groups], *self._wire(np.unique(np.concatenate(touched))))
 
@@ -133,8 +133,8 @@ class Orchestrator:
     ) -> tuple[list[int], NDArray[np.int64]]:
         """New groups for those of a stretch; each keeps its number, and its place in the order of the stretch."""
         owners = self.owner_N[nodes]
-        _, seen = np.unique(owners, return_index=True)
-        old = owners[np.sort(seen)]
+        _, first_places = np.unique(owners, return_index=True)
+        old = owners[np.sort(first_places)]
         old = old[old != NONE]
         before = self.members_GM[old]
         self._dissolve(old.tolist())
@@ -147,10 +147,10 @@ class Orchestrator:
         """Give the chains these numbers, the number of the group just hit, and free ones, in this order."""
         first = [*numbers, *(n for n in hit if self.members_GM[n, 0] == NONE)][: len(chains)]
         free = np.setdiff1d(np.flatnonzero(self.members_GM[:, 0] == NONE), first)
-        given = np.append(np.array(first, np.int64), free)[: len(chains)]
-        self.members_GM[given] = chains
-        self.owner_N[chains] = given[:, None]
-        return given
+        group_numbers = np.append(np.array(first, np.int64), free)[: len(chains)]
+        self.members_GM[group_numbers] = chains
+        self.owner_N[chains] = group_numbers[:, None]
+        return group_numbers
 
     def _dissolve(self, numbers: Sequence[int]) -> NDArray[np.int64]:
         nodes = self.members_GM[list(numbers)].ravel()
@@ -196,7 +196,7 @@ def _blocks(owners: NDArray[np.int64]) -> list[Stretch]:
 
 def _stretches(blocks: Sequence[Stretch], size: int, closed: bool) -> list[tuple[int, int, int]]:
     """(groups, first block, blocks) of the shortest stretches with ``size`` spares; fewest groups first."""
-    found = []
+    stretches = []
     row = [*blocks, *blocks] if closed else blocks
     last = spares = groups = 0
     for first, block in enumerate(blocks):
@@ -207,7 +207,7 @@ def _stretches(blocks: Sequence[Stretch], size: int, closed: bool) -> list[tuple
         if spares < size:
             break
         if block.spares:
-            found.append((groups, first, last - first))
+            stretches.append((groups, first, last - first))
         spares -= block.spares
         groups -= block.groups
-    return sorted(found)
+    return sorted(stretches)

@@ -178,13 +178,13 @@ def _by_lines(view: View, healthy: Healthy, job: Job, size: int, choose: Choose)
     shares = _shares(room, job.groups // width)
     if shares is None:
         return None
-    made = []
+    sets = []
     for number, (bundle, share) in enumerate(zip(bundles, shares.tolist(), strict=True)):
         columns = choose(bundle, share, size, hops)
         if columns is None:
             return None
-        made.append(view.positions(number * width, columns))
-    return np.concatenate(made).reshape(job.pp, job.dp, size)
+        sets.append(view.positions(number * width, columns))
+    return np.concatenate(sets).reshape(job.pp, job.dp, size)
 
 
 def _shares(room: NDArray[np.int64], sets: int) -> NDArray[np.int64] | None:
@@ -209,17 +209,17 @@ def _constrained(deployment: Deployment, healthy: Healthy, job: Job, size: int) 
     """Binary search for the most leading columns in which a ToR with a fault is left out."""
     rows = healthy.reshape(deployment.per_tor, -1)
     low, high = 0, deployment.tors
-    found = _lines(deployment, healthy, job, size)
-    while low < high and found is not None:
+    best = _lines(deployment, healthy, job, size)
+    while low < high and best is not None:
         middle = (low + high + 1) // 2
-        kept = rows.copy()
-        kept[:, :middle] &= rows[:, :middle].all(0)
-        made = _lines(deployment, kept.ravel(), job, size)
-        if made is None:
+        usable = rows.copy()
+        usable[:, :middle] &= rows[:, :middle].all(0)
+        sets = _lines(deployment, usable.ravel(), job, size)
+        if sets is None:
             high = middle - 1
         else:
-            low, found = middle, made
-    return found
+            low, best = middle, sets
+    return best
 
 
 def _aligned(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets | None:
@@ -267,15 +267,15 @@ def _views(deployment: Deployment, healthy: Healthy, job: Job) -> list[View]:
     """As they are; with the lines bundled that have the same faults; begun at other ToRs."""
     lines = deployment.per_tor
     width = _width(deployment, job) or lines
-    found = []
+    views = []
     count = max(2, min(deployment.tors, WORK // deployment.ring.nodes))
     for offset in np.linspace(0, deployment.tors, count, endpoint=False).astype(int).tolist():
         view = View(deployment, offset, tuple(range(lines)))
         orders = [view.order, _alike(view.lines(healthy), width)]
         if lines <= SMALL:
             orders += permutations(range(lines))
-        found += [View(deployment, offset, order) for order in dict.fromkeys(orders)]
-    return found
+        views += [View(deployment, offset, order) for order in dict.fromkeys(orders)]
+    return views
 
 
 def _alike(lines_LT: Healthy, width: int) -> tuple[int, ...]:
@@ -297,12 +297,12 @@ def _mixed(view: View, healthy: Healthy, job: Job, size: int) -> Sets:
     best, low, high = _rest(deployment, healthy, job, size, job.pp), 0, deployment.tors // size
     while low < high and _width(deployment, job) == job.dp:
         middle = (low + high + 1) // 2
-        made = _leading(view, healthy, job, size, middle * size)
+        aligned = _leading(view, healthy, job, size, middle * size)
         free = healthy.copy()
-        free[made.ravel()] = False
-        if len(made) < job.pp and len(_cut(deployment.ring, free, size)) >= (job.pp - len(made)) * job.dp:
+        free[aligned.ravel()] = False
+        if len(aligned) < job.pp and len(_cut(deployment.ring, free, size)) >= (job.pp - len(aligned)) * job.dp:
             low = middle
-            best = np.concatenate([made, _rest(deployment, free, job, size, job.pp - len(made))])
+            best = np.concatenate([aligned, _rest(deployment, free, job, size, job.pp - len(aligned))])
         else:
             high = middle - 1
     return best
@@ -310,13 +310,13 @@ def _mixed(view: View, healthy: Healthy, job: Job, size: int) -> Sets:
 
 def _leading(view: View, healthy: Healthy, job: Job, size: int, columns: int) -> Sets:
     """As many aligned sets as the first columns hold."""
-    hops, made = view.deployment.ring.hops, []
+    hops, sets = view.deployment.ring.hops, []
     part = view.lines(healthy)[:, :columns]
     for first in range(0, len(part), job.dp):
         bundle = part[first : first + job.dp]
         chosen = alignment.align(bundle, int(alignment.capacity(bundle, size, hops).min()), size, hops)
-        made += [] if chosen is None else [view.positions(first, chosen)]
-    return np.concatenate([np.empty((0, job.dp, size), np.int64), *made])[: job.pp]
+        sets += [] if chosen is None else [view.positions(first, chosen)]
+    return np.concatenate([np.empty((0, job.dp, size), np.int64), *sets])[: job.pp]
 
 
 def _rest(deployment: Deployment, free: Healthy, job: Job, size: int, sets: int) -> Sets:
@@ -351,11 +351,11 @@ def _matched(nodes: list[int], before: list[int], last: dict[int, int], tors: in
     """The nodes by shard: first those under the ToR of the shard's node in the group before, then those whose ToR held
     a shard in an earlier group, then the others."""
     shard_of = {tor: shard for shard, tor in enumerate(before)}
-    given: dict[int, int] = {}
+    node_of_shard: dict[int, int] = {}
     for wish in (shard_of, last):
         for node in nodes:
             shard = wish.get(node % tors)
-            if shard is not None and shard not in given and node not in given.values():
-                given[shard] = node
-    left = iter([node for node in nodes if node not in given.values()])
-    return [given[shard] if shard in given else next(left) for shard in range(len(nodes))]
+            if shard is not None and shard not in node_of_shard and node not in node_of_shard.values():
+                node_of_shard[shard] = node
+    left = iter([node for node in nodes if node not in node_of_shard.values()])
+    return [node_of_shard[shard] if shard in node_of_shard else next(left) for shard in range(len(nodes))]

@@ -47,9 +47,9 @@ def read(file: Path) -> list[str]:
 
 def rank(names: Sequence[str], host: str, file: Path) -> int:
     """The place of a machine; a full name finds its short one and the other way. ConfigError where it has none."""
-    found = [i for i, name in enumerate(names) if name == host]
-    found = found or [i for i, name in enumerate(names) if name.partition(".")[0] == host.partition(".")[0]]
-    if len(found) == 1:
-        return found[0]
-    said = "is not in it" if not found else f"matches {' and '.join(names[i] for i in found)}"
-    raise ConfigError(f"{file}: this machine, {host!r}, {said}: say --host NAME as the file has it")
+    ranks = [i for i, name in enumerate(names) if name == host]
+    ranks = ranks or [i for i, name in enumerate(names) if name.partition(".")[0] == host.partition(".")[0]]
+    if len(ranks) == 1:
+        return ranks[0]
+    problem = "is not in it" if not ranks else f"matches {' and '.join(names[i] for i in ranks)}"
+    raise ConfigError(f"{file}: this machine, {host!r}, {problem}: say --host NAME as the file has it")

@@ -127,13 +127,13 @@ class Ring:
         chains = component_N[: fit * size].reshape(fit, size)
         if self.buildable(chains).all():
             return chains
-        found, at = [], 0
+        rings, at = [], 0
         while at + size <= len(component_N):
             chain = component_N[at : at + size]
             good = self.buildable(chain[None])[0]
-            found += [chain] if good else []
+            rings += [chain] if good else []
             at += size if good else 1
-        return np.array(found, np.int64).reshape(-1, size)
+        return np.array(rings, np.int64).reshape(-1, size)
 
 
 def group_nodes(tp: int, gpus: int, nodes: int) -> int:

@@ -146,9 +146,9 @@ def power_law(optima: Optima, batch_of_params: bool = False) -> PowerLaw:
 def r_squared(law: PowerLaw, optima: Optima) -> tuple[float, float]:
     """Share of the variance of ln lr, and of ln batch, that the law explains; 0 where there is none to explain."""
     shares = []
-    for said, seen in zip(law(optima.params, optima.tokens), (optima.lr, optima.batch), strict=True):
-        logs = np.log(seen)
-        missed, whole = ((logs - np.log(said)) ** 2).sum(), ((logs - logs.mean()) ** 2).sum()
+    for predicted, observed in zip(law(optima.params, optima.tokens), (optima.lr, optima.batch), strict=True):
+        logs = np.log(observed)
+        missed, whole = ((logs - np.log(predicted)) ** 2).sum(), ((logs - logs.mean()) ** 2).sum()
         shares.append(float(1 - missed / whole) if whole > 0 else 0.0)
     return shares[0], shares[1]
 

@@ -85,10 +85,10 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
             raise ConfigError(
                 f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}"
             )
-        found = list(reader)
-    if not found:
+        table = list(reader)
+    if not table:
         raise ConfigError(f"{path} has a head and no rows")
-    return found
+    return table
 
 
 def read(paths: Sequence[Path], columns: Columns) -> list[LossGrid]:

@@ -41,13 +41,13 @@ REFIT = PowerLaw(lr=(20.24, -0.7126, 0.2092), batch=(21.82, -0.1229, 0.5212))
 
 def warnings(params: float, tokens: float) -> list[str]:
     """What lies outside of the runs that Step Law was fitted on, in words."""
-    said = []
+    texts = []
     for name, value, (low, high) in (("N", params, PARAMS), ("D", tokens, TOKENS)):
         if not low <= value <= high:
             far = low / value if value < low else value / high
             side = "below" if value < low else "above"
-            said.append(f"{name} = {value:.3g} is {far:.3g}x {side} the fitted range [{low:.2g}, {high:.2g}]")
-    return said
+            texts.append(f"{name} = {value:.3g} is {far:.3g}x {side} the fitted range [{low:.2g}, {high:.2g}]")
+    return texts
 
 
 def openai(params: ArrayLike) -> Values:
@@ -120,12 +120,12 @@ def answers(at: LawInputs) -> list[LawAnswer]:
     step, rate, wide = STEP(at.params, at.tokens), deepseek(at.flops_per_token * at.tokens), porian(at.params)
     no_loss = "" if at.loss is not None else "the batch needs the final loss"
     kaplan, refit = float(openai(at.params)), REFIT(at.params, at.tokens)
-    said = [no_loss] if kaplan > 0 else ["the learning rate is negative at this size", no_loss]
+    reasons = [no_loss] if kaplan > 0 else ["the learning rate is negative at this size", no_loss]
     return [
         LawAnswer("Step Law", float(step[0]), float(step[1])),
         LawAnswer("refit, ours", float(refit[0]), float(refit[1]), "of the released runs, docs/steplaw.md"),
         LawAnswer(
-            "OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, said))
+            "OpenAI", kaplan if kaplan > 0 else None, _of_loss(openai_batch, at.loss), "; ".join(filter(None, reasons))
         ),
         LawAnswer("DeepSeek", float(rate[0]), float(rate[1])),
         LawAnswer("Porian", float(wide[0]), float(wide[1])),

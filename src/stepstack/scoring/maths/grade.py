@@ -73,17 +73,17 @@ def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade |
         raise ValueError(f"gold {gold!r} is not one letter A-J: grade this problem with another grader than 'choice'")
     if grader not in GRADERS and ":" not in grader:
         raise ValueError(f"no grader {grader!r}: there are {', '.join(GRADERS)} and package.module:function")
-    given = None if answer is None else unbox(answer)
-    if not given:
+    bare = None if answer is None else unbox(answer)
+    if not bare:
         return _no_answer()
     if grader == "choice":
-        return _verdict(read_choice(given) == read_choice(expected), given)
-    if len(given) > MAX_ANSWER or len(expected) > MAX_ANSWER:
-        return Grade(True, given, "equal") if given == expected else Grade(False, given[:MAX_ANSWER], "too long")
+        return _verdict(read_choice(bare) == read_choice(expected), bare)
+    if len(bare) > MAX_ANSWER or len(expected) > MAX_ANSWER:
+        return Grade(True, bare, "equal") if bare == expected else Grade(False, bare[:MAX_ANSWER], "too long")
     if ":" in grader:
         return None
-    same = orz_legacy.spelling(expected) == orz_legacy.spelling(given) != ""
-    return _verdict(same, given) if same or grader == "exact" else None
+    same = orz_legacy.spelling(expected) == orz_legacy.spelling(bare) != ""
+    return _verdict(same, bare) if same or grader == "exact" else None
 
 
 def find(grader: str) -> Function:
@@ -111,13 +111,13 @@ def _math_verify(gold: str, answer: str) -> bool:
     """math-verify, gold first (its comparison is asymmetric), without its SIGALRM: that works in main threads only."""
     parse, verify, boxed = _math_verify_setup()
     expected = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    given = parse(
+    parsed = parse(
         f"\\boxed{{{orz_legacy.ascii_digits(answer)}}}",
         extraction_config=[boxed],
         extraction_mode="first_match",
         parsing_timeout=None,
     )
-    return verify(expected, given, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
+    return verify(expected, parsed, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
 
 
 @functools.cache

@@ -139,8 +139,8 @@ class _Reader:
 
     def signed(self) -> sympy.Expr:
         sign = 1
-        while (found := self.take("+", "-")) is not None:
-            sign = -sign if found == "-" else sign
+        while (symbol := self.take("+", "-")) is not None:
+            sign = -sign if symbol == "-" else sign
         return sign * self.factor()
 
     def starts_factor(self) -> bool:
@@ -201,11 +201,11 @@ class _Reader:
         raise self.error()
 
     def subscript(self) -> str:
-        found = _SUBSCRIPT.match(self.text, self.at)
-        if found is None:
+        match = _SUBSCRIPT.match(self.text, self.at)
+        if match is None:
             return ""
-        self.at = found.end()
-        return f"_{found[1] or found[2]}"
+        self.at = match.end()
+        return f"_{match[1] or match[2]}"
 
     def command(self, name: str) -> sympy.Expr:
         if _GREEK.fullmatch(name):

@@ -60,13 +60,13 @@ def overlap(
     rows = dict.fromkeys(evals, 0)
     for row, text in enumerate(train):
         whole, parts = index.hits(text)
-        found = parts | dict.fromkeys(whole, text)
-        for name, number in sorted(found):
+        hits = parts | dict.fromkeys(whole, text)
+        for name, number in sorted(hits):
             kind = "exact" if (name, number) in whole else "ngram"
             known = hit[name].get(number)
             if known is None or (known["kind"] == "ngram" and kind == "exact"):
-                hit[name][number] = {"train": row, "question": number, "kind": kind, "text": found[name, number]}
-        for name in {name for name, _ in found}:
+                hit[name][number] = {"train": row, "question": number, "kind": kind, "text": hits[name, number]}
+        for name in {name for name, _ in hits}:
             rows[name] += 1
     return [
         {

@@ -29,14 +29,14 @@ def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, fl
 
     Order and repetition do not count. Two empty texts agree (1); an empty one shares nothing with another (0).
     """
-    said, meant = set(prediction), set(gold)
-    if not said and not meant:
+    predicted, expected = set(prediction), set(gold)
+    if not predicted and not expected:
         return {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-    common = len(said & meant)
+    common = len(predicted & expected)
     return {
-        "precision": common / len(said) if said else 0.0,
-        "recall": common / len(meant) if meant else 0.0,
-        "f1": 2 * common / (len(said) + len(meant)),
+        "precision": common / len(predicted) if predicted else 0.0,
+        "recall": common / len(expected) if expected else 0.0,
+        "f1": 2 * common / (len(predicted) + len(expected)),
     }
 
 
@@ -48,11 +48,11 @@ def bleu(prediction: Sequence[str], gold: Sequence[str]) -> float:
     """
     logs = []
     for n in range(1, ORDER + 1):
-        said, meant = _ngrams(prediction, n), _ngrams(gold, n)
-        common = sum((said & meant).values())
+        predicted, expected = _ngrams(prediction, n), _ngrams(gold, n)
+        common = sum((predicted & expected).values())
         if not common:
             return 0.0
-        logs.append(math.log(common / sum(said.values())))
+        logs.append(math.log(common / sum(predicted.values())))
     brevity = min(0.0, 1 - len(gold) / len(prediction))
     return math.exp(brevity + math.fsum(logs) / ORDER)
 
@@ -64,17 +64,17 @@ def meteor(prediction: Sequence[str], gold: Sequence[str]) -> float:
     has a third stage, WordNet synonyms, so figures of the two are not to be compared. An exact copy of n words scores
     1 - 0.5 / n**3.
     """
-    said, meant = [word.lower() for word in prediction], [word.lower() for word in gold]
-    pairs = _align(said, meant, [*range(len(said))], [*range(len(meant))])
+    predicted, expected = [word.lower() for word in prediction], [word.lower() for word in gold]
+    pairs = _align(predicted, expected, [*range(len(predicted))], [*range(len(expected))])
     used, taken = {i for i, _ in pairs}, {j for _, j in pairs}
-    left = [i for i in range(len(said)) if i not in used]
-    free = [j for j in range(len(meant)) if j not in taken]
-    pairs += _align([_stem(word) for word in said], [_stem(word) for word in meant], left, free)
+    left = [i for i in range(len(predicted)) if i not in used]
+    free = [j for j in range(len(expected)) if j not in taken]
+    pairs += _align([_stem(word) for word in predicted], [_stem(word) for word in expected], left, free)
     if not pairs:
         return 0.0
     pairs.sort()
     chunks = 1 + sum((i + 1, j + 1) != after for (i, j), after in pairwise(pairs))
-    precision, recall = len(pairs) / len(said), len(pairs) / len(meant)
+    precision, recall = len(pairs) / len(predicted), len(pairs) / len(expected)
     mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
     return mean * (1 - GAMMA * (chunks / len(pairs)) ** BETA)
 
@@ -83,13 +83,15 @@ def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def _align(said: Sequence[str], meant: Sequence[str], left: list[int], free: list[int]) -> list[tuple[int, int]]:
+def _align(
+    predicted: Sequence[str], expected: Sequence[str], left: list[int], free: list[int]
+) -> list[tuple[int, int]]:
     """Pairs of equal words among the places ``left`` and ``free``, both ascending: each word from the end backwards
     takes the last place that is still free."""
     places: dict[str, list[int]] = {}
     for j in free:
-        places.setdefault(meant[j], []).append(j)
-    return [(i, places[said[i]].pop()) for i in reversed(left) if places.get(said[i])]
+        places.setdefault(expected[j], []).append(j)
+    return [(i, places[predicted[i]].pop()) for i in reversed(left) if places.get(predicted[i])]
 
 
 @lru_cache(maxsize=1 << 16)

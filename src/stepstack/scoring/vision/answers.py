@@ -67,7 +67,7 @@ def token_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     each label with a box. No text is well-formed too: it says that there is no box.
     """
     text = strip_end_token(text)
-    found: list[LabelledBox] = []
+    items: list[LabelledBox] = []
     label, unused, well, at = None, False, True, 0
     for match in _TOKENS.finditer(text):
         well &= not text[at : match.start()].strip()
@@ -76,9 +76,9 @@ def token_boxes(text: str) -> tuple[list[LabelledBox], bool]:
             well &= not unused
             label, unused = match["label"].strip(), True
         else:
-            found.append(LabelledBox(_box(match.groups()[1:]), label))
+            items.append(LabelledBox(_box(match.groups()[1:]), label))
             unused = False
-    return found, well and not unused and not text[at:].strip()
+    return items, well and not unused and not text[at:].strip()
 
 
 def json_boxes(text: str) -> tuple[list[LabelledBox], bool]:
@@ -102,8 +102,8 @@ def json_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     if not isinstance(entries, list):
         return [], False
     read = [_entry(entry) for entry in entries]
-    found = [item for item in read if item is not None]
-    return found, well and len(found) == len(read)
+    items = [item for item in read if item is not None]
+    return items, well and len(items) == len(read)
 
 
 def plain_boxes(text: str) -> tuple[list[LabelledBox], bool]:
@@ -113,16 +113,16 @@ def plain_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     """
     text = strip_end_token(text)
     matches = list(_ANY_PLAIN.finditer(text))
-    found = [LabelledBox(_box([group for group in match.groups() if group is not None])) for match in matches]
-    return found, _only(text, matches)
+    items = [LabelledBox(_box([group for group in match.groups() if group is not None])) for match in matches]
+    return items, _only(text, matches)
 
 
 def points(text: str) -> tuple[list[Point], bool]:
     """``(x,y)``, any number of them. Well-formed: only commas and white space between; no text says: no point."""
     text = strip_end_token(text)
     matches = list(_POINT.finditer(text))
-    found = [(float(match[1]), float(match[2])) for match in matches]
-    return found, not text or _only(text, matches)
+    items = [(float(match[1]), float(match[2])) for match in matches]
+    return items, not text or _only(text, matches)
 
 
 def first_box(text: str) -> Box | None:
@@ -151,14 +151,14 @@ def unwrap(text: str) -> tuple[str, bool]:
     return answer.strip(), well
 
 
-def write_tokens(found: Sequence[LabelledBox]) -> str:
+def write_tokens(items: Sequence[LabelledBox]) -> str:
     """The text that ``token_boxes`` reads as these; boxes in a row with the same label share it. Rounds to integers.
 
     Raises ValueError for a label that would not be read as it is, and for a box without a label after one with.
     """
     parts: list[str] = []
     label: str | None = None
-    for item in found:
+    for item in items:
         if item.label != label:
             label = _writable(item.label, "<|")
             parts.append(f"{REF}{label}{REF_END}")
@@ -167,12 +167,12 @@ def write_tokens(found: Sequence[LabelledBox]) -> str:
     return "".join(parts)
 
 
-def write_json(found: Sequence[LabelledBox]) -> str:
+def write_json(items: Sequence[LabelledBox]) -> str:
     """The text that ``json_boxes`` reads as these, in a fence, an entry a line. Rounds to integers.
 
     Raises ValueError for a missing label and for one that would not be read as it is.
     """
-    entries = [{"bbox_2d": [round(x) for x in item.box], "label": _writable(item.label, "```")} for item in found]
+    entries = [{"bbox_2d": [round(x) for x in item.box], "label": _writable(item.label, "```")} for item in items]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     return "```json\n[" + ",\n ".join(lines) + "]\n```"
 

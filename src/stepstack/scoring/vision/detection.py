@@ -39,12 +39,12 @@ def compare(targets: Sequence[Labelled], predictions: Sequence[Labelled]) -> Com
 
     Boxes of both in any one space; a target without area is never hit. Labels are compared as they stand.
     """
-    truth, said = _by_label(targets), _by_label(predictions)
-    made = {}
-    for label in truth.keys() | said.keys():
+    truth, by_label = _by_label(targets), _by_label(predictions)
+    hits = {}
+    for label in truth.keys() | by_label.keys():
         boxes = truth.get(label, [])
-        made[label] = ClassHits(len(boxes), _hits(ious(said.get(label, [])[:MAX_BOXES], boxes)))
-    return made
+        hits[label] = ClassHits(len(boxes), _hits(ious(by_label.get(label, [])[:MAX_BOXES], boxes)))
+    return hits
 
 
 def precision_of(images: Sequence[Compared]) -> dict[str, float] | None:
@@ -52,9 +52,9 @@ def precision_of(images: Sequence[Compared]) -> dict[str, float] | None:
     predictions of other classes do not count. None when no image has a target."""
     classes: dict[str, list[ClassHits]] = {}
     for image in images:
-        for label, found in image.items():
-            classes.setdefault(label, []).append(found)
-    precisions = [_precision(found) for found in classes.values() if any(one.targets for one in found)]
+        for label, hits in image.items():
+            classes.setdefault(label, []).append(hits)
+    precisions = [_precision(hits) for hits in classes.values() if any(one.targets for one in hits)]
     if not precisions:
         return None
     mean = np.mean(precisions, axis=0)
@@ -83,10 +83,10 @@ def count_figures(predicted: int, target: int) -> dict[str, float]:
 
 
 def _by_label(items: Sequence[Labelled]) -> dict[str, list[Box]]:
-    made: dict[str, list[Box]] = {}
+    boxes: dict[str, list[Box]] = {}
     for box, label in items:
-        made.setdefault(label, []).append(box)
-    return made
+        boxes.setdefault(label, []).append(box)
+    return boxes
 
 
 def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -105,17 +105,17 @@ def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
     return hits
 
 
-def _precision(found: Sequence[ClassHits]) -> NDArray[np.float64]:
+def _precision(classes: Sequence[ClassHits]) -> NDArray[np.float64]:
     """AP of a class at each threshold.
 
     Precision at a recall is the highest at that recall or a larger one. It changes only where a target is hit, so the
     mean over 101 recalls is a sum over hits, each weighted by how many recalls it is the first to reach.
     """
-    hits = np.concatenate([one.hits for one in found], axis=1)
+    hits = np.concatenate([one.hits for one in classes], axis=1)
     reached = hits.cumsum(axis=1)
     precision = reached / np.arange(1, hits.shape[1] + 1)
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    weights = _recalls(sum(one.targets for one in found))
+    weights = _recalls(sum(one.targets for one in classes))
     return (hits * weights[reached] * highest).sum(axis=1) / len(RECALLS)
 
 

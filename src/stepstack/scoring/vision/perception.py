@@ -65,8 +65,8 @@ def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
 
 def grounding_box(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
     """The one box of an answer, in pixels: the first in its form, else the first in any (``answers.first_box``)."""
-    found, _ = answers.boxes(text, form)
-    box = found[0].box if found else answers.first_box(text)
+    items, _ = answers.boxes(text, form)
+    box = items[0].box if items else answers.first_box(text)
     return None if box is None else frame.pixels(box)
 
 
@@ -85,8 +85,8 @@ def grounding(
     ``squared``: IoU squared, as in Perception-R1's code. ``finished``: the model ended its answer itself.
     """
     text, well = _open(text, thinking, finished)
-    found, formed = answers.boxes(text, form)
-    well &= formed and len(found) == 1 and (form != "tokens" or found[0].label is not None)
+    items, formed = answers.boxes(text, form)
+    well &= formed and len(items) == 1 and (form != "tokens" or items[0].label is not None)
     box = grounding_box(text, frame, form)
     overlap = 0.0 if box is None else iou(box, target)
     return {"format": float(well), "iou": overlap**2 if squared else overlap}
@@ -110,22 +110,22 @@ def counting(
     An image without objects asks for an empty answer that is well-formed; any text without boxes will not do.
     """
     text, well = _open(text, thinking, finished)
-    said, formed = _points(text, frame, form)
+    predicted, formed = _points(text, frame, form)
     well &= formed
-    meant = [_middle(target) for target in targets]
-    if not said and not meant:
+    expected = [_middle(target) for target in targets]
+    if not predicted and not expected:
         return dict.fromkeys(("format", "points", "exact"), float(well))
     if matching:  # in an order of their own, so that the text's order cannot matter, not even between equal matchings
-        said, meant = sorted(said), sorted(meant)
-    near = np.zeros((len(said), len(meant)))
-    for i, point in enumerate(said):
-        for j, target in enumerate(meant):
+        predicted, expected = sorted(predicted), sorted(expected)
+    near = np.zeros((len(predicted), len(expected)))
+    for i, point in enumerate(predicted):
+        for j, target in enumerate(expected):
             near[i, j] = max(0.0, 1 - point_distance(point, target, frame.size) / tau)
     worth = sum(near[pair] for pair in _pairs(near, matching))
     return {
         "format": float(well),
-        "points": float(worth) / max(len(said), len(meant)),
-        "exact": float(len(said) == len(meant)),
+        "points": float(worth) / max(len(predicted), len(expected)),
+        "exact": float(len(predicted) == len(expected)),
     }
 
 
@@ -142,9 +142,9 @@ def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict
 
 def detected_boxes(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
     """The labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
-    found, well = answers.boxes(text, form)
-    labelled = [(frame.pixels(item.box), item.label) for item in found if item.label is not None]
-    return labelled, well and len(labelled) == len(found)
+    items, well = answers.boxes(text, form)
+    labelled = [(frame.pixels(item.box), item.label) for item in items if item.label is not None]
+    return labelled, well and len(labelled) == len(items)
 
 
 def detection(
@@ -171,24 +171,24 @@ def detection(
     the format.
     """
     text, well = _open(text, thinking, finished)
-    said, formed = detected_boxes(text, frame, form)
+    predicted, formed = detected_boxes(text, frame, form)
     well &= formed
-    if not said and not targets:
+    if not predicted and not targets:
         return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
-    meant = list(targets)
+    expected = list(targets)
     if matching:  # as in counting
-        said, meant = sorted(said), sorted(meant)
-    overlaps = ious([box for box, _ in said], [box for box, _ in meant])
-    same = np.array([[a == b for _, b in meant] for _, a in said], bool).reshape(overlaps.shape)
+        predicted, expected = sorted(predicted), sorted(expected)
+    overlaps = ious([box for box, _ in predicted], [box for box, _ in expected])
+    same = np.array([[a == b for _, b in expected] for _, a in predicted], bool).reshape(overlaps.shape)
     pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
     hits = [pair for pair in pairs if overlaps[pair] >= TRUE_POSITIVE and (same[pair] or not same_label)]
-    count = max(len(pairs), 1) if over == "matched" else max(len(said), len(meant))
+    count = max(len(pairs), 1) if over == "matched" else max(len(predicted), len(expected))
     return {
         "format": float(well),
         "location": float(sum(overlaps[pair] for pair in pairs)) / count,
         "cls": float(sum(same[pair] for pair in pairs)) / count,
-        "count_f1": 2 * len(hits) / (len(said) + len(meant)),
-        "missing": (len(pairs) - len(meant)) / len(meant) if meant else 0.0,
+        "count_f1": 2 * len(hits) / (len(predicted) + len(expected)),
+        "missing": (len(pairs) - len(expected)) / len(expected) if expected else 0.0,
     }
 
 
@@ -203,8 +203,8 @@ def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
 def _points(text: str, frame: Frame, form: Form | Literal["points"]) -> tuple[list[Point], bool]:
     """What an answer points at, in pixels."""
     if form == "points":
-        found, well = answers.points(text)
-        return [frame.pixels_of_point(point) for point in found], well
+        points, well = answers.points(text)
+        return [frame.pixels_of_point(point) for point in points], well
     items: list[LabelledBox]
     items, well = answers.boxes(text, form)
     return [centre(frame.pixels(item.box)) for item in items], well

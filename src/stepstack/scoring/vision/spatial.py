@@ -88,8 +88,8 @@ def clip(box: Box, size: Size) -> Box:
 def area(box: Box) -> float:
     """0 for a box that is reversed, degenerate or not finite; a box reversed both ways has none either."""
     width, height = box[2] - box[0], box[3] - box[1]
-    made = width * height
-    return made if width > 0 and height > 0 and math.isfinite(made) else 0.0
+    product = width * height
+    return product if width > 0 and height > 0 and math.isfinite(product) else 0.0
 
 
 def iou(a: Box, b: Box) -> float:
@@ -121,8 +121,8 @@ def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """``area`` of [..., 4]."""
     with np.errstate(over="ignore", invalid="ignore"):
         width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-        made = width * height
-        return np.where((width > 0) & (height > 0) & np.isfinite(made), made, 0.0)
+        products = width * height
+        return np.where((width > 0) & (height > 0) & np.isfinite(products), products, 0.0)
 
 
 def centre(box: Box) -> Point:

@@ -73,16 +73,16 @@ BILLS: Mapping[str, Bill] = {
 
 def table() -> dict[str, dict[str, float | None]]:
     """architecture -> $/GPU, $/GPU/GBps, W/GPU, W/GPU/GBps."""
-    made: dict[str, dict[str, float | None]] = {}
+    costs: dict[str, dict[str, float | None]] = {}
     for name, bill in BILLS.items():
         watts = bill.watts()
-        made[name] = {
+        costs[name] = {
             "$/GPU": bill.dollars(),
             "$/GPU/GBps": bill.dollars() / bill.bandwidth,
             "W/GPU": watts,
             "W/GPU/GBps": None if watts is None else watts / bill.bandwidth,
         }
-    return made
+    return costs
 
 
 def by_size(sizes: Sequence[int], waste: Mapping[str, float] | None = None) -> dict[str, list[float]]:

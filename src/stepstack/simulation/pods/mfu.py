@@ -71,13 +71,13 @@ def step_mfu(model: Model, machine: GpuSpec, gpus: int, tp: int, pp: int) -> flo
 def best(model: Model, machine: GpuSpec, gpus: int, tps: Sequence[int]) -> dict[str, Any] | None:
     """The layout with the highest MFU: tp, pp, mfu."""
     stages = [2**i for i in range(model.layers.bit_length())]
-    found = [
+    layouts = [
         {"tp": tp, "pp": pp, "mfu": mfu}
         for tp in tps
         for pp in stages
         if (mfu := step_mfu(model, machine, gpus, tp, pp)) is not None
     ]
-    return max(found, key=lambda row: row["mfu"]) if found else None
+    return max(layouts, key=lambda row: row["mfu"]) if layouts else None
 
 
 def trend(

@@ -56,12 +56,12 @@ def run(parts: Sequence[str], settings: Settings, progress: Progress) -> dict[st
         "cost": _cost,
         "mfu": _mfu,
     }
-    made: dict[str, Any] = {"kind": "pods", "seconds": {}}
+    study: dict[str, Any] = {"kind": "pods", "seconds": {}}
     for part in parts:
         began = time.process_time()
-        made |= makers[part](settings, progress)
-        made["seconds"][part] = time.process_time() - began
-    return made | {"provenance": provenance()}
+        study |= makers[part](settings, progress)
+        study["seconds"][part] = time.process_time() - began
+    return study | {"provenance": provenance()}
 
 
 def _waste(settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -136,35 +136,35 @@ def write_page(study: Mapping[str, Any], folder: Path) -> Path:
 
 def tables(study: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, head, rows) of what was measured."""
-    made = []
+    parts = []
     if "trace" in study:
-        made.append(("The trace", ["", ""], [[key, _text(value)] for key, value in study["trace"].items()]))
+        parts.append(("The trace", ["", ""], [[key, _text(value)] for key, value in study["trace"].items()]))
     if "waste" in study:
         tps = sorted({row["tp"] for row in study["waste"]})
         rows = _grid(study["waste"], "tp", "waste")
-        made.append(("GPU waste over the trace, %", ["", *(f"TP-{tp}" for tp in tps)], rows))
+        parts.append(("GPU waste over the trace, %", ["", *(f"TP-{tp}" for tp in tps)], rows))
     if "iid" in study:
         rates = sorted({row["rate"] for row in study["iid"]})
         rows = _grid(study["iid"], "rate", "waste")
-        made.append(("GPU waste at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
+        parts.append(("GPU waste at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
     if "traffic" in study:
         rates = sorted({row["rate"] for row in study["traffic"]})
         named = [{**row, "architecture": f"{row['method']}, DP {row['dp']}"} for row in study["traffic"]]
         rows = _grid(named, "rate", "cross")
-        made.append(("DP hops between ToRs at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
+        parts.append(("DP hops between ToRs at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
         head = list(study["gap"][0])
         rows = [[str(row[key]) for key in head] for row in study["gap"]]
-        made.append(("DP hops between ToRs on small rings, DP 2, beside the optimum", head, rows))
+        parts.append(("DP hops between ToRs on small rings, DP 2, beside the optimum", head, rows))
     if "cost" in study:
         units = list(next(iter(study["cost"].values())))
         rows = [[name, *(_text(row[unit]) for unit in units)] for name, row in study["cost"].items()]
-        made.append(("Cost and power of the interconnect", ["", *units], rows))
+        parts.append(("Cost and power of the interconnect", ["", *units], rows))
     if "mfu" in study:
         rows = [
             [str(row["gpus"]), _layout(row["dgx"]), _layout(row["best"]), f"{row['ratio']:.2f}"] for row in study["mfu"]
         ]
-        made.append(("MFU in %, analytic", ["GPUs", "TP-8", "best TP", "ratio"], rows))
-    return made
+        parts.append(("MFU in %, analytic", ["GPUs", "TP-8", "best TP", "ratio"], rows))
+    return parts
 
 
 def _layout(best: Mapping[str, Any]) -> str:
@@ -176,9 +176,9 @@ def _grid(rows: Sequence[Mapping[str, Any]], column: str, value: str) -> list[li
     columns = sorted({row[column] for row in rows})
     lines = []
     for name in dict.fromkeys(row["architecture"] for row in rows):
-        found = {row[column]: row[value] for row in rows if row["architecture"] == name}
-        shown = ["-" if found.get(at) is None else f"{100 * found[at]:.2f}" for at in columns]
-        lines.append([name, *shown])
+        values = {row[column]: row[value] for row in rows if row["architecture"] == name}
+        cells = ["-" if values.get(at) is None else f"{100 * values[at]:.2f}" for at in columns]
+        lines.append([name, *cells])
     return lines
 
 

@@ -116,14 +116,14 @@ def states(faults: tuple[Fault, ...] | list[Fault], nodes: int, days: float) -> 
     np.add.at(change, (np.searchsorted(times, [f.start for f in faults]), node), 1)
     np.add.at(change, (np.searchsorted(times, [f.end for f in faults]), node), -1)
     lasting = np.diff(np.append(times, days))
-    kept = lasting > 0
-    return States((np.cumsum(change, 0)[:-1] == 0)[kept], lasting[kept], times[kept])
+    lasts = lasting > 0
+    return States((np.cumsum(change, 0)[:-1] == 0)[lasts], lasting[lasts], times[lasts])
 
 
 def statistics(trace: Trace) -> dict[str, float]:
     """What the repository says of its trace, from the events; ratios of faulty nodes are over time."""
-    seen = states(trace.faults, trace.nodes, trace.days)
-    ratio = 1 - seen.healthy_SN.mean(1)
+    history = states(trace.faults, trace.nodes, trace.days)
+    ratio = 1 - history.healthy_SN.mean(1)
     lasted = np.array([f.end - f.start for f in trace.faults])
     levels = Counter(f.level.split()[0] for f in trace.faults)
     return {
@@ -131,10 +131,10 @@ def statistics(trace: Trace) -> dict[str, float]:
         "faults": len(trace.faults),
         "nodes ever faulty": len({f.node for f in trace.faults}),
         "days": trace.days,
-        "faulty nodes, mean": seen.mean(ratio),
-        "faulty nodes, P50": seen.quantile(ratio, 0.5),
-        "faulty nodes, P90": seen.quantile(ratio, 0.9),
-        "faulty nodes, P99": seen.quantile(ratio, 0.99),
+        "faulty nodes, mean": history.mean(ratio),
+        "faulty nodes, P50": history.quantile(ratio, 0.5),
+        "faulty nodes, P90": history.quantile(ratio, 0.9),
+        "faulty nodes, P99": history.quantile(ratio, 0.99),
         "faulty nodes, max": float(ratio.max()),
         "duration in days, mean": float(lasted.mean()),
         "duration in days, median": float(np.median(lasted)),
@@ -153,8 +153,8 @@ def onto_halves(trace: Trace, nodes: int, seed: int) -> States:
             f"nodes={nodes}: the trace has {trace.nodes} servers, which are {2 * trace.nodes} nodes of 4 GPUs"
         )
     rng = np.random.default_rng(seed)
-    seen = states(trace.faults, trace.nodes, trace.days)
-    p8 = seen.mean(1 - seen.healthy_SN.mean(1))
+    history = states(trace.faults, trace.nodes, trace.days)
+    p8 = history.mean(1 - history.healthy_SN.mean(1))
     both = (1 - (1 - p8) ** 0.5) ** 2 / p8
     place = rng.permutation(2 * trace.nodes)
     halves = []

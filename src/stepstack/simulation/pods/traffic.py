@@ -32,18 +32,20 @@ def curve(
     job = Job(tp, dp, max(1, int(share * nodes / (deployment.ring.group_nodes(tp) * dp))))
     rows = []
     for rate in rates:
-        found: dict[Method, list[float]] = {method: [] for method in methods}
+        rates_by_method: dict[Method, list[float]] = {method: [] for method in methods}
         for draw in range(draws):
             healthy = np.random.default_rng([draw, round(rate * 1e6)]).random(nodes) >= rate
             if fits(deployment, healthy, job):
                 for method in methods:
-                    found[method].append(place(deployment, healthy, job, method).rate)
+                    rates_by_method[method].append(place(deployment, healthy, job, method).rate)
             step()
-        for method, seen in found.items():
+        for method, cross_rates in rates_by_method.items():
             row = {"nodes": nodes, "per_tor": per_tor, "hops": hops, "tp": tp, "dp": dp, "pp": job.pp, "share": share}
-            mean = float(np.mean(seen)) if seen else None
-            worst = max(seen) if seen else None
-            rows.append({**row, "rate": rate, "method": method, "cross": mean, "worst": worst, "placed": len(seen)})
+            mean = float(np.mean(cross_rates)) if cross_rates else None
+            worst = max(cross_rates) if cross_rates else None
+            rows.append(
+                {**row, "rate": rate, "method": method, "cross": mean, "worst": worst, "placed": len(cross_rates)}
+            )
     return rows
 
 
@@ -74,9 +76,9 @@ def gap(
             healthy = rng.random(nodes) >= rng.choice([0.03, 0.07, 0.1, 0.15])
             job = Job(4 * size, 2, max(1, int(rng.choice([0.7, 0.8, 0.9]) * nodes / (2 * size))))
             if fits(deployment, healthy, job):
-                made = {method: place(deployment, healthy, job, method) for method in crossed}
-                hops, cases = hops + made["exact"].hops, cases + 1
-                crossed = {method: crossed[method] + made[method].crossings for method in crossed}
+                placements = {method: place(deployment, healthy, job, method) for method in crossed}
+                hops, cases = hops + placements["exact"].hops, cases + 1
+                crossed = {method: crossed[method] + placements[method].crossings for method in crossed}
             step()
         row: dict[str, Any] = {"nodes": nodes, "per_tor": per_tor, "group": size, "cases": cases, "hops": hops}
         rows.append(row | {str(method): count for method, count in crossed.items()})

@@ -32,18 +32,18 @@ def replay(
     time), largest_p01 (GPUs of the largest job that fits for 99% of the time, as a fraction of all) and waiting (by job
     size as a fraction of all GPUs: the part of time in which it does not fit). What cannot host a TP size has no row.
     """
-    seen = []
+    shufflings = []
     for seed in seeds:
-        seen.append(onto_halves(trace, nodes, seed))
+        shufflings.append(onto_halves(trace, nodes, seed))
         step()
     rows = []
     for name in names:
         for tp in tps:
-            made = [_one(states, name, tp, jobs) for states in seen]
+            results = [_one(states, name, tp, jobs) for states in shufflings]
             step()
-            found = [row for row in made if row is not None]
-            if found:
-                rows.append({"architecture": name, "tp": tp, **_mean(found)})
+            wastes = [row for row in results if row is not None]
+            if wastes:
+                rows.append({"architecture": name, "tp": tp, **_mean(wastes)})
     return rows
 
 

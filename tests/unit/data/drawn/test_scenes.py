@@ -146,8 +146,8 @@ def test_no_split_holds_a_scene_of_another(cfg):
     splits = {name: problems(cfg, name) for name in ("train", "select", "test")}
     assert {name: len(records) for name, records in splits.items()} == SMALL
     scenes = {name: {r.pictures[0].scene for r in records} for name, records in splits.items()}
-    assert {name: len(found) for name, found in scenes.items()} == SMALL
-    pixels = {name: {render(s).tobytes() for s in found} for name, found in scenes.items()}
+    assert {name: len(split_scenes) for name, split_scenes in scenes.items()} == SMALL
+    pixels = {name: {render(s).tobytes() for s in split_scenes} for name, split_scenes in scenes.items()}
     for one, other in itertools.combinations(splits, 2):
         assert not scenes[one] & scenes[other]
         assert not pixels[one] & pixels[other]

@@ -15,27 +15,27 @@ from tests.unit.data.photos import SIZE, as_written, errors_of, expressions, ins
 @pytest.mark.parametrize("declared", ["pixels", "thousand", "percent", "unit"])
 @pytest.mark.parametrize("written", ["pixels", "thousand", "percent", "unit"])
 @pytest.mark.parametrize("layout", ["xyxy", "xywh"])
-@pytest.mark.parametrize("asked", ["xyxy", "xywh"])
-def test_every_wrong_convention_is_refused_and_named(tmp_path_factory, declared, written, layout, asked):
+@pytest.mark.parametrize("declared_options", ["xyxy", "xywh"])
+def test_every_wrong_convention_is_refused_and_named(tmp_path_factory, declared, written, layout, declared_options):
     """The trap of PR1's issue 27: pixels of a 640 x 480 picture are valid thousandths too."""
     folder = tmp_path_factory.mktemp("refs")
     source = expressions(folder, [as_written(box, written, layout) for box in some_boxes(30)], same=True)
 
     def prepare():
-        return refcoco.prepare(folder / "out", source, [], IntakeOptions(space=declared, layout=asked))
+        return refcoco.prepare(folder / "out", source, [], IntakeOptions(space=declared, layout=declared_options))
 
-    if (declared, asked) == (written, layout):
+    if (declared, declared_options) == (written, layout):
         prepare()
         records = refcoco.load(folder / "out", "train")
         for record, box in zip(records, some_boxes(30), strict=True):
-            found = spatial.convert(record.targets[0].box, record.space, "pixels", SIZE)
-            assert spatial.iou(found, tuple(box)) > (0.5 if written == "percent" else 0.95)
+            result = spatial.convert(record.targets[0].box, record.space, "pixels", SIZE)
+            assert spatial.iou(result, tuple(box)) > (0.5 if written == "percent" else 0.95)
         return
     message = errors_of(prepare)[0]
     assert not (folder / "out").exists()
-    assert f"{source}: its numbers are not space={declared} layout={asked}" in message
+    assert f"{source}: its numbers are not space={declared} layout={declared_options}" in message
     assert f"They look like space={written} layout={layout}" in message
-    changes = [f"space={written}"] * (declared != written) + [f"layout={layout}"] * (asked != layout)
+    changes = [f"space={written}"] * (declared != written) + [f"layout={layout}"] * (declared_options != layout)
     assert f"set {' and '.join(changes)}." in message
     assert "train.json row" in message
 

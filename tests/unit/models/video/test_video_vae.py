@@ -148,18 +148,18 @@ def test_border_frames_are_mixed_as_published():
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "said"),
+    ("make", "size", "message"),
     [
         (lambda: TinyCodec(tiny()), (8, 32, 32), "take 9 frames of 32 x 32"),
         (lambda: TinyCodec(tiny()), (9, 30, 32), "take 9 frames of 32 x 32"),
         (lambda: ChunkedCodec(TinyCodec(tiny(patch=(8, 16, 16)))), (100, 32, 32), "take 102, or 1 for an image"),
     ],
 )
-def test_a_size_that_does_not_fit_is_refused_with_one_that_does(make, size, said):
+def test_a_size_that_does_not_fit_is_refused_with_one_that_does(make, size, message):
     codec = make()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         codec.grid(*size)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         codec.encode(torch.zeros(1, size[0], 3, *size[1:]))
 
 

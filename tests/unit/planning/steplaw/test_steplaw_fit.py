@@ -51,27 +51,27 @@ def table(path: Path, some: list[LossGrid]) -> Path:
 
 
 def test_a_surface_finds_the_minimum_that_a_general_optimizer_finds():
-    found = fit.surface(made(3e8, 2e10, noise=1e-4), window=0.05)
-    assert found.convex
-    oracle = minimize(lambda x: float(found(np.exp(x[0]), np.exp(x[1]))), found.centre + 0.5, method="Nelder-Mead")
-    assert oracle.x == pytest.approx(found.centre, abs=1e-3)
+    result = fit.surface(made(3e8, 2e10, noise=1e-4), window=0.05)
+    assert result.convex
+    oracle = minimize(lambda x: float(result(np.exp(x[0]), np.exp(x[1]))), result.centre + 0.5, method="Nelder-Mead")
+    assert oracle.x == pytest.approx(result.centre, abs=1e-3)
     lr, batch = TRUE(3e8, 2e10)
-    assert (found.lr, found.batch) == pytest.approx((float(lr), float(batch)), rel=0.05)
+    assert (result.lr, result.batch) == pytest.approx((float(lr), float(batch)), rel=0.05)
 
 
 def test_the_plateau_is_where_the_surface_has_risen():
-    found = fit.surface(made(3e8, 2e10), window=0.05)
-    wide, tall = found.plateau(1e-3)
-    assert float(found(found.lr * wide, found.batch)) == pytest.approx(found.floor * 1.001)
-    assert float(found(found.lr, found.batch / tall)) == pytest.approx(found.floor * 1.001)
+    result = fit.surface(made(3e8, 2e10), window=0.05)
+    wide, tall = result.plateau(1e-3)
+    assert float(result(result.lr * wide, result.batch)) == pytest.approx(result.floor * 1.001)
+    assert float(result(result.lr, result.batch / tall)) == pytest.approx(result.floor * 1.001)
 
 
 @pytest.mark.parametrize("estimator", ["near", "surface", "best"])
 def test_a_known_law_is_found_again(estimator):
-    found = fit.power_law(fit.ESTIMATORS[estimator]([made(*cell) for cell in CELLS]))
+    result = fit.power_law(fit.ESTIMATORS[estimator]([made(*cell) for cell in CELLS]))
     loose = 1e-6 if estimator == "surface" else 0.12  # the others see grid lines only
-    assert found.lr[1:] == pytest.approx(TRUE.lr[1:], abs=loose)
-    assert found.batch[2] == pytest.approx(TRUE.batch[2], abs=loose)
+    assert result.lr[1:] == pytest.approx(TRUE.lr[1:], abs=loose)
+    assert result.batch[2] == pytest.approx(TRUE.batch[2], abs=loose)
 
 
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
@@ -138,8 +138,8 @@ def test_a_held_out_law_beats_a_wrong_one_and_does_not_see_the_grid():
     ours, theirs = judge.held_out(family, some), judge.excess(judge.at_grid(wrong), some)
     assert judge.paired(ours.interpolated, theirs.interpolated)[2] < 0
     moved = made(*CELLS[4], law=wrong)
-    seen = judge.held_out(family, [*some[:4], moved, *some[5:]])
-    assert seen.nearest[4] > ours.nearest[4] + 1e-3  # its own runs moved, its law did not follow
+    observed = judge.held_out(family, [*some[:4], moved, *some[5:]])
+    assert observed.nearest[4] > ours.nearest[4] + 1e-3  # its own runs moved, its law did not follow
 
 
 def test_the_choice_of_a_family_is_made_without_the_grid():
@@ -159,7 +159,7 @@ def test_valleys_are_counted_by_slice():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ("1e8,1e10,x,4,2.5", "lr = 'x' is no number"),
         ("1e8,1e10,1e-3,4", "loss = None"),
@@ -169,13 +169,13 @@ def test_valleys_are_counted_by_slice():
         ("1e8,1e10,2e-3,8,2.4", "stands twice"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(row, said, tmp_path):
+def test_a_bad_row_is_named_by_file_and_line(row, message, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(f"N,D,lr,bs,loss\n1e8,1e10,2e-3,8,2.5\n{row}\n")
     with pytest.raises(ConfigError) as error:
         grids.read([path], Columns())
     assert f"{path}:3: " in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_many_bad_rows_are_one_error(tmp_path):
@@ -186,11 +186,11 @@ def test_many_bad_rows_are_one_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("N,D,lr\n1,1,1\n", "no column 'bs', 'loss'"), ("N,D,lr,bs,loss\n", "no rows"), ("", "none")]
+    ("text", "message"), [("N,D,lr\n1,1,1\n", "no column 'bs', 'loss'"), ("N,D,lr,bs,loss\n", "no rows"), ("", "none")]
 )
-def test_a_table_without_columns_or_rows_is_refused(text, said, tmp_path):
+def test_a_table_without_columns_or_rows_is_refused(text, message, tmp_path):
     (tmp_path / "runs.csv").write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         grids.read([tmp_path / "runs.csv"], Columns())
 
 
@@ -208,11 +208,11 @@ def test_the_command_fits_a_table(tmp_path, capsys):
     path, page = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS]), tmp_path / "fit.html"
     words = ["plan", "steplaw", "fit", str(path), "--sequence", "64", "--window", "0.05", "--draws", "50"]
     assert cli.main([*words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["laws"]["surface"]["lr"] == pytest.approx(TRUE.lr, rel=1e-6)
-    low, high = said["laws"]["near"]["lr_interval"][1]
+    output = json.loads(capsys.readouterr().out)
+    assert output["laws"]["surface"]["lr"] == pytest.approx(TRUE.lr, rel=1e-6)
+    low, high = output["laws"]["near"]["lr_interval"][1]
     assert low <= TRUE.lr[1] <= high
-    assert all(one["surface"]["convex"] for one in said["grids"])
+    assert all(one["surface"]["convex"] for one in output["grids"])
     assert cli.main([*words, "--html", str(page)]) == 0
     assert "D^0.250" in capsys.readouterr().out
     assert page.read_text().count("data:image/svg") == len(CELLS)
@@ -228,9 +228,9 @@ def test_the_command_names_the_bad_row(tmp_path, capsys):
 def test_two_grids_still_get_their_optima(tmp_path, capsys):
     path = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS[:2]])
     assert cli.main(["plan", "steplaw", "fit", str(path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert "hardly varies" in said["laws"]["best"]["why"]
-    assert len(said["grids"]) == 2
+    output = json.loads(capsys.readouterr().out)
+    assert "hardly varies" in output["laws"]["best"]["why"]
+    assert len(output["grids"]) == 2
 
 
 def test_the_commands_run_without_torch(tmp_path):
@@ -303,8 +303,8 @@ def test_excess_losses_are_those_known_and_rank_the_laws(reproduced):
 def test_surfaces_have_minima_and_give_the_plateau(reproduced):
     assert reproduced["convexity"]["dense"]["surfaces"] == [17, 17]
     assert reproduced["convexity"]["moe"]["surfaces"] == [16, 16]
-    found = reproduced["plateau"]
-    assert (found["lr"], found["batch"]) == pytest.approx((advice.PLATEAU_LR, advice.PLATEAU_BATCH), abs=1e-3)
+    result = reproduced["plateau"]
+    assert (result["lr"], result["batch"]) == pytest.approx((advice.PLATEAU_LR, advice.PLATEAU_BATCH), abs=1e-3)
 
 
 @needs_data
@@ -313,9 +313,9 @@ def test_a_refit_beats_step_law_on_grids_that_it_never_saw(reproduced):
     step, nested = held_out["step"]["dense"], held_out["nested"]
     assert nested["nearest"] < step["nearest"]
     assert nested["interpolated_gap"][2] < 0
-    found = reproduced["refits"]["near, dense and MoE; batch of N and D"]
-    assert laws.REFIT.lr == pytest.approx(found["lr"], rel=1e-3)
-    assert laws.REFIT.batch == pytest.approx(found["batch"], rel=1e-3)
+    result = reproduced["refits"]["near, dense and MoE; batch of N and D"]
+    assert laws.REFIT.lr == pytest.approx(result["lr"], rel=1e-3)
+    assert laws.REFIT.batch == pytest.approx(result["batch"], rel=1e-3)
 
 
 @needs_data

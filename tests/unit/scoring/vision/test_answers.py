@@ -56,9 +56,9 @@ def test_tokens_golden():
     two = "<|box_start|>(1,2),(3,4)<|box_end|><|box_start|>(5,6),(7,8)<|box_end|>"
     assert token_boxes(two) == ([LabelledBox((1, 2, 3, 4)), LabelledBox((5, 6, 7, 8))], True)
     shared = f"<|object_ref_start|>cat < dog<|object_ref_end|>{two}\n<|object_ref_start|>b<|object_ref_end|>{two}"
-    found, well = token_boxes(shared)
+    result, well = token_boxes(shared)
     assert well
-    assert [item.label for item in found] == ["cat < dog", "cat < dog", "b", "b"]
+    assert [item.label for item in result] == ["cat < dog", "cat < dog", "b", "b"]
     assert token_boxes("<|im_end|>") == token_boxes("") == ([], True)
 
 
@@ -91,11 +91,11 @@ def test_items_are_read_where_the_form_is_broken():
 def test_json_golden():
     entries = '{"bbox_2d": [1, 2.5, -3, 4], "label": "person"},\n\t{"bbox_2d": [5,6,7,8], "label": " a b "}'
     text = f"```json\n[\n\t{entries}\n]\n```"
-    found = [LabelledBox((1, 2.5, -3, 4), "person"), LabelledBox((5, 6, 7, 8), "a b")]
-    assert json_boxes(text + "<|im_end|>") == (found, True)
-    assert json_boxes(text.strip("`").removeprefix("json")) == (found, True)
-    assert json_boxes("Here:\n" + text) == (found, False)
-    assert json_boxes(text + "\nDone.") == (found, False)
+    result = [LabelledBox((1, 2.5, -3, 4), "person"), LabelledBox((5, 6, 7, 8), "a b")]
+    assert json_boxes(text + "<|im_end|>") == (result, True)
+    assert json_boxes(text.strip("`").removeprefix("json")) == (result, True)
+    assert json_boxes("Here:\n" + text) == (result, False)
+    assert json_boxes(text + "\nDone.") == (result, False)
     assert json_boxes(text[:-3]) == ([], False)
     assert json_boxes("[]") == json_boxes("```json\n[]\n```") == ([], True)
 
@@ -180,9 +180,9 @@ def test_unwrap(text, answer, well):
 @given(texts)
 def test_no_text_raises_and_all_numbers_are_finite(text):
     for form in FORMS:
-        found, well = boxes(text, form)
+        result, well = boxes(text, form)
         assert isinstance(well, bool)
-        assert all(abs(x) <= 1e9 for item in found for x in item.box)
+        assert all(abs(x) <= 1e9 for item in result for x in item.box)
     assert all(abs(x) <= 1e9 for point in points(text)[0] for x in point)
     assert unwrap(text)[0] in text
     first_box(text)
@@ -208,9 +208,9 @@ labelled = st.lists(st.builds(LabelledBox, st.tuples(whole, whole, whole, whole)
 
 
 @given(labelled)
-def test_what_is_written_is_read(found):
-    assert json_boxes(write_json(found)) == (found, True)
-    assert token_boxes(write_tokens(found)) == (found, True)
+def test_what_is_written_is_read(result):
+    assert json_boxes(write_json(result)) == (result, True)
+    assert token_boxes(write_tokens(result)) == (result, True)
 
 
 def test_what_cannot_be_written():

@@ -55,10 +55,10 @@ class DsvAttention(nn.Module):
             self.check_speed(v_BHSD, self.speed)
         if call.sampled is not None and self.index not in call.done:
             call.done.add(self.index)
-            seen = observe(
+            observation = observe(
                 self.predictor, x_BSC, q_BHSD, k_BHSD, call.layout, call.sampled, self.config.mass, self.sparsity_H
             )
-            self.observed = seen if self.observed is None else self.observed + seen
+            self.observed = observation if self.observed is None else self.observed + observation
         if not self.is_sparse(call.threshold):
             return self.dense(q_BHSD, k_BHSD, v_BHSD)
         # One dtype, as autocast gives SDPA: norms leave q and k wider than v.

@@ -42,9 +42,9 @@ class Rotary(tuple):
     call: Call
 
     def __new__(cls, pair: Sequence[Tensor], call: Call) -> Rotary:
-        made = super().__new__(cls, pair)
-        made.call = call
-        return made
+        rotary = super().__new__(cls, pair)
+        rotary.call = call
+        return rotary
 
 
 def install(
@@ -56,16 +56,16 @@ def install(
 ) -> Dsv:
     """``grid_of`` takes the rotary embedding's module and its arguments."""
     speed = load_speed_profile(config)
-    made = []
+    processors = []
     for index, attention in enumerate(attentions):
         if isinstance(attention.processor, DsvAttention):
             raise ConfigError("DSV is already enabled on this model")
         weight = attention.to_q.weight
-        made.append(processor(index, weight.shape[1], attention.heads, config, speed).to(weight.device))
-        made[-1]._attention_backend = attention.processor._attention_backend
-        made[-1].train(attention.training)
-        attention.set_processor(made[-1])
-    dsv = Dsv(made, config, speed)
+        processors.append(processor(index, weight.shape[1], attention.heads, config, speed).to(weight.device))
+        processors[-1]._attention_backend = attention.processor._attention_backend
+        processors[-1].train(attention.training)
+        attention.set_processor(processors[-1])
+    dsv = Dsv(processors, config, speed)
 
     def mark(rope: nn.Module, args: tuple, kwargs: dict[str, Any], pair: Sequence[Tensor]) -> Rotary:
         training = rope.training and torch.is_grad_enabled()

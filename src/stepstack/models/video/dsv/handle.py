@@ -75,9 +75,9 @@ class Dsv:
         observed = [(i, a.observed) for i, a in enumerate(self.attentions) if a.observed is not None]
         for attention in self.attentions:
             attention.observed = None
-        if observed and average([seen for _, seen in observed]):
-            for i, seen in observed:
-                self.learn(i, seen)
+        if observed and average([observation for _, observation in observed]):
+            for i, observation in observed:
+                self.learn(i, observation)
             self.optimizer.step()
             self.optimizer.zero_grad()
         elif observed:
@@ -88,13 +88,15 @@ class Dsv:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr_sparse
 
-    def learn(self, i: int, seen: Observation) -> None:
+    def learn(self, i: int, observation: Observation) -> None:
         """Gradients to the optimizer, sparsity and loss to their moving averages."""
         attention, config = self.attentions[i], self.config
-        for weight, gradient in zip((attention.predictor.query, attention.predictor.key), seen.gradients, strict=True):
+        for weight, gradient in zip(
+            (attention.predictor.query, attention.predictor.key), observation.gradients, strict=True
+        ):
             weight.grad = gradient.to(weight.dtype)
-        newest = self.seen[i] = seen.metrics_MH.cpu()
-        self.losses[i] = profiler.smooth(self.losses[i], seen.loss.cpu(), config.ema)
+        newest = self.seen[i] = observation.metrics_MH.cpu()
+        self.losses[i] = profiler.smooth(self.losses[i], observation.loss.cpu(), config.ema)
         attention.sparsity_H = profiler.smooth(attention.sparsity_H, newest[HEAD_METRICS.index("sparsity")], config.ema)
 
     def ready(self) -> bool:
@@ -111,24 +113,24 @@ class Dsv:
 
     def metrics(self) -> dict[str, float]:
         """For ``run.log``: the stage, and means by block and over all. Empty until something was observed."""
-        if any(seen is None for seen in self.seen):
+        if any(metrics_MH is None for metrics_MH in self.seen):
             return {}
         names = ("loss", *HEAD_METRICS, "sparse")
         table = [
-            [float(loss), *seen.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
-            for loss, seen, sparse in zip(self.losses, self.seen, self.sparse(), strict=True)
+            [float(loss), *metrics_MH.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
+            for loss, metrics_MH, sparse in zip(self.losses, self.seen, self.sparse(), strict=True)
         ]
-        found = {"dsv/stage": float(self.stage), "dsv/skipped": float(self.skipped)}
+        values = {"dsv/stage": float(self.stage), "dsv/skipped": float(self.skipped)}
         for name, column in zip(names, zip(*table, strict=True), strict=True):
-            found[f"dsv/{name}"] = sum(column) / len(column)
-            found |= {f"dsv/{name}/{i:02d}": value for i, value in enumerate(column)}
-        return found
+            values[f"dsv/{name}"] = sum(column) / len(column)
+            values |= {f"dsv/{name}/{i:02d}": value for i, value in enumerate(column)}
+        return values
 
     def maps(self) -> dict[str, list[list[float]]]:
         """[attentions][heads] of the smoothed sparsity and of the newest observation, for ``Report.heatmaps``."""
-        if any(seen is None for seen in self.seen):
+        if any(metrics_MH is None for metrics_MH in self.seen):
             return {}
-        newest = torch.stack([seen for seen in self.seen if seen is not None])
+        newest = torch.stack([metrics_MH for metrics_MH in self.seen if metrics_MH is not None])
         smoothed = torch.stack([a.sparsity_H for a in self.attentions if a.sparsity_H is not None])
         return {"smoothed sparsity": smoothed.tolist()} | {
             name: newest[:, m].tolist() for m, name in enumerate(HEAD_METRICS)
@@ -181,8 +183,10 @@ class Dsv:
 
 def average(observed: list[Observation]) -> bool:
     """Make sums over forward passes means over them and over all processes, in one exchange. Whether all is finite."""
-    tensors = [t for seen in observed for t in (seen.loss, seen.metrics_MH, *seen.gradients)]
-    counts = [seen.count for seen in observed for _ in range(2 + len(seen.gradients))]
+    tensors = [
+        t for observation in observed for t in (observation.loss, observation.metrics_MH, *observation.gradients)
+    ]
+    counts = [observation.count for observation in observed for _ in range(2 + len(observation.gradients))]
     flat = torch.cat([t.flatten() / count for t, count in zip(tensors, counts, strict=True)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(flat)

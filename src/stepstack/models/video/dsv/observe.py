@@ -85,8 +85,8 @@ def observe_cubes(
         back = [leaf.grad for leaf in (low_q, low_k) if leaf.grad is not None]
         gradients = torch.autograd.grad(low, (query, key), back)
     with torch.no_grad():
-        seen = head_metrics((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
-    return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
+        metrics = head_metrics((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
+    return Observation(1, loss, torch.stack([token_sparsity_H, *metrics]), list(gradients))
 
 
 def scores_by_piece(
@@ -119,8 +119,8 @@ def head_metrics(
     sparsity_H: Tensor | None,
 ) -> list[Tensor]:
     """SEEN without its first, each [H]: averages over the batch and the sampled query cubes."""
-    found_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
-    at_H = found_H if sparsity_H is None else sparsity_H
+    observed_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
+    at_H = observed_H if sparsity_H is None else sparsity_H
     keep_H = profiler.blocks_to_keep(at_H, blocks.count)
     chosen = low_rank_selection(*low, blocks, blocks, keep_H)
     pooled = pooled_selection(*qk, blocks, blocks, keep_H)
@@ -134,7 +134,7 @@ def head_metrics(
         overlap,
         held_mass(share_BHQK, other) / ceiling,
     )
-    return [found_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
+    return [observed_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
 
 
 def held_mass(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
