@@ -15,7 +15,7 @@ from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
 
-PATIENCE = 100_000  # draws without a new chain after which there are taken to be no more
+MAX_FAILED_DRAWS = 100_000  # draws without a new chain after which there are taken to be no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def problems(cfg: Chains, split: Split) -> list[Problem]:
         text = show(terms)
         if split_of(text) == split and text not in sums:
             sums[text], in_vain = sum(terms), 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
             raise ConfigError(
                 f"data.{split}={wanted}: only {len(sums)} such chains were found; ask for fewer, or for more terms"
             )

@@ -15,7 +15,7 @@ from stepstack.config import Strict
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .?"
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-LONGEST = 9  # characters of a word with the space behind it
+MAX_WORD_CHARACTERS = 9  # characters of a word with the space behind it
 BLOCK = 256  # rows that are drawn at a time
 
 
@@ -54,7 +54,7 @@ class Language:
 @lru_cache(maxsize=4)
 def language(cfg: Grammar, seed: int) -> Language:
     rng = np.random.default_rng([seed, 0])
-    spelling, length = np.full((cfg.words, LONGEST), -1), np.zeros(cfg.words, np.int64)
+    spelling, length = np.full((cfg.words, MAX_WORD_CHARACTERS), -1), np.zeros(cfg.words, np.int64)
     for word in range(cfg.words):
         syllables = "".join(rng.choice(list(CONSONANTS)) + rng.choice(list(VOWELS)) for _ in range(rng.integers(1, 4)))
         letters = syllables + ("n" if rng.random() < 0.3 else "") + (". " if word % 16 == 15 else " ")
@@ -73,7 +73,7 @@ def language(cfg: Grammar, seed: int) -> Language:
 def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDArray[np.int64]:
     """``BLOCK`` rows [BLOCK, width] of a stream: a pure function of its arguments."""
     lang, rng = language(cfg, seed), np.random.default_rng([seed, 1, stream, number])
-    rows = np.full((BLOCK, width + LONGEST), -1)
+    rows = np.full((BLOCK, width + MAX_WORD_CHARACTERS), -1)
     at, kind = np.zeros(BLOCK, np.int64), rng.integers(0, lang.classes, BLOCK)
     while at.min() < width:
         kind = (rng.random(BLOCK)[:, None] > lang.next_cdf_CC[kind]).sum(axis=1)
@@ -82,7 +82,7 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
             here = kind == c
             word[here] = lang.members[c][np.searchsorted(lang.word_cdf[c], chance[here])]
         open_rows = np.flatnonzero(at < width)
-        for letter in range(LONGEST):
+        for letter in range(MAX_WORD_CHARACTERS):
             there = open_rows[letter < lang.length_W[word[open_rows]]]
             rows[there, at[there] + letter] = lang.spelling_WL[word[there], letter]
         at[open_rows] += lang.length_W[word[open_rows]]

@@ -34,8 +34,8 @@ STEP: dict[str, tuple[int, int]] = {
     "up": (0, -1),
 }
 SPEED = 0.1  # pixels per frame of a motion score of 1
-PATIENCE = 20_000  # draws without a new clip after which there are taken to be no more
-NEVER = 8  # one in so many prompts is kept out of training
+MAX_FAILED_DRAWS = 20_000  # draws without a new clip after which there are taken to be no more
+HELD_OUT_PROMPT_MODULUS = 8  # one in so many prompts is kept out of training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +121,14 @@ def clips(cfg: Moving, split: Split) -> list[Clip]:
             and not (split == "train" and is_held_out_prompt(clip.prompt))
         ):
             distinct[clip], in_vain = None, 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
             raise ConfigError(f"data.{split}={wanted}: only {len(distinct)} such clips were found; ask for fewer")
     return list(distinct)
 
 
 def is_held_out_prompt(prompt: str) -> bool:
     """Whether no training clip has this prompt."""
-    return zlib.crc32(prompt.encode()) % NEVER == 0
+    return zlib.crc32(prompt.encode()) % HELD_OUT_PROMPT_MODULUS == 0
 
 
 def draw(rng: random.Random, cfg: Moving) -> Clip:

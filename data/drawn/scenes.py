@@ -35,9 +35,9 @@ RGB: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
     "white": (255, 255, 255),
 }
-GAP = 1  # free pixels between objects
-TRIES = 200  # to place what a scene has, before it is drawn anew
-PATIENCE = 20_000  # draws without a new scene after which there are taken to be no more
+MIN_GAP = 1  # free pixels between objects
+MAX_PLACEMENTS = 200  # to place what a scene has, before it is drawn anew
+MAX_FAILED_DRAWS = 20_000  # draws without a new scene after which there are taken to be no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def problems(cfg: Scenes, split: Split) -> list[Record]:
         scene, question = draw(rng, cfg)
         if split_of_scene(scene) == split and scene not in question_of_scene:
             question_of_scene[scene], in_vain = question, 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
             raise ConfigError(
                 f"data.{split}={wanted}: only {len(question_of_scene)} such scenes were found; ask for fewer, or for "
                 "a finer grid, more objects or longer words"
@@ -188,7 +188,7 @@ def split_of_scene(scene: Scene) -> Split:
 
 def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
     """A scene and what is asked of it (``Record.question``). ConfigError where its parts do not fit into it."""
-    for _ in range(TRIES):
+    for _ in range(MAX_PLACEMENTS):
         drawn = _draw_lines(rng, cfg) if isinstance(cfg, Words) else _draw_things(rng, cfg)
         if drawn is not None:
             return drawn
@@ -277,7 +277,7 @@ def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
 
 def _place(rng: random.Random, cfg: Objects, taken: Sequence[Box]) -> Box | None:
     low, high = -(-cfg.sides[0] // cfg.grid), min(*cfg.size, cfg.sides[1]) // cfg.grid
-    for _ in range(TRIES):
+    for _ in range(MAX_PLACEMENTS):
         side = rng.randint(low, high) * cfg.grid
         x, y = (rng.randint(0, (room - side) // cfg.grid) * cfg.grid for room in cfg.size)
         box = (x, y, x + side, y + side)
@@ -287,7 +287,7 @@ def _place(rng: random.Random, cfg: Objects, taken: Sequence[Box]) -> Box | None
 
 
 def _touch(a: Box, b: Box) -> bool:
-    return a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
+    return a[0] < b[2] + MIN_GAP and b[0] < a[2] + MIN_GAP and a[1] < b[3] + MIN_GAP and b[1] < a[3] + MIN_GAP
 
 
 def _draw_lines(rng: random.Random, cfg: Words) -> tuple[Scene, str] | None:

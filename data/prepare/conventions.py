@@ -26,7 +26,7 @@ Numbers = tuple[float, ...]  # four of a box or two of a point
 MIN_MISFITS = 5  # fewer wrong boxes than this, or than a tenth of all, are single bad rows
 MISFIT_SHARE = 0.1
 OTHER_SHARE = 0.98  # of the boxes must suit a convention for it to be named
-EDGE = 0.97  # of an axis: from here on a box ends at the edge
+AT_EDGE = 0.97  # of an axis: from here on a box ends at the edge
 MIN_AT_EDGE = 3
 
 
@@ -161,7 +161,7 @@ def _read(values: NDArray, sizes: NDArray, convention: Convention) -> _Reading:
 def _at_edge(now: _Reading, other: _Reading) -> NDArray[np.bool_]:
     """Marks that end at the edge of ``other`` on an axis where that edge lies well inside of the declared space [N];
     none unless there are enough of them, nearly all suit ``other`` and next to none end beyond."""
-    at = ((now.reach < EDGE * other.reach) & (other.reach >= EDGE)).any(1) & ~other.beyond
+    at = ((now.reach < AT_EDGE * other.reach) & (other.reach >= AT_EDGE)).any(1) & ~other.beyond
     enough = at.sum() >= max(MIN_AT_EDGE, 10 * other.beyond.sum())
     return at if enough and other.fits.mean() >= OTHER_SHARE else np.zeros(len(at), bool)
 

@@ -31,8 +31,8 @@ from data.prepare.conventions import (
 )
 from data.prepare.manifest import (
     MANIFEST,
+    MAX_ERRORS,
     SCHEMA,
-    SHOWN_ERRORS,
     Manifest,
     Source,
     check_target,
@@ -118,7 +118,7 @@ def prepare(
             **intake.counts,
             "contaminated": len(train) - len(train_rows),
             "kept": {"train": len(train_rows), **{name: len(rows) for name, rows in held_out.items()}},
-            "dropped": intake.errors[:SHOWN_ERRORS],
+            "dropped": intake.errors[:MAX_ERRORS],
         }
         splits = {"train": train_rows, **held_out}
         files = {f"{name}.jsonl": (name, intake.lines(rows, question is None)) for name, rows in splits.items()}

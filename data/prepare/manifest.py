@@ -21,7 +21,7 @@ from typing import Any
 from data.errors import BadRow, DataError
 
 SCHEMA = 2
-SHOWN_ERRORS = 20
+MAX_ERRORS = 20
 MANIFEST = "manifest.json"
 HUB = "hf:"
 
@@ -116,8 +116,8 @@ def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
 def refuse(errors: Sequence[str], outcome: str = "") -> None:
     """DataError with the first 20 of ``errors``, if there are any."""
     if errors:
-        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
-        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:SHOWN_ERRORS]) + more)
+        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
+        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:MAX_ERRORS]) + more)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -35,7 +35,7 @@ DIMENSIONS = {  # of the published comparison
 MOTION = 5.0  # the motion score that is asked for, Step-Video-TI2V's usual one
 CLIPS = (".mp4", ".webm", ".gif")
 Which = Literal["all", "there"]
-NAMED = 20  # missing files that an error lists
+MAX_NAMES = 20  # missing files that an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,5 +165,5 @@ def meta(image: Path) -> dict[str, Any]:
 
 
 def join_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

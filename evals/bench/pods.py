@@ -32,7 +32,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(describe(result["provenance"]), highlight=False)
 
 
-def _clocked(work: Callable[[], Any]) -> tuple[Any, float]:
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """What the work returns, and its CPU seconds."""
     began = time.process_time()
     result = work()
@@ -50,10 +50,10 @@ def _events(nodes: int, events: int) -> dict[str, Any]:
         repair = len(down) > nodes // 50
         node = int(rng.choice(down if repair else np.flatnonzero(rings.healthy_N)))
         before = set(map(tuple, rings.groups().tolist()))
-        change, spent = _clocked(partial(rings.repair if repair else rings.fault, node))
+        change, spent = _timed(partial(rings.repair if repair else rings.fault, node))
         ours.append(spent)
         changed.append(len(change.groups_C))
-        fresh, spent = _clocked(partial(Orchestrator, ring, 32, np.flatnonzero(~rings.healthy_N)))
+        fresh, spent = _timed(partial(Orchestrator, ring, 32, np.flatnonzero(~rings.healthy_N)))
         peer.append(spent)
         renewed.append(len(set(map(tuple, fresh.groups().tolist())) - before))
 
@@ -74,8 +74,8 @@ def _replay() -> dict[str, Any]:
     states = np.random.default_rng(0).random((1000, 720)) > 0.0118
     tps = (8, 16, 32, 64)
     some = states[:20].tolist()
-    fast, ours = _clocked(lambda: [KHop(2).groups(states, tp // 4, 4)[:20].tolist() for tp in tps])
-    slow, spent = _clocked(lambda: [[_plain_khop(state, tp // 4, 2) for state in some] for tp in tps])
+    fast, ours = _timed(lambda: [KHop(2).groups(states, tp // 4, 4)[:20].tolist() for tp in tps])
+    slow, spent = _timed(lambda: [[_plain_khop(state, tp // 4, 2) for state in some] for tp in tps])
     peer = 50 * spent
     if fast != slow:
         raise AssertionError("the vectorised count differs from the loop")
@@ -102,8 +102,8 @@ def _placement() -> dict[str, Any]:
     """Peer: the paper's idea as we read it, columns with faults left out as far as the job fits."""
     deployment, job = Deployment(Ring(2048), 8), Job(32, 4, 54)
     healthy = np.random.default_rng(1).random(2048) >= 0.05
-    mine, ours = _clocked(partial(place, deployment, healthy, job, "aligned"))
-    theirs, peer = _clocked(partial(place, deployment, healthy, job, "constrained"))
+    mine, ours = _timed(partial(place, deployment, healthy, job, "aligned"))
+    theirs, peer = _timed(partial(place, deployment, healthy, job, "constrained"))
     return {
         "what": "placing 85% of 2048 nodes at 5% faults, DP 4; peer: constrained columns",
         "ours": f"{ours:.2f} s, {mine.rate:.1%} between ToRs",

@@ -36,22 +36,24 @@ def measure(batch: int = 16, steps: int = 10) -> dict[str, Any]:
     """One thread. ``batch``: videos of a forward pass; ``steps``: of which the fastest counts."""
     torch.set_num_threads(1)
     rows = [_row("parameters", PLANNED.parameters, sum(p.numel() for p in dit().parameters()))]
-    rows.append(_row("bytes of weights, gradients, moments, average", planned(batch).states, states(batch)))
+    rows.append(_row("bytes of weights, gradients, moments, average", planned_cost(batch).states, states(batch)))
     for again in (False, True):
         how = "recomputed" if again else "kept"
-        want = planned(batch, again)
+        want = planned_cost(batch, again)
         executed = batch * (want.forward + want.backward + want.recomputed)
         rows.append(_row(f"FLOPs of a step, blocks {how}", executed, flops(batch, again)))
     for precision in PRECISIONS:
         for again in (False, True):
             number = "float32" if precision == "no" else "bfloat16"
             what = f"bytes of activations, {number}, blocks {'recomputed' if again else 'kept'}"
-            measured = recomputed(batch, precision) if again else activations(batch, precision)
-            rows.append(_row(what, planned(batch, again, precision).activations, measured))
+            measured = checkpointed_activations(batch, precision) if again else activations(batch, precision)
+            rows.append(_row(what, planned_cost(batch, again, precision).activations, measured))
     peak = matmul()
-    want = planned(batch)
+    want = planned_cost(batch)
     seconds = batch * (want.forward + want.backward) / peak
-    rows.append(_row(f"seconds of a step at the {peak / 1e9:.0f} GFLOP/s of matmul", seconds, spent(batch, steps)))
+    rows.append(
+        _row(f"seconds of a step at the {peak / 1e9:.0f} GFLOP/s of matmul", seconds, fastest_step(batch, steps))
+    )
     return {"bench": "video-memory", "batch": batch, "tokens": TOKENS, "rows": rows, "provenance": provenance()}
 
 
@@ -64,7 +66,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(describe(result["provenance"]), highlight=False)
 
 
-def planned(batch: int, again: bool = False, precision: Precision = "no") -> Cost:
+def planned_cost(batch: int, again: bool = False, precision: Precision = "no") -> Cost:
     return cost(PLANNED, TOKENS, Machine(gpus=1, micro=batch, precision=precision, again=again))
 
 
@@ -119,12 +121,12 @@ def activations(batch: int, precision: Precision, again: bool = False, layers: i
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model, batch_inputs = dit(again, precision, layers), inputs(batch, dtype)
     cast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    with kept({p.untyped_storage().data_ptr() for p in model.parameters()}) as stored, cast:
+    with saved_storages({p.untyped_storage().data_ptr() for p in model.parameters()}) as stored, cast:
         model(**batch_inputs)
         return sum(stored().values())
 
 
-def recomputed(batch: int, precision: Precision) -> int:
+def checkpointed_activations(batch: int, precision: Precision) -> int:
     """Bytes at the height of a backward pass: the inputs of all blocks, and what one block keeps beside its own."""
     less, more = (activations(batch, precision, layers=n) for n in (1, 2))
     own = batch * TOKENS * PLANNED.width * BYTES[precision]
@@ -132,7 +134,7 @@ def recomputed(batch: int, precision: Precision) -> int:
 
 
 @contextlib.contextmanager
-def kept(without: set[int]) -> Iterator[Any]:
+def saved_storages(without: set[int]) -> Iterator[Any]:
     """A function that tells the bytes of each storage saved for backward so far, by its address."""
     saved: list[Tensor] = []  # held, so that no address is given out twice
 
@@ -151,20 +153,20 @@ def kept(without: set[int]) -> Iterator[Any]:
 def matmul() -> float:
     """FLOP/s of float32 matrix products of this machine, one thread: the fastest of some."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    return 2 * SIDE**3 / min(_clocked(partial(torch.mm, a, b)) for _ in range(REPEATS))
+    return 2 * SIDE**3 / min(_cpu_seconds(partial(torch.mm, a, b)) for _ in range(REPEATS))
 
 
-def spent(batch: int, steps: int) -> float:
+def fastest_step(batch: int, steps: int) -> float:
     """Seconds of a forward and backward pass, the fastest of ``steps``."""
     model, batch_inputs = dit(), inputs(batch)
-    return min(_clocked(lambda: model(**batch_inputs).square().mean().backward()) for _ in range(steps))
+    return min(_cpu_seconds(lambda: model(**batch_inputs).square().mean().backward()) for _ in range(steps))
 
 
-def _clocked(work: Any) -> float:
+def _cpu_seconds(work: Any) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def _row(what: str, planned: float, measured: float) -> dict[str, Any]:
-    return {"what": what, "planned": planned, "measured": measured, "ratio": measured / planned}
+def _row(what: str, planned_cost: float, measured: float) -> dict[str, Any]:
+    return {"what": what, "planned": planned_cost, "measured": measured, "ratio": measured / planned_cost}

@@ -47,7 +47,7 @@ def test_text_without_typos_is_spelled_from_the_lexicon():
     words = {grammar.show(row[:n]) for row, n in zip(lang.spelling_WL, lang.length_W, strict=True)}
     written = grammar.show(grammar.rows(clean, 3, 0, 0, 1, 400)[0])
     at = 0
-    while at < len(written) - grammar.LONGEST:
+    while at < len(written) - grammar.MAX_WORD_CHARACTERS:
         [word] = [w for w in words if written.startswith(w, at)][:1]
         at += len(word)
     dirty = grammar.rows(GRAMMAR, 3, 0, 0, 256, 200)

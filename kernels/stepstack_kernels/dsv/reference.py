@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES = 1 << 24  # of masked scores held at once; the whole of a small sequence goes in one piece
+MAX_SCORES = 1 << 24  # of masked scores held at once; the whole of a small sequence goes in one piece
 
 
 def sparse_attention(
@@ -30,7 +30,7 @@ def sparse_attention(
     if dtype in (torch.float16, torch.bfloat16):
         q_BHSD, k_BHTD, v_BHTD = q_BHSD.float(), k_BHTD.float(), v_BHTD.float()
     batch, heads, tokens, _ = q_BHSD.shape
-    piece = max(1, SCORES // (batch * heads * k_BHTD.shape[2]))
+    piece = max(1, MAX_SCORES // (batch * heads * k_BHTD.shape[2]))
     pieces = []
     for start in range(0, tokens, piece):
         rows = query_of_S[start : start + piece]

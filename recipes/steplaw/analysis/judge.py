@@ -17,7 +17,7 @@ from stepstack.planning.steplaw.laws import PowerLaw
 
 Values = NDArray[np.float64]
 Law = Callable[[LossGrid], tuple[float, float]]  # (peak learning rate, batch in tokens) for a grid's model and tokens
-NOISE = 1e-3  # of the loss: a dip that is smaller is no second minimum
+VALLEY_TOLERANCE = 1e-3  # of the loss: a dip that is smaller is no second minimum
 
 
 def at_grid(law: PowerLaw) -> Law:
@@ -140,7 +140,7 @@ def paired(ours: Values, theirs: Values, draws: int = 10_000, seed: int = 0) -> 
 
 def valleys(grid: LossGrid) -> tuple[int, int]:
     """(slices with one valley, slices) of a grid: the runs of one batch by learning rate, and of one learning rate by
-    batch, three or more each. One valley: away from its lowest run the loss never falls by more than ``NOISE``."""
+    batch, three or more each. One valley: away from its lowest run the loss never falls by more than ``VALLEY_TOLERANCE``."""
     lrs, batches = (np.round(column, 1) for column in (2 * np.log2(grid.lr), 4 * np.log2(grid.batch)))
     good = total = 0
     for fixed, moving in ((batches, grid.lr), (lrs, grid.batch)):
@@ -155,4 +155,4 @@ def valleys(grid: LossGrid) -> tuple[int, int]:
 def _one_valley(excess: Values) -> bool:
     at = int(excess.argmin())
     sides = excess[at::-1], excess[at:]
-    return all(float((np.maximum.accumulate(side) - side).max()) <= NOISE for side in sides)
+    return all(float((np.maximum.accumulate(side) - side).max()) <= VALLEY_TOLERANCE for side in sides)

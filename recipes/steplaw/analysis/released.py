@@ -20,7 +20,7 @@ from stepstack.report.html import Report
 SEQUENCE = 2048
 DENSE, MOE, FITS = "dense_lr_bs_loss.csv", "moe_lr_bs_loss.csv", "1004_fitted_lr_bs_scaling_model_parameters.csv"
 SHAPE = ("h", "ffnh", "numl")
-VALLEY = 0.05  # excess loss of the runs whose slices are looked at: above, runs diverge at chance heights
+VALLEY_WINDOW = 0.05  # excess loss of the runs whose slices are looked at: above, runs diverge at chance heights
 # Mean excess loss on the paper's own grids, per mille, as its table 1 prints it.
 REPORTED = {"Step Law": 0.94, "Porian": 3.71, "Microsoft": 9.25, "DeepSeek": 9.26, "OpenAI": 9.51}
 
@@ -155,10 +155,10 @@ def total_or_active(folder: Path, moe: Sequence[LossGrid]) -> dict[str, Any]:
 
 def convexity(some: Sequence[LossGrid]) -> dict[str, Any]:
     """Grids whose fitted surface has a minimum, and slices of grids with one valley: of all runs, and of those within
-    ``VALLEY`` of the best."""
+    ``VALLEY_WINDOW`` of the best."""
     every, near = (
         np.array([judge.valleys(one) for one in group]).sum(axis=0)
-        for group in (some, [g.within(VALLEY) for g in some])
+        for group in (some, [g.within(VALLEY_WINDOW) for g in some])
     )
     return {
         "surfaces": [sum(fit.surface(grid).convex for grid in some), len(some)],

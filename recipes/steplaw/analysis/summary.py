@@ -17,7 +17,7 @@ from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
-FEWEST = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
+MIN_BOOTSTRAP_POINTS = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
 Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators
 
 
@@ -48,7 +48,7 @@ def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[s
     law = fit.power_law(optima, batch_of_params)
     facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
     facts["r2"] = fit.r_squared(law, optima)
-    if len(optima.lr) >= FEWEST and draws:
+    if len(optima.lr) >= MIN_BOOTSTRAP_POINTS and draws:
         drawn = fit.bootstrap(optima, draws, batch_of_params=batch_of_params)
         for name in ("lr", "batch"):
             columns = np.array([getattr(one, name) for one in drawn]).T
@@ -59,8 +59,8 @@ def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[s
 def summarise(
     grids: Sequence[LossGrid],
     *,
-    window: float = fit.WINDOW,
-    tolerance: float = fit.NEAR,
+    window: float = fit.SURFACE_WINDOW,
+    tolerance: float = fit.NEAR_BEST,
     draws: int = 1000,
     batch_of_params: bool = False,
     track: Track = iter,

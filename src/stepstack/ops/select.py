@@ -15,7 +15,7 @@ from torch import Tensor
 from stepstack.ops.attention import Impl, resolve_impl
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 
-SCORES = 1 << 26  # of block scores held at once (256 MiB)
+MAX_SCORES = 1 << 26  # of block scores held at once (256 MiB)
 
 
 def pooled_selection(
@@ -84,7 +84,7 @@ def _select(
     batch, heads = q.shape[:2]
     keep_BHQ = torch.tensor(keep_H, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
     indices = []
-    few = max(1, SCORES // (queries.count * keys.count))
+    few = max(1, MAX_SCORES // (queries.count * keys.count))
     for b in range(batch):
         for h in range(0, heads, few):
             part = scores(slice(b, b + 1), slice(h, h + few)).flatten(0, 2)

@@ -1,6 +1,7 @@
-"""Jobs onto rows so that the slowest row is as fast as can be, whatever a row's time depends on. No torch.
+"""Assignment of jobs to rows so that the slowest row is as fast as possible, whatever a row's time depends on. No
+torch.
 
-An assignment is an array [jobs] of row numbers; every row must get a job.
+An assignment is an array [jobs] of row numbers. Every row must get a job.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Assignment = NDArray[np.intp]
-# Of M assignments [M, jobs]: what is to be least, and what decides between equals (local search needs a slope).
+# From M assignments [M, jobs] to two arrays [M]: the cost to minimise, and the cost that decides between equals (local
+# search needs a slope).
 Score = Callable[[Assignment], tuple[NDArray[np.float64], NDArray[np.float64]]]
 
-CHUNK = 4096  # assignments scored at once
-MOVED = 4  # jobs that a restart puts elsewhere
+SCORE_CHUNK = 4096  # assignments scored at once
+RESTART_MOVES = 4  # jobs that a restart puts elsewhere
 
 
 def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment:
-    """Longest processing time first: jobs from heavy to light, each to the row with the least burden so far. The
-    largest is at most 4/3 - 1/(3 rows) of the best possible (Graham 1969, theorem 2); DSV section 7.1."""
+    """Longest processing time first: jobs from heavy to light, each to the row with the least burden so far.
+
+    The largest burden is at most 4/3 - 1/(3 rows) of the best possible one (Graham 1969, theorem 2; DSV section 7.1).
+    ValueError where there are fewer jobs than rows.
+    """
     if rows > len(burdens) or rows < 1:
-        raise ValueError(f"{len(burdens)} jobs cannot be spread over {rows} rows")
+        raise ValueError(f"{len(burdens)} jobs cannot be spread over {rows} rows: take 1 to {len(burdens)} rows")
     loads, counts, assignment = np.zeros(rows), np.zeros(rows, int), np.empty(len(burdens), np.intp)
     for job in np.argsort(-np.asarray(burdens, float), kind="stable"):
         row = np.lexsort((counts, loads))[0]  # by count where burdens are 0, so that no row stays empty
@@ -31,7 +36,10 @@ def lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment
 
 
 def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assignment:
-    """``lpt`` with as many jobs in each row as may be, give or take one: for costs that grow with the number."""
+    """Variant of ``lpt`` that gives each row the same number of jobs, give or take one.
+
+    It suits costs that grow with the number of jobs.
+    """
     order, loads = np.argsort(-np.asarray(burdens, float), kind="stable"), np.zeros(rows)
     assignment = np.empty(len(burdens), np.intp)
     for start in range(0, len(order), rows):
@@ -45,8 +53,11 @@ def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assig
 def search(
     score: Score, burdens: NDArray[np.float64], rows: int, exact: int, restarts: int, seed: int
 ) -> tuple[Assignment, bool]:
-    """The best assignment found, and whether all were tried: they are where there are at most ``exact``. Else the two
-    greedy ones and ``restarts`` disturbed ones are improved by moving a job or exchanging two, until nothing helps."""
+    """Best assignment found, and whether all assignments were tried.
+
+    All are tried where there are at most ``exact`` of them. Otherwise the two greedy assignments and ``restarts``
+    randomly disturbed ones are improved by moving one job or exchanging two, until nothing helps.
+    """
     jobs = len(burdens)
     if rows == 1:
         return np.zeros(jobs, np.intp), True
@@ -58,7 +69,9 @@ def search(
     )
     for _ in range(restarts):
         start = best.copy()
-        start[rng.choice(jobs, min(MOVED, jobs), replace=False)] = rng.integers(rows, size=min(MOVED, jobs))
+        start[rng.choice(jobs, min(RESTART_MOVES, jobs), replace=False)] = rng.integers(
+            rows, size=min(RESTART_MOVES, jobs)
+        )
         if len(np.unique(start)) == rows:
             best = min(best, _improve(score, start, rows), key=lambda r: _value(score, r))
     return best, False
@@ -75,7 +88,7 @@ def _improve(score: Score, rows_of: Assignment, rows: int) -> Assignment:
 
 
 def _neighbours(rows_of: Assignment, rows: int) -> Assignment:
-    """One job moved, or two of different rows exchanged."""
+    """All assignments that differ from this one by one moved job or two exchanged jobs, [neighbours, jobs]."""
     job, row = np.divmod(np.arange(len(rows_of) * rows), rows)
     leaves = (rows_of[job] != row) & (np.bincount(rows_of, minlength=rows)[rows_of[job]] > 1)
     job, row = job[leaves], row[leaves]
@@ -99,7 +112,9 @@ def _all(jobs: int, rows: int) -> Assignment:
 def _least(score: Score, among: Assignment) -> Assignment:
     first, second = (
         np.concatenate(parts)
-        for parts in zip(*(score(among[at : at + CHUNK]) for at in range(0, len(among), CHUNK)), strict=True)
+        for parts in zip(
+            *(score(among[at : at + SCORE_CHUNK]) for at in range(0, len(among), SCORE_CHUNK)), strict=True
+        )
     )
     return among[np.lexsort((second, first))[0]]
 

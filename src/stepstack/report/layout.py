@@ -29,7 +29,7 @@ from stepstack.report import formats
 from stepstack.report.formats import Format, Table, TableCell
 from stepstack.report.provenance import describe
 
-SHOWN = 40  # characters of a value in a note: a hash is cut
+MAX_VALUE_CHARACTERS = 40  # characters of a value in a note: a hash is cut
 Some = Field(min_length=1)
 
 
@@ -123,15 +123,15 @@ def load(name: str, root: Path = ROOT) -> Layout:
     """ConfigError that names file and key for what is no layout."""
     file = root / "evals" / "tables" / f"{name}.yaml"
     if not file.is_file():
-        raise ConfigError(f"{_shown(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
+        raise ConfigError(f"{_relative(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_shown(file, root)}: not YAML: {error}") from None
+        raise ConfigError(f"{_relative(file, root)}: not YAML: {error}") from None
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
-    return validate(Layout, values, _shown(file, root))
+    return validate(Layout, values, _relative(file, root))
 
 
 def build(name: str, root: Path = ROOT) -> Table:
@@ -163,10 +163,10 @@ def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
     """label -> results, of evals/results/<name>.json."""
     file = root / "evals" / "results" / f"{name}.json"
     if not file.is_file():
-        raise ConfigError(f"{_shown(file, root)} does not exist: `stepstack record` makes it from a finished run")
+        raise ConfigError(f"{_relative(file, root)} does not exist: `stepstack record` makes it from a finished run")
     facts = json.loads(file.read_text())
     if "evals" not in facts:
-        raise ConfigError(f"{_shown(file, root)} has no key 'evals': record the run again (stepstack record)")
+        raise ConfigError(f"{_relative(file, root)} has no key 'evals': record the run again (stepstack record)")
     return facts["evals"]
 
 
@@ -212,7 +212,7 @@ def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[E
 
 def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | TableCell]:
     file = root / "evals" / "reported" / f"{row.reported}.json"
-    path = _shown(file, root)
+    path = _relative(file, root)
     if not file.is_file():
         raise ConfigError(f"{path} does not exist: the row {row.model!r} names it")
     published = validate(Publication, json.loads(file.read_text()), path)
@@ -262,7 +262,7 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for key in dict.fromkeys(key for fact in facts for key in fact):
         values = list(dict.fromkeys(json.dumps(fact.get(key)) for fact in facts))
         if len(values) > 1 and not (key == "rows" and texts):  # another version or n has other rows by nature
-            short = [value if len(value) <= SHOWN else value.strip('"')[:8] for value in values]
+            short = [value if len(value) <= MAX_VALUE_CHARACTERS else value.strip('"')[:8] for value in values]
             texts.append(f"{key} differs ({', '.join(short)})")
     return texts
 
@@ -327,10 +327,12 @@ def validate(cls: type, values: Any, file: str) -> Any:
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{file}: {_said(item)}" for item in error.errors(include_url=False))) from None
+        raise ConfigError(
+            "\n".join(f"{file}: {_error_text(item)}" for item in error.errors(include_url=False))
+        ) from None
 
 
-def _said(item: Mapping[str, Any]) -> str:
+def _error_text(item: Mapping[str, Any]) -> str:
     place = [str(part) for i, part in enumerate(item["loc"]) if not (i == 2 and part in ("measured", "reported"))]
     key = ".".join(place) or "the file"
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -339,5 +341,5 @@ def _said(item: Mapping[str, Any]) -> str:
     return f"{key}: {item['msg']}"
 
 
-def _shown(file: Path, root: Path) -> str:
+def _relative(file: Path, root: Path) -> str:
     return str(file.relative_to(root))

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_WORK = 50_000_000  # additions that an exact test may take; beyond it signs are drawn at random
-DRAWS, BLOCK = 100_000, 1000
+MAX_EXACT_ADDITIONS = 50_000_000  # additions that an exact test may take; beyond it signs are drawn at random
+RANDOM_DRAWS, BLOCK = 100_000, 1000
 
 SampleRow = Mapping[str, Any]  # of a samples.jsonl
 
@@ -108,7 +108,7 @@ def sign_flip(differences: Sequence[Fraction]) -> tuple[float, bool]:
     whole = [int(d * scale) for d in moved]
     common = math.gcd(*whole)
     sizes = [abs(d) // common for d in whole]
-    if len(sizes) * (sum(sizes) + 1) <= MOST_WORK:
+    if len(sizes) * (sum(sizes) + 1) <= MAX_EXACT_ADDITIONS:
         return _exact(sizes, abs(sum(whole)) // common), True
     return _drawn(np.array([float(d) for d in moved])), False
 
@@ -135,10 +135,10 @@ def _drawn(differences: NDArray[np.float64]) -> float:
         abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
     )  # sums in another order differ in the last bits
     hits = 0
-    for _ in range(DRAWS // BLOCK):
+    for _ in range(RANDOM_DRAWS // BLOCK):
         signs = random.integers(0, 2, (BLOCK, len(differences)), dtype=np.int8) * 2 - 1
         hits += int((np.abs(signs @ differences) >= observed).sum())
-    return (hits + 1) / (DRAWS + 1)
+    return (hits + 1) / (RANDOM_DRAWS + 1)
 
 
 def _questions(rows: Sequence[SampleRow], which: str) -> dict[int, list[SampleRow]]:

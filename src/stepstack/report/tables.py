@@ -19,7 +19,7 @@ from stepstack.report import formats, jsonl, layout, plots
 from stepstack.report.formats import Format
 from stepstack.user_code import load_name
 
-MAKERS = ROOT / "evals" / "tables"  # x.py makes table x by ``table(root)``, and table x.y by ``y(root)``
+TABLE_FOLDER = ROOT / "evals" / "tables"  # x.py makes table x by ``table(root)``, and table x.y by ``y(root)``
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -79,10 +79,10 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     """One table, by its name, as Markdown, LaTeX or HTML."""
     stem, _, part = name.partition(".")
-    file = MAKERS / f"{stem.replace('-', '_')}.py"
+    file = TABLE_FOLDER / f"{stem.replace('-', '_')}.py"
     if file.is_file():
         return formats.render(load_name(file, part or "table")(root), format)
     if name not in layout.names(root):
-        have = [*sorted(path.stem.replace("_", "-") for path in MAKERS.glob("[a-z]*.py")), *layout.names(root)]
+        have = [*sorted(path.stem.replace("_", "-") for path in TABLE_FOLDER.glob("[a-z]*.py")), *layout.names(root)]
         raise ValueError(f"no table {name!r}: there are {', '.join(have)}")
     return layout.render(name, format, root)

@@ -19,7 +19,7 @@ from stepstack.report import jsonl, paired
 from stepstack.report.html import script_page
 
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
-MOST = 2  # models side by side
+MAX_MODELS = 2  # models side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,10 @@ def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
     """
     if not any(folders.values()):
         raise ValueError("no evaluation to show: give folders with result.json and samples.jsonl")
-    if len(folders) > MOST:
-        raise ValueError(f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MOST}")
+    if len(folders) > MAX_MODELS:
+        raise ValueError(
+            f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MAX_MODELS}"
+        )
     by_label = {label: _read_all(places, label) for label, places in folders.items()}
     keys = list(dict.fromkeys(key for evaluations in by_label.values() for key in evaluations))
     tasks = [_task(key, {label: evaluations.get(key) for label, evaluations in by_label.items()}) for key in keys]
@@ -93,7 +95,7 @@ def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]
 def _columns(by: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any] | None]:
     """A question's columns; a prompt that equals the one before is left out."""
     columns = [None if column is None else dict(column) for column in by.values()]
-    if len(columns) == MOST and columns[0] and columns[1] and columns[0]["prompt"] == columns[1]["prompt"]:
+    if len(columns) == MAX_MODELS and columns[0] and columns[1] and columns[0]["prompt"] == columns[1]["prompt"]:
         del columns[1]["prompt"]
     return columns
 
@@ -109,7 +111,7 @@ def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _paired(there: Mapping[str, Evaluation]) -> str | None:
     """The test in words, for two models; where it cannot be made, why."""
-    if len(there) < MOST:
+    if len(there) < MAX_MODELS:
         return None
     (a, left), (b, right) = there.items()
     try:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-FLOOR = 0.25  # saturation (largest minus smallest channel) below which a pixel counts as grey
-LEAST = 4.0  # saturation summed over a frame, below which the form is taken to be gone
-STILL = 1.0  # pixels between first and last frame, below which nothing has moved
+MIN_SATURATION = 0.25  # saturation (largest minus smallest channel) below which a pixel counts as grey
+MIN_FRAME_SATURATION = 4.0  # saturation summed over a frame, below which the form is taken to be gone
+MIN_MOTION = 1.0  # pixels between first and last frame, below which nothing has moved
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class MotionTrack:
     def direction(self) -> str | None:
         """The axis and sign of the net motion; None below a pixel."""
         x, y = self._net()
-        if max(abs(x), abs(y)) < STILL:
+        if max(abs(x), abs(y)) < MIN_MOTION:
             return None
         if abs(x) >= abs(y):
             return "right" if x > 0 else "left"
@@ -57,9 +57,9 @@ def track_motion(clip: NDArray, palette: Mapping[str, tuple[int, int, int]]) -> 
     """Track the form by its saturation and name its colour in each frame. ValueError for what is no clip."""
     video = as_floats(clip)
     saturation = video.max(-1) - video.min(-1)
-    weight = np.maximum(saturation - FLOOR, 0)
+    weight = np.maximum(saturation - MIN_SATURATION, 0)
     mass = weight.sum((1, 2))
-    gone = saturation.sum((1, 2), where=saturation > FLOOR) < LEAST
+    gone = saturation.sum((1, 2), where=saturation > MIN_SATURATION) < MIN_FRAME_SATURATION
     rows, columns = (np.arange(n) + 0.5 for n in video.shape[1:3])
     with np.errstate(invalid="ignore", divide="ignore"):
         track = np.stack([(weight * columns).sum((1, 2)), (weight * rows[:, None]).sum((1, 2))], 1) / mass[:, None]
@@ -104,7 +104,7 @@ def psnr(a: NDArray, b: NDArray) -> float:
 def straightness(track: Floats) -> float:
     """Net distance over length of the path, 1 for a straight line; 1 for what stands still."""
     length = float(np.hypot(*np.diff(track, axis=0).T).sum())
-    return float(np.hypot(*(track[-1] - track[0]))) / length if length > STILL else 1.0
+    return float(np.hypot(*(track[-1] - track[0]))) / length if length > MIN_MOTION else 1.0
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:

@@ -28,7 +28,7 @@ def test_the_top_is_torchs_and_ties_go_to_the_lower_block(data):
 
 @pytest.fixture(params=[1 << 26, 1], ids=["all heads at once", "head by head"])
 def sequences(request, monkeypatch):
-    monkeypatch.setattr(select, "SCORES", request.param)
+    monkeypatch.setattr(select, "MAX_SCORES", request.param)
     random = torch.Generator().manual_seed(0)
     queries, keys = ragged(40, 9, seed=3), ragged(50, 12, seed=4)
     return torch.randn(2, 3, 40, 8, generator=random), torch.randn(2, 3, 50, 8, generator=random), queries, keys

@@ -21,7 +21,7 @@ SELECTION = choose(BLOCKS, BLOCKS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scores_at_once", [1 << 24, 500])  # of scores: in one piece, and in many
 def test_output_and_every_gradient(monkeypatch, seed, scores_at_once):
-    monkeypatch.setattr(reference, "SCORES", scores_at_once)
+    monkeypatch.setattr(reference, "MAX_SCORES", scores_at_once)
     selection = choose(ragged(50, 12, seed), ragged(33, 20, seed + 9), batch=2, seed=seed)
     assert max(compare(selection, inputs(selection, 8, torch.float64, seed=seed), "reference").relative) < 1e-12
 

@@ -253,13 +253,13 @@ def test_the_papers_example_of_four_heads_on_two_gpus():
 # -- the paper's formulas ----------------------------------------------------------------------------------------------
 
 EVEN = Link((0.0, 1.0), (0.0, 1.0))  # a second a byte
-FREE = Attention((1, 2), (0.0, 1.0), ((1e-12, 1e-13), (2e-12, 1e-13)))
+FAST_COMPUTE = Attention((1, 2), (0.0, 1.0), ((1e-12, 1e-13), (2e-12, 1e-13)))
 
 
 def even(ranks: int, sparsity: list[float]) -> tuple[Profile, Cluster]:
     layout = BlockLayout((4,) * 12, (4,) * 12, ranks)
     profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.from_sparsity(sparsity, layout),), element_bytes=1)
-    return profile, replace(cluster_of(ranks, 8, intra=EVEN, inter=EVEN), compute=FREE)
+    return profile, replace(cluster_of(ranks, 8, intra=EVEN, inter=EVEN), compute=FAST_COMPUTE)
 
 
 @pytest.mark.parametrize("heads", [[[0, 1, 2, 3], [4]], [[0], [1, 2, 3, 4]], [[0, 1], [2, 3, 4]]])

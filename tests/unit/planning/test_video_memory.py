@@ -76,9 +76,9 @@ def test_parameters_are_those_of_the_model(image, motion):
 
 def test_flops_are_those_that_torch_counts():
     for again in (False, True):
-        want = video_memory.planned(2, again)
+        want = video_memory.planned_cost(2, again)
         assert 2 * (want.forward + want.backward + want.recomputed) == video_memory.flops(2, again)
-    assert video_memory.planned(2).recomputed == 0 < want.recomputed < want.forward
+    assert video_memory.planned_cost(2).recomputed == 0 < want.recomputed < want.forward
 
 
 @pytest.mark.parametrize("image", [True, False])
@@ -92,19 +92,19 @@ def test_flops_without_a_condition(image, motion, monkeypatch):
         if not there:
             del arguments[name]
     monkeypatch.setattr(video_memory, "inputs", lambda batch: arguments)
-    want = video_memory.planned(1)
+    want = video_memory.planned_cost(1)
     assert want.forward + want.backward == video_memory.flops(1, again=False)
 
 
 def test_states_are_the_bytes_that_a_step_leaves():
-    assert video_memory.states(2) == video_memory.planned(2).states
+    assert video_memory.states(2) == video_memory.planned_cost(2).states
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_activations_are_what_autograd_keeps(precision):
     """Within 2%: norms' statistics, the embedded time and rotary angles are not in the plan."""
-    planned = [video_memory.planned(4, again, precision).activations for again in (False, True)]
-    result = [video_memory.activations(4, precision), video_memory.recomputed(4, precision)]
+    planned = [video_memory.planned_cost(4, again, precision).activations for again in (False, True)]
+    result = [video_memory.activations(4, precision), video_memory.checkpointed_activations(4, precision)]
     for want, measured in zip(planned, result, strict=True):
         assert measured == pytest.approx(want, rel=0.02)
         assert measured > want

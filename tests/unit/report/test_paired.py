@@ -118,7 +118,7 @@ def test_scores_of_no_common_denominator_are_drawn_and_say_so():
 def test_the_draws_agree_with_the_exact_test(monkeypatch):
     differences = [Fraction(n, 16) for n in np.random.default_rng(3).integers(-10, 14, 60).tolist()]
     exact, _ = sign_flip(differences)
-    monkeypatch.setattr(paired, "MOST_WORK", 0)
+    monkeypatch.setattr(paired, "MAX_EXACT_ADDITIONS", 0)
     drawn, is_exact = sign_flip(differences)
     assert not is_exact
     assert drawn == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 1e5) ** 0.5)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-BEHIND_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some models still do to logits
-NEVER = -1e30  # a logit that no sampler takes; not -inf, whose product with probability 0 is NaN
-CHUNK = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some models still do to logits
+MIN_LOGIT = -1e30  # a logit that no sampler takes; not -inf, whose product with probability 0 is NaN
+MAX_LOGIT_POSITIONS = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ class Policy(nn.Module):
         """``banned`` ids are never sampled, and have no part in the distribution here either."""
         super().__init__()
         self.banned = list(banned)
-        for key in BEHIND_HEAD:
+        for key in LOGIT_TRANSFORMS:
             if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
                 raise ValueError(f"{key}={value}: Policy takes the logits of {lm.config.model_type} as they are")
         self.lm = lm
@@ -53,16 +53,18 @@ class Policy(nn.Module):
 
     def scored(self, hidden_ND: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(logprob [N], entropy [N]) of labels from the last hidden states before them."""
-        if len(labels) <= CHUNK:
+        if len(labels) <= MAX_LOGIT_POSITIONS:
             return self._head(hidden_ND, labels, temperature)
         parts = [
             checkpoint(self._head, hidden, label, temperature, use_reentrant=False)
-            for hidden, label in zip(hidden_ND.split(CHUNK), labels.split(CHUNK), strict=True)
+            for hidden, label in zip(
+                hidden_ND.split(MAX_LOGIT_POSITIONS), labels.split(MAX_LOGIT_POSITIONS), strict=True
+            )
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _head(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits_NV = self.lm.get_output_embeddings()(hidden_ND)
         if self.banned:
-            logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), NEVER)
+            logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), MIN_LOGIT)
         return token_logprobs(logits_NV, labels_N, temperature)

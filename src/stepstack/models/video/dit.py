@@ -240,7 +240,7 @@ def merge_heads(x_BNSE: Tensor) -> Tensor:
 
 
 # Published name -> ours, for what is the same tensor; "{}" is a block's number.
-SAME = {
+PUBLISHED_NAMES = {
     "pos_embed.proj.bias": "patch.bias",
     "adaln_single.emb.timestep_embedder.linear_1": "time.linear_1",
     "adaln_single.emb.timestep_embedder.linear_2": "time.linear_2",
@@ -253,7 +253,7 @@ SAME = {
     "scale_shift_table": "table_out",
     "proj_out": "out",
 }
-SAME_IN_BLOCK = {
+PUBLISHED_BLOCK_NAMES = {
     "norm1": "norm1",
     "norm2": "norm2",
     "scale_shift_table": "table",
@@ -282,7 +282,7 @@ def _placed(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     if name == "pos_embed.proj.weight":
         return {"patch.weight": tensor.flatten(1)}  # a 1 x 1 convolution
     if not name.startswith("transformer_blocks."):
-        return {_renamed(name, SAME, name): tensor}
+        return {_renamed(name, PUBLISHED_NAMES, name): tensor}
     _, number, inner = name.split(".", 2)
     if inner.endswith(("wqkv.weight", "wkv.weight")):
         layer, _, kind = inner.removesuffix(".weight").rpartition(".")
@@ -291,7 +291,7 @@ def _placed(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
             f"blocks.{number}.{layer}.to_{letter}.weight": part.flatten(0, 1)
             for letter, part in zip(kind[1:], parts, strict=True)
         }
-    return {f"blocks.{number}.{_renamed(inner, SAME_IN_BLOCK, name)}": tensor}
+    return {f"blocks.{number}.{_renamed(inner, PUBLISHED_BLOCK_NAMES, name)}": tensor}
 
 
 def _renamed(name: str, known: Mapping[str, str], whole: str) -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from stepstack.models.video.grid import Grid, grid_of
 
-KEEP = 0.6  # of a frame at a border of two chunks; the rest is its neighbour's (Step-Video's decoder)
+BORDER_WEIGHT = 0.6  # of a frame at a border of two chunks; the rest is its neighbour's (Step-Video's decoder)
 
 
 class VideoCodec(Protocol):
@@ -228,9 +228,9 @@ def mix(chunks_BNFCHW: Tensor) -> Tensor:
     0.4 of the other's, the later one first, as Step-Video's decoder does."""
     chunks = chunks_BNFCHW.clone()
     back, front = chunks[:, 1:, 0].clone(), chunks[:, :-1, -1].clone()
-    back = KEEP * back + (1 - KEEP) * front
+    back = BORDER_WEIGHT * back + (1 - BORDER_WEIGHT) * front
     chunks[:, 1:, 0] = back
-    chunks[:, :-1, -1] = KEEP * front + (1 - KEEP) * back
+    chunks[:, :-1, -1] = BORDER_WEIGHT * front + (1 - BORDER_WEIGHT) * back
     return chunks.flatten(1, 2)
 
 

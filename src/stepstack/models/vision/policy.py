@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stepstack.records import Picture
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-KEPT = 1 << 28  # bytes of patches that a patcher remembers
+MAX_CACHED_BYTES = 1 << 28  # bytes of patches that a patcher remembers
 Grid = tuple[int, int, int]  # patches of a picture: frames, rows, columns
 
 
@@ -63,7 +63,7 @@ class ImagePatcher:
         frames, rows, columns = inputs["image_grid_thw"][0].tolist()
         image_patches = self._kept[picture] = Patches(inputs["pixel_values"], (frames, rows, columns))
         self._bytes += image_patches.pixels.nbytes
-        while self._bytes > KEPT and len(self._kept) > 1:
+        while self._bytes > MAX_CACHED_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
         return image_patches
 

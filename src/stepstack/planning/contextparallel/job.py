@@ -1,4 +1,4 @@
-"""A file that asks for a plan of context parallelism, and the plan beside what it is compared with. No torch."""
+"""Planning job read from a file, and its plan beside simpler alternatives. No torch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ class ContextJob(Strict):
     def __post_init__(self) -> None:
         counts = {len(row) for row in self.sparsity}
         if len(counts) != 1 or 0 in counts:
-            raise ValueError(f"sparsity: every layer must have the same heads, got {sorted(counts)}")
+            raise ValueError(
+                f"sparsity: every layer must have the same number of heads, not {sorted(counts)}: complete the rows"
+            )
 
     @property
     def profile(self) -> Profile:
+        """Profile of the job: an even cut of the sequence with the given sparsity of each layer's heads."""
         blocks, rest = divmod(self.length, self.block)
         sizes = (self.block,) * blocks + ((rest,) if rest else ())
         layout = BlockLayout(sizes, sizes, self.cluster.ranks)
@@ -44,11 +47,12 @@ class ContextJob(Strict):
 
 
 def make_plan(job: ContextJob, watch: Callable[[range], Iterable[int]] = iter) -> Plan:
+    """Plan of the job. ``watch`` wraps the layers' numbers, for example in a progress bar."""
     return plan.plan(job.profile, job.cluster, job.options, watch)
 
 
 def alternatives(job: ContextJob, layer: int) -> dict[str, LayerPlan]:
-    """What knows nothing of sparsity or of grids: heads by number over all ranks, and no exchange of heads."""
+    """Costs of one layer without the planner: heads by number over all ranks, and no exchange of heads at all."""
     profile, heads, ranks = job.profile, len(job.sparsity[0]), job.cluster.ranks
     counts = {"head-wise, by number": ranks, "sequence-wise": 1}
     rows = {name: plan.in_order(heads, count) for name, count in counts.items() if count <= heads}
@@ -56,7 +60,7 @@ def alternatives(job: ContextJob, layer: int) -> dict[str, LayerPlan]:
 
 
 def table(job: ContextJob, plan: Plan) -> str:
-    """Markdown, a row a layer; times in milliseconds of the slowest rank."""
+    """Plan as a Markdown table, one row a layer, with times of the slowest rank in milliseconds."""
     others = [alternatives(job, number) for number in range(len(plan.layers))]
     rows = []
     for number, layer in enumerate(plan.layers):
@@ -77,7 +81,7 @@ def table(job: ContextJob, plan: Plan) -> str:
 
 
 def as_json(job: ContextJob, plan: Plan) -> dict[str, Any]:
-    """The plan, and by layer the seconds of it and of its alternatives."""
+    """Plan as JSON values, with the seconds of each layer and of its alternatives."""
     layers = [
         {**asdict(layer), "seconds": layer.seconds, "gap": layer.gap}
         | {"alternatives": {name: other.seconds for name, other in alternatives(job, number).items()}}

@@ -1,11 +1,11 @@
 """Rings kept up to date fault by fault: an event in, changed ring memberships and transceiver paths out.
 
-The invariant: every component of the ring holds as many groups as it can. A fault dissolves the group it hits; its
-other nodes become spares, as a repaired node does. Where the spares of the component then suffice for a group, they are
-brought together by cutting anew the stretch of the component that holds enough of them and fewest groups. Groups
-outside the stretch keep their nodes and their transceivers' state. For a single fault this is the least number of
-groups that can change: each group between the hole and the spare node that fills it must give one node and take one.
-``moves`` bounds that number, at the price of waste.
+The invariant is that every component of the ring holds as many groups as it can. A fault dissolves the group it hits.
+Its other nodes become spares, as a repaired node does. Where the spares of the component then suffice for a group, they
+are brought together: the orchestrator cuts anew the stretch of the component that holds enough of them and fewest
+groups. Groups outside the stretch keep their nodes and their transceivers' state. For a single fault this is the least
+number of groups that can change, because each group between the hole and the spare node that fills it must give one
+node and take one. ``moves`` bounds that number, at the price of waste.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NONE = -1  # as an owner: a spare node; as a member: the group is dissolved
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an event asks of the cluster.
+    """Changes that an event requires of the cluster.
 
-    ``groups_C``: numbers of the groups that change; ``members_CM``: their nodes from now on, in ring order, -1 where
-    the group is no more. ``nodes_S``, ``states_SK``: nodes of which a transceiver must switch, and their bundles' paths
-    from now on (a faulty node's loop back).
+    ``groups_C``: numbers of the groups that change. ``members_CM``: their new nodes in ring order, -1 where the group
+    no longer exists. ``nodes_S`` and ``states_SK``: nodes of which a transceiver must switch, and the new paths of
+    their bundles (those of a faulty node loop back).
     """
 
     groups_C: NDArray[np.int64]
@@ -38,7 +38,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of a component that can only be cut anew whole: spare nodes, or a group with the spares inside it."""
+    """Stretch of a component that can only be cut anew as a whole: spare nodes, or a group with the spares inside
+    it."""
 
     begin: int
     end: int
@@ -47,14 +48,14 @@ class Stretch:
 
 
 class Orchestrator:
-    """The rings of TP groups on a K-hop ring.
+    """Rings of TP groups on a K-hop ring.
 
-    ``members_GM``: nodes of each group by its number, in ring order, -1 where there is no such group; ``owner_N``: the
-    group of each node, -1 for none; ``states_NK``: the path of each bundle.
+    ``members_GM``: nodes of each group by its number in ring order, -1 where there is no such group. ``owner_N``: the
+    group of each node, -1 for none. ``states_NK``: the path of each bundle.
     """
 
     def __init__(self, ring: Ring, tp: int, faulty: Iterable[int] = (), moves: int | None = None):
-        """``moves``: how many standing groups an event may change at most, beside the one that it hits."""
+        """``moves``: largest number of standing groups that an event may change, beside the one that it hits."""
         self.ring, self.moves = ring, ring.nodes if moves is None else moves
         self.size = ring.group_nodes(tp)
         self.healthy_N = ring.mask(faulty)
@@ -66,25 +67,25 @@ class Orchestrator:
         self._wire(np.arange(ring.nodes))
 
     def fault(self, node: int) -> Change:
-        """ValueError for a node that does not exist or is faulty already."""
+        """Change after a fault of ``node``. ValueError for a node that does not exist or is faulty already."""
         self.ring.check_node(node)
         if not self.healthy_N[node]:
-            raise ValueError(f"node {node} is faulty already")
+            raise ValueError(f"node {node} is faulty already: repair it first")
         self.healthy_N[node] = False
         owner = int(self.owner_N[node])
         hit = self._dissolve([owner]) if owner != NONE else np.empty(0, np.int64)
         return self._settle(node, [owner] if owner != NONE else [], hit)
 
     def repair(self, node: int) -> Change:
-        """ValueError for a node that does not exist or is not faulty."""
+        """Change after the repair of ``node``. ValueError for a node that does not exist or is not faulty."""
         self.ring.check_node(node)
         if self.healthy_N[node]:
-            raise ValueError(f"node {node} is not faulty")
+            raise ValueError(f"node {node} is not faulty: name a faulty node")
         self.healthy_N[node] = True
         return self._settle(node, [], np.empty(0, np.int64))
 
     def groups(self) -> Chains:
-        """[G, M]: the nodes of the groups there are."""
+        """Nodes [G, M] of the existing groups."""
         return self.members_GM[self.members_GM[:, 0] != NONE]
 
     def spares(self) -> NDArray[np.int64]:
@@ -92,7 +93,7 @@ class Orchestrator:
         return np.flatnonzero(self.healthy_N & (self.owner_N == NONE))
 
     def _settle(self, node: int, hit: Sequence[int], freed: NDArray[np.int64]) -> Change:
-        """Form the groups that the components around ``node`` have room for."""
+        """Form the groups that the components around ``node`` can hold."""
         numbers, touched = list(hit), [np.array([node]), freed]
         for component in self.ring.components(self.healthy_N):
             if self._near(node, component):
@@ -103,13 +104,15 @@ class Orchestrator:
         return Change(groups, self.members_GM[groups], *self._wire(np.unique(np.concatenate(touched))))
 
     def _near(self, node: int, component: NDArray[np.int64]) -> bool:
-        """Whether the component holds the node or reaches it, so that its coming or going may matter."""
+        """Whether the component holds the node or reaches it, so that its fault or repair may matter."""
         apart = np.abs(component - node)
         return bool((np.minimum(apart, self.ring.nodes - apart) <= self.ring.hops).any())
 
     def _gather(self, component: NDArray[np.int64], hit: Sequence[int]) -> tuple[list[int], NDArray[np.int64]] | None:
-        """One group more in the component, by the cheapest stretch: (groups that change, nodes of the stretch). None
-        where there are too few spares, too many groups would move, or the wiring holds no such stretch."""
+        """One more group in the component, by the cheapest stretch: (groups that change, nodes of the stretch).
+
+        None where there are too few spares, too many groups would move, or the wiring holds no such stretch.
+        """
         owners = self.owner_N[component]
         if (owners == NONE).sum() < self.size:
             return None
@@ -131,7 +134,7 @@ class Orchestrator:
     def _recut(
         self, nodes: NDArray[np.int64], chains: Chains, hit: Sequence[int]
     ) -> tuple[list[int], NDArray[np.int64]]:
-        """New groups for those of a stretch; each keeps its number, and its place in the order of the stretch."""
+        """Replace the groups of a stretch. Each keeps its number, and its place in the order of the stretch."""
         owners = self.owner_N[nodes]
         _, first_places = np.unique(owners, return_index=True)
         old = owners[np.sort(first_places)]
@@ -159,7 +162,8 @@ class Orchestrator:
         return nodes
 
     def _wire(self, nodes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """Set the bundles of these nodes as their groups want them; the nodes of which one changed, and how."""
+        """Set the bundles of these nodes for their groups. Returns the nodes of which a bundle changed, and the new
+        states."""
         owners = np.unique(self.owner_N[nodes])
         chains = self.members_GM[owners[owners != NONE]]
         loose = nodes[self.owner_N[nodes] == NONE]
@@ -176,7 +180,7 @@ class Orchestrator:
 
 
 def _blocks(owners: NDArray[np.int64]) -> list[Stretch]:
-    """A component's stretches, in order."""
+    """Stretches of a component, in order."""
     edges = np.flatnonzero(owners[1:] != owners[:-1]) + 1
     begins, ends = np.append(0, edges), np.append(edges, len(owners))
     blocks: list[Stretch] = []
@@ -195,7 +199,7 @@ def _blocks(owners: NDArray[np.int64]) -> list[Stretch]:
 
 
 def _stretches(blocks: Sequence[Stretch], size: int, closed: bool) -> list[tuple[int, int, int]]:
-    """(groups, first block, blocks) of the shortest stretches with ``size`` spares; fewest groups first."""
+    """Shortest stretches with ``size`` spares as (groups, first block, blocks), those with fewest groups first."""
     stretches = []
     row = [*blocks, *blocks] if closed else blocks
     last = spares = groups = 0

@@ -20,7 +20,7 @@ from decimal import Decimal
 
 from stepstack.scoring.maths.latex import Unreadable, read
 
-GUARD_LENGTH, GUARD_SCORE = 128, 0.2
+MAX_REPETITIVE_LENGTH, MAX_REPETITION_SCORE = 128, 0.2
 MAX_REPETITION = 1024  # characters; longer texts are refused by the graders' own cap
 
 # Minerva's table of words and commands that carry no value.
@@ -115,7 +115,7 @@ def equal(gold: str, answer: str) -> bool:
             return True
     elif left == right:
         return True
-    if any(len(text) > GUARD_LENGTH and repetition(text) > GUARD_SCORE for text in (gold, answer)):
+    if any(len(text) > MAX_REPETITIVE_LENGTH and repetition(text) > MAX_REPETITION_SCORE for text in (gold, answer)):
         return False
     if _same_value(_bare(gold), _bare(answer)) is True:
         return True

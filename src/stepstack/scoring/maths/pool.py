@@ -18,8 +18,8 @@ from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
 
-STARTUP = 120.0  # seconds a worker may take to import sympy on a busy machine
-GRACE = 60.0  # seconds after the timeout at which an orphaned worker ends itself
+MAX_START_SECONDS = 120.0  # seconds a worker may take to import sympy on a busy machine
+ORPHAN_SECONDS = 60.0  # seconds after the timeout at which an orphaned worker ends itself
 
 
 class GraderError(RuntimeError):
@@ -152,7 +152,7 @@ class _Worker:
     def _start(self) -> None:
         """Returns at once; the child imports meanwhile."""
         self._pipe, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(self._timeout + GRACE), str(self._memory)]
+        arguments = [str(theirs.fileno()), str(self._timeout + ORPHAN_SECONDS), str(self._memory)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stepstack.scoring.maths.worker", *arguments],
             pass_fds=[theirs.fileno()],
@@ -175,8 +175,11 @@ class _Worker:
         if self._ready:
             return
         try:
-            if not self._pipe.poll(STARTUP):
-                raise GraderError(f"a grader's process did not start within {STARTUP:.0f} s: raise pool.STARTUP")
+            if not self._pipe.poll(MAX_START_SECONDS):
+                raise GraderError(
+                    f"a grader's process did not start within {MAX_START_SECONDS:.0f} s: raise MAX_START_SECONDS in "
+                    "stepstack/scoring/maths/pool.py"
+                )
             self._pipe.recv_bytes()
         except (EOFError, OSError):
             code = self._process.wait()

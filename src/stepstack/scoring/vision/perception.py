@@ -35,9 +35,9 @@ from stepstack.scoring.vision.spatial import (
     point_distance,
 )
 
-TAU = 0.1  # of the image's diagonal: a point that far from its target is worth nothing
-TRUE_POSITIVE = 0.5  # IoU
-SAME_LABEL = 1e-6  # decides between matchings of equal IoU, and too small to change others
+MAX_POINT_DISTANCE = 0.1  # of the image's diagonal: a point that far from its target is worth nothing
+MIN_TRUE_POSITIVE_IOU = 0.5  # IoU
+LABEL_BONUS = 1e-6  # decides between matchings of equal IoU, and too small to change others
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def counting(
     finished: bool,
     form: Form | Literal["points"] = "tokens",
     matching: bool = True,
-    tau: float = TAU,
+    tau: float = MAX_POINT_DISTANCE,
     thinking: bool = False,
 ) -> dict[str, float]:
     """Detect, then count. ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance
@@ -155,7 +155,7 @@ def detection(
     finished: bool,
     form: Form = "json",
     matching: bool = True,
-    label_bonus: float = SAME_LABEL,
+    label_bonus: float = LABEL_BONUS,
     same_label: bool = False,
     over: Literal["matched", "all"] = "matched",
     thinking: bool = False,
@@ -181,7 +181,7 @@ def detection(
     overlaps = ious([box for box, _ in predicted], [box for box, _ in expected])
     same = np.array([[a == b for _, b in expected] for _, a in predicted], bool).reshape(overlaps.shape)
     pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
-    hits = [pair for pair in pairs if overlaps[pair] >= TRUE_POSITIVE and (same[pair] or not same_label)]
+    hits = [pair for pair in pairs if overlaps[pair] >= MIN_TRUE_POSITIVE_IOU and (same[pair] or not same_label)]
     count = max(len(pairs), 1) if over == "matched" else max(len(predicted), len(expected))
     return {
         "format": float(well),

@@ -174,7 +174,7 @@ def test_impossible_clips_are_refused(change, message):
 
 
 def test_too_many_clips_are_refused(monkeypatch):
-    monkeypatch.setattr(moving, "PATIENCE", 200)
+    monkeypatch.setattr(moving, "MAX_FAILED_DRAWS", 200)
     few = Moving(radius=(4.0, 4.0), scores=(120.0,), frames=2, test=500, grey=(100, 101))
     with pytest.raises(ConfigError, match=r"data\.test=500"):
         moving.clips(few, "test")

@@ -63,7 +63,7 @@ def test_what_would_leak_across_packed_rows(leak):
 def test_the_chunked_head_equals_the_whole_one_and_so_do_its_gradients(monkeypatch):
     lm, result = tools.qwen2(), []
     for chunk in (4096, 5):
-        monkeypatch.setattr(policy_module, "CHUNK", chunk)
+        monkeypatch.setattr(policy_module, "MAX_LOGIT_POSITIONS", chunk)
         lm.zero_grad()
         logp, entropy = logprobs(lm, ROWS, True, temperature=0.7)
         (logp.sum() + 0.3 * entropy.sum()).backward()

@@ -34,7 +34,7 @@ class Dsv:
         self.stage, self.steps, self.skipped = 1, 0, 0
         self.grid: Grid | None = None  # of the newest call
         self.losses: list[Tensor | None] = [None] * len(attentions)  # smoothed
-        self.seen: list[Tensor | None] = [None] * len(attentions)  # SEEN by head, of the newest observation
+        self.observed_metrics: list[Tensor | None] = [None] * len(attentions)  # SEEN by head, of the newest observation
         self.planned: list[list[float]] | None = None  # sparsity by head that ranks share attention by (context.py)
         self.generator = torch.Generator().manual_seed(config.seed)
         weights = [w for a in attentions for w in (a.predictor.query, a.predictor.key)]
@@ -95,7 +95,7 @@ class Dsv:
             (attention.predictor.query, attention.predictor.key), observation.gradients, strict=True
         ):
             weight.grad = gradient.to(weight.dtype)
-        newest = self.seen[i] = observation.metrics_MH.cpu()
+        newest = self.observed_metrics[i] = observation.metrics_MH.cpu()
         self.losses[i] = profiler.smooth(self.losses[i], observation.loss.cpu(), config.ema)
         attention.sparsity_H = profiler.smooth(attention.sparsity_H, newest[HEAD_METRICS.index("sparsity")], config.ema)
 
@@ -113,12 +113,12 @@ class Dsv:
 
     def metrics(self) -> dict[str, float]:
         """For ``run.log``: the stage, and means by block and over all. Empty until something was observed."""
-        if any(metrics_MH is None for metrics_MH in self.seen):
+        if any(metrics_MH is None for metrics_MH in self.observed_metrics):
             return {}
         names = ("loss", *HEAD_METRICS, "sparse")
         table = [
             [float(loss), *metrics_MH.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
-            for loss, metrics_MH, sparse in zip(self.losses, self.seen, self.sparse(), strict=True)
+            for loss, metrics_MH, sparse in zip(self.losses, self.observed_metrics, self.sparse(), strict=True)
         ]
         values = {"dsv/stage": float(self.stage), "dsv/skipped": float(self.skipped)}
         for name, column in zip(names, zip(*table, strict=True), strict=True):
@@ -128,9 +128,9 @@ class Dsv:
 
     def maps(self) -> dict[str, list[list[float]]]:
         """[attentions][heads] of the smoothed sparsity and of the newest observation, for ``Report.heatmaps``."""
-        if any(metrics_MH is None for metrics_MH in self.seen):
+        if any(metrics_MH is None for metrics_MH in self.observed_metrics):
             return {}
-        newest = torch.stack([metrics_MH for metrics_MH in self.seen if metrics_MH is not None])
+        newest = torch.stack([metrics_MH for metrics_MH in self.observed_metrics if metrics_MH is not None])
         smoothed = torch.stack([a.sparsity_H for a in self.attentions if a.sparsity_H is not None])
         return {"smoothed sparsity": smoothed.tolist()} | {
             name: newest[:, m].tolist() for m, name in enumerate(HEAD_METRICS)
@@ -145,7 +145,7 @@ class Dsv:
             "skipped": self.skipped,
             "grid": self.grid,
             "losses": self.losses,
-            "seen": self.seen,
+            "seen": self.observed_metrics,
             "sparsity": [a.sparsity_H for a in self.attentions],
             "planned": self.planned,
             "optimizer": self.optimizer.state_dict(),
@@ -162,7 +162,7 @@ class Dsv:
             raise ConfigError(f"the saved state of DSV is of another run ({'; '.join([*differ, count])})")
         self.stage, self.steps, self.skipped = state["stage"], state["steps"], state["skipped"]
         self.grid, self.planned = state["grid"], state["planned"]
-        self.losses, self.seen = list(state["losses"]), list(state["seen"])
+        self.losses, self.observed_metrics = list(state["losses"]), list(state["seen"])
         self.speed = None if state["speed"] is None else SpeedProfile.parse(state["speed"])
         for attention, sparsity_H in zip(self.attentions, state["sparsity"], strict=True):
             attention.sparsity_H, attention.speed, attention.checked = sparsity_H, self.speed, None

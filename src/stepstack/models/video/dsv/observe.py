@@ -15,7 +15,7 @@ from stepstack.models.video.dsv.predictor import LowRankPredictor, low_rank, sco
 from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.ops.selection import Blocks
 
-SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
+MAX_SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
 # What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
 # low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
@@ -151,7 +151,7 @@ def sample_blocks(blocks: Blocks, factor: int, generator: torch.Generator) -> Te
 def pieces(blocks: Blocks, sampled: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Tokens of the sampled blocks, and the place among its piece's of the block each is in, so many blocks at a time
     that their scores, ``width`` a token, stay below SCORES (one block at least)."""
-    step = max(1, SCORES // (width * blocks.size))
+    step = max(1, MAX_SCORES // (width * blocks.size))
     for part in sampled.split(step):
         lengths = blocks.lengths[part]
         cube = torch.arange(len(part), device=part.device).repeat_interleave(lengths)

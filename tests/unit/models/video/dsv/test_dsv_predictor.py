@@ -83,7 +83,7 @@ def attention():
 
 @pytest.mark.parametrize("scores", [1 << 26, 1], ids=["at once", "cube by cube"])
 def test_the_inner_backward_is_autograds_whatever_the_pieces(attention, scores, monkeypatch):
-    monkeypatch.setattr(looking, "SCORES", scores)
+    monkeypatch.setattr(looking, "MAX_SCORES", scores)
     predictor, x, q, k, layout = attention
     sampled = torch.tensor([0, 3, layout.blocks.count - 1])  # the last is a smaller one
     observed = observe(predictor, x, q, k, layout, sampled, 0.9, None)
