@@ -31,9 +31,9 @@ def sparse_attention(
     """Attention over the selected key blocks only, o_BHSD (DSV, arXiv 2502.07590, section 5).
 
     ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels,
-    "auto" the kernels where they run. ``check``: look at the selection's values the first time it is used, which
-    waits for the device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit
-    together."""
+    "auto" the kernels where they run. ``check``: verify the selection's values the first time it is used, which waits
+    for the device. Values cannot be verified inside torch.compile. ValueError for arguments that do not fit together.
+    """
     check_layout(q_BHSD, k_BHTD, v_BHTD, selection)
     if check and not torch.compiler.is_compiling():
         selection.check()
@@ -46,6 +46,8 @@ def sparse_attention(
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
+    """Attention by the Triton kernels. Gradients need the transposed lists, which are built only where they are
+    used."""
     from stepstack_kernels.dsv import triton_op
 
     def lists(s: Selection) -> list[Tensor]:
@@ -68,7 +70,7 @@ def kernel_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scal
 
 
 def resolve_impl(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
-    """The implementation that runs. ValueError if the named one cannot."""
+    """Implementation that runs. ValueError if the requested one cannot."""
     if impl == "reference":
         return "reference"
     if impl not in ("auto", "triton"):
@@ -84,7 +86,7 @@ def resolve_impl(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
 
 
 def triton_obstacle(device: str, dtype: torch.dtype, dim: int) -> str | None:
-    """Why the kernels cannot run, or None."""
+    """Reason why the kernels cannot run, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'stepstack[gpu]'"
     from stepstack_kernels.dsv.tiles import interpreted
@@ -102,11 +104,12 @@ def triton_obstacle(device: str, dtype: torch.dtype, dim: int) -> str | None:
 
 @cache
 def log_choice(choice: str, why: str) -> None:
+    """Log the chosen implementation, once for each choice and reason."""
     log.info("sparse attention: %s (%s)", choice, why)
 
 
 def check_layout(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
-    """What can be seen without waiting for the device."""
+    """Raise ValueError for shapes, dtypes or devices that do not fit together, without waiting for the device."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, heads, tokens, dim], not {list(x.shape)}")
@@ -122,6 +125,7 @@ def check_layout(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
 
 
 def check_lengths(q: Tensor, k: Tensor, selection: Selection) -> None:
+    """Raise ValueError for sequences that are not as long as their blocks."""
     for name, x, blocks in (("q", q, selection.queries), ("k", k, selection.keys)):
         if x.shape[2] != blocks.tokens:
             raise ValueError(f"{name} has {x.shape[2]} tokens, its blocks {blocks.tokens}")

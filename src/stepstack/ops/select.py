@@ -1,4 +1,4 @@
-"""Choose key blocks: the highest-scoring ones of each query block, so many per head.
+"""Selection of key blocks: the highest-scoring ones of each query block, a fixed number per head.
 
 Scores exist per pair of blocks, never per pair of tokens, and for a few heads at a time.
 """
@@ -15,13 +15,14 @@ from torch import Tensor
 from stepstack.ops.attention import Impl, resolve_impl
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 
-MAX_SCORES = 1 << 26  # of block scores held at once (256 MiB)
+MAX_SCORES = 1 << 26  # block scores held at once (256 MiB)
 
 
 def pooled_selection(
     q_BHSD: Tensor, k_BHTD: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int], *, impl: Impl = "auto"
 ) -> Selection:
-    """The blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389, section 3).
+    """Selection of the blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389,
+    section 3).
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
@@ -41,12 +42,12 @@ def low_rank_selection(
     scale: float = 1.0,
     impl: Impl = "auto",
 ) -> Selection:
-    """The blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590, section 5): the
-    mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
-    tokens.
+    """Selection of the blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590,
+    section 5).
 
-    ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: what the scores are
-    multiplied by before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
+    The mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
+    tokens. ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: factor of
+    the scores before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
     """
     keep_H, backend = _check(q_BHSR, k_BHTR, queries, keys, keep), resolve_impl(impl, q_BHSR)
     proxies_BHQR = block_means(q_BHSR, queries, backend)
@@ -80,7 +81,7 @@ def _select(
     q: Tensor,
     backend: Literal["reference", "triton"],
 ) -> Selection:
-    """One selection from scores of [1, a few heads, queries, keys] at a time."""
+    """Selection from scores of [1, a few heads, queries, keys] at a time."""
     batch, heads = q.shape[:2]
     keep_BHQ = torch.tensor(keep_H, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
     indices = []
@@ -95,8 +96,10 @@ def _select(
 
 
 def top_blocks(scores_RK: Tensor, keep_R: Tensor, total: int, impl: Literal["reference", "triton"]) -> Tensor:
-    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32 [total =
-    keep's sum]."""
+    """Columns of the ``keep`` highest scores of each row, ascending, row after row, int32 [total = sum of keep].
+
+    Ties go to the lower column.
+    """
     if impl == "reference":
         return reference.top_blocks(scores_RK, keep_R)
     from stepstack_kernels.dsv import triton_select

@@ -1,9 +1,9 @@
-"""Sparse attention whose sequence is cut over ranks: carries out a plan of ``planning.contextparallel`` on plain
-collectives, forward and backward (DSV, arXiv 2502.07590, section 7).
+"""Sparse attention whose sequence is cut over ranks: it executes a plan of ``planning.contextparallel`` by collectives.
 
-A rank gives its shard of q, k and v and the lists of its own query blocks, and gets its shard of the output. In between
-heads are exchanged for queries within a column of the plan's grid (uneven all-to-all), and each rank fetches the blocks
-of keys and values that its queries see and it lacks within a row (selective gather, whose adjoint adds up gradients).
+Forward and backward follow DSV (arXiv 2502.07590, section 7). A rank passes its shard of q, k and v and the lists of
+its own query blocks, and gets its shard of the output. In between, heads are exchanged for queries within a column of
+the plan's grid (uneven all-to-all). Each rank then fetches within its row the blocks of keys and values that its
+queries see and it lacks (selective gather, whose adjoint adds up gradients).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _attend = partial(sparse_attention, check=False)  # the lists were checked whole
 
 
 class Groups:
-    """The process groups of a plan. Made by all ranks of ``group`` (default: the world) at the same time, in the order
-    of their ranks' shards; lives as long as the plan.
+    """Process groups of a plan.
 
-    ``moved``: bytes to and from other ranks so far, by (what, pass, direction): "hcp", "scp" or "lists"; "forward" or
-    "backward"; "sent" or "received". ``before``: of an earlier plan of the same ranks, whose process groups and counts
-    go on. Raises ValueError on every rank if the number of ranks is not the plan's or if ranks have different plans.
+    All ranks of ``group`` (default: the world) create them at the same time, in the order of their ranks' shards. They
+    live as long as the plan. ``moved``: bytes to and from other ranks so far, by (what, pass, direction), that is
+    "hcp", "scp" or "lists", "forward" or "backward", "sent" or "received". ``before``: groups of an earlier plan of the
+    same ranks, whose process groups and counts are continued. ValueError on every rank if the number of ranks is not
+    the plan's or if ranks have different plans.
     """
 
     def __init__(self, plan: Plan, group: dist.ProcessGroup | None = None, before: Groups | None = None):
@@ -57,15 +58,15 @@ class Groups:
             self.row(layer)
 
     def column(self, layer: LayerPlan) -> dist.ProcessGroup:
-        """The ranks that exchange heads for queries with this one; a rank's number in it is its row."""
+        """Ranks that exchange heads for queries with this one. A rank's number in it is its row."""
         return self._group([row[layer.place(self.rank)[1]] for row in layer.grid])
 
     def row(self, layer: LayerPlan) -> dist.ProcessGroup:
-        """The ranks with the heads of this one; a rank's number in it is its column."""
+        """Ranks with the same heads as this one. A rank's number in it is its column."""
         return self._group(layer.grid[layer.place(self.rank)[0]])
 
     def check_agreement(self, error: str | None, same: Any, what: str) -> None:
-        """A collective: if a rank has an error, all raise it; likewise if ranks differ in ``same``."""
+        """Collective check: if a rank has an error, or ranks differ in ``same``, all raise ValueError."""
         answers: list[Any] = [None] * len(self.members)
         dist.all_gather_object(answers, (error, same), group=self.world)
         for rank, (text, _) in enumerate(answers):
@@ -96,11 +97,11 @@ def parallel_attention(
     attend: Attend = _attend,
     check: bool = True,
 ) -> Tensor:
-    """This rank's shard of the output, o_BHsD; a collective of all ranks, and so is its backward.
+    """Shard of the output on this rank, o_BHsD. It is a collective of all ranks, and so is its backward.
 
-    ``selection``: of the query blocks of this rank's shard, over the key blocks of the whole sequence. ``layer``: whose
-    plan is carried out. ``check``: ranks first tell each other whether all they were given fits; if not, all raise one
-    ValueError. Without it a bad argument on one rank can leave the others waiting.
+    ``selection``: lists of the query blocks of this rank's shard, over the key blocks of the whole sequence. ``layer``:
+    number of the layer in the plan. ``check``: ranks first tell each other whether all arguments fit; if not, all raise
+    one ValueError. Without it a bad argument on one rank can leave the others waiting.
     """
     if check:
         same = (layer, tuple(q_BHsD.shape[:2]), q_BHsD.shape[-1], str(q_BHsD.dtype), _learns(q_BHsD, k_BHtD, v_BHtD))
@@ -122,7 +123,7 @@ def parallel_attention(
 
 
 def profile_from_selections(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
-    """What to plan from, of the whole selections of all layers, which share their blocks."""
+    """Profile to plan from, for the whole selections of all layers, which share their blocks."""
     first = selections[0]
     layout = BlockLayout(tuple(first.queries.lengths.tolist()), tuple(first.keys.lengths.tolist()), ranks)
     layers = tuple(Layer.from_mask(selection.mask().cpu().numpy(), layout) for selection in selections)
@@ -130,7 +131,7 @@ def profile_from_selections(selections: Sequence[Selection], ranks: int, head_di
 
 
 def shard_selection(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
-    """The lists of a rank's own query blocks, of the lists of all."""
+    """Lists of a rank's own query blocks, taken from the lists of all."""
     mine = layout.blocks("queries", rank)
     device = selection.indices.device
     rows = torch.arange(selection.rows, device=device).view(-1, selection.queries.count)[:, mine.start : mine.stop]
@@ -143,8 +144,8 @@ def shard_selection(selection: Selection, layout: BlockLayout, rank: int) -> Sel
 
 
 def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tuple[Tensor, Tensor]:
-    """The lists of the row's heads for the column's query blocks: lengths, ordered by (batch, head, block), and what
-    they hold."""
+    """Lists of the row's heads for the column's query blocks: their lengths, ordered by (batch, head, block), and
+    contents."""
     device, batch, count = selection.indices.device, selection.batch, selection.queries.count
     column, heads = groups.column(step), step.heads[step.place(groups.rank)[0]]
     order = torch.tensor([head for row in step.heads for head in row], device=device)
@@ -163,7 +164,7 @@ def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tu
 
 
 def _local(lists: tuple[Tensor, Tensor], step: LayerPlan, keys: Blocks, q: Tensor, groups: Groups) -> Selection:
-    """The lists as a selection of this rank's heads and its column's query blocks, still over all key blocks."""
+    """Selection of this rank's heads and its column's query blocks, still over all key blocks."""
     counts, indices = lists
     layout = groups.plan.layout
     sizes = [layout.queries[block] for rank in _column(step, groups) for block in layout.blocks("queries", rank)]
@@ -177,10 +178,10 @@ def _local(lists: tuple[Tensor, Tensor], step: LayerPlan, keys: Blocks, q: Tenso
 def _gathered(
     q: Tensor, k: Tensor, v: Tensor, local: Selection, step: LayerPlan, groups: Groups, attend: Attend
 ) -> Tensor:
-    """Attention of the row's heads with the blocks fetched that the lists name.
+    """Attention of the row's heads, with the listed blocks fetched that this rank lacks.
 
-    Heads need different blocks. So that none is padded, samples and heads are laid end to end as one sequence, whose
-    keys are first those held here, of all heads, then what came from each other column, as it came.
+    Heads need different blocks. So that none is padded, samples and heads are laid end to end as one sequence. Its keys
+    are first those held here, for all heads, then those of each other column in the order of arrival.
     """
     layout, place, device = groups.plan.layout, step.place(groups.rank)[1], q.device
     batch, heads, _, dim = q.shape
@@ -215,7 +216,7 @@ def _gathered(
 
 
 def _asked_of_me(requests: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
-    """Which of this rank's ``blocks`` each other column asks for: bool [B h, blocks] each."""
+    """Masks bool [B h, blocks] of this rank's ``blocks`` that each other column requests."""
     heads = requests[0].shape[0]
     sent = [part.numel() for part in requests]
     received = [heads * blocks] * len(requests)
@@ -232,7 +233,8 @@ def _tokens_of(wanted: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _renumbered(local: Selection, need: Tensor, owned: list[Tensor], place: int, lengths: Tensor) -> Selection:
-    """The same lists as one head's over the blocks as they now lie: those held here [B h, own], then the fetched."""
+    """The same lists as one head's over the blocks in their new order: those held here [B h, own], then the fetched
+    ones."""
     heads, own, device = need.shape[0], owned[place], need.device
     number = torch.full_like(need, -1, dtype=torch.int64)
     number[:, own] = torch.arange(heads * len(own), device=device).view(heads, -1)
@@ -260,7 +262,7 @@ def _take(counts: Tensor, indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ... of each range, one behind the other."""
+    """Concatenated ranges start, start + 1, ... of the given lengths."""
     offsets = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return starts.repeat_interleave(lengths) + torch.arange(len(offsets), device=lengths.device) - offsets
 
@@ -270,7 +272,7 @@ def _blocks(lengths: Tensor, size: int) -> Blocks:
 
 
 def _column(step: LayerPlan, groups: Groups) -> list[int]:
-    """The ranks whose queries this one has."""
+    """Ranks whose queries this one has."""
     return [row[step.place(groups.rank)[1]] for row in step.grid]
 
 
@@ -288,7 +290,7 @@ def _learns(*tensors: Tensor) -> bool:
 
 
 def _error(q: Tensor, k: Tensor, v: Tensor, selection: Selection, layer: int, groups: Groups) -> str | None:
-    """What does not fit on this rank, or None."""
+    """Message about the first argument that does not fit on this rank, or None."""
     plan = groups.plan
     if not 0 <= layer < len(plan.layers):
         return f"layer {layer}: the plan has layers 0 to {len(plan.layers) - 1}"

@@ -1,8 +1,8 @@
 """Context parallelism of VideoDiT with DSV's attention: a group of ranks shares one video, each holding some cubes.
 
-A shard is cubes that follow each other, so that everything a token at a time is done on the shard, as in
-``Context``. Dense attention and what is observed go by heads (DeepSpeed-Ulysses); sparse attention goes by a plan of
-``planning.contextparallel`` (DSV, arXiv 2502.07590, section 7). For the lists of its query cubes a rank gets the
+A shard is a run of consecutive cubes, so that everything that is done a token at a time is done on the shard, like in
+``Context``. Dense attention and observations are split by heads (DeepSpeed-Ulysses). Sparse attention follows a plan of
+``planning.contextparallel`` (DSV, arXiv 2502.07590, section 7). For the lists of its query cubes a rank gathers the
 low-rank keys of all ranks, or with ``selector="pooled"`` the means of their keys.
 """
 
@@ -36,8 +36,11 @@ from stepstack.planning.contextparallel.problem import BlockLayout, Layer, Profi
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A rank's part of a video's size: ``own`` int64 [s], its tokens as the model numbers them, in the order of cubes;
-    ``angles`` [s, rank / 2] of them in the predictors; ``blocks``: its cubes. ``cut`` has all ranks' shards."""
+    """Part of a video on one rank.
+
+    ``own`` int64 [s]: its tokens as the model numbers them, in the order of cubes. ``angles`` [s, rank / 2]: their
+    angles in the predictors. ``blocks``: its cubes. ``cut`` has all ranks' shards.
+    """
 
     layout: CubeLayout
     cut: BlockLayout
@@ -47,7 +50,7 @@ class Shard:
 
     @classmethod
     def build(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
-        """ValueError where there are fewer cubes than ranks."""
+        """Shard of a rank. ValueError where there are fewer cubes than ranks."""
         sizes = tuple(layout.blocks.lengths.tolist())
         cut = BlockLayout(sizes, sizes, ranks)
         tokens, cubes = cut.tokens("queries", rank), cut.blocks("queries", rank)
@@ -57,20 +60,25 @@ class Shard:
 
 
 class DsvContext(Context):
-    """``Context`` of a model that has DSV: ``dsv`` is its handle. Losses, gradients and what DSV learns and logs are
-    those of one process, whatever the plan. ValueError where attention is not DSV's."""
+    """``Context`` of a model with DSV, whose handle is ``dsv``.
+
+    Losses, gradients, and the values that DSV learns and logs are those of one process, whatever the plan. ValueError
+    where a self-attention is not DSV's.
+    """
 
     def __init__(self, dit: VideoDiT, size: int, dsv: Dsv, context_plan: ContextPlan):
         self.dsv, self.context_plan = dsv, context_plan
         self.shards: dict[tuple[Grid, torch.device], Shard] = {}
-        self.groups: dict[Grid, Groups] = {}  # of the newest plan, by the size of video
+        self.groups: dict[Grid, Groups] = {}  # process groups of the newest plan, by the size of video
         self.newest: Groups | None = None
         super().__init__(dit, size)
         dit.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def __enter__(self) -> None:
-        """Before a step: when it is time for a plan, what it is to be made of. It is kept with DSV's state, so that a
-        resumed run goes by the same plan."""
+        """Take the sparsity for a new plan when one is due.
+
+        It is part of DSV's state, so that a resumed run follows the same plan.
+        """
         dsv = self.dsv
         if dsv.stage == 2 and (dsv.planned is None or dsv.steps % self.context_plan.every == 0):
             dsv.planned = [a.sparsity_H.tolist() for a in dsv.attentions if a.sparsity_H is not None]
@@ -82,7 +90,9 @@ class DsvContext(Context):
     def _share(self, attention: SelfAttention) -> None:
         processor = attention.processor
         if not isinstance(processor, VideoDsv) or processor.context is not None:
-            raise ValueError(f"{type(processor).__name__} attends here: this context parallelism is of DSV, once")
+            raise ValueError(
+                f"{type(processor).__name__} attends here: this context parallelism needs DSV, once"
+            )
         processor.context = self
 
     def _see(self, dit: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
@@ -113,8 +123,11 @@ class DsvContext(Context):
     # -- attention ---------------------------------------------------------------------------------------------------
 
     def attend(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """o [B, H, s, D] from x [B, s, C] and q, k, v [B, H, s, D] of the shard: ``DsvAttention.attend`` shared. What
-        is observed are q and k in v's dtype, as they attend."""
+        """Output o [B, H, s, D] from x [B, s, C] and q, k, v [B, H, s, D] of the shard: ``DsvAttention.attend`` over
+        ranks.
+
+        Observations use q and k in v's dtype, the one in which they attend.
+        """
         if attention.speed is not None:
             attention.check_speed(v, attention.speed)
         q, k = q.to(v.dtype), k.to(v.dtype)  # as autocast gives SDPA: norms leave them wider
@@ -135,8 +148,10 @@ class DsvContext(Context):
         return exchange.to_heads(shards, self.heads, tokens, self.group, self.moved)
 
     def _observe(self, attention: DsvAttention, x: Tensor, call: Call, q: Tensor, k: Tensor) -> None:
-        """Look at this rank's heads. Means over ranks, as ``Dsv.step`` takes them, are those over all heads: ranks have
-        equally many."""
+        """Observe this rank's heads.
+
+        Means over ranks, which ``Dsv.step`` takes, equal means over all heads because ranks have equally many.
+        """
         assert call.sampled is not None
         call.done.add(attention.index)
         own, whole_H = list(self.heads[self.rank]), attention.sparsity_H
@@ -151,7 +166,7 @@ class DsvContext(Context):
         attention.observed = observation if attention.observed is None else attention.observed + observation
 
     def _select(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor) -> Selection:
-        """The lists of the shard's query cubes, over all key cubes."""
+        """Selection of the shard's query cubes over all key cubes."""
         assert attention.sparsity_H is not None
         own, keys = self.shard.blocks, self.shard.layout.blocks
         keep_H = profiler.blocks_to_keep(attention.sparsity_H, keys.count)
@@ -169,7 +184,7 @@ class DsvContext(Context):
         return whole.unflatten(2, (heads, -1)).transpose(1, 2)
 
     def _groups(self, v: Tensor) -> Groups:
-        """The plan of this size of video and its process groups, made by all ranks when it is first needed."""
+        """Process groups of the plan for this size of video, created by all ranks when they are first needed."""
         grid = self.shard.layout.grid
         if grid not in self.groups:
             assert self.dsv.planned is not None

@@ -14,7 +14,7 @@ GPUS = "GPUs"
 
 
 def draw(study: Mapping[str, Any]) -> dict[str, Figure]:
-    """name -> figure, of the parts that the study has."""
+    """Map from name to figure, for the parts that the study has."""
     figures: dict[str, Figure] = {}
     makers: dict[str, tuple[str, Callable[[Axes, Any], None]]] = {
         "waste-over-time": ("over_time", _over_time),
@@ -32,7 +32,7 @@ def draw(study: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def encode(figure: Figure, format: str) -> bytes:
-    """``format``: svg or png."""
+    """Figure as bytes. ``format``: svg or png."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, dpi=150, metadata={"Date": None} if format == "svg" else None)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Everything that `stepstack sim pods` measures, as one record; its tables and its page."""
+"""Study of `stepstack sim pods`: all measurements as one record, its tables and its page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ Progress = Callable[[str, int], Callable[[], None]]  # (what, units) -> advance 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """``nodes`` and ``tor_nodes`` of 4 GPUs: of the waste and of the traffic study; the latter's job takes ``share`` of
-    them. ``draws``: fault states at each ratio; ``tor_draws``, ``gap_draws``: placements at each."""
+    """Settings of the study.
+
+    ``nodes`` and ``tor_nodes``: nodes of 4 GPUs in the waste and in the traffic study. The latter's job takes ``share``
+    of them. ``draws``: fault states at each ratio. ``tor_draws`` and ``gap_draws``: placements at each ratio.
+    """
 
     trace: Path | None = None
     nodes: int = 720
@@ -46,7 +49,7 @@ class Settings:
 
 
 def run(parts: Sequence[str], settings: Settings, progress: Progress) -> dict[str, Any]:
-    """The asked parts. ValueError for an unknown part, or waste without a trace."""
+    """Record of the requested parts. ValueError for an unknown part, or waste without a trace."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
     makers: dict[str, Callable[[Settings, Progress], dict[str, Any]]] = {
@@ -116,12 +119,12 @@ def _mfu(settings: Settings, progress: Progress) -> dict[str, Any]:
 
 
 def record(study: Mapping[str, Any], file: Path) -> None:
-    """Without the curves over time, which the trace gives again."""
+    """Write the study without the curves over time, which the trace gives again."""
     jsonl.write_json_atomic(file, {key: value for key, value in study.items() if key != "over_time"})
 
 
 def write_page(study: Mapping[str, Any], folder: Path) -> Path:
-    """index.html with tables and plots, and each plot as SVG and PNG beside it."""
+    """Write index.html with tables and plots, and each plot as SVG and PNG beside it."""
     page = Report("InfinitePOD: rings of GPUs around faults")
     drawn = figures.draw(study)
     for name, figure in drawn.items():
@@ -135,7 +138,7 @@ def write_page(study: Mapping[str, Any], folder: Path) -> Path:
 
 
 def tables(study: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, head, rows) of what was measured."""
+    """Tables of the study as (title, head, rows)."""
     parts = []
     if "trace" in study:
         parts.append(("The trace", ["", ""], [[key, _text(value)] for key, value in study["trace"].items()]))
@@ -172,7 +175,7 @@ def _layout(best: Mapping[str, Any]) -> str:
 
 
 def _grid(rows: Sequence[Mapping[str, Any]], column: str, value: str) -> list[list[str]]:
-    """A line an architecture, in percent; - where there is no figure."""
+    """Lines by architecture, in percent; - where there is no figure."""
     columns = sorted({row[column] for row in rows})
     lines = []
     for name in dict.fromkeys(row["architecture"] for row in rows):

@@ -1,4 +1,4 @@
-"""Cross-ToR rates of placement methods over fault ratios, and how far from the optimum they are on small rings."""
+"""Cross-ToR rates of placement methods over fault ratios, and their distance from the optimum on small rings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ def curve(
     methods: Sequence[Method] = METHODS,
     step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Mean cross-ToR rate of each method at each fault ratio, every node faulty on its own, for a job of ``share`` of
-    all nodes. ``placed``: draws in which the job fits at all; the others count nowhere."""
+    """Mean cross-ToR rate of each method at each fault ratio, with independent faults, for a job on ``share`` of all
+    nodes.
+
+    ``placed``: draws in which the job fits at all. The others do not count.
+    """
     deployment = Deployment(Ring(nodes, hops=hops), per_tor)
     job = Job(tp, dp, max(1, int(share * nodes / (deployment.ring.group_nodes(tp) * dp))))
     rows = []
@@ -50,6 +53,7 @@ def curve(
 
 
 def fits(deployment: Deployment, healthy: np.ndarray, job: Job) -> bool:
+    """Whether the healthy nodes hold the job."""
     ring, size = deployment.ring, deployment.ring.group_nodes(job.tp)
     return sum(len(ring.cut(part, size)) for part in ring.components(healthy)) >= job.groups
 
@@ -63,7 +67,8 @@ def gap(
 ) -> list[dict[str, Any]]:
     """Hops between ToRs on small rings with dp=2, summed over draws, beside the exact optimum.
 
-    ``shapes``: (nodes, nodes a ToR, nodes a group). Drawn: fault ratios of 3 to 15%, jobs of 70 to 90% of the ring.
+    ``shapes``: (nodes, nodes a ToR, nodes a group). Fault ratios of 3 to 15% and jobs of 70 to 90% of the ring are
+    drawn.
     """
     rows = []
     for nodes, per_tor, size in shapes:

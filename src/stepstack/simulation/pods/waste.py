@@ -26,11 +26,12 @@ def replay(
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
 ) -> list[WasteRow]:
-    """The trace on every architecture and TP size: time means over ``seeds`` shufflings of servers onto the ring.
+    """Waste of every architecture and TP size over the trace, as time means over ``seeds`` shufflings of servers.
 
     A row has architecture, tp, waste (mean over time, of all GPUs), waste_stderr (over shufflings), waste_p99 (over
     time), largest_p01 (GPUs of the largest job that fits for 99% of the time, as a fraction of all) and waiting (by job
-    size as a fraction of all GPUs: the part of time in which it does not fit). What cannot host a TP size has no row.
+    size as a fraction of all GPUs: the part of time in which it does not fit). A TP size that an architecture cannot
+    host has no row.
     """
     shufflings = []
     for seed in seeds:
@@ -48,7 +49,7 @@ def replay(
 
 
 def over_time(trace: Trace, *, nodes: int, tp: int, seed: int, names: Sequence[str]) -> dict[str, Any]:
-    """day, and the waste of each architecture from that day on, of one shuffling."""
+    """Days, and the waste of each architecture from that day on, of one shuffling."""
     states = onto_halves(trace, nodes, seed)
     lines = {name: _waste(states, name, tp) for name in names}
     return {"day": states.start_S.tolist(), **{name: line.tolist() for name, line in lines.items() if line is not None}}
@@ -64,8 +65,10 @@ def iid(
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
 ) -> list[WasteRow]:
-    """Every node faulty on its own with each of ``rates``: mean waste over ``draws`` states, its standard error, and
-    the closed form where there is one."""
+    """Mean waste over ``draws`` states at each of ``rates``, where every node is faulty independently.
+
+    Rows have its standard error, and the closed form where there is one.
+    """
     rows = []
     for rate in rates:
         if not 0 <= rate < 1:
@@ -86,8 +89,10 @@ def iid(
 
 
 def expected(name: str, rate: float, nodes: int, tp: int, gpus: int = 4) -> float | None:
-    """The closed form of an architecture's waste at a fault ratio; None where there is none, or where it is no good
-    approximation (a K-hop ring in many pieces)."""
+    """Closed form of an architecture's waste at a fault ratio.
+
+    None where there is none, or where it is no good approximation (a K-hop ring in many pieces).
+    """
     group = group_nodes(tp, gpus, nodes)
     match name:
         case "ideal":
@@ -127,7 +132,7 @@ def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 
 
 
 def _mean(rows: Sequence[WasteRow]) -> WasteRow:
-    """Over shufflings."""
+    """Mean of the rows over shufflings."""
     values = [row["waste"] for row in rows]
     waiting = {job: float(np.mean([row["waiting"][job] for row in rows])) for job in rows[0]["waiting"]}
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("waste", "waste_p99", "largest_p01")}
