@@ -90,9 +90,7 @@ class DsvContext(Context):
     def _share(self, attention: SelfAttention) -> None:
         processor = attention.processor
         if not isinstance(processor, VideoDsv) or processor.context is not None:
-            raise ValueError(
-                f"{type(processor).__name__} attends here: this context parallelism needs DSV, once"
-            )
+            raise ValueError(f"{type(processor).__name__} attends here: this context parallelism needs DSV, once")
         processor.context = self
 
     def _see(self, dit: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

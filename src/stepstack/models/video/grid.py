@@ -6,7 +6,7 @@ Grid = tuple[int, int, int]  # latent frames, height, width
 
 
 def grid_of(frames: int, height: int, width: int, stride: Grid) -> Grid:
-    """Of a causal codec: 1 + n * stride frames. ValueError with the nearest size that fits."""
+    """Latent grid of a causal codec, which takes 1 + n * stride frames. ValueError with the nearest size that fits."""
     t, h, w = stride
     if (frames - 1) % t or height % h or width % w or min(frames, height, width) < 1:
         near = (max(0, round((frames - 1) / t)) * t + 1, max(1, round(height / h)) * h, max(1, round(width / w)) * w)

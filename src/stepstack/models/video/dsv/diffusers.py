@@ -1,4 +1,4 @@
-"""DSV in video transformers, diffusers' Wan and LTX and our own, by their attention processors."""
+"""DSV in video transformers, by their attention processors: diffusers' Wan and LTX, and VideoDiT."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from stepstack.models.video.grid import Grid
 
 
 def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
-    """Give every self-attention over the video a DSV processor. Cross-attention stays as it is.
+    """Give every self-attention over the video a DSV processor. Cross-attention stays unchanged.
 
-    The model's state_dict has the predictors from now on, as ``...attn1.processor.predictor.query`` and ``.key``; they
-    are fp32 where the weights are, so convert and move the model first. ConfigError for a model that is not known.
+    From now on the model's state_dict has the predictors as ``...attn1.processor.predictor.query`` and ``.key``. They
+    are fp32 on the device of the weights, so convert and move the model first. ConfigError for an unknown model.
     """
     kind = type(model)
     if issubclass(kind, WanTransformer3DModel):
@@ -37,7 +37,8 @@ def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
 
 
 class Rotary(tuple):
-    """The model's (cos, sin) and the ``call`` that they belong to: it reaches every block, also in checkpoints."""
+    """Pair (cos, sin) of the model with the ``call`` that it belongs to, which reaches every block, also in
+    checkpoints."""
 
     call: Call
 
@@ -54,12 +55,12 @@ def install(
     grid_of: Callable[..., Grid],
     config: DsvConfig,
 ) -> Dsv:
-    """``grid_of`` takes the rotary embedding's module and its arguments."""
+    """Install the processors. ``grid_of`` takes the rotary embedding's module and its arguments."""
     speed = load_speed_profile(config)
     processors = []
     for index, attention in enumerate(attentions):
         if isinstance(attention.processor, DsvAttention):
-            raise ConfigError("DSV is already enabled on this model")
+            raise ConfigError("DSV is already enabled on this model: enable it once")
         weight = attention.to_q.weight
         processors.append(processor(index, weight.shape[1], attention.heads, config, speed).to(weight.device))
         processors[-1]._attention_backend = attention.processor._attention_backend
@@ -76,7 +77,7 @@ def install(
 
 
 class DiffusersDsv(DsvAttention):
-    """Dense attention through the backend that the model was set to."""
+    """Attention whose dense form runs on the backend that the model was set to."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
@@ -100,7 +101,7 @@ class DiffusersDsv(DsvAttention):
 
 
 class WanDsv(DiffusersDsv):
-    """For WanAttention: heads first, then RoPE-3D."""
+    """Processor for WanAttention: heads first, then RoPE-3D."""
 
     def forward(
         self, attn: Any, x: Tensor, encoder: Tensor | None = None, mask: Tensor | None = None, rotary: Any = None
@@ -116,7 +117,7 @@ class WanDsv(DiffusersDsv):
 
 
 class LtxDsv(DiffusersDsv):
-    """For LTXAttention: RoPE over the whole width, then heads."""
+    """Processor for LTXAttention: RoPE over the whole width, then heads."""
 
     def forward(
         self, attn: Any, x: Tensor, encoder: Tensor | None = None, mask: Tensor | None = None, rotary: Any = None
@@ -129,7 +130,8 @@ class LtxDsv(DiffusersDsv):
 
 
 class VideoDsv(DiffusersDsv):
-    """For our VideoDiT: QK-norm, then RoPE-3D by halves. ``context``: a ``DsvContext`` whose ranks share videos."""
+    """Processor for VideoDiT: QK-norm, then RoPE-3D by halves. ``context``: a ``DsvContext`` whose ranks share
+    videos."""
 
     dense = DsvAttention.dense
     context: Any = None
@@ -161,7 +163,7 @@ def video_grid(rope: Any, grid: Grid, device: torch.device) -> Grid:
 def ltx_grid(
     rope: Any, latents: Tensor, num_frames: int | None, height: int | None, width: int | None, *unused: Any
 ) -> Grid:
-    """LTX gets tokens, so it must be told the grid."""
+    """Grid of an LTX call. LTX gets tokens, so the caller must pass the grid."""
     if num_frames is None or height is None or width is None:
         raise ConfigError("DSV needs the video's grid: call the LTX model with num_frames, height and width")
     return num_frames, height, width

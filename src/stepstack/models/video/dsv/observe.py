@@ -1,4 +1,4 @@
-"""A look at one attention's true scores on sampled queries: the predictor's gradient, and how sparse each head is."""
+"""Observation of one attention's true scores on sampled queries: the predictor's gradient, and each head's sparsity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from stepstack.ops.selection import Blocks
 
 MAX_SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
-# What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
-# low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
-# takes; the second ratio for pooled selection; share of all score pairs that the choice computes.
+# Metrics of a head, in this order: the fraction of keys, and of key cubes, that are not critical; the softmax mass in the
+# cubes that low-rank selection takes; that mass over the mass of the best choice of as many cubes; the fraction of that
+# best choice that it takes; the same mass ratio for pooled selection; the fraction of score pairs that it computes.
 HEAD_METRICS = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
 
 
 @dataclass(eq=False)
 class Observation:
-    """Sums over the forward passes of one step. ``metrics_MH``: SEEN by head; ``gradients``: of the predictor."""
+    """Sums over the forward passes of one step. ``metrics_MH``: HEAD_METRICS by head. ``gradients``: those of the
+    predictor."""
 
     count: int
     loss: Tensor
@@ -49,10 +50,11 @@ def observe(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> Observation:
-    """``sampled``: ascending query cubes, int64. ``sparsity_H``: that selections are judged at; None: at what is seen.
+    """Observation of one attention.
 
-    The backward of the predictors' loss runs here, piece by piece, so that no more than a piece of the sampled scores
-    is ever held. The model's graph neither keeps nor feels any of it.
+    ``sampled``: ascending query cubes, int64. ``sparsity_H``: sparsity at which selections are compared; None takes the
+    observed one. The backward pass of the predictors' loss runs here, piece by piece, so that only one piece of the
+    sampled scores is ever held. It neither extends nor changes the model's graph.
     """
 
     def arranged(low: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -74,8 +76,11 @@ def observe_cubes(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> Observation:
-    """``observe`` of q and k [B, h, S, D] in the order of cubes, which may be of some heads only. ``arranged`` brings
-    the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q and k."""
+    """``observe`` for q and k [B, h, S, D] in the order of cubes, which may have only some of the heads.
+
+    ``arranged`` brings the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q
+    and k.
+    """
     with own_graph(q_BHSD.device.type):
         query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
         low = arranged(low_rank(x_BSC.detach(), query, key, predictor.heads, angles_SP))
@@ -92,8 +97,11 @@ def observe_cubes(
 def scores_by_piece(
     low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key
-    cube for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
+    """Loss, the heads' sparsity over tokens, and softmax mass of each key cube for each sampled query cube [B, H,
+    sampled, K].
+
+    The gradient of the loss goes to the leaves ``low``. All tensors are in the order of cubes.
+    """
     low_q, low_k = low
     scale, total = q.shape[-1] ** -0.5, int(blocks.lengths[sampled].sum())
     loss, sparsity_H, shares = q.new_zeros(()), q.new_zeros(q.shape[1]), []
@@ -118,7 +126,7 @@ def head_metrics(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> list[Tensor]:
-    """SEEN without its first, each [H]: averages over the batch and the sampled query cubes."""
+    """HEAD_METRICS without the first, each [H]: averages over the batch and the sampled query cubes."""
     observed_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
     at_H = observed_H if sparsity_H is None else sparsity_H
     keep_H = profiler.blocks_to_keep(at_H, blocks.count)
@@ -138,19 +146,22 @@ def head_metrics(
 
 
 def held_mass(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
+    """Softmax mass in the masked cubes."""
     return (share_BHQK * mask_BHQK).sum(-1)
 
 
 def sample_blocks(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
-    """One in ``factor`` of the blocks, at random and ascending, at least one."""
+    """Random blocks, one in ``factor`` and at least one, ascending."""
     count = max(1, blocks.count // factor)
     chosen = torch.randperm(blocks.count, generator=generator)[:count].sort().values
     return chosen.to(blocks.starts.device)
 
 
 def pieces(blocks: Blocks, sampled: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens of the sampled blocks, and the place among its piece's of the block each is in, so many blocks at a time
-    that their scores, ``width`` a token, stay below SCORES (one block at least)."""
+    """Pieces of the sampled blocks: their tokens, and for each token the place of its block in the piece.
+
+    Each piece has as many blocks as keep their scores, ``width`` a token, below MAX_SCORES, and at least one.
+    """
     step = max(1, MAX_SCORES // (width * blocks.size))
     for part in sampled.split(step):
         lengths = blocks.lengths[part]
@@ -168,8 +179,11 @@ def mean_by(share_BHSK: Tensor, group_S: Tensor) -> Tensor:
 
 @contextmanager
 def own_graph(device: str) -> Iterator[None]:
-    """Autograd apart from the model's: with gradients even where a reentrant checkpoint has turned them off, without
-    autocast, and with plain saved tensors, which a checkpoint's hooks would throw away and recompute."""
+    """Autograd context apart from the model's.
+
+    It has gradients even where a reentrant checkpoint has turned them off, no autocast, and plain saved tensors, which
+    a checkpoint's hooks would discard and recompute.
+    """
     keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     with torch.enable_grad(), torch.autocast(device, enabled=False), keep:
         yield

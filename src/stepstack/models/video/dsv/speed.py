@@ -1,4 +1,4 @@
-"""The offline speed profile: from which sparsity on sparse attention is faster than dense, on this device."""
+"""Offline speed profile: the sparsity from which on sparse attention is faster than dense attention on this device."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SpeedProfile(Strict):
 
     @classmethod
     def load(cls, file: Path) -> SpeedProfile:
-        """ConfigError that names the file where it is missing or no profile."""
+        """Profile in a file. ConfigError that names the file where it is missing or no profile."""
         if not file.is_file():
             raise ConfigError(f"no speed profile at {file}; {COMMAND}")
         try:
@@ -80,14 +80,15 @@ class SpeedProfile(Strict):
         jsonl.write_json_atomic(file, asdict(self))
 
     def check(self, wanted: AttentionShape) -> None:
-        """ConfigError that names what differs, unless the profile was measured for this device and shape."""
+        """Raise ConfigError that names the differences, unless the profile was measured for this device and shape."""
         mine, other = asdict(self.shape), asdict(wanted)
         differ = [f"{key}: profiled {mine[key]}, here {other[key]}" for key in mine if mine[key] != other[key]]
         if differ:
             raise ConfigError(f"the speed profile is of another device or shape ({'; '.join(differ)}); {COMMAND}")
 
     def lines(self) -> Iterator[str]:
-        """One a size: from which sparsity on sparse attention is faster, and how much at the highest."""
+        """Lines for people, one a size: from which sparsity on sparse attention is faster, and its speed at the highest
+        one."""
         for grid in dict.fromkeys(row.grid for row in self.rows):
             last = max((row for row in self.rows if row.grid == grid), key=lambda row: row.sparsity)
             least = self.threshold(grid)
@@ -96,8 +97,10 @@ class SpeedProfile(Strict):
             yield f"{format_grid(grid)}: {when}; {ratio:.2f}x dense at {last.sparsity}"
 
     def threshold(self, grid: Grid) -> float | None:
-        """The sparsity from which on sparse is faster at this size, between measured ones on the straight line; None
-        where it never is. ConfigError for a size that was not measured."""
+        """Sparsity from which on sparse attention is faster at this size, interpolated linearly between measured ones.
+
+        None where it never is. ConfigError for a size that was not measured.
+        """
         points = sorted((row.sparsity, row.sparse_s - row.dense_s) for row in self.rows if row.grid == grid)
         if not points:
             have = ", ".join(map(format_grid, dict.fromkeys(row.grid for row in self.rows)))
@@ -117,16 +120,16 @@ def format_grid(grid: Grid) -> str:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The GPU's name; of a CPU its model and the threads that torch uses."""
+    """Name of a GPU, or the model of a CPU with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{host()['cpu']}, {torch.get_num_threads()} threads"
 
 
 def parse_grid(text: str) -> Grid:
-    """``"21x45x80"`` as three numbers."""
+    """Three numbers of a text such as ``"21x45x80"``."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-        raise ConfigError(f"{text!r} is not of the form FxHxW: frames, rows and columns, as 21x45x80")
+        raise ConfigError(f"{text!r} is not of the form FxHxW: give frames, rows and columns, such as 21x45x80")
     f, h, w = map(int, text.split("x"))
     return f, h, w
 
@@ -140,7 +143,7 @@ def measure(shape: AttentionShape, grids: Sequence[Grid], device: torch.device, 
 
 
 def time_case(shape: AttentionShape, grid: Grid, sparsity: float, device: torch.device, rounds: int) -> SpeedRow:
-    """Medians over ``rounds``; the first round of each warms up and does not count."""
+    """Medians over ``rounds`` at one size and sparsity. The first round of each warms up and does not count."""
     layout = CubeLayout.build(grid, shape.cube, shape.rank, device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +171,7 @@ def time_case(shape: AttentionShape, grid: Grid, sparsity: float, device: torch.
 
 
 def seconds(run: Callable[[], Tensor], inputs: Sequence[Tensor], device: torch.device) -> float:
-    """Wall time of one forward and backward."""
+    """Wall time of one forward and backward pass."""
     synchronize(device)
     started = time.perf_counter()
     torch.autograd.grad(run().sum(), inputs)
