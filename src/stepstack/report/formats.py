@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX or HTML. No torch."""
+"""Tables as Markdown, LaTeX or HTML. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATEX = {
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """``marks`` stand behind the text: † and ‡ raised, [1] as it is."""
+    """Cell of a table. ``marks`` follow the text: † and ‡ raised, [1] on the line."""
 
     text: str
     bold: bool = False
@@ -38,7 +38,7 @@ class TableCell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``notes`` stand below, one paragraph each. Without ``head`` there is nothing but notes."""
+    """Table with ``notes`` below it, one paragraph each. Without ``head`` there is nothing but notes."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | TableCell]]
@@ -47,7 +47,7 @@ class Table:
 
 
 def render(tables: Sequence[Table], format: Format) -> str:
-    """All tables, one below the other."""
+    """All tables, one below the other, in one format."""
     maker = {"md": _markdown, "tex": _latex, "html": _html}[format]
     return "\n".join(maker(table) for table in tables)
 
@@ -111,7 +111,7 @@ def _html_cell(cell: str | TableCell) -> str:
 
 
 def _escaped(text: str, how: dict[str, str]) -> str:
-    """Each character once: what an escape puts in is not escaped again."""
+    """Text with each character escaped once, so that the output of an escape is not escaped again."""
     return re.sub("[" + re.escape("".join(how)) + "]", lambda match: how[match[0]], text)
 
 

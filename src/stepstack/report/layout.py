@@ -1,4 +1,4 @@
-"""Benchmark tables from evals/tables/<name>.yaml: rows are models, columns tasks. No torch.
+"""Benchmark tables from evals/tables/<name>.yaml, where rows are models and columns are tasks. No torch.
 
     title: orz-tiny on its held-out sets
     columns:
@@ -9,7 +9,7 @@
 
 ``results`` are names in evals/results (measured), ``reported`` is one in evals/reported (published, with source).
 
-A row is measured or reported, never both. Where measured results of a column are not comparable, the table says so.
+A row is measured or reported, never both. Where measured results of a column are not comparable, the table notes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stepstack.report import formats
 from stepstack.report.formats import Format, Table, TableCell
 from stepstack.report.provenance import describe
 
-MAX_VALUE_CHARACTERS = 40  # characters of a value in a note: a hash is cut
+MAX_VALUE_CHARACTERS = 40  # of a value in a note; a longer one, such as a hash, is cut
 Some = Field(min_length=1)
 
 
@@ -99,7 +99,7 @@ class Publication(Strict):
 
 @dataclass(slots=True)
 class Entry:
-    """A measured cell in the making. ``evals``: the results behind it, one a seed."""
+    """Measured cell under construction. ``evals``: the results behind it, one a seed."""
 
     model: str
     evals: Sequence[Mapping[str, Any]]
@@ -110,17 +110,17 @@ class Entry:
 
 
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
-    """The table of a layout as Markdown, LaTeX or HTML."""
+    """Table of a layout as Markdown, LaTeX or HTML."""
     return formats.render([build(name, root)], format)
 
 
 def names(root: Path = ROOT) -> list[str]:
-    """The layouts there are."""
+    """Names of the existing layouts."""
     return sorted(path.stem for path in (root / "evals" / "tables").glob("*.yaml"))
 
 
 def load(name: str, root: Path = ROOT) -> Layout:
-    """ConfigError that names file and key for what is no layout."""
+    """Layout in a file. ConfigError that names file and key for a file that is no layout."""
     file = root / "evals" / "tables" / f"{name}.yaml"
     if not file.is_file():
         raise ConfigError(f"{_relative(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
@@ -135,7 +135,7 @@ def load(name: str, root: Path = ROOT) -> Layout:
 
 
 def build(name: str, root: Path = ROOT) -> Table:
-    """The table of a layout. ConfigError for figures that are not there."""
+    """Table of a layout. ConfigError for results that do not exist."""
     layout = load(name, root)
     sources: dict[str, int] = {}  # in order of appearance: their number in the table
     grid: list[list[Entry | TableCell]] = []
@@ -160,7 +160,7 @@ def build(name: str, root: Path = ROOT) -> Table:
 
 
 def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
-    """label -> results, of evals/results/<name>.json."""
+    """Results of evals/results/<name>.json by label."""
     file = root / "evals" / "results" / f"{name}.json"
     if not file.is_file():
         raise ConfigError(f"{_relative(file, root)} does not exist: `stepstack record` makes it from a finished run")
@@ -171,7 +171,8 @@ def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
 
 
 def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(result, metric) of a task under a label of evals/results/<name>.json. ConfigError where there is not one."""
+    """Result and metric of a task under a label of evals/results/<name>.json. ConfigError where there is not exactly
+    one."""
     by_label = evals(name, root)
     where = f"evals/results/{name}.json"
     if label not in by_label:
@@ -194,7 +195,10 @@ def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tu
 
 
 def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[Entry | TableCell]:
-    """A cell is empty where none of the row's files has the task; where only some have, that is an error."""
+    """Cells of a measured row.
+
+    A cell is empty where none of the row's files has the task. It is an error where only some have it.
+    """
     line: list[Entry | TableCell] = []
     for column in layout.columns:
         task = row.task or column.task
@@ -231,7 +235,7 @@ def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root:
 
 
 def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
-    """Mark what may not be compared (†) and what lost samples (‡); the notes that say so."""
+    """Mark cells that may not be compared (†) and cells that lost samples (‡), and return the notes on them."""
     notes = []
     if differ := differences([result for entry in entries for result in entry.evals]):
         notes.append(f"† {column.task}: {'; '.join(differ)}")
@@ -249,8 +253,11 @@ def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
 
 
 def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In plain words, what keeps results of one task from being compared: its version, rows or sampling, or whatever
-    else their plans hold. Model, engine and seed may differ."""
+    """Sentences on what keeps results of one task from being compared: version, rows, sampling, or other parts of their
+    plans.
+
+    Model, engine and seed may differ.
+    """
     facts = []
     for result in results:
         plan = {
@@ -268,7 +275,7 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _best(column: Sequence[Entry | TableCell]) -> list[Entry]:
-    """The best measured entries of a column of several; none where they cannot be compared."""
+    """Best measured entries of a column of several; none where they cannot be compared."""
     entries = [entry for entry in column if isinstance(entry, Entry)]
     if len(entries) < 2 or any("†" in entry.marks for entry in entries):
         return []
@@ -287,7 +294,7 @@ def _cell(entry: Entry | TableCell, best: bool, percent: bool) -> TableCell:
 
 
 def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> list[str]:
-    """How the measured figures came to be."""
+    """Notes on how the measured values were obtained."""
     ways_of_task: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
     for column, entries in zip(columns, by_column, strict=True):
         for result in (result for entry in entries for result in entry.evals):
@@ -304,7 +311,7 @@ def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> 
 
 
 def describe_sampling(result: Mapping[str, Any]) -> str:
-    """T=1, top_p=1, max_tokens=64: what decides a sample, but for seeds and stop strings."""
+    """Settings that decide a sample, except seeds and stop strings, for example "T=1, top_p=1, max_tokens=64"."""
     facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
     facts["shots"] = result["plan"].get("shots")
     settings = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
@@ -312,18 +319,24 @@ def describe_sampling(result: Mapping[str, Any]) -> str:
 
 
 def describe_origins(results: Sequence[Mapping[str, Any]]) -> str:
-    """Where and when, once for results of one commit, day and machine."""
+    """Machine, commit and day of the results, once for equal ones."""
     days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
     return "; ".join(dict.fromkeys(map(describe, days)))
 
 
 def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tasks of lm-evaluation-harness sample as their own config says, whose digest is in the plan instead."""
+    """Sampling settings of a plan.
+
+    Tasks of lm-evaluation-harness sample by their own config, whose digest is in the plan instead.
+    """
     return result["plan"].get("sampling", {})
 
 
 def validate(cls: type, values: Any, file: str) -> Any:
-    """As JSON, because there strict still lets a list be a tuple and an int be a float."""
+    """Value of a class from plain values, validated through JSON. ConfigError names file and keys.
+
+    In JSON, strict validation still lets a list be a tuple and an int be a float.
+    """
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:

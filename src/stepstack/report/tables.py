@@ -1,7 +1,7 @@
-"""Tables in the READMEs, generated from evals/: a number in a table is in a file with its provenance. No torch.
+"""Tables in the READMEs, generated from evals/: each number in a table is in a file with its provenance. No torch.
 
-A table stands between ``<!-- table: name -->`` and ``<!-- end -->``. evals/tables holds a file for it: name.yaml, a
-layout (see ``layout``), or name.py, whose function ``table`` makes it (and ``part`` table name.part). ``measured``
+A table is the text between ``<!-- table: name -->`` and ``<!-- end -->``. evals/tables holds a file for it: name.yaml,
+a layout (see ``layout``), or name.py, whose function ``table`` builds it (and ``part`` table name.part). ``measured``
 (evals/results, ours) and ``reported`` (evals/reported, published, with source) never share a row of a layout.
 """
 
@@ -19,15 +19,15 @@ from stepstack.report import formats, jsonl, layout, plots
 from stepstack.report.formats import Format
 from stepstack.user_code import load_name
 
-TABLE_FOLDER = ROOT / "evals" / "tables"  # x.py makes table x by ``table(root)``, and table x.y by ``y(root)``
+TABLE_FOLDER = ROOT / "evals" / "tables"  # x.py builds table x by ``table(root)``, and table x.y by ``y(root)``
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def record(run: Path, root: Path = ROOT) -> Path:
-    """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...), its
-    curve on the selection set, what a sweep has fitted, what DSV came to, and CPU seconds; no samples.
+    """Write evals/results/<name>.json of a run, without samples.
 
-    FileNotFoundError where nothing of the run was evaluated or fitted.
+    It has config, provenance, evaluations by label (before, after, model, ...), the curve on the selection set, the fit
+    of a sweep, the state of DSV, and CPU seconds. FileNotFoundError where nothing of the run was evaluated or fitted.
     """
     facts = json.loads((run / "config.json").read_text())
     evals: dict[str, list[dict[str, Any]]] = {}
@@ -49,7 +49,7 @@ def record(run: Path, root: Path = ROOT) -> Path:
 
 
 def curve(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """What the selection set gave when, and the mean loss since the time before."""
+    """Metrics of the selection set by step, each with the mean loss since the step before."""
     points, losses = [], []
     for row in rows:
         losses += [row["loss"]] if "loss" in row else []
@@ -60,8 +60,10 @@ def curve(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
 
 
 def generate(check: bool = False, root: Path = ROOT) -> int:
-    """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare. Exit
-    status."""
+    """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare.
+
+    Returns the exit status.
+    """
     stale = [path.relative_to(root) for path in plots.generate(check, root)]
     folders = ("recipes/*/README.md", "docs/*.md", "kernels/stepstack_kernels/*/README.md")
     for page in [root / "README.md", *(page for folder in folders for page in sorted(root.glob(folder)))]:

@@ -13,7 +13,7 @@ LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
     "logit_scale",
     "logits_scaling",
-)  # config keys of further transforms of logits
+)  # config keys
 MIN_LOGIT = -1e30  # logit of a banned token; not -inf, whose product with probability 0 is NaN
 MAX_LOGIT_POSITIONS = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
@@ -37,9 +37,7 @@ class Policy(nn.Module):
         self.banned = list(banned)
         for key in LOGIT_TRANSFORMS:
             if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
-                raise ValueError(
-                    f"{key}={value}: Policy does not transform logits; take a {lm.config.model_type} without it"
-                )
+                raise ValueError(f"{key}={value}: Policy does not scale logits; take a model without it")
         self.lm = lm
         self.config = lm.config
         self._no_split_modules = lm._no_split_modules  # what accelerate shards by under FSDP
@@ -51,7 +49,7 @@ class Policy(nn.Module):
 
         input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N]. Rows are
         right-padded, or one row packs several sequences by restarting position_ids at 0. Neither needs a mask
-        (``rl/batch.py`` explains why).
+        (``stepstack.batching.rows`` explains why).
         """
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False

@@ -38,7 +38,7 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|boldsymbol)\s*\{([
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One verdict. ``extracted`` is the answer as it was compared; ``seconds`` is the grader's own time.
+    """Verdict on one answer. ``extracted`` is the answer in the compared form; ``seconds`` is the grader's own time.
 
     ``reason``: "equal", "different", "no answer", "too long", "timeout", or "error: ..." with the exception's text.
     """
@@ -65,7 +65,7 @@ def grade(grader: str, gold: str, answer: str | None) -> Grade:
 
 
 def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade | None:
-    """The verdict where no algebra is needed, in bounded time; None where ``find(grader)`` has to be asked."""
+    """Verdict where no algebra is needed, in bounded time; None where the function ``find(grader)`` has to decide."""
     expected = unbox(gold)
     if not expected:
         raise ValueError("empty gold: it would call every empty answer correct; drop the problem when preparing data")
@@ -87,7 +87,7 @@ def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade |
 
 
 def find(grader: str) -> Function:
-    """The function of a grader that needs algebra, or of a dotted name."""
+    """Function of a grader that needs algebra, or of a dotted name."""
     if grader == "math_verify":
         return _math_verify
     if grader == "orz_legacy":
@@ -99,7 +99,7 @@ def find(grader: str) -> Function:
 
 
 def read_choice(text: str) -> str | None:
-    r"""The capital letter of a multiple-choice answer; None when it is anything else."""
+    """Capital letter of a multiple-choice answer; None when it is anything else."""
     text = text.strip().strip("$").strip()
     while (inner := _WRAPPER.fullmatch(text)) is not None:
         text = inner[1].strip()
@@ -108,7 +108,10 @@ def read_choice(text: str) -> str | None:
 
 
 def _math_verify(gold: str, answer: str) -> bool:
-    """math-verify, gold first (its comparison is asymmetric), without its SIGALRM: that works in main threads only."""
+    """Equality by math-verify, gold first (its comparison is asymmetric).
+
+    Its SIGALRM is off, because it works in main threads only.
+    """
     parse, verify, boxed = _math_verify_setup()
     expected = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
     parsed = parse(
@@ -122,7 +125,7 @@ def _math_verify(gold: str, answer: str) -> bool:
 
 @functools.cache
 def _math_verify_setup() -> tuple[Callable, Callable, object]:
-    """Imported at first use: a second of start-up that string graders need not pay."""
+    """Functions of math-verify, imported at first use: a second of start-up that string graders need not pay."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 

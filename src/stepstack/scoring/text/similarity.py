@@ -1,6 +1,6 @@
-"""How near a text is to another: edit distance, word overlap, BLEU-4, METEOR without synonyms. No torch.
+"""Similarity of two texts: edit distance, word overlap, BLEU-4, METEOR without synonyms. No torch.
 
-Words are the caller's: split at white space (``str.split``) unless the language needs more.
+The caller splits words: at white space (``str.split``) unless the language needs more.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-ORDER = 4  # of BLEU's n-grams
+ORDER = 4  # largest n of the n-grams of BLEU
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # METEOR: weight of precision, power and weight of the fragmentation penalty
 
 
 def normalised_edit_distance(a: Sequence[str], b: Sequence[str]) -> float:
-    """Levenshtein distance, of characters or of words, over the length of the longer: 0 for equal texts, two empty ones
-    too; 1 where nothing is shared."""
+    """Levenshtein distance of characters or words over the length of the longer: 0 for equal texts, 1 without a common
+    part.
+
+    Two empty texts are equal.
+    """
     return Levenshtein.normalized_distance(a, b)
 
 
 def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """``precision``, ``recall`` and ``f1`` of the sets of words, as Perception-R1's OCR evaluation takes them.
+    """Word sets compared by ``precision``, ``recall`` and ``f1``, the metric of Perception-R1's OCR evaluation.
 
-    Order and repetition do not count. Two empty texts agree (1); an empty one shares nothing with another (0).
+    Order and repetition do not count. Two empty texts agree (1). An empty one shares nothing with another (0).
     """
     predicted, expected = set(prediction), set(gold)
     if not predicted and not expected:
@@ -43,8 +46,8 @@ def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, fl
 def bleu(prediction: Sequence[str], gold: Sequence[str]) -> float:
     """BLEU-4 against one reference with uniform weights and no smoothing, NLTK's default.
 
-    So it is 0 wherever an order has no n-gram in common, for equal texts of fewer than four words too. (NLTK puts the
-    smallest float for such an order and comes to about 1e-77 or more.)
+    It is 0 wherever an order has no n-gram in common, even for equal texts of fewer than four words. (NLTK takes the
+    smallest float for such an order, which gives about 1e-77 or more.)
     """
     logs = []
     for n in range(1, ORDER + 1):
@@ -86,8 +89,10 @@ def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 def _align(
     predicted: Sequence[str], expected: Sequence[str], left: list[int], free: list[int]
 ) -> list[tuple[int, int]]:
-    """Pairs of equal words among the places ``left`` and ``free``, both ascending: each word from the end backwards
-    takes the last place that is still free."""
+    """Pairs of equal words among the places ``left`` and ``free``, both ascending.
+
+    Each word from the end backwards takes the last place that is still free.
+    """
     places: dict[str, list[int]] = {}
     for j in free:
         places.setdefault(expected[j], []).append(j)
@@ -101,6 +106,6 @@ def _stem(word: str) -> str:
 
 @cache
 def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # an extra: imported where it is asked for
+    from nltk.stem.porter import PorterStemmer  # an extra: imported only where it is needed
 
     return PorterStemmer()

@@ -1,11 +1,11 @@
 """Rewards of visual perception: grounding, counting, OCR, detection, after Perception-R1 (arXiv 2504.07954). No torch.
 
 Each function scores one text and returns its parts by name, each in [0, 1] (``missing`` of detection in [-1, 0]) for
-any text; ``total`` weighs them. Perception-R1 published the code of grounding alone; counting, OCR and detection
-follow its description, and the numbers that it does not give (TAU, the aggregation) are ours.
+any text; ``total`` weighs them. Perception-R1 published the code of grounding alone. Counting, OCR and detection follow
+its description. The numbers that it does not give (MAX_POINT_DISTANCE, the aggregation) are ours.
 
-Targets are in pixels of the image as it lies in the data and have passed ``spatial.check``; ``Frame`` says which
-space the model writes in.
+Targets are in pixels of the stored image and have passed ``spatial.check``. ``Frame`` has the space that the model
+writes in.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ from stepstack.scoring.vision.spatial import (
     point_distance,
 )
 
-MAX_POINT_DISTANCE = 0.1  # of the image's diagonal: a point that far from its target is worth nothing
-MIN_TRUE_POSITIVE_IOU = 0.5  # IoU
+MAX_POINT_DISTANCE = 0.1  # in diagonals of the image, from which on a point is worth nothing
+MIN_TRUE_POSITIVE_IOU = 0.5
 LABEL_BONUS = 1e-6  # decides between matchings of equal IoU, and too small to change others
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where the numbers of an answer lie: their space, the (width, height) of the image in the data, and the same of
-    the image as the model saw it, which space "model" needs."""
+    """Space of the numbers of an answer, with the (width, height) of the stored image.
+
+    ``model_size``: the same of the image that the model saw, which space "model" needs.
+    """
 
     space: Space
     size: Size
@@ -57,14 +59,16 @@ class Frame:
 
 
 def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted sum. Raises ValueError unless every part has a weight (0 leaves it out) and every weight a part."""
+    """Weighted sum of the parts. ValueError unless every part has a weight (0 leaves it out) and every weight a
+    part."""
     if parts.keys() != weights.keys():
         raise ValueError(f"the weights {sorted(weights)} must name the parts of the reward, {sorted(parts)}")
     return math.fsum(weights[name] * value for name, value in parts.items())
 
 
 def grounding_box(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
-    """The one box of an answer, in pixels: the first in its form, else the first in any (``answers.first_box``)."""
+    """One box of an answer, in pixels: the first in its form, otherwise the first in any form
+    (``answers.first_box``)."""
     items, _ = answers.boxes(text, form)
     box = items[0].box if items else answers.first_box(text)
     return None if box is None else frame.pixels(box)
@@ -80,9 +84,10 @@ def grounding(
     squared: bool = False,
     thinking: bool = False,
 ) -> dict[str, float]:
-    """``format``: one box and nothing else, in form tokens with its label. ``iou``: of that box, or of the first.
+    """Parts of the grounding reward, ``format`` and ``iou``.
 
-    ``squared``: IoU squared, as in Perception-R1's code. ``finished``: the model ended its answer itself.
+    ``format``: one box and nothing else, in form tokens with its label. ``iou``: IoU of that box, or of the first one.
+    ``squared``: IoU squared, like in Perception-R1's code. ``finished``: the model ended its answer itself.
     """
     text, well = _open(text, thinking, finished)
     items, formed = answers.boxes(text, form)
@@ -103,11 +108,12 @@ def counting(
     tau: float = MAX_POINT_DISTANCE,
     thinking: bool = False,
 ) -> dict[str, float]:
-    """Detect, then count. ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance
-    to its target in diagonals; the sum over matched pairs over max(predictions, targets). ``exact``: the count is
-    right. ``format``: boxes and nothing else.
+    """Parts of the counting reward, ``format``, ``points`` and ``exact``: the model detects objects, then counts them.
 
-    An image without objects asks for an empty answer that is well-formed; any text without boxes will not do.
+    ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance to its target in
+    diagonals; the sum over matched pairs is divided by max(predictions, targets). ``exact``: the count is right.
+    ``format``: boxes and nothing else. An image without objects requires an empty, well-formed answer; another text
+    without boxes does not count.
     """
     text, well = _open(text, thinking, finished)
     predicted, formed = _points(text, frame, form)
@@ -130,8 +136,11 @@ def counting(
 
 
 def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict[str, float]:
-    """``similarity``: 1 - edit distance over the longer length, of texts without white space around them, characters
-    as they stand. ``format``: finished, and not empty unless the gold text is."""
+    """Parts of the OCR reward, ``format`` and ``similarity``.
+
+    ``similarity``: 1 - edit distance over the longer length, of texts without surrounding white space, characters
+    unchanged. ``format``: finished, and not empty unless the gold text is.
+    """
     text, well = _open(text, thinking, finished)
     text, gold = answers.strip_end_token(text), gold.strip()
     return {
@@ -141,7 +150,7 @@ def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict
 
 
 def detected_boxes(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
-    """The labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
+    """Labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
     items, well = answers.boxes(text, form)
     labelled = [(frame.pixels(item.box), item.label) for item in items if item.label is not None]
     return labelled, well and len(labelled) == len(items)
@@ -160,15 +169,15 @@ def detection(
     over: Literal["matched", "all"] = "matched",
     thinking: bool = False,
 ) -> dict[str, float]:
-    """Of N boxes and M targets, matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap):
+    """Parts of the detection reward for N boxes and M targets.
 
-    ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label (both
-    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``:
-    2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
-    ``missing``: -(M - matched) / M.
+    They are matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap). ``location``: mean IoU of
+    matched pairs. ``cls``: fraction of matched pairs with the same label. Both means are ``over`` matched pairs alone,
+    which one good box maximises, or over all, max(N, M). ``count_f1``: 2 TP / (N + M), TP being matched with IoU >=
+    0.5, and with the same label if ``same_label``. ``missing``: -(M - matched) / M. ``format``: well-formed.
 
-    An image without objects asks for an empty answer that is well-formed: all full. Any box there leaves 0 but for
-    the format.
+    An image without objects requires an empty, well-formed answer, whose parts are all full. Any box there leaves 0
+    except for the format.
     """
     text, well = _open(text, thinking, finished)
     predicted, formed = detected_boxes(text, frame, form)
@@ -193,7 +202,7 @@ def detection(
 
 
 def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
-    """The answer's text, and whether what is around it is as it should be."""
+    """Text of the answer, and whether the text around it is well-formed."""
     if not thinking:
         return text, finished
     answer, wrapped = answers.unwrap(text)
@@ -201,7 +210,7 @@ def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
 
 
 def _points(text: str, frame: Frame, form: Form | Literal["points"]) -> tuple[list[Point], bool]:
-    """What an answer points at, in pixels."""
+    """Points of an answer, in pixels."""
     if form == "points":
         points, well = answers.points(text)
         return [frame.pixels_of_point(point) for point in points], well

@@ -169,7 +169,7 @@ class Dsv:
         if differ or len(state["seen"]) != len(self.attentions):
             count = f"attentions: {len(state['seen'])} -> {len(self.attentions)}"
             raise ConfigError(
-                f"the saved state of DSV is of another run ({'; '.join([*differ, count])}): resume with that run's config"
+                f"the saved state of DSV is of another run ({'; '.join([*differ, count])}): use that run's config"
             )
         self.stage, self.steps, self.skipped = state["stage"], state["steps"], state["skipped"]
         self.grid, self.planned = state["grid"], state["planned"]

@@ -17,9 +17,9 @@ from stepstack.ops.selection import Blocks
 
 MAX_SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
-# Metrics of a head, in this order: the fraction of keys, and of key cubes, that are not critical; the softmax mass in the
-# cubes that low-rank selection takes; that mass over the mass of the best choice of as many cubes; the fraction of that
-# best choice that it takes; the same mass ratio for pooled selection; the fraction of score pairs that it computes.
+# Metrics of a head, in this order: the fraction of keys, and of key cubes, that are not critical. The softmax mass in
+# the cubes that low-rank selection takes, that mass over the mass of the best choice of as many cubes, and the fraction
+# of that best choice that it takes. The same mass ratio for pooled selection. The fraction of score pairs computed.
 HEAD_METRICS = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
 
 
