@@ -1,6 +1,6 @@
-"""orz-tiny's task: signed chains such as ``6-3+1-1+9-6``, whose partial sums stay within 0..20.
+"""Task of orz-tiny: signed chains such as ``6-3+1-1+9-6``, whose partial sums stay within 0..20.
 
-Which chains are held out is decided by a hash of the text, so no stage of training can ever see one.
+A hash of the text decides which chains are held out, so no stage of training can ever see one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
 
-MAX_FAILED_DRAWS = 100_000  # draws without a new chain after which there are taken to be no more
+MAX_FAILED_DRAWS = 100_000  # draws without a new chain, after which there are no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class Chains(Strict):
 
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:
-    """The distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
+    """Distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
     sums: dict[str, int] = {}
@@ -54,7 +54,7 @@ def problems(cfg: Chains, split: Split) -> list[Problem]:
 
 
 def draw(rng: random.Random, cfg: Chains) -> list[int]:
-    """Signed terms of one chain; a term that would leave 0..largest_sum is drawn again."""
+    """Signed terms of one chain. A term that would leave 0..largest_sum is drawn again."""
     terms = [rng.randint(1, cfg.largest_term)]
     length = rng.randint(*cfg.terms)
     while len(terms) < length:
@@ -75,7 +75,7 @@ def show(terms: list[int]) -> str:
 
 
 def worked_solution(terms: list[int], rng: random.Random, slip: float) -> str:
-    """Step-by-step reasoning; each step goes wrong by one with probability ``slip``, and the error carries on."""
+    """Step-by-step reasoning. Each step is wrong by one with probability ``slip``, and the error carries on."""
     total, steps = terms[0], []
     for term in terms[1:]:
         result = total + term + (rng.choice((-1, 1)) if rng.random() < slip else 0)

@@ -1,5 +1,7 @@
-"""Text made on the spot: words spelled from syllables, drawn by Zipf's law from classes that follow each other as in a
-grammar. A model first learns letters, then spelling, then which words follow: its loss falls with size and data."""
+"""Random text from a grammar: words spelled from syllables, drawn by Zipf's law from classes that follow each other.
+
+A model first learns letters, then spelling, then which words follow. Its loss falls with size and data.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from stepstack.config import Strict
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .?"
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-MAX_WORD_CHARACTERS = 9  # characters of a word with the space behind it
+MAX_WORD_CHARACTERS = 9  # with the space behind the word
 BLOCK = 256  # rows that are drawn at a time
 
 
@@ -37,8 +39,12 @@ class Grammar(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language as tables: spelling_WL (letters of each word, -1 behind its end), length_W, members (words of each
-    class), word_cdf (their chances summed up, by class) and next_cdf_CC."""
+    """Language as tables.
+
+    spelling_WL: letters of each word, -1 behind its end. length_W: their number. members: words of each class.
+    word_cdf: cumulative probabilities of these words, by class. next_cdf_CC: cumulative probabilities of the next
+    class.
+    """
 
     spelling_WL: NDArray[np.int64]
     length_W: NDArray[np.int64]
@@ -71,7 +77,7 @@ def language(cfg: Grammar, seed: int) -> Language:
 
 @lru_cache(maxsize=64)
 def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDArray[np.int64]:
-    """``BLOCK`` rows [BLOCK, width] of a stream: a pure function of its arguments."""
+    """Block number ``number`` of a stream, [BLOCK, width]: a pure function of its arguments."""
     lang, rng = language(cfg, seed), np.random.default_rng([seed, 1, stream, number])
     rows = np.full((BLOCK, width + MAX_WORD_CHARACTERS), -1)
     at, kind = np.zeros(BLOCK, np.int64), rng.integers(0, lang.classes, BLOCK)
@@ -92,7 +98,7 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
 
 
 def rows(cfg: Grammar, seed: int, stream: int, first: int, count: int, width: int) -> NDArray[np.int64]:
-    """Rows ``first`` to ``first + count`` of a stream [count, width]."""
+    """Rows ``first`` to ``first + count`` of a stream, [count, width]."""
     numbers = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
     drawn = np.concatenate([block(cfg, seed, stream, number, width) for number in numbers])
     start = first - numbers.start * BLOCK

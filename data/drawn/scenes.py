@@ -1,8 +1,8 @@
 """Tiny scenes that are drawn, not stored: coloured forms to find, count and list, and words to read.
 
-Which scenes are held out is decided by a hash of their content (of a scene with words: of its text), so no stage of
-training can ever see one, whatever its config. Text is drawn with Pillow's own font; its pixels may differ between
-versions of Pillow, the gold does not.
+A hash of their content (for a scene with words, of its text) decides which scenes are held out, so no stage of training
+can ever see one, whatever its config. Text is drawn with Pillow's own font. Its pixels may differ between versions of
+Pillow, the gold does not.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ RGB: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
 }
 MIN_GAP = 1  # free pixels between objects
-MAX_PLACEMENTS = 200  # to place what a scene has, before it is drawn anew
-MAX_FAILED_DRAWS = 20_000  # draws without a new scene after which there are taken to be no more
+MAX_PLACEMENTS = 200  # attempts to place the parts of a scene, before it is drawn anew
+MAX_FAILED_DRAWS = 20_000  # draws without a new scene, after which there are no more
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A form that fills its box: pixels x1 <= x < x2, y1 <= y < y2, each side touched."""
+    """Form that fills its box: pixels x1 <= x < x2, y1 <= y < y2, each side touched."""
 
     shape: Shape
     colour: Colour
@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text; ``corner``: the upper left of its ink in pixels; ``height``: of the font."""
+    """Line of text. ``corner``: the upper left of its ink in pixels. ``height``: height of the font."""
 
     text: str
     colour: Colour
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that ``render`` draws; ``size`` is (width, height) in pixels."""
+    """Content of a scene, which ``render`` draws; ``size`` is (width, height) in pixels."""
 
     size: tuple[int, int]
     background: Colour
@@ -69,7 +69,7 @@ class Scene:
     lines: tuple[Line, ...] = ()
 
     def __str__(self) -> str:
-        """Its content in one line, what hashes are taken of."""
+        """Content in one line, of which hashes are taken."""
         things = [f"{t.colour} {t.shape} {t.box}" for t in self.things]
         lines = [f"{line.colour} {line.text!r} {line.corner} {line.height}" for line in self.lines]
         return "; ".join([f"{self.size} {self.background}", *things, *lines])
@@ -163,8 +163,10 @@ Scenes = Objects | Words
 
 
 def problems(cfg: Scenes, split: Split) -> list[Record]:
-    """The distinct scenes of a split as records in pixels, a pure function of the config. ConfigError where there are
-    not that many."""
+    """Distinct scenes of a split as records in pixels, a pure function of the config.
+
+    ConfigError where there are not that many.
+    """
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
     question_of_scene: dict[Scene, str] = {}
@@ -182,12 +184,12 @@ def problems(cfg: Scenes, split: Split) -> list[Record]:
 
 
 def split_of_scene(scene: Scene) -> Split:
-    """By the text or, without one, by the whole content."""
+    """Split by the text or, without one, by the whole content."""
     return split_of("\n".join(line.text for line in scene.lines) or str(scene))
 
 
 def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
-    """A scene and what is asked of it (``Record.question``). ConfigError where its parts do not fit into it."""
+    """Scene and its question (``Record.question``). ConfigError where its parts do not fit into it."""
     for _ in range(MAX_PLACEMENTS):
         drawn = _draw_lines(rng, cfg) if isinstance(cfg, Words) else _draw_things(rng, cfg)
         if drawn is not None:
@@ -198,7 +200,7 @@ def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
 
 
 def record(index: int, cfg: Scenes, scene: Scene, question: str) -> Record:
-    """The question about a scene, with its gold."""
+    """Question about a scene, with its gold."""
     pictures = (ScenePicture(scene),)
     if isinstance(cfg, Words):
         text = "\n".join(line.text for line in scene.lines)
@@ -211,7 +213,7 @@ def record(index: int, cfg: Scenes, scene: Scene, question: str) -> Record:
 
 
 def name(cfg: Objects, shape: Shape, colour: Colour) -> str:
-    """What an object is called: "red circle", or one half of it."""
+    """Name of an object: "red circle", or one half of it."""
     return {"colour and shape": f"{colour} {shape}", "colour": colour, "shape": shape}[cfg.named_by]
 
 
@@ -221,7 +223,7 @@ def _target(cfg: Objects, thing: Thing) -> Target:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture, RGB. Forms have hard edges; text is smoothed."""
+    """Picture of a scene in RGB. Forms have hard edges; text is smoothed."""
     image = Image.new("RGB", scene.size, RGB[scene.background])
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -253,7 +255,7 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 
 def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
-    """None where the objects found no place."""
+    """Scene of objects and its question; None where the objects found no place."""
     kinds = [(shape, colour) for shape in cfg.shapes for colour in cfg.colours]
     question = "" if cfg.task == "detection" else rng.choice(cfg.names)
     if cfg.task == "detection":
@@ -291,7 +293,7 @@ def _touch(a: Box, b: Box) -> bool:
 
 
 def _draw_lines(rng: random.Random, cfg: Words) -> tuple[Scene, str] | None:
-    """None where the lines are too wide or too many for the picture."""
+    """Scene of lines and its question; None where the lines are too wide or too many for the picture."""
     height, colour = rng.randint(*cfg.heights), rng.choice(cfg.colours)
     texts = [" ".join(_words(rng, cfg)) for _ in range(rng.randint(*cfg.lines))]
     inks = [_ink(text, height) for text in texts]

@@ -1,4 +1,4 @@
-"""References to images, what they show, and the one reader of image files."""
+"""References to images, the records of perception data, and the only reader of image files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from data.errors import BadRow, DataError
 from stepstack.records import Picture
 from stepstack.scoring.vision.spatial import Space
 
-# What Pillow raises for bytes that are no picture, or only a part or a bomb of one.
+# Errors of Pillow for bytes that are no picture, or only a part or a bomb of one.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
-    """``sha256`` of the file, checked at each reading; "": not known."""
+    """Picture in a file. ``sha256`` of the file is checked at each reading; "" where it is not known."""
 
     path: str
     sha256: str = ""
@@ -41,7 +41,7 @@ class FilePicture:
 
 @dataclass(frozen=True, slots=True)
 class BytesPicture:
-    """An encoded picture in memory; ``name`` is for errors."""
+    """Encoded picture in memory; ``name`` is for errors."""
 
     content: bytes = field(repr=False)
     name: str = "bytes"
@@ -52,7 +52,7 @@ class BytesPicture:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An object: its label and its box or a point on it, in the record's space."""
+    """Object: its label and its box or a point on it, in the record's space."""
 
     label: str
     box: tuple[float, float, float, float] | None = None
@@ -80,7 +80,7 @@ class Record:
 
 
 def decode(content: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
-    """The picture in RGB, turned as its EXIF orientation says. DataError names ``name`` and says what is wrong."""
+    """Picture in RGB, turned by its EXIF orientation. DataError names ``name`` and the reason."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -97,7 +97,7 @@ def decode(content: bytes, name: str, max_pixels: int | None = None) -> Image.Im
 
 
 def image_source(value: Any, key: str = "image") -> str | bytes:
-    """The path or the bytes in an image cell: text, or ``{"bytes": ..., "path": ...}``. BadRow for anything else."""
+    """Path or bytes in an image cell, which is text or ``{"bytes": ..., "path": ...}``. BadRow for anything else."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes) or not value:

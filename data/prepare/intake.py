@@ -1,10 +1,10 @@
-"""What is to be seen in a picture: the record of perception data, and how its sources are checked and prepared.
+"""Records of perception data: how their sources are checked and prepared.
 
-A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record says in which ``space`` its numbers are:
-"pixels" of the picture as it lies in the data, "thousand" (0..1000 of its width and height) or "unit" (0..1).
+A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record has the ``space`` of its numbers: "pixels"
+of the stored picture, "thousand" (0..1000 of its width and height) or "unit" (0..1).
 
 A prepared row is ``{"index", "pictures": [{"root", "path", "sha256"}], "question", "targets": [{"label", "box"|
-"point"}], "text", "count", "size"}``; task, space and the folders that ``root`` counts stand in the manifest.
+"point"}], "text", "count", "size"}``. Task, space and the folders that ``root`` counts are in the manifest.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ from stepstack import __version__, config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntakeRow:
-    """A row as its source has it: ``image`` is a path or an encoded picture, ``numbers`` are boxes in the declared
-    space and layout, or points. ``again``: the same boxes in another space, where the source has both. ``size``: what
-    the source says of the picture, if it does."""
+    """Row of a source.
+
+    ``image`` is a path or an encoded picture. ``numbers`` are boxes in the declared space and layout, or points.
+    ``again``: the same boxes in another space, where the source has both. ``size``: size of the picture in the source,
+    if given.
+    """
 
     image: str | bytes
     question: str = ""
@@ -95,12 +98,12 @@ def prepare(
     question: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Read the sources, open every picture, check every row and write ``out`` in one rename; what `data`'s do.
+    """Read the sources, open every picture, check every row and write ``out`` in one rename.
 
-    ``options.space`` and ``.layout`` are set here. A train row whose picture is in an eval, byte for byte, is dropped
-    and counted as contaminated. ``question``: the one of every row, kept in the manifest only.
-
-    Raises DataError for a convention that the numbers contradict, or with up to 20 bad rows; nothing is written then.
+    The ``prepare`` of each perception data set calls it, with ``options.space`` and ``.layout`` set. A train row whose
+    picture is in an eval, byte for byte, is dropped and counted as contaminated. ``question``: the question of every
+    row, stored in the manifest only. DataError for a convention that the numbers contradict, or with up to 20 bad rows;
+    nothing is written then.
     """
     out = Path(out)
     check_target(out, overwrite)
@@ -137,8 +140,11 @@ def prepare(
 
 
 def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list[Record]:
-    """Records of a prepared split, in order. ``images``: where the folders of the pictures are now, if not where they
-    were. DataError for another kind of data, a changed file, or where the first picture is missing."""
+    """Records of a prepared split, in order.
+
+    ``images``: present folders of the pictures, if they moved. DataError for another kind of data, a changed file, or
+    where the first picture is missing.
+    """
     path = Path(place) / MANIFEST if Path(place).is_dir() else Path(place)
     manifest = read_manifest(path, data)
     options = manifest.options
@@ -164,7 +170,7 @@ def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list
 
 
 class _Intake:
-    """Reads sources into a folder that is being written; ``errors`` and ``counts`` gather over all of them."""
+    """Reader of sources into a folder that is being written. ``errors`` and ``counts`` collect over all of them."""
 
     def __init__(
         self,
@@ -179,11 +185,11 @@ class _Intake:
         self.records: dict[str, Mapping[str, Any]] = {}
         self.errors: list[str] = []
         self.counts: dict[str, Any] = dict.fromkeys(("read", "bad", "duplicates", "empty", "clipped"), 0)
-        self._by_path: dict[str, _Placed | str] = {}  # a text says why there is none
+        self._by_path: dict[str, _Placed | str] = {}  # a text is the reason why there is none
         self._by_digest: dict[str, _Placed] = {}
 
     def split(self, name: str, sources: Sequence[str]) -> list[_Found]:
-        """The rows of a split that stay, settled; what is wrong with the others is in ``errors``."""
+        """Checked rows of a split that stay. The faults of the others are in ``errors``."""
         rows: list[_Found] = []
         first: dict[tuple[str, str], _Found] = {}
         for place in sources:
@@ -210,7 +216,7 @@ class _Intake:
         return rows
 
     def lines(self, rows: Sequence[_Found], with_question: bool) -> bytes:
-        """JSON lines of a split; see the head of this module."""
+        """JSON lines of a split, in the form of the module's docstring."""
         return json_lines(self._line(index, item, with_question) for index, item in enumerate(rows))
 
     def _open(self, place: str) -> list[_Found]:
@@ -236,7 +242,7 @@ class _Intake:
         return opened
 
     def _place(self, image: str | bytes, roots: Sequence[str]) -> _Placed:
-        """Where the picture is, opened once; BadRow where it cannot be used."""
+        """Place of the picture, which is opened once. BadRow where it cannot be used."""
         if isinstance(image, bytes):
             return self._measure("its picture", image, None, "")
         paths = [str(Path(root) / image) for root in roots]  # an absolute path stays itself
@@ -263,7 +269,7 @@ class _Intake:
         raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
 
     def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _Placed:
-        """Decode, so that a broken picture is found now; copy it where it has no file or ``copy`` says so."""
+        """Decode a picture, so that a broken one is found now. Copy it where it has no file or ``copy`` is set."""
         digest = hashlib.sha256(content).hexdigest()
         copied = root is None or self.options.copy
         if copied and digest in self._by_digest:
@@ -296,7 +302,7 @@ class _Intake:
             raise BadRow("no objects are marked: training needs their points or boxes; a count alone can be an eval")
 
     def _settled(self, one: _Found) -> tuple[IntakeRow, int]:
-        """The row with its numbers as they are written, and how many were clipped."""
+        """Row with its numbers in the written form, and the number of clipped boxes."""
         size, convention = one.picture.size, self._convention
         boxes = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
         again = dataclasses.replace(convention, space=one.row.again_space)
@@ -344,7 +350,7 @@ def _picture(row: Mapping[str, Any], roots: Sequence[str], folder: Path) -> File
 
 
 def _suffix(content: bytes) -> str:
-    """For people who look into the folder; the program reads the format from the content."""
+    """Suffix for people who look into the folder. The program reads the format from the content."""
     kinds = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}
     return next((suffix for head, suffix in kinds.items() if content.startswith(head)), "")
 

@@ -1,7 +1,7 @@
 """Real videos with captions: rows ``{"video": path, "caption": text}`` to latents in buckets of size and length.
 
-Each row is checked before anything is encoded; all that is wrong is said together. A clip goes to the size of the
-nearest shape and to the longest length that it has frames for; its motion score is measured, or a row's "motion".
+Each row is checked before anything is encoded, and all errors are reported together. A clip goes to the size of the
+nearest shape and to the longest length that it has frames for. Its motion score is measured, or the row's "motion".
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FORM = '{"video": path, "caption": text}, of pairs also "loser": path'
 
 @dataclass(frozen=True, slots=True)
 class ClipRow:
-    """A checked clip. ``length``: frames that are taken, from the first. ``digest``: of the files."""
+    """Checked clip. ``length``: number of frames that are taken, from the first. ``digest``: hash of the files."""
 
     place: str
     video: Path
@@ -61,8 +61,10 @@ class ClipRow:
 def prepare(
     out: Path, source: str, options: ClipOptions, codec: VideoCodec, encoder: PromptEncoder, *, overwrite: bool = False
 ) -> Manifest:
-    """Write the prepared folder ``out``: latents, encoded captions, manifest. DataError with up to 20 bad rows, or for
-    buckets that the codec cannot encode; nothing is written then."""
+    """Write the prepared folder ``out``: latents, encoded captions, manifest.
+
+    DataError with up to 20 bad rows, or for buckets that the codec cannot encode; nothing is written then.
+    """
     check_target(out, overwrite)
     for size in options.sizes:
         for length in options.lengths:
@@ -104,7 +106,7 @@ def prepare(
 def check_rows(
     raw: Sequence[tuple[str, Any]], root: Path, options: ClipOptions
 ) -> tuple[list[ClipRow], dict[str, Any]]:
-    """(rows that stay, what was counted). DataError with all bad rows."""
+    """Rows that stay, and the counts. DataError with all bad rows."""
     rows, errors, dropped, identities = [], [], Counter[str](), set()
     for place, value in track(raw, "reading", transient=True):
         try:
@@ -132,7 +134,7 @@ def check_rows(
 
 
 def parse_row(place: str, value: Any, root: Path, options: ClipOptions) -> ClipRow:
-    """BadRow or DataError that names what is wrong with it."""
+    """Checked clip of a row. BadRow or DataError that names the fault."""
     caption, name = (text_at(value, "", (key,), FORM) for key in ("caption", "video"))
     if not caption.strip():
         raise BadRow("key caption is empty: describe the clip, or remove the row")
@@ -149,7 +151,7 @@ def parse_row(place: str, value: Any, root: Path, options: ClipOptions) -> ClipR
 
 
 def bucket_length(file: Path, video: Frames, size: Size, options: ClipOptions) -> int:
-    """The longest length that a video has frames for. BadRow where it has too few, or another shape than ``size``."""
+    """Longest length that a video has frames for. BadRow where it has too few, or another shape than ``size``."""
     lengths = [length for length in options.lengths if length <= len(video)]
     if not lengths:
         raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {min(options.lengths)}")
@@ -171,7 +173,7 @@ def row_motion(value: Mapping[str, Any], video: Frames, options: ClipOptions) ->
 
 
 def read_pixels(file: Path, row: ClipRow) -> Tensor:
-    """[1, F, C, H, W] in [-1, 1]: the frames that are taken, in their bucket's size."""
+    """Frames of a clip in its bucket's size, [1, F, C, H, W] in [-1, 1]."""
     taken = frames.fit(frames.read_video(file)[0][: row.length], row.size)
     return torch.from_numpy(taken.copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
 

@@ -1,7 +1,7 @@
-"""Pages of text to be read: PageOCR as Perception-R1 publishes it.
+"""Pages of text to read: PageOCR in the form of Perception-R1.
 
-A row is ``{"image": path | {"bytes": ...}, "conversations": [{...}, {"value": the text}]}``: the first turn asks, the
-second is the text of the page.
+A row is ``{"image": path | {"bytes": ...}, "conversations": [{...}, {"value": the text}]}``: the first turn is the
+question, the second the text of the page.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    Raises DataError with up to 20 bad rows; nothing is written then. The options of numbers mean nothing here.
+    DataError with up to 20 bad rows; nothing is written then. The options of numbers have no effect.
     """
     options = dataclasses.replace(options, space="pixels", layout="xyxy")
     return intake.prepare(out, DATA, "ocr", source, evals, _row, options, question="", overwrite=overwrite)
 
 
 def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
-    """Records of "train" or an eval: ``text`` is the gold, ``question`` is empty."""
+    """OCR records of "train" or an eval: ``text`` is the gold, ``question`` is empty."""
     return intake.load(place, split, DATA, images)
 
 

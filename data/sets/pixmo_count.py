@@ -1,9 +1,10 @@
-"""Counting: PixMo-Count, in the forms of its own data set and of Perception-R1's files.
+"""Counting data: PixMo-Count, in the forms of its own data set and of Perception-R1's files.
 
-A row has the picture (``image`` or ``image_path``, or ``image_sha256`` with the file of that name below ``images``: the
-hub has addresses, not pictures), what is counted (``question`` or ``label``), how many there are (``ground_truth`` or
-``count``), and for training where they are: ``points`` or ``clicks``, a list of {"x", "y"} or of [x, y], or
-``{"x": [...], "y": [...]}``. PixMo-Count's points are pixels; those of the related PixMo-Points are read as percent.
+A row has the picture (``image`` or ``image_path``, or ``image_sha256`` with the file of that name below ``images``,
+since the hub has addresses and not pictures). It has the counted label (``question`` or ``label``) and the count
+(``ground_truth`` or ``count``). Training rows also have places: ``points`` or ``clicks``, a list of {"x", "y"} or of
+[x, y], or ``{"x": [...], "y": [...]}``. PixMo-Count's points are pixels. Those of the related PixMo-Points are read as
+percent.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    An eval row may have a count alone. Raises DataError for a wrong ``options.space``, or with up to 20 bad rows;
-    nothing is written then.
+    An eval row may have a count alone. DataError for a wrong ``options.space``, or with up to 20 bad rows; nothing is
+    written then.
     """
     options = dataclasses.replace(options, space=options.space or "pixels", layout="xyxy")
     return intake.prepare(out, DATA, "counting", source, evals, _row, options, overwrite=overwrite)
 
 
 def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
-    """Counting records of "train" or an eval: ``question`` is what is counted, ``targets`` its points if known."""
+    """Counting records of "train" or an eval: ``question`` is the counted label, ``targets`` its points if known."""
     return intake.load(place, split, DATA, images)
 
 

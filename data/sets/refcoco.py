@@ -1,9 +1,9 @@
-"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as Perception-R1 and VLM-R1 publish them.
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg in the forms of Perception-R1 and VLM-R1.
 
 A row is ``{"image": path | {"bytes": ...}, "problem": expression, "solution": box}``. A box is a list of four numbers,
-or such a list as text. Perception-R1's training rows have it in 0..1000; its evaluation rows have pixels there and
-0..1000 in "normalized_solution"; VLM-R1's rows have pixels. ``space="thousand"`` takes "normalized_solution" where a
-row has it; where a row has both, they must say the same.
+or such a list as text. Perception-R1's training rows have it in 0..1000. Its evaluation rows have pixels there and
+0..1000 in "normalized_solution". VLM-R1's rows have pixels. ``space="thousand"`` takes "normalized_solution" where a
+row has it. Where a row has both, they must agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    Raises DataError for a wrong ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
+    DataError for a wrong ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
     """
     options = dataclasses.replace(options, space=options.space or "thousand", layout=options.layout or "xyxy")
 
@@ -60,7 +60,7 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
 
 
 def box_numbers(value: Any, key: str) -> Numbers:
-    """The four numbers of a box that is a list, or one as text. BadRow names the key."""
+    """Four numbers of a box that is a list, or a list as text. BadRow names the key."""
     if isinstance(value, str) and (match := BOX.fullmatch(value)):
         return tuple(map(float, match.groups()))
     if (
@@ -75,7 +75,7 @@ def box_numbers(value: Any, key: str) -> Numbers:
 def _boxes(
     raw: Mapping[str, Any], space: SourceSpace | None
 ) -> tuple[tuple[Numbers], tuple[Numbers, ...], SourceSpace]:
-    """(the box, the same box in another space, that space); the second is empty where a row has but one."""
+    """The box, the same box in another space, and that space. The second is empty where a row has only one box."""
     solution = box_numbers(raw["solution"], "solution")
     if raw.get("normalized_solution") is None or space not in ("pixels", "thousand"):
         return (solution,), (), "pixels"
