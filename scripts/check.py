@@ -1,4 +1,4 @@
-"""`make check`: style, format, types, floors, tables, the house's tests. All run: one call shows all that is wrong."""
+"""`make check`: style, format, types, floors, tables, the house's tests. All run, so that one call shows all faults."""
 
 from __future__ import annotations
 

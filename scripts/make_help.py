@@ -9,7 +9,7 @@ TARGET = re.compile(r"^# (?P<says>.+)\n(?P<name>[a-z-]+):", re.MULTILINE)
 
 
 def targets(makefile: str) -> list[tuple[str, str]]:
-    """(target, its comment) in the file's order."""
+    """Pairs (target, its comment) in the order of the file."""
     return [(match["name"], match["says"]) for match in TARGET.finditer(makefile)]
 
 

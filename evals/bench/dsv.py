@@ -1,5 +1,8 @@
-"""`stepstack bench dsv`: block-sparse attention against dense attention and its peers, on one GPU, on the same q, k,
-v and the same lists. The figure is time / (dense time x density): 1 is the limit that sparsity allows."""
+"""`stepstack bench dsv`: block-sparse attention against dense attention and its peers, on one GPU.
+
+All take the same q, k, v and the same lists. The result is time / (dense time x density), where 1 is the limit that
+sparsity allows.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from stepstack.ops.select import low_rank_selection, pooled_selection, top_block
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.report.provenance import describe, provenance
 
-HEADS = {64: 24, 128: 12}  # of a head dim
+HEADS = {64: 24, 128: 12}  # number of heads by head dim
 TOKENS = (32768, 65536, 131072)
 SPARSITIES = (0.80, 0.90, 0.95)
 BLOCK = 64
@@ -40,7 +43,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SequenceShape:
-    """One sequence of ``tokens`` with HEADS of ``dim``."""
+    """Shape of one sequence of ``tokens`` with HEADS of ``dim``."""
 
     dim: int
     tokens: int
@@ -50,16 +53,16 @@ class SequenceShape:
         return HEADS[self.dim]
 
     def tensors(self) -> list[Tensor]:
-        """q, k, v and the gradient of the output, bfloat16."""
+        """Random q, k, v and gradient of the output, bfloat16."""
         shape = 1, self.heads, self.tokens, self.dim
         samples = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
         return [*(x.requires_grad_() for x in samples[:3]), samples[3]]
 
 
 def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[str, Any]:
-    """All shapes up to ``longest`` tokens. ``rounds``: timings each, of which the median counts."""
+    """Times of all shapes up to ``longest`` tokens, each the median of ``rounds`` timings."""
     if not torch.cuda.is_available():
-        raise ValueError("bench dsv needs a CUDA device and there is none; the CPU's part: stepstack bench dsv-cpu")
+        raise ValueError("bench dsv needs a CUDA device and there is none; on a CPU run: stepstack bench dsv-cpu")
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
     shapes = [SequenceShape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
@@ -87,7 +90,7 @@ def dense_times(shape: SequenceShape, rounds: int) -> list[dict[str, Any]]:
 def sparse_times(
     shape: SequenceShape, sparsity: float, kind: str, best: dict[str, float], rounds: int
 ) -> list[dict[str, Any]]:
-    """Every contestant on one selection, and how far its output is from ours."""
+    """Times of every contestant on one selection, and the difference of its output from ours."""
     selection = random_selection(shape, sparsity, kind)
     density = float(selection.density.mean())
     tensors = shape.tensors()
@@ -110,7 +113,7 @@ def passes(
     where: AbstractContextManager[Any] | None = None,
     ours: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of forward and backward. What a peer cannot do is a row that says why, in its own words."""
+    """Rows of forward and backward. A peer that fails gives rows with the reason in its own words."""
     *qkv, d_out = tensors
     try:
         with where or nullcontext():
@@ -131,7 +134,7 @@ def passes(
 
 
 def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
-    """Median of the device's time for one call; caches are flushed before each."""
+    """Median of the device's time for one call. Caches are flushed before each."""
     for _ in range(warm):
         run()
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
@@ -146,14 +149,14 @@ def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
 
 
 def keep_counts(shape: SequenceShape, sparsity: float, kind: str) -> list[int]:
-    """Key blocks of each head: the same number, or from half to one and a half of it."""
+    """Number of key blocks of each head: the same for all, or from half to one and a half of it."""
     mean = (1 - sparsity) * shape.tokens / BLOCK
     spread = [0.5 + h / (shape.heads - 1) if kind == "ragged" else 1.0 for h in range(shape.heads)]
     return [max(1, round(mean * s)) for s in spread]
 
 
 def random_selection(shape: SequenceShape, sparsity: float, kind: str) -> Selection:
-    """Random blocks: the hardest lists there are for caches, since neighbours share nothing but by chance."""
+    """Random blocks, the hardest lists for caches, since neighbours share blocks only by chance."""
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
     indices, counts = [], []
     for keep in keep_counts(shape, sparsity, kind):
@@ -165,7 +168,7 @@ def random_selection(shape: SequenceShape, sparsity: float, kind: str) -> Select
 
 
 def contestants(selection: Selection) -> Iterator[tuple[str, Attend]]:
-    """Ours, FlexAttention with the same blocks, and FastVideo's VSA where it is installed."""
+    """Our kernels, FlexAttention with the same blocks, and FastVideo's VSA where it is installed."""
     yield OURS, lambda q, k, v: sparse_attention(q, k, v, selection, impl="triton", check=False)
     counts_BHQ, lists_BHQK = padded_lists(selection)
     yield "FlexAttention", flex(selection, counts_BHQ, lists_BHQK)
@@ -178,7 +181,7 @@ def contestants(selection: Selection) -> Iterator[tuple[str, Attend]]:
 
 
 def padded_lists(selection: Selection) -> tuple[Tensor, Tensor]:
-    """Lists as the peers take them: lengths [B, H, Q] and indices [B, H, Q, K], int32, padded with 0."""
+    """Lists in the form of the peers: lengths [B, H, Q] and indices [B, H, Q, K], int32, padded with 0."""
     shape = selection.batch, selection.heads, selection.queries.count
     lists = torch.zeros(selection.rows, selection.keys.count, dtype=torch.int32, device=selection.indices.device)
     entries = torch.arange(selection.indices.shape[0], device=lists.device) - selection.offsets[selection.row_of]
@@ -187,8 +190,10 @@ def padded_lists(selection: Selection) -> tuple[Tensor, Tensor]:
 
 
 def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
-    """Compiled FlexAttention whose blocks are all full, so that it never looks at the mask; the mask is given since
-    without compilation it would be all that counts."""
+    """Compiled FlexAttention whose blocks are all full, so that it never evaluates the mask.
+
+    The mask is passed because without compilation only the mask would count.
+    """
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     mask = selection.mask()
@@ -204,7 +209,8 @@ def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
 def selection_times(
     row: dict[str, Any], shape: SequenceShape, keep: list[int], tensors: Sequence[Tensor], limit: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """What comes before attention: choosing, by pooling and by low rank, and transposing the lists for the backward."""
+    """Times of the work before attention: selection by pooling and by low rank, and transposing the lists for the
+    backward."""
     q, k = (x.detach() for x in tensors[:2])
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
     low_q, low_k = (x[..., :RANK].contiguous() for x in (q, k))
@@ -224,7 +230,8 @@ def selection_times(
 
 
 def layout_times(shape: SequenceShape, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
-    """Into cubes and back, of hidden states of all heads, and a copy of the same size: what bandwidth allows."""
+    """Times into cubes and back for hidden states of all heads, and of a copy of the same size, the limit by
+    bandwidth."""
     cubes = Cubes.build((shape.tokens // 1024, 32, 32), device="cuda")
     x = torch.randn(1, shape.tokens, shape.heads * shape.dim, device="cuda", dtype=torch.bfloat16)
     parts = {"to cubes": lambda: cubes.gather(x), "from cubes": lambda: cubes.scatter(x), "copy": x.clone}
@@ -256,7 +263,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], file: Path) -> Path:
-    """Times the limit over length at sparsity 0.9, one panel a head dim and pass."""
+    """Plot of times the limit over length at sparsity 0.9, one panel a head dim and pass."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

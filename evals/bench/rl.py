@@ -1,4 +1,4 @@
-"""Benchmarks against a peer, in one run, on one machine: the figure is the ratio. Results go to evals/results/."""
+"""`stepstack bench rl`: PPO and GRPO against TRL in one run on one machine, compared by their ratio."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ from stepstack.rl.config import Grpo
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.roles import roles
 
-GOAL = 0.70  # held-out accuracy that is raced for
+GOAL = 0.70  # held-out accuracy at which the race ends
 STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an EOS id for the peer
 
 
 def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
-    """Race to GOAL on orz-tiny's task, and decoding speed. The contestants of a seed share the base model, the rollouts
-    per step, the optimizer's numbers and the evaluation, whose time is not counted; one thread, process CPU time."""
+    """Race to GOAL on orz-tiny's task, and decoding speed.
+
+    The contestants of a seed share the base model, the rollouts per step, the optimizer's numbers and the evaluation,
+    whose time is not counted. One thread, process CPU time.
+    """
     torch.set_num_threads(1)
     races: list[dict[str, Any]] = []
     sampler: list[dict[str, Any]] = []
@@ -61,7 +64,7 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
 
 
 def base_model(cfg: Any, folder: Path) -> Path:
-    """orz-tiny's SFT model of this seed."""
+    """Folder of orz-tiny's SFT model for this seed."""
     run = Run(replace(cfg, name=f"base-{cfg.seed}", save=Save(every=0)))
     model = folder / f"base-{cfg.seed}" / "base" / "model"
     build_base(run, cfg.model, cfg.data, model)
@@ -69,7 +72,7 @@ def base_model(cfg: Any, folder: Path) -> Path:
 
 
 class Race:
-    """A clock that stands still while the contestant is judged, and the curve of (CPU seconds, accuracy)."""
+    """Clock that stands still while the contestant is evaluated, with the curve of (CPU seconds, accuracy)."""
 
     def __init__(self) -> None:
         self.spent = 0.0
@@ -83,13 +86,13 @@ class Race:
         return self.curve[-1][1]
 
     def result(self) -> dict[str, Any]:
-        """``seconds``: CPU seconds at the first judgement at or over GOAL; None if it never came."""
+        """Curve and ``seconds``: CPU seconds at the first evaluation at or over GOAL, None without one."""
         reached = [seconds for seconds, accuracy in self.curve if accuracy >= GOAL]
         return {"seconds": reached[0] if reached else None, "curve": self.curve}
 
 
 def accuracy_function(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
-    """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
+    """Function from weights to held-out accuracy, with the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)
     reward = make_reward(cfg.reward)
@@ -102,7 +105,7 @@ def accuracy_function(cfg: Any, prompts: Splits, lm: Any, tokenizer: Any) -> Cal
 
 
 def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
-    """The recipe's own composition, judged every second step, ended at GOAL."""
+    """Result of the recipe's own composition, evaluated every second step and ended at GOAL."""
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     run = Run(replace(cfg, eval_every=2, save=Save(every=0)), folder=folder)
@@ -133,7 +136,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
 
 
 def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
-    """TRL's GRPOTrainer with its own defaults where ours has no counterpart."""
+    """Result of TRL's GRPOTrainer with its own defaults where ours has no counterpart."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # its telemetry would call out
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -192,7 +195,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
 
 
 def trl_settings(cfg: Any) -> dict[str, Any]:
-    """orz-tiny's numbers under TRL's names: as many rollouts and optimizer updates a step."""
+    """Settings of orz-tiny under TRL's names: as many rollouts and optimizer updates a step."""
     rollout, optim = cfg.rollout, cfg.actor.optim
     return {
         "per_device_train_batch_size": cfg.rollouts_per_step // cfg.actor_updates,
@@ -220,7 +223,7 @@ def trl_settings(cfg: Any) -> dict[str, Any]:
 
 
 def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
-    """Tokens/s at 64 rows, in turn: our sampler and ``model.generate``, on 64 prompts and on 8 prompts x 8 samples."""
+    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples."""
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     lm.eval()

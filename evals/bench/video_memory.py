@@ -1,4 +1,4 @@
-"""`stepstack bench video-memory`: what planning.video_memory says of a tiny Step-Video DiT, and what it measures."""
+"""`stepstack bench video-memory`: figures of planning.memory for a tiny Step-Video DiT beside measured ones."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ SHAPE: dict[str, Any] = {"layers": 4, "heads": 3, "head_width": 32, "channels": 
 PLANNED = Dit(**SHAPE, text=(32, 32), text_tokens=(16, 8))
 GRID = (5, 4, 4)
 TOKENS = 80
-SIDE, REPEATS = 1024, 20  # of the matrix products that say what this machine can do
+SIDE, REPEATS = 1024, 20  # side and number of the matrix products that measure the speed of this machine
 
 Precision = Literal["no", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "bf16")
 
 
 def measure(batch: int = 16, steps: int = 10) -> dict[str, Any]:
-    """One thread. ``batch``: videos of a forward pass; ``steps``: of which the fastest counts."""
+    """Planned and measured figures on one thread. ``batch``: videos of a forward pass. ``steps``: the fastest of them
+    counts."""
     torch.set_num_threads(1)
     rows = [_row("parameters", PLANNED.parameters, sum(p.numel() for p in dit().parameters()))]
     rows.append(_row("bytes of weights, gradients, moments, average", planned_cost(batch).states, states(batch)))
@@ -96,7 +97,7 @@ def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tenso
 
 
 def states(batch: int) -> int:
-    """Bytes that a step of AdamW leaves: of each parameter itself, its gradient, moments and average."""
+    """Bytes that remain after a step of AdamW: each parameter, its gradient, moments and average."""
     model = dit()
     parameters = list(model.parameters())
     [optimizer] = optimizers(model, AdamW())
@@ -109,15 +110,17 @@ def states(batch: int) -> int:
 
 
 def flops(batch: int, again: bool) -> int:
-    """As torch counts them; attention by plain products, because its fused form on CPUs is counted as nothing."""
+    """FLOPs counted by torch. Attention uses plain products, because its fused form on CPUs is counted as nothing."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         dit(again)(**inputs(batch)).square().mean().backward()
     return counter.get_total_flops()
 
 
 def activations(batch: int, precision: Precision, again: bool = False, layers: int = PLANNED.layers) -> int:
-    """Bytes of the storages, weights not counted, that autograd keeps after a forward pass: of blocks that are
-    recomputed, their inputs. bf16: of weights cast beforehand, as FSDP2 does."""
+    """Bytes of the storages, without weights, that autograd keeps after a forward pass.
+
+    Of blocks that are recomputed these are their inputs. bf16: weights are cast beforehand, like in FSDP2.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model, batch_inputs = dit(again, precision, layers), inputs(batch, dtype)
     cast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
@@ -127,7 +130,8 @@ def activations(batch: int, precision: Precision, again: bool = False, layers: i
 
 
 def checkpointed_activations(batch: int, precision: Precision) -> int:
-    """Bytes at the height of a backward pass: the inputs of all blocks, and what one block keeps beside its own."""
+    """Bytes at the height of a backward pass: the inputs of all blocks, and the tensors that one block keeps beside its
+    own."""
     less, more = (activations(batch, precision, layers=n) for n in (1, 2))
     own = batch * TOKENS * PLANNED.width * BYTES[precision]
     return activations(batch, precision, again=True) + more - less - own
@@ -135,7 +139,7 @@ def checkpointed_activations(batch: int, precision: Precision) -> int:
 
 @contextlib.contextmanager
 def saved_storages(without: set[int]) -> Iterator[Any]:
-    """A function that tells the bytes of each storage saved for backward so far, by its address."""
+    """Context with a function that returns the bytes of each storage saved for backward so far, by its address."""
     saved: list[Tensor] = []  # held, so that no address is given out twice
 
     def sizes() -> dict[int, int]:
@@ -151,7 +155,7 @@ def saved_storages(without: set[int]) -> Iterator[Any]:
 
 
 def matmul() -> float:
-    """FLOP/s of float32 matrix products of this machine, one thread: the fastest of some."""
+    """FLOP/s of float32 matrix products on this machine, one thread: the fastest of several."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     return 2 * SIDE**3 / min(_cpu_seconds(partial(torch.mm, a, b)) for _ in range(REPEATS))
 

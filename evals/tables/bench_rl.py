@@ -1,4 +1,4 @@
-"""Against TRL, and against model.generate."""
+"""Race against TRL, and decoding against model.generate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
-    """Against TRL, and against model.generate."""
+    """Race against TRL, and decoding against model.generate."""
     file = root / "evals" / "results" / "bench-rl.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]

@@ -1,4 +1,4 @@
-"""What was planned of a tiny video DiT, and measured."""
+"""Planned and measured costs of a tiny video DiT."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
-    """What was planned of a tiny video DiT, and measured."""
+    """Planned and measured costs of a tiny video DiT."""
     file = root / "evals" / "results" / "bench-video-memory.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]

@@ -1,4 +1,4 @@
-"""Each recorded run of orz-tiny before and after: what a mean over seeds does not show."""
+"""Each recorded run of orz-tiny before and after training, which a mean over seeds does not show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SUMS, ACCURACY = "orz_tiny", "avg@1"  # the task and metric of the table of sing
 
 
 def table(root: Path) -> list[Table]:
-    """Each recorded run before and after: what a mean over seeds does not show."""
+    """Each recorded run before and after training, which a mean over seeds does not show."""
     files = sorted((root / "evals" / "results").glob("orz-tiny-seed*.json"))
     if not files:
         return [Table((), (), ["No run has been recorded."])]

@@ -1,6 +1,6 @@
-"""Tables of InfinitePOD: evals/results/pods.json (measured by `stepstack sim pods --record`) beside what was published.
+"""Tables of InfinitePOD: evals/results/pods.json (measured by `stepstack sim pods --record`) beside published figures.
 
-Here measured and reported do share a row, in columns of their own: the question is how far apart they are.
+Here measured and reported share a row, in columns of their own, because the question is how far apart they are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def trace(root: Path) -> list[Table]:
 
 
 def waste(root: Path) -> list[Table]:
-    """Over the trace: every architecture and TP size."""
+    """Waste over the trace, for every architecture and TP size."""
     study = _study(root)
     if study is None:
         return _nothing()
@@ -168,7 +168,7 @@ def mfu(root: Path) -> list[Table]:
 
 
 def bench(root: Path) -> list[Table]:
-    """Speeds, as ratio against a naive peer of the same run."""
+    """Speeds as ratios against a naive peer of the same run."""
     file = root / "evals" / "results" / "bench-pods.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]
@@ -189,7 +189,7 @@ def _nothing() -> list[Table]:
 
 
 def _published(name: str, root: Path) -> tuple[dict[str, Mapping[str, float]], str]:
-    """(key -> values, where they were published)."""
+    """Values by key, and where they were published."""
     file = root / "evals" / "reported" / f"{name}.json"
     publication: Publication = validate(Publication, json.loads(file.read_text()), str(file.relative_to(root)))
     return {row.key: row.values for row in publication.rows}, "; ".join(publication.sources.values())

@@ -1,4 +1,4 @@
-"""Tables of Step Law: the released data's from evals/results/steplaw-released.json, the tiny sweep's. No torch."""
+"""Tables of Step Law: the released data's from evals/results/steplaw-released.json, and the tiny sweep's. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each block of stepvideo-tiny-dsv, over the runs' last steps."""
+"""Each block of stepvideo-tiny-dsv, over the last steps of the runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
-    """Each block of stepvideo-tiny-dsv, over the runs' last steps."""
+    """Each block of stepvideo-tiny-dsv, over the last steps of the runs."""
     files = sorted((root / "evals" / "results").glob("stepvideo-tiny-dsv-seed*.json"))
     if not files:
         return [Table((), (), ["No run has been recorded."])]

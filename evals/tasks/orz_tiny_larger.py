@@ -1,4 +1,4 @@
-"""Other operands than orz-tiny was ever shown: each sum has terms above 9 or passes through totals above 20."""
+"""Other operands than orz-tiny is trained on: each sum has terms above 9 or passes through totals above 20."""
 
 from data.drawn.chains import Chains, exceeds
 from recipes.orz.tasks import held_out, sums

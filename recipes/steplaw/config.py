@@ -1,4 +1,4 @@
-"""Every key of a Step Law sweep, on one page. No torch."""
+"""Settings of a Step Law sweep. No torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cell(Strict):
     batch: tuple[int, ...] = ()
 
     def fields(self, vocab: int) -> dict[str, Any]:
-        """Of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
+        """Fields of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
         return {
             "model_type": "llama",
             "vocab_size": vocab,
@@ -57,13 +57,13 @@ class Cell(Strict):
 
     @property
     def params(self) -> int:
-        """N as the authors count it."""
+        """Parameters N by the count of the authors."""
         return count(self.fields(1)).matrices
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``batch`` in sequences of ``sequence`` tokens."""
+    """Point of the sweep. ``batch`` is in sequences of ``sequence`` tokens."""
 
     cell: Cell
     lr: float
@@ -99,7 +99,7 @@ class Config(RunConfig):
     optim: AdamW = AdamW(weight_decay=0.1, schedule=Schedule(kind="cosine", warmup=2000))
     final_lr: float = 1e-5
     clip: float = 1.0
-    spread: float = 0.02  # standard deviation of the weights at the start
+    spread: float = 0.02  # standard deviation of the initial weights
     held_out_rows: PositiveInt = 256
     part: tuple[int, int] = (0, 1)
     layout: BatchLayout = BatchLayout()
@@ -119,7 +119,7 @@ class Config(RunConfig):
 
     @property
     def points(self) -> list[Point]:
-        """In the order in which they are trained, this part's alone."""
+        """Points in the order of training, only those of this part."""
         all_points = [
             Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr
         ]
@@ -127,5 +127,5 @@ class Config(RunConfig):
 
     @property
     def scale(self) -> Scale:
-        """Of the last cell."""
+        """Scale of the last cell."""
         return Scale(self.cells[-1].params, self.cells[-1].tokens)

@@ -1,4 +1,4 @@
-"""Tokens of a real corpus as rows of fixed length, written once by `stepstack data` and mapped into memory after."""
+"""Tokens of a real corpus in rows of fixed length, written once by `stepstack data` and mapped into memory after."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stepstack.config import ROOT, ConfigError
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
-SHARD = 1 << 26  # tokens of one file
+SHARD = 1 << 26  # tokens in a file
 TRAIN, HELD_OUT = 0, 1
 
 
@@ -32,7 +32,8 @@ def token_rows(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.i
 
 
 def prepare(cfg: Config) -> str:
-    """Write what the largest cell and the evaluation read. Rows of the held-out stream come first from the corpus."""
+    """Write the rows for the largest cell and the evaluation. Rows of the held-out stream come first from the
+    corpus."""
     if isinstance(cfg.data, Grammar):
         return "nothing to prepare: the text is made on the spot, a pure function of the seed"
     out, need = ROOT / cfg.data.folder, rows_needed(cfg)
@@ -69,7 +70,7 @@ def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
 
 
 def packed(documents: Iterator[list[int]], width: int) -> Iterator[list[int]]:
-    """Rows of ``width`` tokens cut from all documents in a row; what is left at the end is dropped."""
+    """Rows of ``width`` tokens cut from the concatenated documents. The rest at the end is dropped."""
     buffer: list[int] = []
     for document in documents:
         buffer += document
@@ -79,7 +80,7 @@ def packed(documents: Iterator[list[int]], width: int) -> Iterator[list[int]]:
 
 
 def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: int) -> dict[str, Any]:
-    """Files of up to ``SHARD`` tokens, each written under another name first."""
+    """Write files of up to ``SHARD`` tokens, each under another name first."""
     from rich.progress import track
 
     out.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: 
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """The rows of one stream, in files of ``each``."""
+    """Rows of one stream, in files of ``each``."""
 
     folder: Path
     files: tuple[NDArray[np.uint32], ...]
@@ -108,7 +109,7 @@ class TokenRows:
     @classmethod
     @lru_cache(maxsize=4)
     def open(cls, folder: str, stream: int, width: int) -> TokenRows:
-        """ConfigError where `stepstack data` has not written them, or for rows of another length."""
+        """Rows of a folder. ConfigError where `stepstack data` has not written them, or for rows of another length."""
         file = Path(folder) / "manifest.json"
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: run `stepstack data` with this config first")

@@ -1,4 +1,5 @@
-"""One point of the sweep: a language model trained from scratch at one learning rate and batch size, and its loss."""
+"""Training of one point of the sweep: a language model from scratch at one learning rate and batch size, and its
+loss."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from stepstack.report import jsonl
 
 
 def measure(run: Run[Config], point: Point) -> dict[str, float]:
-    """Train the point in its own folder, or find it done there. A loss of inf is a run that diverged."""
+    """Loss and CPU seconds of a point, trained in its own folder or read from there. A loss of inf is a run that
+    diverged."""
     file = run.dir / "points" / point.name / "result.json"
     if file.is_file():
         return json.loads(file.read_text())
@@ -35,7 +37,7 @@ def measure(run: Run[Config], point: Point) -> dict[str, float]:
         jsonl.write_json_atomic(file, result)
     run.accelerator.wait_for_everyone()
     inner.finish()
-    inner.accelerator.free_memory()  # the next point makes a model of its own
+    inner.accelerator.free_memory()  # the next point builds a model of its own
     return result
 
 
@@ -65,7 +67,8 @@ def build(cfg: Config, cell: Cell) -> PreTrainedModel:
 
 
 def optim(cfg: Config, point: Point) -> AdamW:
-    """Warm-up is at most a tenth of the run; the cosine ends at a learning rate that is the same for every peak."""
+    """Optimizer of a point. Warm-up is at most a tenth of the run, and the final learning rate is the same for every
+    peak."""
     warmup = min(cfg.optim.schedule.warmup, point.steps // 10)
     schedule = replace(cfg.optim.schedule, warmup=warmup, final=min(1.0, cfg.final_lr / point.lr))
     return replace(cfg.optim, lr=point.lr, schedule=schedule)

@@ -1,4 +1,4 @@
-"""Step Law (arXiv 2503.04715): a sweep of language models over learning rate and batch size, and the law it gives."""
+"""Step Law (arXiv 2503.04715): a sweep of language models over learning rate and batch size, and the fitted law."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "wr
 
 
 def train(run: Run[Config]) -> None:
-    """A step is a point of the sweep."""
+    """Train every point of the sweep, one a step."""
     points = run.config.points
     for number in run.steps(len(points)):
         result = measure(run, points[number])
@@ -32,17 +32,17 @@ def train(run: Run[Config]) -> None:
 
 
 def tasks(cfg: Config) -> list[Task]:
-    """A sweep is judged by losses, not by answers."""
+    """No tasks, because a sweep is judged by losses, not by answers."""
     return []
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> Engine:
-    """Refused: no point of a sweep is kept, and text of random words has no tasks."""
-    raise ConfigError(f"recipe steplaw keeps no model to evaluate; its losses are in {cfg.folder / 'report.html'}")
+    """Raise ConfigError, because no point of a sweep is kept, and text of random words has no tasks."""
+    raise ConfigError(f"recipe steplaw keeps no model to evaluate; read its losses in {cfg.folder / 'report.html'}")
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``."""
+    """Facts of a run of this config, for ``--dry-run``."""
     points = cfg.points
     flops = sum(6.0 * point.cell.params * point.cell.tokens for point in points)
     facts: dict[str, Any] = {

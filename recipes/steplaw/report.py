@@ -1,4 +1,4 @@
-"""What a sweep has shown: its table of runs, the law fitted to it, and how that law does on cells that it never saw."""
+"""Report of a sweep: its table of runs, the law fitted to it, and the loss of that law on held-out cells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAD = ("N", "D", "lr", "bs", "loss", "held_out")  # bs in tokens: what `stepsta
 
 
 def finish(run: Run[Config]) -> None:
-    """sweep.csv, fit.json and report.html in the run's folder, and the figures on the terminal."""
+    """Write sweep.csv, fit.json and report.html into the run's folder, and print the tables."""
     if not run.is_main:
         return
     table = write_table(run.config, run.dir)
@@ -39,7 +39,7 @@ def finish(run: Run[Config]) -> None:
 
 
 def write_table(cfg: Config, folder: Path) -> Path:
-    """A row a point that this run has trained."""
+    """Write a row for each point that this run has trained."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
@@ -58,7 +58,7 @@ def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
 
 
 def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
-    """(cells that make the law, cells that check it)."""
+    """Cells that shape the law, and cells that check it."""
     held_out = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
     read = grids.read([table], Columns())
     shaping = [grid for grid in read if (grid.params, grid.tokens) not in held_out]
@@ -66,8 +66,10 @@ def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
 
 
 def fit_and_check(table: Path, window: float) -> dict[str, Any]:
-    """The fit of the shaping cells, and on each held-out cell the laws' points, their excess loss and how far they are
-    from the minimum of the cell's own surface."""
+    """Fit of the shaping cells, and a check of each law on each held-out cell.
+
+    A check has the law's point, its excess loss and its distance from the minimum of the cell's own surface.
+    """
     shaping, checking = read_cells(table)
     result = summary.summarise(shaping, window=window, draws=0)
     candidates: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
@@ -90,7 +92,7 @@ def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str,
 
 
 def write_report(folder: Path) -> Path:
-    """runs/<name>/report.html from what stands in the folder; a sweep that is not over shows its curve alone."""
+    """Write runs/<name>/report.html from the files in the folder. An unfinished sweep shows its curve alone."""
     run = json.loads((folder / "config.json").read_text())
     report = Report(run["config"]["name"])
     if (folder / "fit.json").is_file():

@@ -135,7 +135,7 @@ def forward(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """o [B, H, S, D] and lse [B, H, S] (base 2; 0 where a query sees nothing)."""
+    """Output o [B, H, S, D] and lse [B, H, S] (base 2; 0 where a query sees nothing)."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N
     PIECES: tl.constexpr = (TILE_N + N - 1) // N
@@ -202,7 +202,7 @@ def backward_q(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """dq [B, H, S, D], and delta [B, H, S] = sum of do * o over D, which dK/dV needs as well."""
+    """Gradient dq [B, H, S, D], and delta [B, H, S] = sum of do * o over D, which dK/dV needs as well."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N
     PIECES: tl.constexpr = (TILE_N + N - 1) // N
@@ -265,7 +265,8 @@ def backward_kv(
     BLOCK_N: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """dk, dv [B, H, T, D] by the transposed lists: ``indices`` names the query blocks that see a key block."""
+    """Gradients dk, dv [B, H, T, D] by the transposed lists: ``indices`` names the query blocks that see a key
+    block."""
     M: tl.constexpr = BLOCK_M if BLOCK_M < TILE_M else TILE_M
     N: tl.constexpr = BLOCK_N if BLOCK_N < TILE_N else TILE_N
     PIECES: tl.constexpr = (TILE_M + M - 1) // M

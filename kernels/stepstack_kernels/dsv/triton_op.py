@@ -1,4 +1,4 @@
-"""The kernels as operators of torch (fake and autograd registered, so that torch.compile sees one node each)."""
+"""Kernels as operators of torch (fake and autograd registered, so that torch.compile sees one node each)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepstack_kernels.dsv import triton_attention as kernels
 from stepstack_kernels.dsv.tiles import descriptor, interpreted, power, rows_dense, strides
 
 LOG2E = 1 / math.log(2)
-# Lists as the kernels take them: order, offsets, indices.
+# Lists of the kernels: order, offsets, indices.
 Lists = list[Tensor]
 
 
@@ -29,12 +29,12 @@ def sizes(q: Tensor, q_size: int, k_size: int) -> dict[str, Any]:
 
 
 def pieces(rows: int, side: str) -> Any:
-    """The grid: every list's block in pieces of the configuration's tile."""
+    """Grid of programs: every list's block in pieces of the configuration's tile."""
     return lambda meta: (rows * triton.cdiv(meta[f"TILE_{side}"], min(meta[f"BLOCK_{side}"], meta[f"TILE_{side}"])),)
 
 
 def token_major(x: Tensor) -> Tensor:
-    """Empty, of x's shape [B, H, tokens, D], laid out [B, tokens, H, D] as the projections around attention have it."""
+    """Empty tensor in x's shape [B, H, tokens, D], laid out [B, tokens, H, D] like the projections around attention."""
     return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
@@ -51,7 +51,8 @@ def attention(
     k_size: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """o [B, H, S, D] and the base-2 log-sum-exp of the scores [B, H, S]. ``transposed`` is for the backward only."""
+    """Output o [B, H, S, D] and the base-2 log-sum-exp of the scores [B, H, S]. ``transposed`` is for the backward
+    only."""
     q, k, v = rows_dense(q), rows_dense(k), rows_dense(v)
     out = token_major(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)

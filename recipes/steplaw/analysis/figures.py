@@ -13,13 +13,15 @@ from stepstack.planning.steplaw.advice import Advice
 from stepstack.planning.steplaw.fit import Surface
 from stepstack.planning.steplaw.grids import LossGrid
 
-LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of excess loss
+LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # contours of excess loss
 Marks = Mapping[str, tuple[float, float]]  # a law's name -> its (learning rate, batch)
 
 
 def contours(grid: LossGrid, marks: Marks, surface: Surface | None = None) -> Any:
-    """Excess loss over (learning rate, batch) as the paper draws it: the runs, lines of equal excess between them, the
-    fitted surface's lines dashed, and the laws' points."""
+    """Contour plot of excess loss over (learning rate, batch), in the style of the paper.
+
+    It shows the runs, lines of equal excess between them, the fitted surface's lines dashed, and the laws' points.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.8), layout="constrained")
@@ -30,7 +32,7 @@ def contours(grid: LossGrid, marks: Marks, surface: Surface | None = None) -> An
 def sheet(
     grids: Sequence[LossGrid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2
 ) -> bytes:
-    """``contours`` of several grids on one sheet, as an SVG file."""
+    """Contour plots of several grids on one sheet, as an SVG file."""
     from matplotlib.figure import Figure
 
     rows = -(-len(grids) // across)
@@ -60,7 +62,7 @@ def _draw(axes: Any, grid: LossGrid, marks: Marks, surface: Surface | None) -> N
         fitted = surface(2.0**u, 2.0**v) / grid.loss.min() - 1
         axes.contour(u, v, fitted, levels=[0.001, 0.005, 0.02], colors="0.6", linewidths=0.8, linestyles="dashed")
     for (name, (lr, batch)), shape in zip(marks.items(), "*XPDs^v", strict=False):
-        size = 14 if shape == "*" else 7  # the first shows from under the others
+        size = 14 if shape == "*" else 7  # so that the first is visible below the others
         axes.plot(np.log2(lr), np.log2(batch), shape, markersize=size, label=name, markeredgecolor="white")
     axes.set_title(grid.name, fontsize=9)
     axes.set_xlabel("peak learning rate", fontsize=8)
@@ -72,8 +74,10 @@ def _draw(axes: Any, grid: LossGrid, marks: Marks, surface: Surface | None) -> N
 
 
 def law_curves(advice: Advice) -> list[Any]:
-    """The laws' learning rates and batches against tokens, at the advised N; the plateau shaded, the range fitted
-    between dotted lines."""
+    """Plots of the laws' learning rates and batches against tokens, at the advised N.
+
+    The plateau is shaded, and the fitted range lies between dotted lines.
+    """
     tokens = np.geomspace(advice.at.tokens / 30, advice.at.tokens * 30, 60)
     answers_by_tokens = [
         laws.answers(laws.LawInputs(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss))

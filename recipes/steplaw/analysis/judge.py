@@ -1,4 +1,4 @@
-"""How much loss a law costs on grids of runs, and laws that are judged on grids that they were not fitted to."""
+"""Excess loss of laws on grids of runs, also of laws that were fitted without the grid."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stepstack.planning.steplaw.laws import PowerLaw
 
 Values = NDArray[np.float64]
 Law = Callable[[LossGrid], tuple[float, float]]  # (peak learning rate, batch in tokens) for a grid's model and tokens
-VALLEY_TOLERANCE = 1e-3  # of the loss: a dip that is smaller is no second minimum
+VALLEY_TOLERANCE = 1e-3  # of the loss, below which a dip is no second minimum
 
 
 def at_grid(law: PowerLaw) -> Law:
-    """A power law of a grid's N and D."""
+    """Power law as a function of a grid, by its N and D."""
 
     def said(grid: LossGrid) -> tuple[float, float]:
         lr, batch = law(grid.params, grid.tokens)
@@ -36,7 +36,7 @@ def at_nearest(grid: LossGrid, lr: float, batch: float) -> float:
 
 
 def at_nearest_lr(grid: LossGrid, lr: float) -> float:
-    """Excess loss of the best run among those with the nearest learning rate: what a law without a batch costs."""
+    """Excess loss of the best run among those with the nearest learning rate, the cost of a law without a batch."""
     distance = np.abs(np.log(grid.lr) - np.log(lr))
     return float(grid.excess[distance <= distance.min() + 1e-3].min())
 
@@ -86,7 +86,7 @@ def _excess(points: Sequence[tuple[float, float]], grids: Sequence[LossGrid]) ->
 
 @dataclass(frozen=True, slots=True)
 class LawFamily:
-    """A way to fit a law: which points of the grids (``fit.ESTIMATORS``), and whether the batch may depend on N."""
+    """Way to fit a law: which points of the grids (``fit.ESTIMATORS``), and whether the batch may depend on N."""
 
     estimator: str
     batch_of_params: bool
@@ -103,7 +103,7 @@ FAMILIES = tuple(LawFamily(name, wide) for name in fit.ESTIMATORS for wide in (F
 
 
 def held_out(family: LawFamily, grids: Sequence[LossGrid], others: Sequence[LossGrid] = ()) -> Excess:
-    """Each grid under the law that was fitted to all the rest, and to ``others``."""
+    """Excess loss on each grid of the law that was fitted to all the others, and to ``others``."""
     return _excess(_held_out(family, grids, others), grids)
 
 
@@ -119,8 +119,11 @@ def _cost(family: LawFamily, grids: Sequence[LossGrid]) -> float:
 
 
 def held_out_choice(families: Sequence[LawFamily], grids: Sequence[LossGrid]) -> tuple[Excess, list[LawFamily]]:
-    """Like ``held_out`` where the family too is chosen without the grid: the one whose own held-out excess is smallest
-    on the rest. What remains of the advantage of having tried several."""
+    """Excess loss like in ``held_out``, where the family is chosen without the grid too, and the chosen families.
+
+    It is the family whose own held-out excess is smallest on the rest. So the choice among several families gives no
+    advantage.
+    """
     points, chosen = [], []
     for grid in grids:
         rest = [other for other in grids if other is not grid]
@@ -131,7 +134,7 @@ def held_out_choice(families: Sequence[LawFamily], grids: Sequence[LossGrid]) ->
 
 
 def paired(ours: Values, theirs: Values, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high) of ours - theirs, a bootstrap over grids at 95 %."""
+    """Mean, low and high of ours - theirs, from a bootstrap over grids at 95 %."""
     difference = ours - theirs
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(axis=1)
@@ -139,8 +142,11 @@ def paired(ours: Values, theirs: Values, draws: int = 10_000, seed: int = 0) -> 
 
 
 def valleys(grid: LossGrid) -> tuple[int, int]:
-    """(slices with one valley, slices) of a grid: the runs of one batch by learning rate, and of one learning rate by
-    batch, three or more each. One valley: away from its lowest run the loss never falls by more than ``VALLEY_TOLERANCE``."""
+    """Number of slices of a grid with one valley, and number of slices.
+
+    A slice has three or more runs of one batch by learning rate, or of one learning rate by batch. It has one valley
+    where the loss never falls by more than ``VALLEY_TOLERANCE`` away from its lowest run.
+    """
     lrs, batches = (np.round(column, 1) for column in (2 * np.log2(grid.lr), 4 * np.log2(grid.batch)))
     good = total = 0
     for fixed, moving in ((batches, grid.lr), (lrs, grid.batch)):

@@ -1,6 +1,6 @@
 """Step Law's claims against the authors' released tables: github.com/step-law/steplaw, data/. No licence, never copied.
 
-What agrees and what does not. The paper's runs of 60M, 120M and of its 1B test point were not released.
+The paper's runs of 60M, 120M and of its 1B test point were not released.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stepstack.report.html import Report
 SEQUENCE = 2048
 DENSE, MOE, FITS = "dense_lr_bs_loss.csv", "moe_lr_bs_loss.csv", "1004_fitted_lr_bs_scaling_model_parameters.csv"
 SHAPE = ("h", "ffnh", "numl")
-VALLEY_WINDOW = 0.05  # excess loss of the runs whose slices are looked at: above, runs diverge at chance heights
+VALLEY_WINDOW = 0.05  # excess loss of the runs in slices; above it, runs diverge at random heights
 # Mean excess loss on the paper's own grids, per mille, as its table 1 prints it.
 REPORTED = {"Step Law": 0.94, "Porian": 3.71, "Microsoft": 9.25, "DeepSeek": 9.26, "OpenAI": 9.51}
 
@@ -35,7 +35,7 @@ def load(folder: Path) -> tuple[list[LossGrid], list[LossGrid]]:
 
 
 def reproduce(folder: Path, track: Track = iter) -> dict[str, Any]:
-    """Every figure, as plain JSON values."""
+    """All results, in plain JSON values."""
     dense, moe = load(folder)
     shapes = {float(row["N"]): row for row in grids.rows(folder / DENSE, ("N", *SHAPE))}
     parts: dict[str, Callable[[], Any]] = {
@@ -78,13 +78,13 @@ def counted_rows(folder: Path) -> dict[str, Any]:
 
 
 def dense_params(row: Mapping[str, str]) -> int:
-    """layers x (4 h² + 3 h f): attention with as many key as query heads, SwiGLU of width f."""
+    """Parameters layers x (4 h² + 3 h f): attention with as many key as query heads, SwiGLU of width f."""
     hidden, width, layers = (int(row[name]) for name in SHAPE)
     return layers * (4 * hidden**2 + 3 * hidden * width)
 
 
 def moe_params(row: Mapping[str, str], experts: str) -> int:
-    """The first ``numld`` layers are dense; ``sed`` is the width of the shared expert."""
+    """Parameters of a mixture, whose first ``numld`` layers are dense; ``sed`` is the width of the shared expert."""
     hidden, width, layers = (int(row[name]) for name in SHAPE)
     dense, number, one, shared = int(row["numld"]), int(experts), int(row["moeh"]), int(row["sed"])
     blocks = dense * 3 * hidden * width + (layers - dense) * 3 * hidden * (number * one + shared)
@@ -92,7 +92,7 @@ def moe_params(row: Mapping[str, str], experts: str) -> int:
 
 
 def refits(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]:
-    """The law fitted anew, by the authors' procedure ("near") and by others."""
+    """Laws fitted anew, by the authors' procedure ("near") and by others."""
     points = {
         "near": fit.near_best(dense),
         "best": fit.best(dense),
@@ -106,7 +106,7 @@ def refits(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]
 
 
 def rivals(shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Law]:
-    """The laws that can be evaluated at a grid. OpenAI's batch is given the grid's own smallest loss."""
+    """Laws that can be evaluated at a grid. OpenAI's batch takes the grid's own smallest loss."""
 
     def deepseek(grid: LossGrid) -> tuple[float, float]:
         hidden, width, layers = (int(shapes[grid.params][name]) for name in SHAPE)
@@ -137,7 +137,7 @@ def excess(dense: Sequence[LossGrid], shapes: Mapping[float, Mapping[str, str]])
 
 
 def total_or_active(folder: Path, moe: Sequence[LossGrid]) -> dict[str, Any]:
-    """Step Law on the mixtures, with N all parameters and with N those active for a token."""
+    """Excess of Step Law on the mixtures, with N all parameters and with N those active for a token."""
     active = {
         (row["moe_name"], float(row["N"])): float(row["Na"])
         for row in grids.rows(folder / MOE, ("N", "Na", "moe_name"))
@@ -154,8 +154,10 @@ def total_or_active(folder: Path, moe: Sequence[LossGrid]) -> dict[str, Any]:
 
 
 def convexity(some: Sequence[LossGrid]) -> dict[str, Any]:
-    """Grids whose fitted surface has a minimum, and slices of grids with one valley: of all runs, and of those within
-    ``VALLEY_WINDOW`` of the best."""
+    """Number of grids whose fitted surface has a minimum, and of slices with one valley.
+
+    Slices are counted over all runs, and over those within ``VALLEY_WINDOW`` of the best.
+    """
     every, near = (
         np.array([judge.valleys(one) for one in group]).sum(axis=0)
         for group in (some, [g.within(VALLEY_WINDOW) for g in some])
@@ -174,7 +176,7 @@ def plateau(dense: Sequence[LossGrid]) -> dict[str, float]:
 
 
 def contest(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]:
-    """Laws that never saw the grid that they are judged on, against Step Law as published, per mille."""
+    """Excess loss of laws on grids that they were not fitted to, against Step Law as published, per mille."""
     both = [*dense, *moe]
     step = judge.excess(judge.at_grid(laws.STEP), both)
     cut = len(dense)
@@ -204,7 +206,7 @@ def _figures(excess: judge.Excess, part: slice = slice(None)) -> dict[str, float
 
 
 def _against(ours: judge.Excess, step: judge.Excess, theirs: slice, part: slice = slice(None)) -> dict[str, Any]:
-    """Means, and what they are above Step Law's, with a 95 % interval over grids."""
+    """Means, and their difference from Step Law's, with a 95 % interval over grids."""
     figures: dict[str, Any] = dict(_figures(ours, part))
     for name in ("nearest", "interpolated"):
         gap = judge.paired(getattr(ours, name)[part], getattr(step, name)[theirs])
@@ -213,7 +215,7 @@ def _against(ours: judge.Excess, step: judge.Excess, theirs: slice, part: slice 
 
 
 def page(folder: Path, result: Mapping[str, Any], path: Path) -> Path:
-    """Contour plots of all grids with the laws' points, like the paper's figures, below the fits."""
+    """Write a page with contour plots of all grids and the laws' points, like the paper's figures, below the fits."""
     dense, moe = load(folder)
     report = Report("Step Law on the released grids")
     for title, some in (("dense", dense), ("mixture of experts", moe)):

@@ -1,4 +1,4 @@
-"""A fit as plain JSON values, as rows of a table, and as a page with its contour plots."""
+"""Fit as plain JSON values, as rows of a table, and as a page with its contour plots."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
-MIN_BOOTSTRAP_POINTS = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
+MIN_BOOTSTRAP_POINTS = 6  # with fewer, too many resamples of a bootstrap determine no law
 Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators
 
 
 def surfaces(grids: Sequence[LossGrid], window: float) -> list[Surface | str]:
-    """One a grid, or why there is none."""
+    """Surface of each grid, or the reason why there is none."""
     fits: list[Surface | str] = []
     for grid in grids:
         try:
@@ -33,7 +33,7 @@ def surfaces(grids: Sequence[LossGrid], window: float) -> list[Surface | str]:
 
 
 def optima_points(estimator: str, grids: Sequence[LossGrid], window: float, tolerance: float) -> Optima:
-    """ValueError where a surface has no minimum."""
+    """Optima by an estimator. ValueError where a surface has no minimum."""
     match estimator:
         case "near":
             return fit.near_best(grids, tolerance)
@@ -44,7 +44,7 @@ def optima_points(estimator: str, grids: Sequence[LossGrid], window: float, tole
 
 
 def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
-    """A power law with its R² and, of enough points, bootstrap intervals at 95 %. ValueError where there is none."""
+    """Power law with its R² and, for enough points, bootstrap intervals at 95 %. ValueError where there is none."""
     law = fit.power_law(optima, batch_of_params)
     facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
     facts["r2"] = fit.r_squared(law, optima)
@@ -65,7 +65,7 @@ def summarise(
     batch_of_params: bool = False,
     track: Track = iter,
 ) -> dict[str, Any]:
-    """Grids with their optima, and a law by each estimator or why there is none."""
+    """Grids with their optima, and a law by each estimator or the reason why there is none."""
     summary: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
     for grid, surface in zip(grids, surfaces(grids, window), strict=True):
         summary["grids"].append(_grid(grid, surface))
@@ -118,7 +118,7 @@ def law_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str
 
 
 def page(title: str, summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
-    """The tables, and a contour plot a grid with Step Law's point and each fitted law's."""
+    """Write the tables, and a contour plot a grid with Step Law's point and each fitted law's."""
     report = Report(title)
     add(report, summary, grids)
     return report.write(path)
@@ -134,13 +134,13 @@ def add(report: Report, summary: Mapping[str, Any], grids: Sequence[LossGrid]) -
 
 
 def sheet(summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
-    """The contour plots alone, as one SVG file."""
+    """Write the contour plots alone, as one SVG file."""
     jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(summary, grids)))
     return path
 
 
 def _marks(summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> tuple[list[figures.Marks], list[Surface | None]]:
-    """The laws' points on each grid, and its surface."""
+    """Points of the laws on each grid, and its surface."""
     known = {"Step Law": laws.STEP}
     for name, law in summary["laws"].items():
         if "why" not in law:

@@ -161,7 +161,7 @@ def _judged(one: Mapping[str, Any]) -> TableCell:
 
 
 def formula(terms: Sequence[float], intervals: Sequence[Sequence[float]] | None = None) -> str:
-    """1.79 N^-0.713 D^0.307."""
+    """Power law as a text, such as 1.79 N^-0.713 D^0.307."""
     text = f"{terms[0]:.4g}"
     for place, name in ((1, "N"), (2, "D")):
         if terms[place]:
@@ -182,5 +182,5 @@ def _whole(*pairs: Sequence[int]) -> str:
 
 
 def _near(reported: Sequence[float], measured: Sequence[float]) -> str:
-    """To 2 %: the paper prints two or three digits."""
+    """Verdict at a tolerance of 2 %, since the paper prints two or three digits."""
     return AGREES if all(abs(a - b) <= 0.02 * abs(a) for a, b in zip(reported, measured, strict=True)) else DIFFERS
