@@ -35,7 +35,7 @@ COMMAND = "measure it: stepstack profile dsv --help"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionShape(Strict):
-    """What the ratio of the times depends on, but for the video's size."""
+    """Shape and device that the ratio of the times depends on, beside the size of the video."""
 
     device: str
     dtype: str
