@@ -1,9 +1,16 @@
-"""The commands in the READMEs and in docs exist. Those that have a dry run are run dry."""
+"""Pages are true: links lead somewhere, commands exist, tutorials and the front page's example run.
+
+Commands that have a dry run are run dry. A tutorial is carried out in a copy of the repository: a fenced block that says
+``title=path`` is written to that file, an ``sh`` block is executed there with the configs of TINY in place of the
+page's. A block marked ``sh cluster`` is only checked.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -18,7 +25,12 @@ from tests.house.tree import files, text
 
 FOLDERS = ("recipes", "docs")
 READMES = [p for p in files(".md") if p.name == "README.md" or p.parts[0] in FOLDERS]
-FENCE = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(?:bash|sh|shell|console)?(?: cluster)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
+TUTORIALS = [p for p in files(".md") if p.parent == Path("docs/tutorials")]
+MINI = "tests/system/mini.yaml"
+TINY = {"orz-tiny": [MINI, "steps=1"], "reverse-tiny": ["reverse-tiny", "steps=2"]}  # what a tutorial's config becomes
 NAMED = ("launch", "train", "config", "eval")  # subcommands whose first word is a config
 
 
@@ -42,9 +54,16 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
+@cache
+def tutorial_files() -> set[str]:
+    """Paths that tutorials write."""
+    titles = [info for path in TUTORIALS for _, info, _ in BLOCK.findall(text(path))]
+    return {title.removeprefix("title=") for title in titles if title.startswith("title=")}
+
+
 def is_config(name: str) -> bool:
-    """A word in angle brackets stands for any."""
-    return "<" in name or (CONFIGS / f"{name}.yaml").is_file()
+    """A word in angle brackets stands for any; a tutorial writes configs of its own."""
+    return "<" in name or (CONFIGS / f"{name}.yaml").is_file() or f"configs/{name}.yaml" in tutorial_files()
 
 
 def stepstack(*words: str) -> subprocess.CompletedProcess:
@@ -91,10 +110,93 @@ def check_stepstack(words: list[str]) -> None:
         assert stepstack(*words).returncode == 0
         return
     assert subcommand_exists(plain[0]), f"no subcommand {plain[0]}"
+    written = any(path in " ".join(words) for path in tutorial_files()) or f"configs/{plain[-1]}.yaml" in tutorial_files()
     if plain[0] in NAMED:
         assert is_config(plain[1])
-        if "<" not in plain[1]:
+        if "<" not in plain[1] and not written:
             load_config(plain[1], [w for w in plain[2:] if "=" in w])
-    if "--dry-run" in words:
+    if "--dry-run" in words and not written:
         done = stepstack(*words)
         assert done.returncode == 0, done.stderr
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text(path), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", files(".md"), ids=str)
+def test_links_lead_somewhere(page):
+    """Relative links and pictures: the file exists, and has the heading that the link names."""
+    broken = []
+    for target in (a or b for a, b in LINK.findall(prose(page))):
+        name, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = os.path.normpath(page.parent / name) if name else str(page)
+        if not (ROOT / file).exists() or (anchor and file.endswith(".md") and anchor not in headings(Path(file))):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The repository as it would be committed, without recorded results: a place to write and train in."""
+    for path in files():
+        if path.parts[:2] != ("evals", "results"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, tmp_path / path)
+    return tmp_path
+
+
+def execute(line: list[str], folder: Path) -> str:
+    """Run a line in a copy of the repository, whose code it imports; its output."""
+    paths = os.pathsep.join(str(folder / name) for name in ("src", "", "kernels"))
+    done = subprocess.run(
+        line, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def tiny(words: list[str]) -> list[str]:
+    """A command of a tutorial, as small as it goes: overrides behind the page's own are stronger."""
+    match words:
+        case ["python", *rest]:
+            return [sys.executable, *rest]
+        case ["stepstack", command, name, *rest] if name in TINY and "--dry-run" not in rest:
+            config, *changes = TINY[name]
+            return [sys.executable, "-m", "stepstack", command, config, *rest, *changes]
+        case ["stepstack", *rest]:
+            return [sys.executable, "-m", "stepstack", *rest]
+    raise AssertionError(f"a tutorial's commands are stepstack and python, not {shlex.join(words)}: mark it cluster")
+
+
+def test_there_are_tutorials():
+    assert [path.stem for path in TUTORIALS] == ["my-cluster", "my-data", "my-recipe", "my-reward"]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(page, copy):
+    for language, info, body in BLOCK.findall(text(page)):
+        if info.startswith("title="):
+            file = copy / info.removeprefix("title=")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(body)
+        elif language == "sh" and info != "cluster":
+            for line in body.splitlines():
+                execute(tiny(shlex.split(line, comments=True)), copy)
+
+
+def test_the_front_page_example_runs(copy):
+    [(_, _, body)] = [block for block in BLOCK.findall(text(Path("README.md"))) if block[0] == "python"]
+    changed, count = re.subn(r'"orz-tiny", \[(.*?)\]', rf'"{MINI}", [\1, "steps=1"]', body)
+    assert count == 1
+    (copy / "example.py").write_text(changed)
+    assert re.search(r"^1 0\.\d+$", execute([sys.executable, "example.py"], copy), re.MULTILINE)
