@@ -1,9 +1,16 @@
-"""The commands in the READMEs and in docs exist. Those that have a dry run are run dry."""
+"""Pages are true: links lead somewhere, commands exist, tutorials and the front page's example run.
+
+Commands that have a dry run are run dry. A tutorial is carried out in a copy of the repository: a fenced block that
+says ``title=path`` is written to that file, an ``sh`` block is executed there with the configs of TINY in place of the
+page's. Only what is marked ``sh cluster`` is checked as on other pages.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -14,19 +21,26 @@ from accelerate.commands.launch import launch_command_parser
 
 from recipes.protocol import load_config
 from stepstack.cli.main import parser
-from stepstack.config import CONFIGS, ROOT
+from stepstack.config import CONFIGS, ROOT, flatten, to_dict
 from tests.house.tree import files, text
 
 FOLDERS = ("recipes", "docs")
 READMES = [p for p in files(".md") if p.name == "README.md" or p.parts[0] in FOLDERS]
 FENCE = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CLUSTER = re.compile(r"^```sh cluster\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
+KEY = re.compile(r"^[a-z_]+(?:\.[a-z_]+)+(?=$|[:=])(?<!\.py)")
+TUTORIALS = [p for p in files(".md") if p.parent == Path("docs/tutorials")]
+MINI = "tests/system/mini.yaml"
+TINY = {"orz-tiny": [MINI, "steps=1"], "reverse-tiny": ["reverse-tiny", "steps=2"]}  # what a tutorial's config becomes
 NAMED = ("launch", "train", "config", "eval")  # subcommands whose first word is a config
 
 
 def commands(path) -> list[str]:
     """Lines of the fenced blocks, continued lines joined, prompts and comments cut off."""
     found = []
-    for block in FENCE.findall(text(path)):
+    for block in (CLUSTER if path in TUTORIALS else FENCE).findall(text(path)):
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"\s+#.*$", "", line.removeprefix("$ ").strip())
             line = re.sub(r"^(?:env )?(?:\w+=\S* )*", "", line) if not line.startswith("make") else line
@@ -102,3 +116,95 @@ def check_stepstack(words: list[str]) -> None:
     if "--dry-run" in words:
         done = stepstack(*words)
         assert done.returncode == 0, done.stderr
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", text(path), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them of its headings."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", files(".md"), ids=str)
+def test_links_lead_somewhere(page):
+    """Relative links and pictures: the file exists, and has the heading that the link names."""
+    broken = []
+    for target in (a or b for a, b in LINK.findall(prose(page))):
+        name, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        file = os.path.normpath(page.parent / name) if name else str(page)
+        if not (ROOT / file).exists() or (anchor and file.endswith(".md") and anchor not in headings(Path(file))):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """The repository as it would be committed, without recorded results: a place to write and train in."""
+    for path in files():
+        if path.parts[:2] != ("evals", "results"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, tmp_path / path)
+    return tmp_path
+
+
+def execute(line: list[str], folder: Path) -> str:
+    """Run a line in a copy of the repository, whose code it imports; its output."""
+    paths = os.pathsep.join(str(folder / name) for name in ("src", "", "kernels"))
+    done = subprocess.run(
+        line, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def tiny(words: list[str]) -> list[str]:
+    """A command of a tutorial, as small as it goes: overrides behind the page's own are stronger."""
+    match words:
+        case ["python", *rest]:
+            return [sys.executable, *rest]
+        case ["stepstack", command, name, *rest] if name in TINY and "--dry-run" not in rest:
+            config, *changes = TINY[name]
+            return [sys.executable, "-m", "stepstack", command, config, *rest, *changes]
+        case ["stepstack", *rest]:
+            return [sys.executable, "-m", "stepstack", *rest]
+    raise AssertionError(f"a tutorial's commands are stepstack and python, not {shlex.join(words)}: mark it cluster")
+
+
+def test_there_are_tutorials():
+    assert [path.stem for path in TUTORIALS] == ["my-cluster", "my-data", "my-recipe", "my-reward"]
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(page, copy):
+    for language, info, body in BLOCK.findall(text(page)):
+        if info.startswith("title="):
+            file = copy / info.removeprefix("title=")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(body)
+        elif language == "sh" and info != "cluster":
+            for line in body.splitlines():
+                execute(tiny(shlex.split(line, comments=True)), copy)
+
+
+def test_the_front_page_example_runs(copy):
+    [(_, _, body)] = [block for block in BLOCK.findall(text(Path("README.md"))) if block[0] == "python"]
+    changed, count = re.subn(r'"orz-tiny", \[(.*?)\]', rf'"{MINI}", [\1, "steps=1"]', body)
+    assert count == 1
+    (copy / "example.py").write_text(changed)
+    assert re.search(r"^1 0\.\d+$", execute([sys.executable, "example.py"], copy), re.MULTILINE)
+
+
+def test_the_keys_that_newcomers_are_told_exist():
+    """Dotted keys in our column of the tables of docs/coming-from.md are keys of some config."""
+    rows = re.findall(r"^\| .* \| (.*) \|$", text(Path("docs/coming-from.md")), re.MULTILINE)
+    told = {word for cell in rows for code in re.findall(r"`([^`]+)`", cell) for word in KEY.findall(code)}
+    known = {key for path in CONFIGS.glob("*.yaml") for key, _ in flatten(to_dict(load_config(path.stem)))}
+    known |= {key.rpartition(".")[0] for key in known}
+    assert len(told) > 20
+    assert told - known == set()
