@@ -261,9 +261,13 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
     facts = []
     for result in results:
         plan = {
-            k: v for k, v in result["plan"].items() if k not in ("task", "model", "engine", "seed", "sampling", "parts")
+            k: v
+            for k, v in result["plan"].items()
+            if k not in ("task", "model", "engine", "seed", "sampling", "clips", "parts")
         }
-        sampling = {"samples a question" if k == "n" else k: v for k, v in _sampling(result).items() if k != "seed"}
+        sampling = {
+            "samples a question" if k == "n" else k: v for k, v in budget_of(result["plan"]).items() if k != "seed"
+        }
         facts.append(plan | sampling)
     texts: list[str] = []
     for key in dict.fromkeys(key for fact in facts for key in fact):
@@ -312,7 +316,7 @@ def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> 
 
 def describe_sampling(result: Mapping[str, Any]) -> str:
     """Settings that decide a sample, except seeds and stop strings, for example "T=1, top_p=1, max_tokens=64"."""
-    facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
+    facts = {"T" if k == "temperature" else k: v for k, v in budget_of(result["plan"]).items()}
     facts["shots"] = result["plan"].get("shots")
     settings = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
     return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in settings.items())
@@ -324,12 +328,12 @@ def describe_origins(results: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(map(describe, days)))
 
 
-def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sampling settings of a plan.
+def budget_of(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings with which a plan samples text, or those with which it makes clips.
 
     Tasks of lm-evaluation-harness sample by their own config, whose digest is in the plan instead.
     """
-    return result["plan"].get("sampling", {})
+    return plan.get("sampling") or plan.get("clips") or {}
 
 
 def validate(cls: type, values: Any, file: str) -> Any:

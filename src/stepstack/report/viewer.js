@@ -89,6 +89,16 @@ function block(name, text) {
   return made;
 }
 
+const SOUNDS = /\.(wav|mp3|flac|ogg)$/, CLIPS = /\.(mp4|webm)$/;
+
+/** A picture, clip or sound that a model made. */
+function media(file) {
+  const src = file.split("/").map(encodeURIComponent).join("/");
+  if (SOUNDS.test(file)) return el("audio", { src, controls: true, title: file });
+  if (CLIPS.test(file)) return el("video", { src, controls: true, loop: true, muted: true, playsinline: true, title: file });
+  return el("img", { src, alt: file, title: file });
+}
+
 const verdict = (s) => (failed(s) ? "failed" : right(s) ? "right" : "wrong");
 const SIGNS = { right: "✓", wrong: "✗", failed: "!" };
 
@@ -100,12 +110,14 @@ function sampleView(s) {
   if (s.answer !== undefined) facts.append(el("span", {}, "answer ", el("code", {}, ...marked(s.answer))));
   else facts.append(el("span", { class: "dim" }, "no answer"));
   facts.append(el("span", { class: truncated(s) ? "cut" : "dim" }, truncated(s) ? "truncated" : `finish ${s.finish}`));
-  facts.append(el("span", { class: "dim" }, `${s.tokens.toLocaleString("en")} tokens`));
+  if (!s.media) facts.append(el("span", { class: "dim" }, `${s.tokens.toLocaleString("en")} tokens`));
   for (const [name, value] of Object.entries(s.parts || {})) {
     facts.append(el("span", { class: "dim" }, `${name} ${typeof value === "number" ? +value.toFixed(4) : value}`));
   }
   const failure = s.failure === undefined ? null : el("div", { class: "failure" }, s.failure);
-  return el("div", {}, facts, failure, s.text ? block("text", s.text) : el("p", { class: "dim" }, "empty response"));
+  const made = (s.media || []).map(media);
+  const text = s.text ? block("text", s.text) : made.length ? null : el("p", { class: "dim" }, "empty response");
+  return el("div", {}, facts, failure, ...made, text);
 }
 
 /** The sample to show first: what the filter or the search is after. */

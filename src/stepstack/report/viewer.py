@@ -1,7 +1,8 @@
-"""Viewer of every sample of one or two models' evaluations: one HTML page without network or other files. No torch.
+"""Viewer of every sample of one or two models' evaluations: one HTML page that needs no network. No torch.
 
 The page carries its data as JSON and shows some fifty questions at a time (viewer.js), so that 500 questions with 16
-samples each stay fast. Only the page's own script may run in it, whatever a model wrote.
+samples each stay fast. Only the page's own script may run in it, whatever a model wrote. Pictures, clips and sounds are
+not in the page: it shows the files that the samples name.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from stepstack.config import ROOT
 from stepstack.report import jsonl, paired
 from stepstack.report.html import script_page
+from stepstack.report.layout import budget_of
 
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
 MAX_MODELS = 2  # side by side on a page
@@ -32,7 +36,7 @@ class Evaluation:
     @property
     def key(self) -> str:
         """Key of comparison: the task, and how it was sampled where that is not one sample a question."""
-        greedy, k = self.result["plan"].get("sampling", {}).get("temperature") == 0, self.result["k"]
+        greedy, k = budget_of(self.result["plan"]).get("temperature") == 0, self.result["k"]
         return self.result["task"] + (" greedy" if greedy else f" x{k}" if k > 1 else "")
 
 
@@ -50,7 +54,10 @@ def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
         )
     by_label = {label: _read_all(places, label) for label, places in folders.items()}
     keys = list(dict.fromkeys(key for evaluations in by_label.values() for key in evaluations))
-    tasks = [_task(key, {label: evaluations.get(key) for label, evaluations in by_label.items()}) for key in keys]
+    tasks = [
+        _task(key, {label: evaluations.get(key) for label, evaluations in by_label.items()}, page.parent)
+        for key in keys
+    ]
     data = {"labels": list(by_label), "tasks": tasks}
     title = f"Samples: {' and '.join(by_label)}"
     jsonl.write_text_atomic(page, _page(title, _summary(keys, by_label), data))
@@ -71,8 +78,8 @@ def _read_all(places: Sequence[Path], label: str) -> dict[str, Evaluation]:
     return evaluations
 
 
-def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]:
-    """Data of a task for viewer.js.
+def _task(key: str, by_label: Mapping[str, Evaluation | None], folder: Path) -> dict[str, Any]:
+    """Data of a task for viewer.js, on a page in ``folder``.
 
     Questions are those of any label. ``by`` has an entry a label, None where the label lacks the question.
     """
@@ -84,7 +91,7 @@ def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]
             question = questions.setdefault(identity, {"by": dict.fromkeys(by_label)})
             if question["by"][label] is None:  # the prompt of a question's samples is one, and stored once
                 question["by"][label] = {"prompt": row["prompt"], "samples": []}
-            question["by"][label]["samples"].append(_sample(row))
+            question["by"][label]["samples"].append(_sample(row, folder))
     return {
         "key": key,
         "paired": _paired(there),
@@ -103,14 +110,15 @@ def _columns(by: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any] | N
     return columns
 
 
-def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Row without the parts that the page does not show. Keys without a value are left out, since there are thousands
-    of rows."""
+    of rows. Files are named from the page's ``folder``, so that both can be moved together."""
     fields = {
         key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None
     }
     parts = {name: value if math.isfinite(value) else str(value) for name, value in row["parts"].items()}
-    return fields | ({"parts": parts} if parts else {})
+    media = [Path(os.path.relpath(ROOT / file, folder.resolve())).as_posix() for file in row.get("media", ())]
+    return fields | ({"parts": parts} if parts else {}) | ({"media": media} if media else {})
 
 
 def _paired(there: Mapping[str, Evaluation]) -> str | None:
@@ -166,7 +174,7 @@ def _sampling(plan: Mapping[str, Any]) -> str:
 
     Tasks of lm-evaluation-harness have their own settings.
     """
-    facts = dict(plan.get("sampling", {})) | {key: plan[key] for key in ("shots", "seed") if key in plan}
+    facts = dict(budget_of(plan)) | {key: plan[key] for key in ("shots", "seed") if key in plan}
     known = {key: value for key, value in facts.items() if key not in ("n", "stop") and value not in (None, -1)}
     return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in known.items())
 
@@ -181,4 +189,5 @@ def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
         "<noscript><p>The samples need JavaScript.</p></noscript>"
         f'<script id="data" type="application/json">{text}</script>'
     )
-    return script_page(title, Path(__file__).with_name("viewer.js"), body)
+    policy = "img-src 'self' file:; media-src 'self' file:; "  # of clips, pictures and sounds
+    return script_page(title, Path(__file__).with_name("viewer.js"), body, policy)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stepstack.config import ROOT
 from stepstack.report import jsonl, viewer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -173,6 +174,27 @@ def test_what_cannot_be_shown(tmp_path):
         viewer.write(tmp_path / "x.html", {"a": [one], "b": [one], "c": [one]})
 
 
+def test_clips_pictures_and_sounds_are_named_from_the_page(tmp_path):
+    rows = [sample(media=["runs/x/a b.mp4", "runs/x/a.png", "runs/x/a.wav"], text=""), sample(1)]
+    folder = evaluation(tmp_path / "a", rows)
+    page = viewer.write(tmp_path / "pages" / "x.html", {"model": [folder]})
+    samples = [question["by"][0]["samples"][0] for question in data_of(page)["tasks"][0]["questions"]]
+    assert [(page.parent / file).resolve() for file in samples[0]["media"]] == [
+        ROOT / "runs" / "x" / name for name in ("a b.mp4", "a.png", "a.wav")
+    ]
+    assert "media" not in samples[1]
+
+
+def test_a_budget_of_clips_is_said_as_it_is(tmp_path):
+    folder = evaluation(tmp_path / "a", [sample(media=["a.mp4"])])
+    result = json.loads((folder / "result.json").read_text())
+    result["plan"] = {"clips": {"n": 1, "seed": 7}}
+    jsonl.write_json_atomic(folder / "result.json", result)
+    page = viewer.write(tmp_path / "x.html", {"model": [folder]}).read_text()
+    assert "seed=7" in page
+    assert "temperature" not in page
+
+
 # ---- in a browser
 
 
@@ -292,3 +314,13 @@ def test_what_a_model_wrote_does_not_run(tmp_path, browse):
         assert "<title>Samples: model</title>" in dom
         assert "&lt;script&gt;document.title='owned'" in dom
         assert "<img" not in dom.partition('<script id="data"')[0]
+
+
+def test_a_clip_is_shown_and_no_response_is_missed(tmp_path, browse):
+    rows = [sample(media=["a b.mp4", "a.png", "a.wav"], text="")]
+    dom = browse(viewer.write(tmp_path / "x.html", {"model": [evaluation(tmp_path / "a", rows)]}), "")
+    assert re.search(r'<video src="[^"]*/a%20b\.mp4" controls', dom)
+    assert re.search(r'<img src="[^"]*/a\.png"', dom)
+    assert re.search(r'<audio src="[^"]*/a\.wav" controls', dom)
+    assert "empty response" not in dom.partition("<script")[0]
+    assert "2 tokens" not in dom.partition("<script")[0]
