@@ -104,9 +104,9 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
 def rows(cfg: Grammar, seed: int, stream: int, first: int, count: int, width: int) -> NDArray[np.int64]:
     """Rows ``first`` to ``first + count`` of a stream, [count, width]."""
     numbers = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
-    drawn = np.concatenate([block(cfg, seed, stream, number, width) for number in numbers])
+    blocks = np.concatenate([block(cfg, seed, stream, number, width) for number in numbers])
     start = first - numbers.start * BLOCK
-    return drawn[start : start + count]
+    return blocks[start : start + count]
 
 
 def show(row: NDArray[np.int64]) -> str:

@@ -215,9 +215,9 @@ def split_of_scene(scene: Scene) -> Split:
 def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
     """Scene and its question (``Record.question``). ConfigError where its parts do not fit into it."""
     for _ in range(MAX_PLACEMENTS):
-        drawn = _draw_lines(rng, cfg) if isinstance(cfg, Words) else _draw_things(rng, cfg)
-        if drawn is not None:
-            return drawn
+        scene = _draw_lines(rng, cfg) if isinstance(cfg, Words) else _draw_things(rng, cfg)
+        if scene is not None:
+            return scene
     raise ConfigError(
         f"{cfg.size}: too small for what a scene must hold: ask for fewer or smaller things, or enlarge it"
     )

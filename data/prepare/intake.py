@@ -71,7 +71,7 @@ class IntakeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class _StoredPicture:
     root: int | None  # None: in the prepared folder
     path: str
     sha256: str
@@ -79,10 +79,10 @@ class _Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _ReadRow:
     where: str
     row: IntakeRow
-    picture: _Placed
+    picture: _StoredPicture
 
 
 def prepare(
@@ -185,13 +185,13 @@ class _Intake:
         self.records: dict[str, Mapping[str, Any]] = {}
         self.errors: list[str] = []
         self.counts: dict[str, Any] = dict.fromkeys(("read", "bad", "duplicates", "empty", "clipped"), 0)
-        self._by_path: dict[str, _Placed | str] = {}  # a text is the reason why there is none
-        self._by_digest: dict[str, _Placed] = {}
+        self._by_path: dict[str, _StoredPicture | str] = {}  # a text is the reason why there is none
+        self._by_digest: dict[str, _StoredPicture] = {}
 
-    def split(self, name: str, sources: Sequence[str]) -> list[_Found]:
+    def split(self, name: str, sources: Sequence[str]) -> list[_ReadRow]:
         """Checked rows of a split that stay. The faults of the others are in ``errors``."""
-        rows: list[_Found] = []
-        first: dict[tuple[str, str], _Found] = {}
+        rows: list[_ReadRow] = []
+        first: dict[tuple[str, str], _ReadRow] = {}
         for place in sources:
             opened = self._open(place)
             if self.task != "ocr":
@@ -202,8 +202,8 @@ class _Intake:
             for one in opened:
                 try:
                     self._check(one, train=name == "train")
-                    row, clipped = self._settled(one)
-                    checked = _Found(one.where, row, one.picture)
+                    row, clipped = self._normalised(one)
+                    checked = _ReadRow(one.where, row, one.picture)
                     self._check_repeats(checked, first.setdefault((one.picture.sha256, row.question), checked))
                 except BadRow as bad:
                     self._refuse(one.where, bad)
@@ -215,11 +215,11 @@ class _Intake:
                     rows.append(checked)
         return rows
 
-    def lines(self, rows: Sequence[_Found], with_question: bool) -> bytes:
+    def lines(self, rows: Sequence[_ReadRow], with_question: bool) -> bytes:
         """JSON lines of a split, in the form of the module's docstring."""
         return json_lines(self._line(index, item, with_question) for index, item in enumerate(rows))
 
-    def _open(self, place: str) -> list[_Found]:
+    def _open(self, place: str) -> list[_ReadRow]:
         """Every row that can be parsed and whose picture can be opened."""
         source = self.read(place)
         self.records[place] = source.record
@@ -238,10 +238,10 @@ class _Intake:
             except BadRow as bad:
                 self._refuse(where, bad)
             else:
-                opened.append(_Found(where, dataclasses.replace(row, image=""), picture))  # no pixels are kept
+                opened.append(_ReadRow(where, dataclasses.replace(row, image=""), picture))  # no pixels are kept
         return opened
 
-    def _place(self, image: str | bytes, roots: Sequence[str]) -> _Placed:
+    def _place(self, image: str | bytes, roots: Sequence[str]) -> _StoredPicture:
         """Place of the picture, which is opened once. BadRow where it cannot be used."""
         if isinstance(image, bytes):
             return self._measure("its picture", image, None, "")
@@ -252,12 +252,12 @@ class _Intake:
                 self._by_path[key] = self._find(image, roots)
             except BadRow as bad:
                 self._by_path[key] = str(bad)
-        placed = self._by_path[key]
-        if isinstance(placed, str):
-            raise BadRow(placed)
-        return placed
+        picture = self._by_path[key]
+        if isinstance(picture, str):
+            raise BadRow(picture)
+        return picture
 
-    def _find(self, image: str, roots: Sequence[str]) -> _Placed:
+    def _find(self, image: str, roots: Sequence[str]) -> _StoredPicture:
         for root in roots:
             path = Path(root) / image
             if path.is_relative_to(root) and path.is_file():
@@ -268,7 +268,7 @@ class _Intake:
         below = " or ".join(roots) or "any folder"
         raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
 
-    def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _Placed:
+    def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _StoredPicture:
         """Decode a picture, so that a broken one is found now. Copy it where it has no file or ``copy`` is set."""
         digest = hashlib.sha256(content).hexdigest()
         copied = root is None or self.options.copy
@@ -279,13 +279,13 @@ class _Intake:
         except DataError as error:
             raise BadRow(str(error)) from None
         if not copied:
-            return _Placed(root, path, digest, size)
+            return _StoredPicture(root, path, digest, size)
         copy_path = f"images/{digest}{_suffix(content)}"
         (self.folder / "images").mkdir(exist_ok=True)
         write_synced(self.folder / copy_path, content)
-        return self._by_digest.setdefault(digest, _Placed(None, copy_path, digest, size))
+        return self._by_digest.setdefault(digest, _StoredPicture(None, copy_path, digest, size))
 
-    def _check(self, one: _Found, train: bool) -> None:
+    def _check(self, one: _ReadRow, train: bool) -> None:
         row, known = one.row, len(one.row.numbers)
         questions = [row.question] if self.task in ("grounding", "counting") else []
         if not all(label.strip() for label in [*row.labels, *questions]):
@@ -301,7 +301,7 @@ class _Intake:
         if self.task == "counting" and not known and row.count != 0 and (train or row.count is None):
             raise BadRow("no objects are marked: training needs their points or boxes; a count alone can be an eval")
 
-    def _settled(self, one: _Found) -> tuple[IntakeRow, int]:
+    def _normalised(self, one: _ReadRow) -> tuple[IntakeRow, int]:
         """Row with its numbers in the written form, and the number of clipped boxes."""
         size, convention = one.picture.size, self._convention
         boxes = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
@@ -311,7 +311,7 @@ class _Intake:
         row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in boxes))
         return row, sum(clipped for _, clipped in boxes)
 
-    def _check_repeats(self, one: _Found, first: _Found) -> None:
+    def _check_repeats(self, one: _ReadRow, first: _ReadRow) -> None:
         if one is first:
             return
         self.counts["duplicates"] += 1
@@ -327,7 +327,7 @@ class _Intake:
     def _convention(self) -> Convention:
         return Convention(self.options.space or "pixels", self.options.layout or "xyxy")
 
-    def _line(self, index: int, item: _Found, with_question: bool) -> dict[str, Any]:
+    def _line(self, index: int, item: _ReadRow, with_question: bool) -> dict[str, Any]:
         picture, row = item.picture, item.row
         labels = row.labels or (row.question,) * len(row.numbers)
         return {

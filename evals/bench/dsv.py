@@ -198,10 +198,10 @@ def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
 
     mask = selection.mask()
 
-    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def attended(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return mask[b, h, q // BLOCK, k // BLOCK]
 
-    blocks = BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(lists), counts, lists, BLOCK, seen)
+    blocks = BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(lists), counts, lists, BLOCK, attended)
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=blocks)
 

@@ -57,14 +57,14 @@ def _events(nodes: int, events: int) -> dict[str, Any]:
         peer.append(spent)
         renewed.append(len(set(map(tuple, fresh.groups().tolist())) - before))
 
-    def said(seconds: list[float], rings: list[int]) -> str:
+    def summary(seconds: list[float], rings: list[int]) -> str:
         median, late = 1e3 * np.median(seconds), 1e3 * np.percentile(seconds, 99)
         return f"{median:.2f} ms (P99 {late:.2f}), {np.mean(rings):.0f} rings change"
 
     return {
         "what": f"a fault or repair at {nodes} nodes, {events} events; peer: all rings anew",
-        "ours": said(ours, changed),
-        "peer": said(peer, renewed),
+        "ours": summary(ours, changed),
+        "peer": summary(peer, renewed),
         "ratio": float(np.median(peer) / np.median(ours)),
     }
 

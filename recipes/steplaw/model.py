@@ -75,8 +75,8 @@ def optim(cfg: Config, point: Point) -> AdamW:
 
 
 def batch(cfg: Config, stream: int, first: int, count: int) -> list[Row]:
-    drawn = token_rows(cfg, stream, first, count).tolist()
-    return [Row(i, (ids[0],), tuple(ids[1:])) for i, ids in enumerate(drawn)]
+    ids_of_rows = token_rows(cfg, stream, first, count).tolist()
+    return [Row(i, (ids[0],), tuple(ids[1:])) for i, ids in enumerate(ids_of_rows)]
 
 
 @torch.no_grad()

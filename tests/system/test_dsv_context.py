@@ -202,7 +202,7 @@ def refused(rank: int) -> list[str]:
 
 def test_what_cannot_be_shared_is_refused(tmp_path):
     for said in run(tmp_path / "ranks", 2, refused):
-        assert said[0] == "VideoDsv attends here: this context parallelism is of DSV, once"
-        assert said[1] == "Dense attends here: this context parallelism is of DSV, once"
-        assert said[2] == "VideoDsv attends here: context parallelism is of Dense"
+        assert said[0] == "VideoDsv attends here: this context parallelism needs DSV, once"
+        assert said[1] == "Dense attends here: this context parallelism needs DSV, once"
+        assert said[2] == "VideoDsv attends here: context parallelism needs Dense"
         assert said[3].startswith("1 query and 1 key blocks cannot be cut for 2 ranks")

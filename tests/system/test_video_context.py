@@ -233,7 +233,7 @@ def refused(rank: int) -> list[str]:
 def test_models_that_cannot_be_shared_are_refused(tmp_path):
     for said in run(tmp_path / "ranks", 2, refused):
         assert said[0] == "2 ranks, 3 heads: both must be multiples of the 2 that share a video"
-        assert said[1] == "Ulysses attends here: context parallelism is of Dense"
+        assert said[1] == "Ulysses attends here: context parallelism needs Dense"
 
 
 def test_numbers_that_do_not_divide_are_refused(tmp_path):

@@ -23,11 +23,11 @@ VALLEY_TOLERANCE = 1e-3  # of the loss, below which a dip is no second minimum
 def at_grid(law: PowerLaw) -> Law:
     """Power law as a function of a grid, by its N and D."""
 
-    def said(grid: LossGrid) -> tuple[float, float]:
+    def point(grid: LossGrid) -> tuple[float, float]:
         lr, batch = law(grid.params, grid.tokens)
         return float(lr), float(batch)
 
-    return said
+    return point
 
 
 def at_nearest(grid: LossGrid, lr: float, batch: float) -> float:

@@ -99,10 +99,10 @@ def refits(dense: Sequence[LossGrid], moe: Sequence[LossGrid]) -> dict[str, Any]
         "surface": fit.minima(dense),
         "near, dense and MoE": fit.near_best([*dense, *moe]),
     }
-    laws_found = {name: summary.fit_law(optima, draws=1000) for name, optima in points.items()}
+    refitted = {name: summary.fit_law(optima, draws=1000) for name, optima in points.items()}
     for name in ("near", "near, dense and MoE"):
-        laws_found[f"{name}; batch of N and D"] = summary.fit_law(points[name], draws=1000, batch_of_params=True)
-    return laws_found
+        refitted[f"{name}; batch of N and D"] = summary.fit_law(points[name], draws=1000, batch_of_params=True)
+    return refitted
 
 
 def rivals(shapes: Mapping[float, Mapping[str, str]]) -> dict[str, Law]:

@@ -49,9 +49,9 @@ def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[s
     facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
     facts["r2"] = fit.r_squared(law, optima)
     if len(optima.lr) >= MIN_BOOTSTRAP_POINTS and draws:
-        drawn = fit.bootstrap(optima, draws, batch_of_params=batch_of_params)
+        resamples = fit.bootstrap(optima, draws, batch_of_params=batch_of_params)
         for name in ("lr", "batch"):
-            columns = np.array([getattr(one, name) for one in drawn]).T
+            columns = np.array([getattr(one, name) for one in resamples]).T
             facts[f"{name}_interval"] = [fit.interval(column) for column in columns]
     return facts
 
@@ -127,10 +127,10 @@ def page(title: str, summary: Mapping[str, Any], grids: Sequence[LossGrid], path
 def add(report: Report, summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> None:
     report.table("Grids", *grid_rows(summary))
     report.table("Power laws", *law_rows(summary))
-    drawn = []
+    contour_plots = []
     for one, marks, surface in zip(grids, *_marks(summary, grids), strict=True):
-        drawn.append((one.name, figures.contours(one, marks, surface)))
-    report.figures("Excess loss over learning rate and batch", drawn)
+        contour_plots.append((one.name, figures.contours(one, marks, surface)))
+    report.figures("Excess loss over learning rate and batch", contour_plots)
 
 
 def sheet(summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:

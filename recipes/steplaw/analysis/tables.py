@@ -137,8 +137,8 @@ def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     step = held_out["step"]
     rows: list[Sequence[str | TableCell]] = []
     for one in held_out["families"]:
-        rows.append([one["family"], *(_judged(one[column]) for column in columns)])
-    rows.append(["the best of these, chosen without the grid", _judged(held_out["nested"]), "-", "-", "-"])
+        rows.append([one["family"], *(_excess_cell(one[column]) for column in columns)])
+    rows.append(["the best of these, chosen without the grid", _excess_cell(held_out["nested"]), "-", "-", "-"])
     theirs = [step["dense"], step["moe"], step["dense"], step["moe"]]
     rows.append(["Step Law, as published", *(f"{one['nearest']:.2f}; {one['interpolated']:.2f}" for one in theirs)])
     head = (
@@ -156,7 +156,7 @@ def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     return Table(head, rows, notes, "Mean excess loss of laws on grids that they never saw, ‰")
 
 
-def _judged(one: Mapping[str, Any]) -> TableCell:
+def _excess_cell(one: Mapping[str, Any]) -> TableCell:
     return TableCell(f"{one['nearest']:.2f}; {one['interpolated']:.2f}", bold=one["interpolated_gap"][2] < 0)
 
 

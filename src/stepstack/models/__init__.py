@@ -1,1 +1,1 @@
-"""nn.Modules: policy, value, and how one decodes from them. They know no Run."""
+"""Models as nn.Modules: policy, value, vision and video. They know no Run."""

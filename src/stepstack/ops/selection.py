@@ -159,10 +159,10 @@ class Selection:
 
         Waits for the device. A selection that has passed is not checked again.
         """
-        _ = self._passed
+        _ = self._valid
 
     @cached_property
-    def _passed(self) -> bool:
+    def _valid(self) -> bool:
         self.queries.check("queries")
         self.keys.check("keys")
         self._check_layout()

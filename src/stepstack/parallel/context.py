@@ -195,7 +195,7 @@ def _gathered(
     need[row_of, local.indices.long()] = True
     need[:, owned[place]] = False  # held already
     requests = [need[:, blocks] for blocks in owned]  # of each column: [B h, its blocks]
-    wanted = _asked_of_me(requests, len(owned[place]), groups.row(step), groups.moved)
+    wanted = _received_requests(requests, len(owned[place]), groups.row(step), groups.moved)
     own_lengths = lengths[owned[place]]
     sent = [_tokens_of(part, own_lengths) for part in wanted]
     counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(requests, owned, strict=True)]
@@ -215,7 +215,7 @@ def _gathered(
     return out.reshape(q.shape)
 
 
-def _asked_of_me(requests: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
+def _received_requests(requests: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
     """Masks bool [B h, blocks] of this rank's ``blocks`` that each other column requests."""
     heads = requests[0].shape[0]
     sent = [part.numel() for part in requests]
@@ -233,8 +233,7 @@ def _tokens_of(wanted: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _renumbered(local: Selection, need: Tensor, owned: list[Tensor], place: int, lengths: Tensor) -> Selection:
-    """The same lists as one head's over the blocks in their new order: those held here [B h, own], then the fetched
-    ones."""
+    """Lists of one head over the blocks in their new order: those held here [B h, own], then the fetched ones."""
     heads, own, device = need.shape[0], owned[place], need.device
     number = torch.full_like(need, -1, dtype=torch.int64)
     number[:, own] = torch.arange(heads * len(own), device=device).view(heads, -1)

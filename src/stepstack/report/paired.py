@@ -112,11 +112,11 @@ def sign_flip(differences: Sequence[Fraction]) -> tuple[float, bool]:
     common = math.gcd(*whole)
     sizes = [abs(d) // common for d in whole]
     if len(sizes) * (sum(sizes) + 1) <= MAX_EXACT_ADDITIONS:
-        return _exact(sizes, abs(sum(whole)) // common), True
-    return _drawn(np.array([float(d) for d in moved])), False
+        return _exact_p(sizes, abs(sum(whole)) // common), True
+    return _random_p(np.array([float(d) for d in moved])), False
 
 
-def _exact(sizes: Sequence[int], observed: int) -> float:
+def _exact_p(sizes: Sequence[int], observed: int) -> float:
     """P(|sum of ±sizes| >= observed). A sum is total - 2 x (negative part), whose distribution grows size by size."""
     total = sum(sizes)
     chance = np.zeros(total + 1)
@@ -131,8 +131,8 @@ def _exact(sizes: Sequence[int], observed: int) -> float:
     return min(1.0, max(p, sys.float_info.min))  # 2**-n of a thousand wins is below what a float holds
 
 
-def _drawn(differences: NDArray[np.float64]) -> float:
-    """The same p from random signs. The observed value counts as one of the draws, so that p is never 0."""
+def _random_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p from random signs. The observed value counts as one of the draws, so that p is never 0."""
     random = np.random.default_rng(0)
     observed = (
         abs(differences.sum()) - 1e-12 * np.abs(differences).sum()

@@ -422,7 +422,7 @@ def test_the_table_has_a_row_a_layer(capsys):
     ("change", "message"),
     [
         ("cluster.rank=2", "unknown key 'cluster.rank'; did you mean"),
-        ("sparsity=[[0.5, 0.5], [0.5]]", "sparsity: every layer must have the same heads, got [1, 2]"),
+        ("sparsity=[[0.5, 0.5], [0.5]]", "sparsity: every layer must have the same number of heads, not [1, 2]"),
         ("sparsity=[[0.5, 1.5]]", "sparsity.0.1 = 1.5"),
         ("cluster.intra.seconds=[1.0, 0.5]", "seconds of a link must not fall with bytes"),
         ("cluster.memory=1000", "layer 0: no grid fits: the smallest needs"),
@@ -461,7 +461,7 @@ def test_attention_times_are_linear_in_sparsity_and_a_power_law_in_length():
     [
         (lambda: Link((0.0, 1.0), (1.0, 0.5)), "must not fall"),
         (lambda: Link((1.0,), (1.0,)), "two points or more"),
-        (lambda: Link((2.0, 1.0), (1.0, 2.0)), "bytes must ascend"),
+        (lambda: Link((2.0, 1.0), (1.0, 2.0)), "bytes must be finite and ascend"),
         (lambda: Attention((8, 64), (0.0, 0.5), ((1.0, 2.0), (3.0, 1.0))), "must not rise with sparsity"),
         (lambda: Attention((8, 64), (0.0, 0.5), ((1.0, 0.5),)), "a row for each of the 2 lengths"),
         (lambda: Attention((8,), (0.0, 0.5), ((1.0, 0.5),)), "two lengths"),

@@ -227,7 +227,7 @@ def test_dry_run_shows_the_line_of_every_machine(ranks, capsys):
         ("a b\n", 2, {}, "ranks:1: 'a b' is more than one name"),
         ("# nobody\n", 2, {}, "names no machine"),
         ("a\nb\n", 2, {"rank": 1}, "--rank 1: with --placement the rank is the place"),
-        ("a\nb\n", 2, {"host": "c"}, "this machine, 'c', is not in it: say --host NAME"),
+        ("a\nb\n", 2, {"host": "c"}, "this machine, 'c', is not in it: give --host NAME"),
         ("a.x\na.y\n", 2, {"host": "a"}, "matches a.x and a.y"),
     ],
 )

@@ -136,7 +136,7 @@ def test_words_name_the_better_one():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (rows([1.0], [1.0]), rows([1.0]), r"1 questions are in one only, as 1 in the first"),
+        (rows([1.0], [1.0]), rows([1.0]), r"1 questions are in one only, such as 1 in the first"),
         (rows([1.0]), rows([1.0], problem="2+2"), r"question 0: problem differs: '1\+1 0' and '2\+2 0'"),
         (rows([1.0]), [{**rows([1.0])[0], "gold": "3"}], r"question 0: gold differs: '2' and '3'"),
         (rows([None]), rows([1.0]), "no question has a verdict on both sides"),

@@ -167,7 +167,7 @@ def test_a_group_of_lm_eval_has_figures_and_no_samples(tmp_path):
 def test_what_cannot_be_shown(tmp_path):
     with pytest.raises(ValueError, match="no evaluation to show"):
         viewer.write(tmp_path / "x.html", {"a": []})
-    with pytest.raises(ValueError, match=r"result.json does not exist: the evaluation is not over"):
+    with pytest.raises(ValueError, match=r"result.json does not exist: the evaluation is not finished"):
         viewer.write(tmp_path / "x.html", {"a": [tmp_path / "nowhere"]})
     one = evaluation(tmp_path / "a", [sample()])
     with pytest.raises(ValueError, match="a, b, c: a page shows one model, or two side by side"):

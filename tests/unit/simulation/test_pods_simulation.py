@@ -144,7 +144,7 @@ def test_only_whole_units_are_bought():
     assert lines["NVL-72"][1] == pytest.approx(9563.2 * 144 / 73)
     assert lines["TPUv4"][2] == pytest.approx(1567.2)
     assert costs.by_size((72,), {"NVL-72": 0.5})["NVL-72"][0] == pytest.approx(2 * 9563.2)
-    with pytest.raises(ValueError, match="must be 1 GPU or more"):
+    with pytest.raises(ValueError, match="give sizes of 1 GPU or more"):
         costs.by_size((0,))
 
 

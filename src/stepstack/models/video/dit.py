@@ -278,11 +278,11 @@ def from_published(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        ours |= _placed(name, tensor, heads)
+        ours |= _our_tensors(name, tensor, heads)
     return ours
 
 
-def _placed(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
+def _our_tensors(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     if name == "pos_embed.proj.weight":
         return {"patch.weight": tensor.flatten(1)}  # a 1 x 1 convolution
     if not name.startswith("transformer_blocks."):

@@ -39,7 +39,7 @@ class ImagePatcher:
     def __init__(self, processor: Any):
         """``processor``: a Qwen2VLImageProcessorPil."""
         self.processor = processor
-        self._kept: OrderedDict[Picture, Patches] = OrderedDict()
+        self._cache: OrderedDict[Picture, Patches] = OrderedDict()
         self._bytes = 0
 
     def grid(self, size: tuple[int, int]) -> Grid:
@@ -56,15 +56,15 @@ class ImagePatcher:
         return self.processor.merge_size
 
     def patches(self, picture: Picture) -> Patches:
-        if picture in self._kept:
-            self._kept.move_to_end(picture)
-            return self._kept[picture]
+        if picture in self._cache:
+            self._cache.move_to_end(picture)
+            return self._cache[picture]
         inputs = self.processor(images=[picture.image()], return_tensors="pt")
         frames, rows, columns = inputs["image_grid_thw"][0].tolist()
-        image_patches = self._kept[picture] = Patches(inputs["pixel_values"], (frames, rows, columns))
+        image_patches = self._cache[picture] = Patches(inputs["pixel_values"], (frames, rows, columns))
         self._bytes += image_patches.pixels.nbytes
-        while self._bytes > MAX_CACHED_BYTES and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
+        while self._bytes > MAX_CACHED_BYTES and len(self._cache) > 1:
+            self._bytes -= self._cache.popitem(last=False)[1].pixels.nbytes
         return image_patches
 
     def tokens(self, size: tuple[int, int]) -> int:

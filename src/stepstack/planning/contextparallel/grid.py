@@ -110,10 +110,10 @@ class RankGrid:
 
     def search(self, restarts: int) -> tuple[LayerPlan, float]:
         """Best assignment of heads found, and its score with the penalty for memory."""
-        rows, tried_all = assignment.search(
+        rows, exhaustive = assignment.search(
             self.score, self.burdens, self.hcp, self.options.exact, restarts, self.options.seed
         )
-        return self.layer_plan(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
+        return self.layer_plan(rows, None if exhaustive else self.bound), float(self.score(rows[None])[0][0])
 
     def fits(self, layer_plan: LayerPlan) -> bool:
         return max(rank.memory for rank in layer_plan.ranks) <= self.cluster.memory

@@ -74,7 +74,7 @@ class Orchestrator:
         self.healthy_N[node] = False
         owner = int(self.owner_N[node])
         hit = self._dissolve([owner]) if owner != NONE else np.empty(0, np.int64)
-        return self._settle(node, [owner] if owner != NONE else [], hit)
+        return self._form_groups(node, [owner] if owner != NONE else [], hit)
 
     def repair(self, node: int) -> Change:
         """Change after the repair of ``node``. ValueError for a node that does not exist or is not faulty."""
@@ -82,7 +82,7 @@ class Orchestrator:
         if self.healthy_N[node]:
             raise ValueError(f"node {node} is not faulty: name a faulty node")
         self.healthy_N[node] = True
-        return self._settle(node, [], np.empty(0, np.int64))
+        return self._form_groups(node, [], np.empty(0, np.int64))
 
     def groups(self) -> Chains:
         """Nodes [G, M] of the existing groups."""
@@ -92,7 +92,7 @@ class Orchestrator:
         """Healthy nodes outside any group."""
         return np.flatnonzero(self.healthy_N & (self.owner_N == NONE))
 
-    def _settle(self, node: int, hit: Sequence[int], freed: NDArray[np.int64]) -> Change:
+    def _form_groups(self, node: int, hit: Sequence[int], freed: NDArray[np.int64]) -> Change:
         """Form the groups that the components around ``node`` can hold."""
         numbers, touched = list(hit), [np.array([node]), freed]
         for component in self.ring.components(self.healthy_N):

@@ -110,12 +110,12 @@ def count(fields: Fields, where: str = "the config") -> Count:
     dense_width = _number(fields, "intermediate_size", where) if sparse < layers else 0
     dense = (layers - sparse) * 3 * hidden * dense_width
     biases += (layers - sparse) * (2 * dense_width + hidden) * family.mlp_bias(fields)
-    experts = router = passed = 0
+    experts = router = active_experts = 0
     if sparse:
         number, chosen = _experts(fields, family, where), _number(fields, "num_experts_per_tok", where)
         one = 3 * hidden * _number(fields, family.expert_width, where)
         shared = 3 * hidden * _number(fields, family.shared_width, where) if family.shared_width else 0
-        experts, passed = sparse * (number * one + shared), sparse * (chosen * one + shared)
+        experts, active_experts = sparse * (number * one + shared), sparse * (chosen * one + shared)
         router = sparse * hidden * (number + (1 if family.shared_width else 0))
     embedding = vocab * hidden
     return Count(
@@ -126,7 +126,7 @@ def count(fields: Fields, where: str = "the config") -> Count:
         biases=biases,
         embedding=embedding,
         head=0 if fields.get("tie_word_embeddings", False) else embedding,
-        active=attention + dense + passed + router,
+        active=attention + dense + active_experts + router,
         attention_width=layers * q,
     )
 

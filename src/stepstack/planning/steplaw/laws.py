@@ -1,8 +1,9 @@
 """Published laws of the learning rate and batch size of pre-training, as pure functions.
 
-N counts non-embedding parameters (mixture of experts: all of them, not those active for a token), D training tokens,
-C FLOPs of training, L the final loss in nats a token. Batches are in tokens per optimizer step. Learning rates are
-peaks. The constants are the papers'; where Step Law's own table of rivals prints another, the docstring says so.
+N counts non-embedding parameters (of a mixture of experts all, not only those active for a token), D training tokens, C
+FLOPs of training, L the final loss in nats a token. Batches are in tokens per optimizer step. Learning rates are peaks.
+The constants are those of the papers. Where Step Law's own table of rivals prints another one, the docstring mentions
+it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""Where a response keeps its answer: ``<answer>`` blocks and ``\boxed{...}``. All work is linear in the text.
+r"""Extraction of the answer of a response from ``<answer>`` blocks and ``\boxed{...}``. All work is linear in the text.
 
-Two rules, both Open-Reasoner-Zero's (its prompt asks for an answer "inside <answer> </answer> tags" and in a
+There are two rules, both of Open-Reasoner-Zero (its prompt asks for an answer "inside <answer> </answer> tags" and in a
 "\boxed{} tag"):
 
-* the default one: the last ``<answer>...</answer>`` block that has a balanced box, and in it the last one;
-* ``parity=True``: what ORZ's own regular expression picks. The two differ only on malformed text: ORZ lets a block
-  begin at the first ``<answer>``, joins all blocks into one span, knows no ``\fbox``, no space before the brace,
+* the default one takes the last ``<answer>...</answer>`` block that has a balanced box, and in it the last one;
+* ``parity=True`` takes the match of ORZ's own regular expression. The two differ only on malformed text: ORZ lets a
+  block begin at the first ``<answer>``, joins all blocks into one span, knows no ``\fbox``, no space before the brace,
   counts escaped braces, and gives up when the last box is unbalanced although an earlier one is not.
 
 ``\boxed 3`` (no braces) is no box under either rule: it is legal TeX, but it boxes only the digit of ``\boxed 37``.

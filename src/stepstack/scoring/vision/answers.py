@@ -1,9 +1,9 @@
-r"""Reads boxes and points out of what models write, and writes them. No torch.
+"""Readers and writers of boxes and points in the texts of models. No torch.
 
-Readers return (items, well-formed). They read any text without raising, in time linear in it. Well-formed says that
-the whole text is such an answer and nothing else, but for white space and an end-of-turn token; items are what could be
-read even where it is not. Numbers are taken as they stand: which space they are in is the caller's to know, nothing
-is guessed from the text. (Perception-R1's released reward multiplies by 1000 where ``<|box_start|>`` is missing.)
+Readers return (items, well-formed). They read any text without raising, in time linear in it. An answer is well-formed
+if the whole text is such an answer and nothing else, except white space and an end-of-turn token. Items are returned
+even where it is not. Numbers are taken unchanged: the caller knows their space, and nothing is guessed from the text.
+(Perception-R1's released reward multiplies by 1000 where ``<|box_start|>`` is missing.)
 """
 
 from __future__ import annotations

@@ -126,11 +126,11 @@ def record(study: Mapping[str, Any], file: Path) -> None:
 def write_page(study: Mapping[str, Any], folder: Path) -> Path:
     """Write index.html with tables and plots, and each plot as SVG and PNG beside it."""
     page = Report("InfinitePOD: rings of GPUs around faults")
-    drawn = figures.draw(study)
-    for name, figure in drawn.items():
+    plots = figures.draw(study)
+    for name, figure in plots.items():
         for format in ("svg", "png"):
             jsonl.write_bytes_atomic(folder / f"{name}.{format}", figures.encode(figure, format))
-    page.plots("Plots", {name: figures.encode(figure, "svg") for name, figure in drawn.items()})
+    page.plots("Plots", {name: figures.encode(figure, "svg") for name, figure in plots.items()})
     for title, head, rows in tables(study):
         page.table(title, head, rows)
     page.details("Where the numbers come from", {"how": describe(study["provenance"]), **study["provenance"]})

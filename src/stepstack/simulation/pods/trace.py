@@ -55,8 +55,8 @@ class States:
     def quantile(self, values_S: NDArray, q: float) -> float:
         """Least value that is not exceeded for a fraction q of the time."""
         order = np.argsort(values_S, kind="stable")
-        passed = np.cumsum(self.days_S[order]) / self.days_S.sum()
-        return float(values_S[order][np.searchsorted(passed, q)])
+        cumulative = np.cumsum(self.days_S[order]) / self.days_S.sum()
+        return float(values_S[order][np.searchsorted(cumulative, q)])
 
 
 def load(file: Path, nodes: int = SERVERS) -> Trace:

@@ -166,7 +166,7 @@ def test_valleys_are_counted_by_slice():
         ("1e8,1e10,-1e-3,4,2.5", "lr = -1e-3 must be above 0"),
         ("inf,1e10,1e-3,4,2.5", "N = inf must be above 0 and fi"),
         ("1e8,1e10,1e-3,4,-inf", "loss = -inf"),
-        ("1e8,1e10,2e-3,8,2.4", "stands twice"),
+        ("1e8,1e10,2e-3,8,2.4", "occurs twice"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(row, message, tmp_path):

@@ -78,7 +78,7 @@ def test_short_questions_are_counted_by_their_words():
     result = row(["6-3+1", "x"], ["6-3+1", "one two three", LONG], n=3)
     assert (result["short"], result["exact"]) == (0, 1)
     assert row([], ["6-3+1"], n=4)["short"] == 1
-    with pytest.raises(ValueError, match="ngram=0 must be at least 1"):
+    with pytest.raises(ValueError, match="ngram=0: set it to at least 1"):
         Index({}, 0)
 
 

@@ -113,7 +113,7 @@ class Dsv:
         return self.config.selector == "pooled" or float(torch.stack(losses).mean()) < self.config.switch
 
     def sparse(self) -> list[bool]:
-        """Which attentions are sparse at the newest grid."""
+        """Sparsity flag of each attention at the newest grid."""
         threshold = None if self.grid is None else self.threshold(self.grid)
         return [a.is_sparse(threshold) for a in self.attentions]
 
