@@ -130,7 +130,7 @@ def test_traffic_of_draws_that_do_not_fit_is_not_counted():
 
 
 def test_costs_are_the_published_ones_to_the_cent():
-    published = json.loads((ROOT / "evals" / "reported" / "pods.cost.json").read_text())
+    published = json.loads((ROOT / "evals" / "reported" / "pods-cost.json").read_text())
     result = costs.table()
     assert {row["key"] for row in published["rows"]} == result.keys()
     for row in published["rows"]:
