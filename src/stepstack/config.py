@@ -384,7 +384,7 @@ def _names(value: Any, name: str) -> Iterator[str]:
 
 
 def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved: Resolved) -> Iterator[str]:
-    said: set[str] = set()
+    explained: set[str] = set()
     for item in error.errors(include_url=False):
         key = _dotted(item["loc"], values)
         source = _source_of(key, resolved)
@@ -399,8 +399,8 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
             text = f"{key} = {item['input']!r}: {item['msg']}"
             if item["type"] == "string_type" and isinstance(item["input"], int | float):
                 text += f""" (in quotes it is one: '"{item["input"]}"')"""
-        if key not in said:  # a union reports each of its members
-            said.add(key)
+        if key not in explained:  # a union reports each of its members
+            explained.add(key)
             yield f"{source}: {text}"
 
 

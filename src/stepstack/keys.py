@@ -93,8 +93,8 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 @cache
 def hints(cls: type) -> Mapping[str, Any]:
     """Annotated types of the fields of a config class."""
-    found = typing.get_type_hints(cls, include_extras=True)
-    return {item.name: found[item.name] for item in dataclasses.fields(cls)}
+    annotated = typing.get_type_hints(cls, include_extras=True)
+    return {item.name: annotated[item.name] for item in dataclasses.fields(cls)}
 
 
 def members(hint: Any) -> tuple[Any, ...]:
@@ -109,11 +109,11 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 def choices(hint: Any) -> dict[str, type]:
     """Value of ``type`` -> class of a union of sections; none where there is nothing to choose."""
-    found: dict[str, type] = {}
+    by_type: dict[str, type] = {}
     for member in members(hint):
         if isinstance(member, type) and dataclasses.is_dataclass(member) and "type" in hints(member):
-            found.update(dict.fromkeys(typing.get_args(hints(member)["type"]), member))
-    return found if len(found) > 1 else {}
+            by_type.update(dict.fromkeys(typing.get_args(hints(member)["type"]), member))
+    return by_type if len(by_type) > 1 else {}
 
 
 def describe(hint: Any) -> str:

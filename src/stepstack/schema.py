@@ -40,28 +40,28 @@ class _Generate(GenerateJsonSchema):
     recipe_names: Mapping[type, str]
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
-        found = super().dataclass_schema(schema)
+        section_json = super().dataclass_schema(schema)
         cls = schema["cls"]
-        found.pop("required", None)
-        docs, properties = attribute_docs(cls), found.get("properties", {})
+        section_json.pop("required", None)
+        docs, properties = attribute_docs(cls), section_json.get("properties", {})
         for name in properties:
             if name in docs:
                 properties[name]["description"] = docs[name]
         if cls in self.recipe_names:
             properties["recipe"] = {"const": self.recipe_names[cls], "description": docs["recipe"]}
             properties["base"] = {"type": "string", "description": BASE}
-        return found
+        return section_json
 
     def tagged_union_schema(self, schema: Any) -> dict[str, Any]:
-        found = super().tagged_union_schema(schema)
-        return {"anyOf": found["oneOf"]}  # without a type a layer may suit several
+        section_json = super().tagged_union_schema(schema)
+        return {"anyOf": section_json["oneOf"]}  # without a type a layer may suit several
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
     def default_schema(self, schema: Any) -> dict[str, Any]:
         """The default of a section is left out: it is that of its keys, or none where a file has another type."""
-        found = super().default_schema(schema)
-        if isinstance(found.get("default"), dict):
-            del found["default"]
-        return found
+        section_json = super().default_schema(schema)
+        if isinstance(section_json.get("default"), dict):
+            del section_json["default"]
+        return section_json

@@ -174,25 +174,25 @@ def _one(cfg: Any, name: str, values: Iterable[tuple[str, Any, str]]) -> Iterato
     from stepstack import keys
 
     sources = {dotted: source for dotted, _, source in values}
-    found = keys.find(cfg, name)
-    yield found.name
-    facts = [("type", found.kind), ("default", _shown(found.default))]
-    if found.only:
-        facts.insert(0, ("value", f"none: this key is one of {found.only}"))
-    elif is_dataclass(found.value):
+    key = keys.find(cfg, name)
+    yield key.name
+    facts = [("type", key.kind), ("default", _shown(key.default))]
+    if key.only:
+        facts.insert(0, ("value", f"none: this key is one of {key.only}"))
+    elif is_dataclass(key.value):
         facts.pop()  # its keys follow, each with its own
     else:
-        facts[:0] = [("value", _shown(found.value)), ("origin", sources.get(found.name, "each element"))]
+        facts[:0] = [("value", _shown(key.value)), ("origin", sources.get(key.name, "each element"))]
     yield from (f"  {title:8} {text}" for title, text in facts)
-    yield f"  {'meaning':8} {found.doc}"
-    if not found.sections:
+    yield f"  {'meaning':8} {key.doc}"
+    if not key.sections:
         return
-    for cls in found.sections:
-        chosen = [choice for choice, member in found.choices.items() if member is cls]
+    for cls in key.sections:
+        chosen = [choice for choice, member in key.choices.items() if member is cls]
         title = f"type: {' | '.join(chosen)}" if chosen else "keys"
-        taken = type(found.value) is cls
-        yield f"\n{title}{' (taken)' if taken and len(found.sections) > 1 else ''}  {keys.class_doc(cls)}".rstrip()
-        yield from _keys(found, cls, sources, taken)
+        taken = type(key.value) is cls
+        yield f"\n{title}{' (taken)' if taken and len(key.sections) > 1 else ''}  {keys.class_doc(cls)}".rstrip()
+        yield from _keys(key, cls, sources, taken)
 
 
 def _keys(section: Key, cls: type, sources: Mapping[str, str], taken: bool) -> Iterator[str]:

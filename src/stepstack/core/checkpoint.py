@@ -64,9 +64,9 @@ def prune(folder: Path, keep: int, step: int) -> None:
     torn ones that the run has gone back from, which must not count among the kept."""
     for partial in folder.glob(".partial-*"):
         shutil.rmtree(partial)
-    found = list(newest_first(folder))
-    later = [path for at, path in found if at > step]
-    for path in later + [path for at, path in found if at <= step][max(keep, 1) :]:
+    checkpoints = list(newest_first(folder))
+    later = [path for at, path in checkpoints if at > step]
+    for path in later + [path for at, path in checkpoints if at <= step][max(keep, 1) :]:
         shutil.rmtree(path)
 
 
