@@ -1,14 +1,16 @@
-"""What a recipe is to the command line, and how one is found by its name."""
+"""The functions by which the command line knows a recipe, and how one is found by its name."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from stepstack import config
-from stepstack.config import CONFIGS, ROOT, ConfigError, RunConfig
+from stepstack.config import CONFIGS, ROOT, ConfigError, Resolved, RunConfig
+from stepstack.harness.task import LM_EVAL, menu_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,7 @@ class Recipe(Protocol[C]):
         ...
 
     def describe(self, cfg: C) -> dict[str, Any]:
-        """What a run of this config would do, for ``train --dry-run``."""
+        """Numbers that follow from those of a config, for ``train --dry-run``."""
         ...
 
     def prepare(self, cfg: C) -> str:
@@ -74,18 +76,68 @@ def load(name: str) -> Recipe[RunConfig]:
     return cast(Recipe[RunConfig], import_module(f"recipes.{name}.recipe"))
 
 
-def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Any:
+def names() -> list[str]:
+    """Names of the recipes: the folders recipes/<name> with a recipe.py."""
+    return sorted(path.parent.name for path in (ROOT / "recipes").glob("*/recipe.py"))
+
+
+def config_class(name: str) -> type[RunConfig]:
+    """The config class of a recipe. Imports no torch. ConfigError where there is no such recipe."""
+    _check(name)
+    return import_module(f"recipes.{name}.config").Config
+
+
+@overload
+def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> RunConfig: ...
+
+
+@overload
+def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, *, kind: type[C]) -> C: ...
+
+
+def load_config(
+    name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, *, kind: type[RunConfig] = RunConfig
+) -> RunConfig:
     """The config of a file in ``configs`` (or of a path), validated by its recipe's class. Imports no torch.
 
-    ConfigError names the key, the file and what to do.
+    ConfigError names the key, the file and what to do; also where a name in the config is that of no file, and for a
+    config of another ``kind``, the class of a recipe.
     """
     resolved = config.resolve(name, overrides, configs)
     recipe = resolved.values["recipe"]
-    _check(recipe)
-    return config.build(import_module(f"recipes.{recipe}.config").Config, resolved)
+    cfg = config.build(config_class(recipe), resolved)
+    if not isinstance(cfg, kind):
+        wanted = kind.__module__.split(".")[1]
+        raise ConfigError(f"{name} is a config of the recipe {recipe}: give one of {wanted}")
+    _check_evals(cfg, resolved)
+    _check_launch(cfg, resolved)
+    return cfg
 
 
 def _check(name: Any) -> None:
-    if not isinstance(name, str) or not (ROOT / "recipes" / name / "recipe.py").is_file():
-        names = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/recipe.py"))
-        raise ConfigError(f"no recipe {name!r}: there are {', '.join(names)}")
+    if name not in names():
+        raise ConfigError(f"no recipe {name!r}: there are {', '.join(names())}")
+
+
+def _check_evals(cfg: RunConfig, resolved: Resolved) -> None:
+    """ConfigError for an entry of ``evals`` that no task answers to."""
+    known = [*cfg.task_names, *menu_of()]
+    for entry in cfg.evals:
+        foreign = entry.startswith(LM_EVAL) and entry != LM_EVAL
+        if entry not in known and not foreign and not (entry.endswith(".py") and Path(entry).is_file()):
+            forms = f"{', '.join(known)}, {LM_EVAL}<task>, or the path of a .py file"
+            raise ConfigError(_unknown("evals", entry, "no such task", known, forms, resolved))
+
+
+def _check_launch(cfg: RunConfig, resolved: Resolved) -> None:
+    """ConfigError where configs/launch has no such file."""
+    known = sorted(path.stem for path in (CONFIGS / "launch").glob("*.yaml"))
+    if cfg.launch.file not in known:
+        why = f"configs/launch/{cfg.launch.file}.yaml does not exist"
+        raise ConfigError(_unknown("launch.file", cfg.launch.file, why, known, ", ".join(known), resolved))
+
+
+def _unknown(key: str, name: str, why: str, known: Sequence[str], menu: str, resolved: Resolved) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"{resolved.sources.get(key, 'default')}: {key} = {name!r}: {why}.{hint} There are: {menu}"

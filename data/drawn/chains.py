@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
@@ -20,19 +22,24 @@ PATIENCE = 100_000  # draws without a new chain after which there are taken to b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chains(Strict):
-    """Terms per chain (inclusive), the largest term and the largest partial sum; sizes of the sets.
-
-    ``select`` is watched during training, ``test`` is reported; both are disjoint from ``train`` and each other.
-    """
+    """Signed sums that are drawn, and the sizes of the sets of them."""
 
     type: Literal["chains"] = "chains"
-    terms: tuple[int, int] = (5, 7)
-    largest_term: int = 9
-    largest_sum: int = 20
-    train: int = 20000
-    select: int = 256
-    test: int = 1024
-    seed: int = 0
+    """Choice of the data: drawn sums."""
+    terms: tuple[PositiveInt, PositiveInt] = (5, 7)
+    """Least and most terms of a chain."""
+    largest_term: PositiveInt = 9
+    """Largest term, without its sign."""
+    largest_sum: PositiveInt = 20
+    """Largest partial sum; the least is 0."""
+    train: NonNegativeInt = 20000
+    """Distinct chains of the training set."""
+    select: NonNegativeInt = 256
+    """Distinct chains that are watched during training; disjoint from the other sets."""
+    test: NonNegativeInt = 1024
+    """Distinct chains that are reported; disjoint from the other sets."""
+    seed: NonNegativeInt = 0
+    """Seed of the drawing; which chains are held out does not depend on it."""
 
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:

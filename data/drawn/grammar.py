@@ -21,14 +21,18 @@ BLOCK = 256  # rows that are drawn at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grammar(Strict):
-    """``words`` in ``classes``; a class is followed by ``successors`` others with unequal chances. ``typos``: share of
-    letters that are replaced by any other, which no model can foresee: noise in the gradient."""
+    """A language of classes of words, whose text is made on the spot."""
 
     type: Literal["grammar"] = "grammar"
+    """Choice of the data: text made on the spot."""
     words: Annotated[int, Field(ge=16, le=4096)] = 512
+    """Words of the language, all classes together."""
     classes: Annotated[int, Field(ge=2, le=64)] = 12
+    """Classes of words."""
     successors: Annotated[int, Field(ge=1, le=64)] = 3
+    """Classes that may follow a class, with unequal chances."""
     typos: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of letters that are replaced by any other, which no model can foresee: noise in the gradient."""
 
     @property
     def vocab(self) -> int:

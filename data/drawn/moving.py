@@ -40,16 +40,22 @@ NEVER = 8  # one in so many prompts is kept out of training
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip(Strict):
-    """All that ``render`` draws. ``start``: the centre in the first frame, pixels from the upper left corner, of which
-    the first pixel spans 0 to 1. ``grey``: the background, 0 to 255."""
+    """All that ``render`` draws."""
 
     form: Form
+    """Form that moves."""
     colour: Colour
+    """Colour of the form."""
     direction: Direction
+    """Direction in which the form moves."""
     score: float
+    """Motion score; 1 is a tenth of a pixel a frame."""
     start: tuple[float, float]
+    """Centre (x, y) in the first frame, pixels from the upper left corner, of which the first pixel spans 0 to 1."""
     radius: float
+    """Radius of the form in pixels."""
     grey: int
+    """Grey of the background, 0 to 255."""
 
     @property
     def prompt(self) -> str:
@@ -71,20 +77,28 @@ class Clip(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moving(Strict):
-    """How clips are drawn. ``frames`` of ``size`` by ``size`` pixels; ``scores``: the motion scores; ``radius`` and
-    ``grey`` are ranges. ``select`` is watched during training, ``test`` is reported; both are disjoint from ``train``
-    and each other, and one prompt in eight is in them only."""
+    """How clips are drawn. One prompt in eight is in ``select`` and ``test`` only."""
 
     type: Literal["moving"] = "moving"
+    """Choice of the data: drawn clips."""
     frames: PositiveInt = 9
+    """Frames of a clip."""
     size: PositiveInt = 32
+    """Width and height of a frame in pixels."""
     scores: Annotated[tuple[float, ...], Field(min_length=1)] = (0.0, 5.0, 10.0)
+    """Motion scores that clips have; 0 stands still, 1 is a tenth of a pixel a frame."""
     radius: tuple[float, float] = (3.0, 5.0)
+    """Least and greatest radius of the form in pixels."""
     grey: tuple[NonNegativeInt, NonNegativeInt] = (40, 215)
+    """Least and greatest grey of the background, within 0 to 255."""
     train: NonNegativeInt = 6000
+    """Distinct clips of the training set."""
     select: PositiveInt = 32
+    """Distinct clips that are watched during training; disjoint from the other sets."""
     test: PositiveInt = 128
-    seed: int = 0
+    """Distinct clips that are reported; disjoint from the other sets."""
+    seed: NonNegativeInt = 0
+    """Seed of the drawing; which clips are held out does not depend on it."""
 
     def __post_init__(self) -> None:
         if min(self.scores) < 0 or self.radius[0] <= 0 or self.radius[0] > self.radius[1]:

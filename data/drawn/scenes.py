@@ -87,28 +87,39 @@ class ScenePicture:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objects(Strict):
-    """Scenes of ``objects`` forms in all (inclusive, as all ranges), that do not touch.
-
-    Grounding asks for one, whose name no other has; counting for the number of a kind, ``count`` of them; detection
-    for all. ``sides`` in pixels; sides and corners are multiples of ``grid``. ``named_by``: what a name is made of.
-    ``select`` is watched during training, ``test`` is reported; both are disjoint from ``train`` and each other.
-    """
+    """Scenes of forms that do not touch. All ranges are inclusive."""
 
     type: Literal["objects"] = "objects"
+    """Choice of the data: drawn forms."""
     task: Literal["grounding", "counting", "detection"] = "grounding"
+    """Question about a scene: grounding asks for one form, whose name no other has; counting for the number of a kind;
+    detection for all forms."""
     size: tuple[PositiveInt, PositiveInt] = (56, 56)
+    """Width and height of a scene in pixels."""
     background: Colour = "white"
+    """Colour behind the forms, none of ``colours``."""
     objects: tuple[NonNegativeInt, NonNegativeInt] = (1, 3)
+    """Least and most forms of a scene, all kinds together."""
     count: tuple[NonNegativeInt, NonNegativeInt] = (0, 3)
+    """Least and most forms of the kind that task=counting asks for."""
     sides: tuple[PositiveInt, PositiveInt] = (14, 28)
+    """Least and greatest side of a form in pixels."""
     grid: PositiveInt = 1
+    """Pixels of which sides and corners are multiples."""
     colours: tuple[Colour, ...] = ("red", "green", "blue", "yellow")
+    """Colours of the forms."""
     shapes: tuple[Shape, ...] = ("circle", "square", "triangle")
+    """Shapes of the forms."""
     named_by: Literal["colour and shape", "colour", "shape"] = "colour and shape"
+    """Properties that a form's name is made of."""
     train: NonNegativeInt = 20000
+    """Distinct scenes of the training set."""
     select: NonNegativeInt = 256
+    """Distinct scenes that are watched during training; disjoint from the other sets."""
     test: NonNegativeInt = 512
-    seed: int = 0
+    """Distinct scenes that are reported; disjoint from the other sets."""
+    seed: NonNegativeInt = 0
+    """Seed of the drawing; which scenes are held out does not depend on it."""
 
     def __post_init__(self) -> None:
         _ordered(objects=self.objects, count=self.count, sides=self.sides)
@@ -131,23 +142,36 @@ class Objects(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words(Strict):
-    """Scenes of lines of words to be read; ranges are inclusive. ``length``: characters of a word; ``heights`` of the
-    font in pixels. Letters and digits that look alike are not among the default characters. Splits as in ``Objects``,
-    by the text: a held-out text is not seen at another place either."""
+    """Scenes of lines of words to be read; ranges are inclusive. Sets are split by the text: a held-out text is not
+    seen at another place either."""
 
     type: Literal["words"] = "words"
+    """Choice of the data: drawn words."""
     size: tuple[PositiveInt, PositiveInt] = (56, 56)
+    """Width and height of a scene in pixels."""
     background: Colour = "white"
+    """Colour behind the words, none of ``colours``."""
     colours: tuple[Colour, ...] = ("black",)
+    """Colours of the lines."""
     characters: str = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
+    """Characters of the words, printable ASCII without the space; the default has no letters and digits that look
+    alike."""
     length: tuple[PositiveInt, PositiveInt] = (2, 3)
+    """Least and most characters of a word."""
     words: tuple[PositiveInt, PositiveInt] = (1, 1)
+    """Least and most words of a line."""
     lines: tuple[PositiveInt, PositiveInt] = (1, 1)
+    """Least and most lines of a scene."""
     heights: tuple[PositiveInt, PositiveInt] = (16, 20)
+    """Least and greatest height of the font in pixels."""
     train: NonNegativeInt = 20000
+    """Distinct scenes of the training set."""
     select: NonNegativeInt = 256
+    """Distinct scenes that are watched during training; disjoint from the other sets."""
     test: NonNegativeInt = 512
-    seed: int = 0
+    """Distinct scenes that are reported; disjoint from the other sets."""
+    seed: NonNegativeInt = 0
+    """Seed of the drawing; which scenes are held out does not depend on it."""
 
     def __post_init__(self) -> None:
         _ordered(length=self.length, words=self.words, lines=self.lines, heights=self.heights)

@@ -16,33 +16,41 @@ from stepstack.config import Strict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntakeOptions(Strict):
-    """How a source is to be read; numbers are verified against the pictures, a wrong convention is refused.
-
-    ``space`` and ``layout`` of its numbers (None: as that data set is published); "percent" is 0..100, written as
-    "thousand". ``images``: folders that hold the pictures (empty: the source's own). ``copy`` them into the prepared
-    folder. ``drop_bad``: leave bad rows out and count them, instead of refusing all. ``empty``: what to do with a
-    picture without any object (detection).
-    """
+    """How a source is to be read; numbers are verified against the pictures, a wrong convention is refused."""
 
     images: tuple[str, ...] = ()
+    """Folders that hold the pictures; empty: the source's own."""
     space: SourceSpace | None = None
+    """Space of the source's numbers: pixels, thousand (0 to 1000), percent (0 to 100, written as thousand) or unit
+    (0 to 1); null: as that data set is published."""
     layout: Layout | None = None
+    """Order of a box's numbers in the source: two corners, or a corner, width and height; null: as that data set is
+    published."""
     copy: bool = False
+    """Whether pictures are copied into the prepared folder."""
     max_pixels: PositiveInt = 64_000_000
+    """Most pixels of a picture; a row with a larger one is bad."""
     drop_bad: bool = False
+    """Whether bad rows are left out and counted, instead of refusing all."""
     empty: Literal["refuse", "drop", "keep"] = "refuse"
+    """Fate of a picture without any object (detection)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipOptions(Strict):
-    """``sizes`` (height, width) and ``lengths`` in frames: the buckets. ``keep``: the least share of a picture that
-    must be left when it is cropped to its size. ``motion``: scores within it stay, others are dropped and counted.
-    ``every`` and ``top``: of the motion score. ``root``: what paths are relative to; the source's folder if empty."""
+    """How videos become clips of a few sizes and lengths, the buckets."""
 
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ((544, 992), (992, 544), (768, 768))
+    """Sizes (height, width) of the buckets in pixels; a video goes to that of the nearest shape."""
     lengths: tuple[PositiveInt, ...] = (1, 68, 102, 136, 204)
+    """Lengths of the buckets in frames; a video goes to the longest that it fills."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Least share of a picture that must be left when it is cropped to its size; with less the row is bad."""
     motion: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 100.0)
+    """Least and greatest motion score that stay; other clips are dropped and counted."""
     every: PositiveInt = 12
+    """Frames from one of the motion score's flow to the next."""
     top: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the flow's vectors, the longest ones, whose mean length in pixels is the motion score."""
     root: str = ""
+    """Folder that paths are relative to; an empty string: the source's folder."""

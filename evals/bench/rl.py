@@ -17,9 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from recipes.orz.config import Config
 from recipes.orz.data import load_prompts
 from recipes.orz.model import build_base
-from recipes.orz.reward import make_reward
+from recipes.orz.reward import reward_of
 from recipes.protocol import load_config
 from stepstack.config import Save
 from stepstack.core.run import Run
@@ -50,7 +51,8 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
     sampler: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(1, seeds + 1):
-            cfg = load_config("orz-tiny", [f"seed={seed}", f"steps={steps}", "trackers=[]", f"dir={folder}"])
+            words = [f"seed={seed}", f"steps={steps}", "trackers=[]", f"dir={folder}"]
+            cfg = load_config("orz-tiny", words, kind=Config)
             base = base_model(cfg, Path(folder))
             grpo = replace(cfg, advantage=Grpo(), name="grpo")
             for who, contest in (("stepstack PPO", cfg), ("stepstack GRPO", grpo)):
@@ -92,7 +94,7 @@ def judge_of(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callab
     """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)
-    reward = make_reward(cfg.reward)
+    reward = reward_of(cfg)
 
     def accuracy(weights: Any) -> float:
         generator.load(weights, version=0)
@@ -124,7 +126,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
             roles=models,
             generator=generator,
             prompts=PromptStream(prompts.train, cfg.seed),
-            reward=make_reward(cfg.reward),
+            reward=reward_of(cfg),
             evaluate=judge,
         )
     rows = [row for row in jsonl.read(run.metrics_file) if "tokens" in row]
@@ -145,7 +147,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
     accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
     lm.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
     by_text = {tokenizer.decode(list(p.ids)): p for p in prompts.train}
-    reward = make_reward(cfg.reward)
+    reward = reward_of(cfg)
 
     def scores(prompts: list[str], completion_ids: list[list[int]], **unused: Any) -> list[float | None]:
         rollouts = []

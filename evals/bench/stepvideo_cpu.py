@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from evals.bench.stepvideo import Case, measure_grids
+from evals.bench.stepvideo import Case, measure_grids, show
 from stepstack.models.video.dsv.config import DsvConfig, Fixed
+
+__all__ = ["measure", "show"]
 
 
 def measure(rounds: int = 8, percent: int = 75, seed: int = 0) -> dict[str, Any]:

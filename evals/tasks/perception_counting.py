@@ -1,8 +1,8 @@
 """How many of a kind a drawn scene has: the held-out scenes of perception-tiny-counting."""
 
+from recipes.perception.config import Config
 from recipes.perception.tasks import scored
 from recipes.protocol import load_config
 
-TASK = scored(
-    load_config("perception-tiny-counting"), "test", "how many of a kind a drawn scene has", name="perception_counting"
-)
+CONFIG = load_config("perception-tiny-counting", kind=Config)
+TASK = scored(CONFIG, "test", "how many of a kind a drawn scene has", name="perception_counting")

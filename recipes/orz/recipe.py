@@ -52,7 +52,7 @@ def train(run: Run[Config]) -> None:
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``: the numbers that follow from the config's."""
+    """Numbers that follow from those of a config, for ``--dry-run``."""
     sampling, steps = cfg.rollout.sampling, cfg.steps
     facts: dict[str, Any] = {
         "rollouts per step": f"{cfg.rollouts_per_step} = {cfg.rollout.prompts} prompts x {sampling.n} samples",

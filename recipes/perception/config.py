@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.scenes import Objects, Words
+from data.drawn.splits import SPLITS
 from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
-from stepstack.config import ConfigError, Strict
+from data.prepare.manifest import MANIFEST
+from stepstack.config import ROOT, ConfigError, Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
@@ -20,12 +23,14 @@ from stepstack.scoring.vision.spatial import smart_resize
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig(Strict):
-    """``style``: qwen (its chat, the published question) or short (a few tokens, for a tiny model). ``thinking`` asks
-    for <think> and <answer>, which the paper found to hurt. Longer prompts than ``max_tokens`` are left out."""
+    """How a question is asked."""
 
     style: Literal["qwen", "short"] = "qwen"
+    """Form of the prompt: qwen (its chat, the published question) or short (a few tokens, for a tiny model)."""
     thinking: bool = False
-    max_tokens: int = 2048
+    """Whether <think> and <answer> are asked for, which the paper found to hurt."""
+    max_tokens: PositiveInt = 2048
+    """Most tokens of a prompt, those of the picture counted; longer ones are left out."""
 
 
 # Sum of the parts, as the paper adds its rewards; ``exact`` of counting is ours and is left out unless asked for.
@@ -39,17 +44,24 @@ WEIGHTS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig(Strict):
-    """``form`` and ``space``: how the model writes boxes. ``weights`` change those of single parts (0 leaves one out).
-    ``squared``: IoU squared, as Perception-R1's grounding. ``matching`` off pairs boxes by their order. ``over``: what
-    detection's ``location`` and ``cls`` are means over; all (of ours) does not pay for leaving boxes out."""
+    """How boxes are written, and what is paid for them."""
 
     type: Literal["parts"] = "parts"
+    """Choice of the reward: the sum of the task's parts."""
     form: Literal["tokens", "json", "plain"] = "tokens"
+    """Form in which the model writes boxes and points."""
     space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
+    """Coordinates in which the model writes: pixels of the picture, pixels as the model sees it, thousandths, or
+    fractions of its sides."""
     weights: dict[str, float] = field(default_factory=dict)
+    """Weights of single parts of the reward that differ from the task's own (``WEIGHTS``); 0 leaves a part out."""
     squared: bool = True
+    """Whether grounding pays the IoU squared, as Perception-R1 does."""
     matching: bool = True
+    """Whether boxes and points are matched to the gold ones; without it they are paired by their order."""
     over: Literal["matched", "all"] = "matched"
+    """Boxes that detection's ``location`` and ``cls`` are means over: matched ones, as published, or all (ours), which
+    does not pay for leaving boxes out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +69,9 @@ class BoxFileReward(FileReward):
     """A rule of your own in a file; the published figures are still computed, so it says how the model writes boxes."""
 
     form: Literal["tokens", "json", "plain"] = "tokens"
+    """Form in which the model writes boxes and points."""
     space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
+    """Coordinates in which the model writes, as in RewardConfig."""
 
 
 def weights_of(task: str, cfg: RewardConfig) -> dict[str, float]:
@@ -68,14 +82,18 @@ def weights_of(task: str, cfg: RewardConfig) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelNoise(Strict):
-    """How demonstrations err: edges off by up to ``jitter`` pixels; chance of an object being forgotten, of being named
-    twice, of a wrong label; of a letter being mistaken or left out."""
+    """How demonstrations err."""
 
-    jitter: int = 0
-    forgotten: float = 0.0
-    twice: float = 0.0
-    label: float = 0.0
-    letter: float = 0.0
+    jitter: NonNegativeInt = 0
+    """Pixels by which edges may be off."""
+    forgotten: Fraction = 0.0
+    """Chance of an object being forgotten."""
+    twice: Fraction = 0.0
+    """Chance of an object being named twice."""
+    label: Fraction = 0.0
+    """Chance of a wrong label."""
+    letter: Fraction = 0.0
+    """Chance of a letter being mistaken or left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,16 +101,27 @@ class TinyVl(Strict):
     """The model's shape, and its SFT on scenes of the training split."""
 
     type: Literal["tiny"] = "tiny"
-    hidden: int = 96
-    layers: int = 3
-    intermediate: int = 256
-    tower: int = 64
-    depth: int = 2
-    theta: float = 10.0
-    steps: int = 800
-    batch: int = 32
+    """Choice of the model: a tiny one, made on the spot."""
+    hidden: PositiveInt = 96
+    """Width of the language model."""
+    layers: PositiveInt = 3
+    """Layers of the language model."""
+    intermediate: PositiveInt = 256
+    """Width of the language model's MLPs."""
+    tower: PositiveInt = 64
+    """Width of the vision tower."""
+    depth: PositiveInt = 2
+    """Blocks of the vision tower."""
+    theta: PositiveFloat = 10.0
+    """Base of RoPE's angles; small, because rows and columns of a few patches must differ."""
+    steps: PositiveInt = 800
+    """Updates of the SFT."""
+    batch: PositiveInt = 32
+    """Scenes of an update."""
     optim: Optim = Muon(lr=0.02, adamw_lr=2e-3, schedule=Schedule(kind="linear", warmup=10))
+    """Optimizer of the SFT."""
     careless: LabelNoise = LabelNoise()
+    """Errors of the demonstrations."""
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Scenes are not resized."""
@@ -101,12 +130,14 @@ class TinyVl(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainedVl(Pretrained):
-    """A vision-language model by hub name or local path. Pictures are resized to between ``min_pixels`` and
-    ``max_pixels``; ``freeze`` tower trains the language model alone (adapters: actor.lora)."""
+    """A vision-language model by hub name or local path."""
 
-    min_pixels: int = 3136
-    max_pixels: int = 1_000_000
+    min_pixels: PositiveInt = 3136
+    """Least pixels of a picture; a smaller one is enlarged."""
+    max_pixels: PositiveInt = 1_000_000
+    """Most pixels of a picture; a larger one is reduced."""
     freeze: Literal["none", "tower"] = "none"
+    """Part that is not trained; tower trains the language model alone (adapters: actor.lora)."""
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) of a picture as the model sees it."""
@@ -115,19 +146,28 @@ class PretrainedVl(Pretrained):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedPictures(Strict):
-    """A folder that ``make data`` prepares from ``source`` (training rows) and ``evals`` (``name=source``); ``select``
-    and ``test`` name evals. ``images``: where the folders of the pictures are now, if not where they were."""
+    """A folder of rows with pictures that ``make data`` prepares."""
 
     type: Literal["prepared"] = "prepared"
+    """Choice of the data: a prepared folder."""
     set: Literal["refcoco", "pixmo_count", "page_ocr", "coco"]
+    """Published form of the rows, which has a module in data/sets."""
     folder: str
+    """Prepared folder, from the repository."""
     source: tuple[str, ...] = ()
+    """Training rows that ``make data`` reads."""
     evals: tuple[str, ...] = ()
+    """Eval rows that ``make data`` reads, each written ``name=source``; they are kept out of training."""
     options: IntakeOptions = IntakeOptions()
+    """How ``make data`` reads the rows."""
     images: tuple[str, ...] = ()
+    """Folders where the pictures are now; empty: where they were when the data was prepared."""
     select: str = "val"
+    """Name of the eval that is watched during training."""
     test: str = "test"
-    limit: int | None = None  # the first so many of each split, for a trial
+    """Name of the eval that is reported."""
+    limit: PositiveInt | None = None
+    """Number of rows of each split, the first ones, for a trial; null: all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,10 +175,15 @@ class Config(PpoConfig):
     """What Perception-R1 adds to GRPO: a task, a model with eyes, pictures, a prompt and a rule."""
 
     task: PerceptionTask
+    """Question about a picture, which decides the rule of the reward."""
     model: Annotated[TinyVl | PretrainedVl, Field(discriminator="type")]
+    """Model that the run begins with."""
     data: Annotated[Objects | Words | PreparedPictures | TaskData, Field(discriminator="type")]
+    """Pictures with their questions and golds."""
     prompt: PromptConfig = PromptConfig()
+    """How a question is asked."""
     reward: Annotated[RewardConfig | BoxFileReward, Field(discriminator="type")] = RewardConfig()
+    """How an answer is written and paid."""
 
     def __post_init__(self) -> None:
         PpoConfig.__post_init__(self)
@@ -148,3 +193,16 @@ class Config(PpoConfig):
             raise ValueError("perception has no critic: set advantage.type to grpo or rloo")
         if self.layout.pack:
             raise ValueError("rows with pictures are not packed: set layout.pack=false")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Splits, and the evals of a prepared folder: those that it holds, and those that it will be made of."""
+        if not isinstance(self.data, PreparedPictures):
+            return SPLITS
+        names = {entry.partition("=")[0] for entry in self.data.evals}
+        manifest = ROOT / self.data.folder / MANIFEST
+        if (
+            manifest.is_file()
+        ):  # one of another version is refused where data is read: here it must not bar preparing anew
+            names |= json.loads(manifest.read_text(encoding="utf-8")).get("evals", {}).keys()
+        return (*SPLITS, *(f"{self.data.set}_{name}" for name in sorted(names)))

@@ -56,13 +56,13 @@ def problems(cfg: Config, split: Split) -> list[Problem]:
 
 def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     """Records as problems: the gold is in pixels, the record itself is in ``meta``."""
-    found = []
+    numbered = []
     for record in rows:
         if record.task != cfg.task:
             raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}")
         gold = gold_of(record, cfg.model.model_size(record.size))
-        found.append(Problem(record.index, record.question, gold, {"record": record}))
-    return found
+        numbered.append(Problem(record.index, record.question, gold, {"record": record}))
+    return numbered
 
 
 def request_maker(cfg: Config) -> Callable[[Problem], Pictured]:

@@ -159,12 +159,12 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
 
     def rows(step: int) -> list[Row]:
         rng = random.Random(f"{run.config.seed}-{step}")
-        made = []
+        batch = []
         for place, prompt in enumerate(rng.choices(prompts, k=cfg.batch)):
-            said = demonstration(prompt.problem.meta["record"], cfg.careless, rng, thinking)
-            ids = processor.tokenizer(said, add_special_tokens=False)["input_ids"]
-            made.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
-        return made
+            answer = demonstration(prompt.problem.meta["record"], cfg.careless, rng, thinking)
+            ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            batch.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
+        return batch
 
     supervised.train(run, policy=policy, rows=rows, steps=cfg.steps, layout=run.config.layout)
     run.export("policy", out, processor)
@@ -175,22 +175,22 @@ def demonstration(record: Record, careless: LabelNoise, rng: random.Random, thin
     """An answer to a scene's question, with its carelessness; objects in a random order. Who thinks says first where
     each object is (which letter comes after which), as carelessly."""
     if record.task == "ocr":
-        said = misread(record.text, careless.letter, rng)
-        return thought(" ".join(said), said) if thinking else said
-    found, labels = [], [target.label for target in record.targets]  # one mistakes an object for another one there
+        answer = misread(record.text, careless.letter, rng)
+        return thought(" ".join(answer), answer) if thinking else answer
+    objects, labels = [], [target.label for target in record.targets]  # one mistakes an object for another one there
     for target in record.targets:
         if rng.random() < careless.forgotten and record.task != "grounding":
             continue
         assert target.box is not None
         label = rng.choice(labels) if rng.random() < careless.label else target.label
         times = 2 if rng.random() < careless.twice and record.task != "grounding" else 1
-        found += [Found(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
-    rng.shuffle(found)
+        objects += [Found(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
+    rng.shuffle(objects)
     if not thinking:
-        return write_tokens(found)
-    middles = [centre(item.box) for item in found]
-    where = [f"{item.label} {x:.0f} {y:.0f}" for item, (x, y) in zip(found, middles, strict=True)]
-    return thought(";".join(where), write_tokens(found))
+        return write_tokens(objects)
+    middles = [centre(item.box) for item in objects]
+    places = [f"{item.label} {x:.0f} {y:.0f}" for item, (x, y) in zip(objects, middles, strict=True)]
+    return thought(";".join(places), write_tokens(objects))
 
 
 def thought(reasoning: str, answer: str) -> str:

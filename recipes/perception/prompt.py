@@ -1,4 +1,4 @@
-"""What the model is asked: Perception-R1's published questions (arXiv 2504.07954, table 8), and a short form of them.
+"""Questions about pictures: those that Perception-R1 published (arXiv 2504.07954, table 8), and a short form of them.
 
 In ids a picture is <|vision_start|>, one <|image_pad|> a token that the tower makes of it, <|vision_end|>; so nothing
 cuts a prompt: one that is too long is left out when the data is loaded.
@@ -19,7 +19,7 @@ QUESTIONS = {
     "ocr": "OCR this image.",
     "detection": "Please output bbox coordinates and names of {}.",
 }
-SHORT = {"grounding": "{}", "counting": "all {}", "ocr": "read", "detection": "boxes"}
+SHORT_QUESTIONS = {"grounding": "{}", "counting": "all {}", "ocr": "read", "detection": "boxes"}
 THINKING = (
     " First output the thinking process in <think> </think> tags and then output the final answer in <answer> "
     "</answer> tags."
@@ -31,8 +31,8 @@ START, END, PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 def question(record: Record, cfg: PromptConfig) -> str:
     """The words beside the pictures."""
-    asked = (QUESTIONS if cfg.style == "qwen" else SHORT)[record.task].format(record.question)
-    return asked + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
+    text = (QUESTIONS if cfg.style == "qwen" else SHORT_QUESTIONS)[record.task].format(record.question)
+    return text + (THINKING if cfg.thinking and cfg.style == "qwen" else " think" if cfg.thinking else "")
 
 
 def request_of(record: Record, cfg: PromptConfig) -> Pictured:
@@ -48,6 +48,6 @@ def encode(problem: Problem, request: Pictured, processor: Processor, cfg: Promp
     images = "".join(f"{START}{PAD * processor.patcher.tokens(size)}{END}" for size in sizes)
     chat = cfg.style == "qwen"
     before = tokenizer((SYSTEM if chat else "") + images, add_special_tokens=False)["input_ids"]
-    asked = tokenizer(request.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    question_ids = tokenizer(request.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     after = tokenizer(REPLY if chat else ":", add_special_tokens=False)["input_ids"]
-    return Prompt(problem, (*before, *asked, *after), request.pictures)
+    return Prompt(problem, (*before, *question_ids, *after), request.pictures)

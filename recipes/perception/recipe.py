@@ -64,7 +64,7 @@ def reward_in_words(cfg: Config) -> str:
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``."""
+    """Numbers that follow from those of a config, for ``--dry-run``."""
     sampling = cfg.rollout.sampling
     return {
         "task": cfg.task,

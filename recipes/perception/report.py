@@ -23,14 +23,22 @@ from stepstack.report.sheet import sheet
 from stepstack.scoring.vision import answers, perception
 from stepstack.scoring.vision.spatial import Box
 
-SHOWN, SIDE, SHEET = 24, 224, 8  # pictures in the report, the pixels of their shorter side; in pictures.png
-TRUE, SAID = (0, 150, 60), (220, 0, 120)
+PICTURES_IN_REPORT, PICTURES_IN_SHEET = 24, 8  # the sheet is pictures.png
+PICTURE_SIDE = 224  # pixels of the shorter side
+TRUE_COLOUR, PREDICTED_COLOUR = (0, 150, 60), (220, 0, 120)
 
 CURVES = {
     "Reward (rollouts)": ("reward",),
     "Parts of the reward": (
-        "reward/format", "reward/iou", "reward/points", "reward/exact", "reward/similarity", "reward/location",
-        "reward/cls", "reward/count_f1", "reward/missing",
+        "reward/format",
+        "reward/iou",
+        "reward/points",
+        "reward/exact",
+        "reward/similarity",
+        "reward/location",
+        "reward/cls",
+        "reward/count_f1",
+        "reward/missing",
     ),
     "First figure (held out, selection set)": ("eval/accuracy",),
     "Response length, tokens": ("length", "eval/length"),
@@ -40,7 +48,7 @@ CURVES = {
     "Sampler against trainer log-probability": ("actor/mismatch", "actor/mismatch_max"),
     "Truncated rollouts, groups without signal": ("truncated", "frac_zero_std"),
     "Throughput, tokens/s": ("tokens_per_s",),
-}  # fmt: skip
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -53,9 +61,12 @@ def write_report(folder: Path) -> Path:
     def show(report: Report, columns: Columns) -> None:
         rows = grid(cfg, columns)
         pairs = [pair for pairs in zip(*rows.values(), strict=True) for pair in pairs]
-        report.pictures("Held-out pictures: true in green, predicted in magenta", pairs, SIDE)
+        report.pictures("Held-out pictures: true in green, predicted in magenta", pairs, PICTURE_SIDE)
         if pairs:
-            first = {when: [(png, said.split("\n", 1)[1]) for png, said in row[:SHEET]] for when, row in rows.items()}
+            first = {
+                when: [(png, caption.split("\n", 1)[1]) for png, caption in row[:PICTURES_IN_SHEET]]
+                for when, row in rows.items()
+            }
             jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
 
     return outcome.write(folder, CURVES, None if isinstance(cfg.data, TaskData) else show)
@@ -70,37 +81,37 @@ def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
         when: {(q[0].index, q[0].gold): q[0] for q in by_question(read(column[tasks[0]][0] / "samples.jsonl"))}
         for when, column in columns.items()
     }
-    made: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
-    for problem in problems(cfg, "test")[:SHOWN]:
+    pictures: dict[str, list[tuple[bytes, str]]] = {when: [] for when in by_moment}
+    for problem in problems(cfg, "test")[:PICTURES_IN_REPORT]:
         record, key = problem.meta["record"], (problem.index, gold_text(problem.gold))
         for when, samples in by_moment.items():
             if key in samples:
-                png, said = drawn(cfg, record.pictures[0].image(), samples[key])
-                made[when].append((png, f"{when}: {record.question or 'read'}\n{said}"))
-    return made
+                png, caption = drawn(cfg, record.pictures[0].image(), samples[key])
+                pictures[when].append((png, f"{when}: {record.question or 'read'}\n{caption}"))
+    return pictures
 
 
 def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
     """(PNG with true and predicted boxes or points, what to read below it)."""
     gold = Gold.read(sample.gold)
-    scale = max(1, round(SIDE / min(image.size)))
+    scale = max(1, round(PICTURE_SIDE / min(image.size)))
     canvas = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     answer = sample.answer or ""
     frame = gold.frame(cfg.reward.space)
-    said = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
+    predicted = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
     if gold.task == "grounding" and (box := perception.grounded(answer, frame, cfg.reward.form)) is not None:
-        said = [box]
-    for boxes, colour in (([box for box, _ in gold.boxes], TRUE), (said, SAID)):
+        predicted = [box]
+    for boxes, colour in (([box for box, _ in gold.boxes], TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
         for box in boxes:
             _outline(pen, box, scale, colour)
     for x, y in gold.points:
-        pen.ellipse([scale * x - 3, scale * y - 3, scale * x + 3, scale * y + 3], outline=TRUE, width=2)
+        pen.ellipse([scale * x - 3, scale * y - 3, scale * x + 3, scale * y + 3], outline=TRUE_COLOUR, width=2)
     out = io.BytesIO()
     canvas.save(out, "PNG")
     figures = "  ".join(f"{name} {value:.2f}" for name, value in list(sample.parts.items())[:2])
     words = f"{answers.without_end(answer)!r}, true {gold.text!r}\n" if gold.task == "ocr" else ""
-    counted = f"{len(said)} of {gold.count}\n" if gold.task == "counting" else ""
+    counted = f"{len(predicted)} of {gold.count}\n" if gold.task == "counting" else ""
     return out.getvalue(), words + counted + figures
 
 

@@ -23,7 +23,7 @@ from stepstack.scoring.vision.spatial import Box, Point, Space
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """What an answer is compared with: in pixels of the picture as it lies in the data."""
+    """Objects, text or count that an answer is compared with, in pixels of the picture as it lies in the data."""
 
     task: str
     size: tuple[int, int]
@@ -66,7 +66,7 @@ class Gold:
 
 
 def gold_of(record: Record, model_size: tuple[int, int]) -> Gold:
-    """What answers about a record are compared with, in pixels."""
+    """The gold of a record, in pixels."""
     frame = Frame(record.space, record.size)
     if record.task == "ocr":
         return Gold(record.task, record.size, model_size, text=record.text)
@@ -149,12 +149,12 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
             figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
             return figures["exact"], figures
         case "ocr":
-            said, meant = answers.without_end(answer).split(), gold.text.split()
+            predicted, true = answers.without_end(answer).split(), gold.text.split()
             figures = {
                 "edit": similarity.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
-                **similarity.word_overlap(said, meant),
-                "bleu": similarity.bleu(said, meant),
-                "meteor": similarity.meteor(said, meant),
+                **similarity.word_overlap(predicted, true),
+                "bleu": similarity.bleu(predicted, true),
+                "meteor": similarity.meteor(predicted, true),
             }
             return 1 - figures["edit"], figures
         case _:

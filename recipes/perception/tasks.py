@@ -25,21 +25,25 @@ FIGURES = {
     "grounding": [("acc75", "acc@.75"), ("acc50", "acc@.5"), ("acc95", "acc@.95"), ("iou", "IoU")],
     "counting": [("exact", "exact"), ("absolute_error", "MAE")],
     "ocr": [
-        ("edit", "edit distance"), ("f1", "F1"), ("precision", "P"), ("recall", "R"), ("bleu", "BLEU"),
+        ("edit", "edit distance"),
+        ("f1", "F1"),
+        ("precision", "P"),
+        ("recall", "R"),
+        ("bleu", "BLEU"),
         ("meteor", "METEOR"),
     ],
     "detection": [("location", "IoU of matched"), ("count_f1", "F1 at .5")],
-}  # fmt: skip
+}
 LESS_IS_BETTER = ("absolute_error", "edit")
 
 
 def metrics_of(cfg: Config) -> list[Metric]:
     """The published metrics of the config's task."""
-    found = [part(name, shown, higher_is_better=name not in LESS_IS_BETTER) for name, shown in FIGURES[cfg.task]]
+    metrics = [part(name, label, higher_is_better=name not in LESS_IS_BETTER) for name, label in FIGURES[cfg.task]]
     if cfg.task == "detection":
         form, space = cfg.reward.form, cfg.reward.space
-        found = [average_precision(name, form, space) for name in ("ap", "ap50", "ap75")] + found
-    return found
+        metrics = [average_precision(name, form, space) for name in ("ap", "ap50", "ap75")] + metrics
+    return metrics
 
 
 def average_precision(name: str, form: Form, space: Space) -> Metric:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.grammar import Grammar
 from stepstack.batching.config import BatchLayout
@@ -16,32 +16,47 @@ from stepstack.planning.steplaw.count import count
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corpus(Strict):
-    """``dataset``: a name on the hub, or a builder of datasets (json, parquet) for ``files``. Documents are shuffled in
-    a buffer of ``shuffle``, cut by ``tokenizer`` (a folder or a name on the hub) and joined with its end of text."""
+    """Documents that `stepstack data` shuffles, tokenises and joins, each with the tokenizer's end of text behind."""
 
     type: Literal["corpus"] = "corpus"
+    """Choice of the data: a corpus."""
     folder: str
+    """Prepared folder, from the repository."""
     dataset: str
+    """Name on the hub, or a builder of datasets (json, parquet) for ``files``."""
     files: tuple[str, ...] = ()
+    """Files that the builder reads; empty: those of the data set."""
     subset: str | None = None
+    """Subset of the data set; null: its default."""
     column: str = "text"
+    """Column of the documents' text."""
     tokenizer: str
-    vocab: int
-    shuffle: int = 10_000
+    """Folder or hub name of the tokenizer."""
+    vocab: PositiveInt
+    """Vocabulary of the models, at least the tokenizer's."""
+    shuffle: PositiveInt = 10_000
+    """Documents in the buffer from which the next is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell(Strict):
-    """A model's shape and the tokens it is trained on. ``held_out``: its runs check the law, they do not make it.
-    ``batch``: its own batches, in place of the sweep's, where its optimum lies elsewhere."""
+    """A model's shape and the tokens it is trained on."""
 
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    tokens: int
+    hidden: PositiveInt
+    """Width of the model."""
+    intermediate: PositiveInt
+    """Width of the MLPs."""
+    layers: PositiveInt
+    """Layers of the model."""
+    heads: PositiveInt
+    """Attention heads, as many of keys as of queries."""
+    tokens: PositiveInt
+    """Tokens of each training."""
     held_out: bool = False
-    batch: tuple[int, ...] = ()
+    """Whether the cell's runs check the law, instead of making it."""
+    batch: tuple[PositiveInt, ...] = ()
+    """Batches of the cell in sequences, in place of the sweep's, where its optimum lies elsewhere; empty: the
+    sweep's."""
 
     def fields(self, vocab: int) -> dict[str, Any]:
         """Of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
@@ -84,26 +99,36 @@ Some = Field(min_length=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(RunConfig):
-    """Every cell is trained at every ``lr`` and every ``batch`` (sequences).
-
-    ``part``: (k, n) trains the k-th of n shares of the points, from 0, so that several machines share a sweep.
-    ``window``: what fraction above its best loss a cell's runs may lie to shape its surface.
-    """
+    """A sweep: every cell is trained at every ``lr`` and every ``batch``."""
 
     evals: tuple[str, ...] = ()
+    """Tasks before and after training: none, since a point's result is its held-out loss."""
     cells: Annotated[tuple[Cell, ...], Some]
-    lr: Annotated[tuple[float, ...], Some]
+    """Models and their training tokens."""
+    lr: Annotated[tuple[PositiveFloat, ...], Some]
+    """Peak learning rates of the sweep."""
     batch: Annotated[tuple[PositiveInt, ...], Some]
+    """Batches of the sweep in sequences."""
     sequence: PositiveInt
+    """Tokens of a sequence."""
     data: Annotated[Grammar | Corpus, Field(discriminator="type")]
+    """Text that is learned."""
     optim: AdamW = AdamW(weight_decay=0.1, schedule=Schedule(kind="cosine", warmup=2000))
-    final_lr: float = 1e-5
-    clip: float = 1.0
-    spread: float = 0.02  # standard deviation of the weights at the start
+    """Optimizer, whose learning rate and final learning rate are those of the point."""
+    final_lr: NonNegativeFloat = 1e-5
+    """Learning rate at the end of every training, whatever the peak."""
+    clip: PositiveFloat = 1.0
+    """Global norm to which gradients are clipped."""
+    spread: PositiveFloat = 0.02
+    """Standard deviation of the weights at the start."""
     held_out_rows: PositiveInt = 256
-    part: tuple[int, int] = (0, 1)
+    """Sequences on which the held-out loss is measured."""
+    part: tuple[NonNegativeInt, PositiveInt] = (0, 1)
+    """Share [k, n] of the sweep: the k-th of n shares of the points, from 0, so that several machines share it."""
     layout: BatchLayout = BatchLayout()
-    window: float = 0.02
+    """How rows become micro-batches."""
+    window: PositiveFloat = 0.02
+    """Fraction above its best loss within which a cell's runs shape its surface."""
 
     def __post_init__(self) -> None:
         for point in self.points:

@@ -28,7 +28,7 @@ def measure(run: Run[Config], point: Point) -> dict[str, float]:
     if file.is_file():
         return json.loads(file.read_text())
     inner = stage(
-        run, f"points/{point.name}", shown=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
+        run, f"points/{point.name}", visible=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
     )
     found = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
     if run.is_main:

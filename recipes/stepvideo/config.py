@@ -5,43 +5,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.moving import Moving
 from data.prepare.config import ClipOptions
-from stepstack.config import Strict
+from stepstack.config import Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.diffusion.config import DiffusionConfig, ReconstructionWeights, SamplerConfig
 from stepstack.models.video.dsv.config import ContextPlan, DsvConfig
 from stepstack.models.video.grid import grid_of
 
+TASKS = ("test", "swapped", "motion", "select", "frechet")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TinyVaeConfig(Strict):
-    """A causal VAE and its training on the drawn clips. ``gate``: the share of held-out reconstructions whose direction
-    the checker must find, or the run stops: a VAE that shows no form gives a DiT whose loss looks good."""
+    """A causal VAE and its training on the drawn clips."""
 
     type: Literal["tiny"] = "tiny"
+    """Choice of the VAE: a tiny one, trained by the run."""
     patch: tuple[PositiveInt, PositiveInt, PositiveInt] = (2, 8, 8)
+    """Frames, rows and columns of pixels that become one latent."""
     channels: PositiveInt = 16
+    """Channels of a latent."""
     width: PositiveInt = 64
+    """Channels of the hidden layers."""
     blocks: PositiveInt = 1
+    """Residual blocks of the encoder, and of the decoder."""
     steps: PositiveInt = 500
+    """Updates of the VAE's training."""
     batch: PositiveInt = 16
+    """Clips of an update."""
     optim: Optim = Muon(lr=0.01, adamw_lr=3e-3, schedule=Schedule(kind="cosine", warmup=20, final=0.02))
+    """Optimizer of the VAE."""
     weights: ReconstructionWeights = ReconstructionWeights()
-    gate: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Weights of the parts of the VAE's loss."""
+    gate: Fraction = 0.95
+    """Share of held-out reconstructions whose direction the checker must find, or the run stops: a VAE that shows no
+    form gives a DiT whose loss looks good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedVae(Strict):
-    """diffusers' AutoencoderKLWan (wan) or AutoencoderDC (dc), by hub name or path. ``chunk``: frames of chunks that
-    are encoded by themselves, as Step-Video's 17; 0: none."""
+    """A VAE of diffusers, by hub name or path."""
 
     type: Literal["wan", "dc"]
+    """Choice of the VAE: diffusers' AutoencoderKLWan (wan) or AutoencoderDC (dc)."""
     path: str
+    """Hub name or local folder of the VAE."""
     subfolder: str | None = None
-    chunk: int = 0
+    """Folder in ``path`` that holds the VAE; null: ``path`` itself."""
+    chunk: NonNegativeInt = 0
+    """Frames of the chunks that are encoded by themselves, as Step-Video's 17; 0: no chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,58 +64,82 @@ class WordVectors(Strict):
     """Frozen random vectors of words, in place of the language model and of CLIP."""
 
     type: Literal["words"] = "words"
+    """Choice of the encoders: random vectors of words."""
     widths: tuple[PositiveInt, PositiveInt] = (32, 32)
+    """Width of the vectors in place of the language model, and in place of CLIP."""
     lengths: tuple[PositiveInt, PositiveInt] = (16, 8)
+    """Length of the sequence in place of the language model's, and of CLIP's; what a prompt has beyond is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedEncoders(Strict):
-    """Encoders of transformers, by hub name or path, and how many tokens they take."""
+    """Encoders of transformers, by hub name or path."""
 
     type: Literal["transformers"] = "transformers"
+    """Choice of the encoders: published ones."""
     language: str
+    """Hub name or local folder of the language model."""
     clip: str
+    """Hub name or local folder of CLIP's text model."""
     lengths: tuple[PositiveInt, PositiveInt] = (320, 77)
+    """Tokens that the language model takes, and CLIP."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type that the encoders compute in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DitConfig(Strict):
-    """The DiT's shape; the defaults are Step-Video-TI2V's 30B. ``start``: a folder with weights to begin from, of a
-    trained run (config.json) or in the published layout (safetensors alone)."""
+    """The DiT's shape; the defaults are Step-Video-TI2V's 30B."""
 
     layers: PositiveInt = 48
+    """Blocks of the DiT."""
     heads: PositiveInt = 48
+    """Attention heads."""
     head_width: PositiveInt = 128
+    """Width of a head; the model is ``heads`` times as wide."""
     split: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 32, 32)
+    """Numbers of a head that RoPE-3D turns with the frame, the row and the column; they add up to ``head_width``."""
     mlp: PositiveInt = 4
+    """Width of the MLPs as a multiple of the model's."""
     with_image: bool = True
+    """Whether the model is given the first frame."""
     with_motion: bool = True
+    """Whether the model is given the motion score."""
     start: str | None = None
+    """Folder with weights to begin from, of a trained run (config.json) or in the published layout (safetensors
+    alone); null: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedClips(Strict):
-    """A folder of latents, which ``stepstack data`` makes of ``source``: rows of videos and captions
-    (``data.sets.clips``)."""
+    """A folder of latents, which ``stepstack data`` makes."""
 
     type: Literal["prepared"] = "prepared"
+    """Choice of the data: a prepared folder."""
     folder: str
+    """Prepared folder, from the repository."""
     source: str = ""
+    """Rows of videos and captions that ``stepstack data`` reads (``data.sets.clips``)."""
     options: ClipOptions = ClipOptions()
+    """How ``stepstack data`` makes clips of the videos."""
     overwrite: bool = False
+    """Whether ``stepstack data`` replaces a folder that is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preference(Strict):
-    """Video-DPO at ``beta`` against ``model.start``, on pairs. Of prepared data each row has a loser; of drawn data
-    the start makes ``clips`` of each of ``conditions`` conditions, and the best and the worst are a pair where their
-    tracks' errors differ by ``margin`` pixels, or only one keeps its colour."""
+    """Video-DPO against ``model.start``, on pairs. Of prepared data each row has a loser; of drawn data the start makes
+    ``clips`` of each of ``conditions`` conditions, and the best and the worst are a pair where their tracks' errors
+    differ by ``margin`` pixels, or only one keeps its colour."""
 
-    beta: Annotated[float, Field(gt=0)] = 500.0
+    beta: PositiveFloat = 500.0
+    """Strength of the pull to the start in DPO's loss: the more, the nearer."""
     conditions: PositiveInt = 400
+    """Conditions (prompt, first frame, motion score) of which the start makes clips, for drawn data."""
     clips: Annotated[int, Field(ge=2)] = 4
-    margin: Annotated[float, Field(ge=0)] = 0.1
+    """Clips that the start makes of a condition, for drawn data."""
+    margin: NonNegativeFloat = 0.1
+    """Pixels by which the tracks' errors of a pair must differ, for drawn data."""
 
 
 def check_sparse(cfg: Config) -> None:
@@ -125,21 +164,30 @@ def check_sparse(cfg: Config) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(DiffusionConfig):
-    """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler. ``frames``
-    of a clip, its ``sizes`` (height, width) and the ``negative`` prompt are of sampling. ``preference``: the stage is
-    Video-DPO, from ``model.start``. ``dsv``: null for dense attention; ``context_plan``: how ``context`` shares it."""
+    """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler."""
 
     data: Annotated[Moving | PreparedClips, Field(discriminator="type")]
+    """Videos with their captions and motion scores."""
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
+    """VAE that makes latents of pixels and back; tiny goes with data.type=moving."""
     text: Annotated[WordVectors | PublishedEncoders, Field(discriminator="type")] = WordVectors()
+    """Encoders of the prompts."""
     model: DitConfig = DitConfig()
+    """Shape of the DiT, and the weights to begin from."""
     dsv: DsvConfig | None = None
+    """Sparse attention of DSV; null: dense attention."""
     context_plan: ContextPlan | None = None
+    """How the processes of ``context`` share sparse attention; given exactly with ``dsv`` and a ``context`` over 1."""
     sampler: SamplerConfig = SamplerConfig()
+    """How clips are sampled."""
     frames: PositiveInt = 102
+    """Frames of a sampled clip."""
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ((544, 992), (992, 544), (768, 768))
+    """Sizes (height, width) in pixels that clips are sampled in; that of the nearest shape is taken."""
     negative: str = ""
+    """Prompt that guidance moves away from."""
     preference: Preference | None = None
+    """Video-DPO from ``model.start``, in place of flow matching; null: flow matching."""
 
     def __post_init__(self) -> None:
         DiffusionConfig.__post_init__(self)
@@ -152,3 +200,8 @@ class Config(DiffusionConfig):
         check_sparse(self)
         if self.model.heads % self.context:
             raise ValueError(f"context={self.context} must divide model.heads={self.model.heads}, which it shares out")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Tasks of drawn clips, whose motion is known; prepared ones have none."""
+        return TASKS if isinstance(self.data, Moving) else ()

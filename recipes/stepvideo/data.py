@@ -34,9 +34,9 @@ def load_latents(run: Run[Config], codec: VideoCodec | None) -> Latents:
 def write(folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: VideoCodec) -> None:
     writer = LatentWriter(folder, encoder_of(cfg.text))
     for start in range(0, len(clips), BATCH):
-        some = clips[start : start + BATCH]
-        latents = codec.encode(pixels(some, data))
-        for clip, row in zip(some, latents, strict=True):
+        batch = clips[start : start + BATCH]
+        latents = codec.encode(pixels(batch, data))
+        for clip, row in zip(batch, latents, strict=True):
             writer.add(row, row[0], clip.score, clip.prompt)
     writer.close()
 
@@ -48,7 +48,7 @@ def prepare_clips(cfg: Config) -> str:
         raise ConfigError(f"data.source is empty: give a .jsonl file of {real.FORM} rows")
     out = ROOT / cfg.data.folder
     codec = codec_of(cfg.vae, out)
-    made = real.prepare(
+    manifest = real.prepare(
         out, cfg.data.source, cfg.data.options, codec, encoder_of(cfg.text), overwrite=cfg.data.overwrite
     )
-    return f"{out}: {made.counts}"
+    return f"{out}: {manifest.counts}"

@@ -25,18 +25,18 @@ from stepstack.report import jsonl
 from stepstack.report.html import Report
 
 FILE = "dsv.json"
-LAST = 100  # steps at the end of a run that its figures are means over
+FIGURE_STEPS = 100  # steps at the end of a run that its figures are means over
 FIGURES = ("sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")  # of a block, in FILE
 CURVES = ("sparsity", "recall", "mass", "loss", "sparse")
-SPREAD = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
+SHARDED_BY = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
 
 
 def check_run(run: Run[Config]) -> None:
-    """What only a run knows, before it computes anything. ConfigError where DSV cannot go."""
+    """Check what only a run knows, before it computes anything. ConfigError where DSV cannot go."""
     dsv = run.config.dsv
     if dsv is None:
         return
-    if run.accelerator.distributed_type.name in SPREAD:
+    if run.accelerator.distributed_type.name in SHARDED_BY:
         raise ConfigError(
             f"dsv: its hooks were never run on a model that FSDP or DeepSpeed spreads (launch.file="
             f"{run.config.launch.file}): take launch.file=gpu or ddp, or dsv=null"
@@ -79,10 +79,10 @@ def restore(dit: VideoDiT, config: DsvConfig, folder: Path, facts: Mapping[str, 
     if facts.get("dsv") != to_dict(config):  # a dense model's folder has none
         raise ConfigError(f"{folder} was trained with dsv={facts.get('dsv')}, the config has {to_dict(config)}")
     enable_dsv(dit, config).load_sampling_state(facts["dsv_state"])
-    places, found = dit.state_dict(), dict(predictors(folder))
-    if missing := [name for name in places if ".predictor." in name and name not in found]:
+    places, weights = dit.state_dict(), dict(predictors(folder))
+    if missing := [name for name in places if ".predictor." in name and name not in weights]:
         raise ConfigError(f"{folder} holds no {', '.join(missing)}: export it anew from its run")
-    dit.load_state_dict(found, strict=False)
+    dit.load_state_dict(weights, strict=False)
 
 
 def predictors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -96,16 +96,18 @@ def write_figures(run: Run[Config], dsv: Dsv | None) -> None:
     if dsv is None or not run.is_main:
         return
     rows = [row for row in jsonl.read(run.metrics_file) if "dsv/stage" in row]
-    blocks = [{name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-LAST:]) for name in FIGURES}
-              for i in range(len(dsv.attentions))]  # fmt: skip
+    blocks = [
+        {name: fmean(row[f"dsv/{name}/{i:02d}"] for row in rows[-FIGURE_STEPS:]) for name in FIGURES}
+        for i in range(len(dsv.attentions))
+    ]
     # A row has the stage in which the next step begins.
     steps = {"all": len(rows), "stage 2": sum(row["dsv/stage"] == 2 for row in rows[:-1])}
-    facts = {"steps": steps, "last": min(LAST, len(rows)), "blocks": blocks, "maps": dsv.maps()}
+    facts = {"steps": steps, "last": min(FIGURE_STEPS, len(rows)), "blocks": blocks, "maps": dsv.maps()}
     jsonl.write_json_atomic(run.dir / FILE, facts)
 
 
 def read_figures(folder: Path) -> dict[str, Any] | None:
-    """What ``write_figures`` wrote; None for a dense run and one that is not over."""
+    """The figures that ``write_figures`` wrote; None for a dense run and one that is not over."""
     file = folder / FILE
     return json.loads(file.read_text()) if file.is_file() else None
 

@@ -30,7 +30,7 @@ from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
-SEEN = 64  # clips on which a VAE is judged, and calibrated
+JUDGED_CLIPS = 64  # clips on which a VAE is judged, and calibrated
 
 
 def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
@@ -59,7 +59,7 @@ def make_codec(run: Run[Config]) -> VideoCodec:
 
 
 def vae_folder(run: Run[Config]) -> Path:
-    """Of the tiny VAE: its latents are what ``model.start`` knows, so it comes with it."""
+    """Folder of the tiny VAE. It comes with ``model.start``, which knows its latents alone."""
     start = run.config.model.start
     return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
 
@@ -70,10 +70,10 @@ def codec_of(cfg: TinyVaeConfig | PublishedVae, folder: Path) -> VideoCodec:
         case TinyVaeConfig():
             return TinyCodec(TinyVae.from_pretrained(folder).eval())
         case PublishedVae(type="wan"):
-            made: VideoCodec = WanCodec(AutoencoderKLWan.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+            codec: VideoCodec = WanCodec(AutoencoderKLWan.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
         case PublishedVae():
-            made = DcCodec(AutoencoderDC.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
-    return ChunkedCodec(made, cfg.chunk) if cfg.chunk else made
+            codec = DcCodec(AutoencoderDC.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+    return ChunkedCodec(codec, cfg.chunk) if cfg.chunk else codec
 
 
 def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> None:
@@ -89,38 +89,50 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
         generator = torch.Generator().manual_seed(run.config.seed * 1_000_003 + step)
         rows = torch.randint(len(clips), (cfg.batch,), generator=generator).tolist()
         noise = torch.randn(cfg.batch, cfg.channels, *grid, generator=generator)
-        mine = slice(run.rank * each, (run.rank + 1) * each)
-        return VideoMicroBatch(pixels([clips[i] for i in rows[mine]], data).to(run.device), noise[mine].to(run.device))
+        local = slice(run.rank * each, (run.rank + 1) * each)
+        return VideoMicroBatch(
+            pixels([clips[i] for i in rows[local]], data).to(run.device), noise[local].to(run.device)
+        )
 
     reconstruction.train(run, vae=trainable, videos=videos, steps=cfg.steps, batch=cfg.batch, weights=cfg.weights)
     body = run.accelerator.unwrap_model(trainable.module).eval()
-    body.calibrate(pixels(clips[:SEEN], data).to(run.device))
-    found = judged(TinyCodec(body), moving.clips(data, "select")[:SEEN], data)
+    body.calibrate(pixels(clips[:JUDGED_CLIPS], data).to(run.device))
+    figures = judged(TinyCodec(body), moving.clips(data, "select")[:JUDGED_CLIPS], data)
     run.export("vae", out)
     run.finish()
-    if found["direction"] < cfg.gate:
+    if figures["direction"] < cfg.gate:
         raise ConfigError(
-            f"the VAE in {out} shows the right direction in {found['direction']:.0%} of held-out clips (PSNR "
-            f"{found['psnr']:.1f} dB), vae.gate asks for {cfg.gate:.0%}: train it longer (vae.steps) under another name"
+            f"the VAE in {out} shows the right direction in {figures['direction']:.0%} of held-out clips (PSNR "
+            f"{figures['psnr']:.1f} dB), vae.gate asks for {cfg.gate:.0%}: train it longer (vae.steps) under another "
+            "name"
         )
 
 
 def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, float]:
-    """Of reconstructions: the share with the right direction, of those that move, and the mean PSNR in dB."""
+    """Figures of reconstructions: the share of moving clips with the right direction, and the mean PSNR in dB."""
     true = pixels(clips, data)
-    made = frames(codec.decode(codec.encode(true)))
-    right = [checker.see(v, PALETTE).direction == c.direction for v, c in zip(made, clips, strict=True) if c.score]
-    psnr = [checker.psnr(v, moving.render(c, data)) for v, c in zip(made, clips, strict=True)]
+    reconstructed = frames(codec.decode(codec.encode(true)))
+    right = [
+        checker.see(v, PALETTE).direction == c.direction for v, c in zip(reconstructed, clips, strict=True) if c.score
+    ]
+    psnr = [checker.psnr(v, moving.render(c, data)) for v, c in zip(reconstructed, clips, strict=True)]
     return {"direction": sum(right) / len(right) if right else 1.0, "psnr": sum(psnr) / len(psnr)}
 
 
 def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
-    """Of the channels and text widths of the latents that it is trained on. ConfigError for weights that do not fit."""
+    """A DiT with the channels and text widths of the latents that it is trained on. ConfigError for weights that do not
+    fit."""
     dit = VideoDiT(
-        layers=cfg.layers, heads=cfg.heads, head_width=cfg.head_width, channels=videos.channels,
-        text_channels=videos.widths, split=cfg.split, mlp=cfg.mlp, with_image=cfg.with_image,
+        layers=cfg.layers,
+        heads=cfg.heads,
+        head_width=cfg.head_width,
+        channels=videos.channels,
+        text_channels=videos.widths,
+        split=cfg.split,
+        mlp=cfg.mlp,
+        with_image=cfg.with_image,
         with_motion=cfg.with_motion,
-    )  # fmt: skip
+    )
     if cfg.start is not None:
         try:
             dit.load_state_dict(weights_of(ROOT / cfg.start, cfg.heads), strict=True)

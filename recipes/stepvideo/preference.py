@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.progress import track
@@ -30,12 +31,13 @@ def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffu
     """ConfigError for data without losers."""
     if videos[0].loser_FCHW is None:
         raise ConfigError(f"{videos.folder} has no losers: preference needs rows with a key loser (stepstack data)")
-    start = run.load(*[lambda: make_dit(run.config.model, videos)] * 2)
+    build = partial(make_dit, run.config.model, videos)
+    start = run.load(build, build)
     return diffusion.preference(run.frozen(start), cfg.beta)
 
 
 def load_pairs(run: Run[Config], cfg: Preference) -> Latents:
-    """Of drawn data: made once a run, by its first process, in runs/<name>/latents."""
+    """Pairs of drawn data, made once a run by its first process, in runs/<name>/latents."""
     folder = run.dir / "latents"
     if run.is_main and not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,37 +50,37 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> 
     """ConfigError where there are fewer pairs than a step takes."""
     data = config.data
     assert isinstance(data, Moving)
-    asked = moving.clips(data, "train")[: cfg.conditions]
+    conditions = moving.clips(data, "train")[: cfg.conditions]
     writer, each, pairs = LatentWriter(folder, pipeline.encoder), max(1, BATCH // cfg.clips), 0
-    for start in track(range(0, len(asked), each), "making pairs", transient=True):
-        some = asked[start : start + each]
-        latents, marks = candidates(some, config.seed, cfg.clips, data, pipeline)
-        images = pipeline.codec.encode(pixels(some, data)[:, :1].to(pipeline.device))[:, 0]
-        for row, clip in enumerate(some):
+    for start in track(range(0, len(conditions), each), "making pairs", transient=True):
+        batch = conditions[start : start + each]
+        latents, marks = candidates(batch, config.seed, cfg.clips, data, pipeline)
+        images = pipeline.codec.encode(pixels(batch, data)[:, :1].to(pipeline.device))[:, 0]
+        for row, clip in enumerate(batch):
             if pair := choose(marks[row], cfg.margin):
                 best, worst = (latents[row * cfg.clips + n] for n in pair)
                 writer.add(best, images[row], clip.score, clip.prompt, worst)
                 pairs += 1
     if pairs < config.batch:
         raise ConfigError(
-            f"{len(asked)} conditions gave {pairs} pairs, fewer than batch={config.batch}: lower preference.margin, or "
-            "ask for more conditions or clips"
+            f"{len(conditions)} conditions gave {pairs} pairs, fewer than batch={config.batch}: lower "
+            "preference.margin, or ask for more conditions or clips"
         )
     writer.close()
 
 
 def candidates(
-    asked: Sequence[Clip], seed: int, count: int, data: Moving, pipeline: Pipeline
+    conditions: Sequence[Clip], seed: int, count: int, data: Moving, pipeline: Pipeline
 ) -> tuple[Tensor, list[list[QualityKey]]]:
     """(latents [asked x count, F, C, H, W], marks of each condition's clips)."""
     asks = [
         ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, seed_of("pairs", clip.write(), seed, n))
-        for clip in asked
+        for clip in conditions
         for n in range(count)
     ]
     *_, latents = pipeline.steps(asks)
-    made = frames(pipeline.codec.decode(latents))
-    parts = [judge(video, asked[i // count], data) for i, video in enumerate(made)]
+    videos = frames(pipeline.codec.decode(latents))
+    parts = [judge(video, conditions[i // count], data) for i, video in enumerate(videos)]
     marks = [(part["colour"], -part["error"]) for part in parts]
     return latents, [marks[start : start + count] for start in range(0, len(marks), count)]
 

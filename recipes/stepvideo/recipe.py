@@ -38,7 +38,8 @@ def train(run: Run[Config]) -> None:
     codec = make_codec(run) if isinstance(cfg.data, Moving) else None
     videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
-    dit = run.trainable("dit", run.load(*[lambda: make_dit(cfg.model, videos)] * 2), cfg.dit, cfg.steps)
+    build = partial(make_dit, cfg.model, videos)
+    dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
     loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
     dsv = enable(run, dit)
     fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, **loop_hooks(cfg, dsv))
@@ -74,11 +75,11 @@ def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
         videos = engine.clips([prompt_of(clip, cfg.data) for clip in clips], [0] * len(clips))
     parts = [judge(video, clip, cfg.data) for video, clip in zip(videos, clips, strict=True)]
     right = [row["direction"] for row in parts if row["asked"]]
-    found = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
+    figures = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
     if right:
         direction = clustered(right)
-        found |= {"eval/accuracy": direction.value, "eval/stderr": direction.stderr}
-    return found
+        figures |= {"eval/accuracy": direction.value, "eval/stderr": direction.stderr}
+    return figures
 
 
 def prepare(cfg: Config) -> str:
@@ -88,7 +89,7 @@ def prepare(cfg: Config) -> str:
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``."""
+    """Numbers that follow from those of a config, for ``--dry-run``."""
     import torch
 
     shape = cfg.model

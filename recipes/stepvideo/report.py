@@ -26,7 +26,7 @@ from stepstack.harness.training.outcome import results
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
-SHOWN, SIDE = 24, 128  # clips in the report, their width
+CLIPS_IN_REPORT, CLIP_WIDTH = 24, 128  # clips in the report, their width
 LABELS = {"codec": "true clips through the VAE", "before": "the start's", "after": "generated"}
 
 CURVES = {
@@ -70,13 +70,16 @@ def heads(folder: Path) -> tuple[str, ...]:
 def rows(folder: Path) -> list[tuple[str, ...]]:
     """(task, metric, figure of each label that has it)."""
     columns = {label: results(folder / "evals" / label) for label in labels(folder)}
-    names = list(dict.fromkeys((task, m["name"]) for found in columns.values() for task, (_, r) in found.items()
-                               for m in r["metrics"]))  # fmt: skip
-    return [(task, name, *(_figure(found, task, name) for found in columns.values())) for task, name in names]
+    names = list(
+        dict.fromkeys(
+            (task, m["name"]) for by_task in columns.values() for task, (_, r) in by_task.items() for m in r["metrics"]
+        )
+    )
+    return [(task, name, *(_figure(by_task, task, name) for by_task in columns.values())) for task, name in names]
 
 
-def _figure(found: dict[str, tuple[Path, dict[str, Any]]], task: str, name: str) -> str:
-    metrics = [m for m in found[task][1]["metrics"] if m["name"] == name] if task in found else []
+def _figure(by_task: dict[str, tuple[Path, dict[str, Any]]], task: str, name: str) -> str:
+    metrics = [m for m in by_task[task][1]["metrics"] if m["name"] == name] if task in by_task else []
     return f"{figure(metrics[0]['value'])} ± {figure(metrics[0]['stderr'])}" if metrics else "-"
 
 
@@ -89,13 +92,13 @@ def write_report(folder: Path) -> Path:
     metrics = folder / "metrics.jsonl"
     steps = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(cfg.name)
-    if found := rows(folder):
-        report.table("Held-out clips", heads(folder), found)
+    if table_rows := rows(folder):
+        report.table("Held-out clips", heads(folder), table_rows)
     if isinstance(cfg.data, Moving):
         for task in ("test", "swapped"):
             if items := shown(folder, task, cfg.data):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
-                report.pictures(title, items, 3 * SIDE)
+                report.pictures(title, items, 3 * CLIP_WIDTH)
     report.curves("Curves", steps, CURVES)
     dsv.show(report, folder, steps)
     stage = folder / "vae" / "metrics.jsonl"
@@ -108,15 +111,15 @@ def write_report(folder: Path) -> Path:
 
 def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
     """(animated picture, caption) of the first clips of a task: first frame, generated clip, true clip."""
-    found = results(folder / "evals" / "after")
-    if task not in found:
+    by_task = results(folder / "evals" / "after")
+    if task not in by_task:
         return []
     items = []
-    for sample in answers.read(found[task][0] / "samples.jsonl")[:SHOWN]:
+    for sample in answers.read(by_task[task][0] / "samples.jsonl")[:CLIPS_IN_REPORT]:
         clip = Clip.read(sample.gold)
-        true, made = moving.render(clip, data), read(ROOT / sample.media[0])
+        true, generated = moving.render(clip, data), read(ROOT / sample.media[0])
         first = np.repeat(true[:1], len(true), 0)
         mark = "as asked" if sample.score else "NOT as asked"
         caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
-        items.append((gif(np.concatenate([first, made, true], axis=2)), caption))
+        items.append((gif(np.concatenate([first, generated, true], axis=2)), caption))
     return items

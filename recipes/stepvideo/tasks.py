@@ -1,4 +1,4 @@
-"""What a clip must show, as evaluation tasks: an answer is the file of a clip, the gold the motion asked for."""
+"""Evaluation tasks on drawn clips: an answer is the file of a clip, the gold is the motion that was asked for."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
 from stepstack.scoring import video
 
-GRADED = 40  # first frames of the task that asks for every motion score
+MOTION_FRAMES = 40  # first frames of the task that asks for every motion score
 
 
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
     """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
     pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
-    seen = video.see(clip, PALETTE)
-    wanted = asked.direction if asked.score else None
+    motion = video.see(clip, PALETTE)
+    direction = asked.direction if asked.score else None
     return {
-        "direction": float(seen.whole and seen.direction == wanted),
-        "error": video.trajectory_error(seen.track, asked.track(data.frames)),
-        "colour": float(set(seen.colours) == {asked.colour}),
+        "direction": float(motion.whole and motion.direction == direction),
+        "error": video.trajectory_error(motion.track, asked.track(data.frames)),
+        "colour": float(set(motion.colours) == {asked.colour}),
         "psnr": video.psnr(clip[0], moving.render(asked, data)[0]),
-        "moved": seen.moved,
-        "straight": video.straightness(seen.track) if seen.whole else 0.0,
+        "moved": motion.moved,
+        "straight": video.straightness(motion.track) if motion.whole else 0.0,
         "asked": asked.score,
     }
 
@@ -54,19 +54,19 @@ def tasks(cfg: Config) -> list[Task]:
     rows = {
         "test": lambda: moving.clips(data, "test"),
         "swapped": lambda: moving.swapped(moving.clips(data, "test")),
-        "motion": lambda: moving.graded(moving.clips(data, "test")[:GRADED], data.scores),
+        "motion": lambda: moving.graded(moving.clips(data, "test")[:MOTION_FRAMES], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
-    made = [_task(cfg.name, name, data, make) for name, make in rows.items()]
+    split_tasks = [_task(cfg.name, name, data, make) for name, make in rows.items()]
     far = frechet.figures(data, lambda text: read(ROOT / text))
     about = f"frechet: clips of {cfg.name} and true ones, as FVD compares them; trains a classifier"
-    return [*made, replace(made[0], name="frechet", about=about, metrics=lambda budget: far)]
+    return [*split_tasks, replace(split_tasks[0], name="frechet", about=about, metrics=lambda budget: far)]
 
 
 def _task(run: str, name: str, data: Moving, draw: Callable[[], list[Clip]]) -> Task:
     return Task(
         name=name,
-        version=2,
+        version=1,
         about=f"{name}: clips of {run}",
         rows=lambda folder: [Problem(i, clip.prompt, clip) for i, clip in enumerate(draw())],
         request=lambda problem: prompt_of(clip_in(problem), data),
@@ -83,7 +83,7 @@ def clip_in(problem: Problem) -> Clip:
 
 
 def prompt_of(clip: Clip, data: Moving) -> ClipPrompt:
-    """What an engine may know of a drawn clip: its first frame, its prompt and its motion score."""
+    """The request of a drawn clip: its first frame, its prompt and its motion score, and nothing else."""
     return ClipPrompt((FirstFrame(clip, data),), clip.prompt, clip.score, key=clip.write(), lossless=True)
 
 
@@ -94,7 +94,7 @@ def _score(answer: Answer, data: Moving) -> Score:
 
 
 def metrics_of(name: str) -> list[Metric]:
-    """Of the direction only clips that are to move count, of the drift only those that are not."""
+    """Figures of a task. Only clips that are to move count for the direction, only still ones for the drift."""
     if name == "motion":
         return [corpus("rank correlation", correlation)]
     return [

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -28,6 +28,8 @@ CONFIGS = ROOT / "configs"
 DERIVED = "derived"  # the source of a value that follows from others
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: the weight of the old value
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"]
 
 
 class ConfigError(ValueError):
@@ -60,13 +62,18 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch(Strict):
-    """Machines: ``file`` names configs/launch/<file>.yaml, a plain accelerate config."""
+    """Machines and processes of a run."""
 
     file: str = "cpu"
+    """File configs/launch/<file>.yaml, a plain accelerate config."""
     nodes: PositiveInt = 1
+    """Machines."""
     processes_per_node: PositiveInt = 1
-    threads: PositiveInt = 1  # OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more on shared cores
+    """Processes on each machine, one a GPU."""
+    threads: PositiveInt = 1
+    """OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more than 1 on shared cores."""
     port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    """TCP port of machine 0 at which the processes meet."""
 
     @property
     def processes(self) -> int:
@@ -75,10 +82,12 @@ class Launch(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Save(Strict):
-    """Checkpoints: one every ``every`` steps (0: only at the end and on SIGTERM), the newest ``keep`` stay."""
+    """Checkpoints of a run."""
 
     every: NonNegativeInt = 50
+    """Steps between two checkpoints; 0: only at the end and on SIGTERM."""
     keep: PositiveInt = 2
+    """Number of checkpoints that stay, the newest ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,22 +95,40 @@ class RunConfig(Strict):
     """What every recipe's Config begins with."""
 
     recipe: str
-    name: str = ""  # "" takes the config file's stem
+    """Folder recipes/<recipe> that trains this config."""
+    name: str = ""
+    """Name of the run, and of its folder in ``dir``; an empty string takes the stem of the config's file."""
     dir: str = "runs"
-    seed: int = 42
-    precision: Literal["no", "bf16"] = "no"  # accelerate's mixed_precision
+    """Folder of runs, absolute or from the repository."""
+    seed: NonNegativeInt = 42
+    """Seed of everything that training draws."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision of accelerate: no computes in the weights' own type, bf16 under autocast."""
     launch: Launch = Launch()
+    """Machines and processes of the run."""
     save: Save = Save()
-    evals: tuple[str, ...] = ("test",)  # tasks before and after training, and of `stepstack eval`
-    eval_every: NonNegativeInt = 10  # 0: only before the first and after the last step
-    trackers: tuple[str, ...] = ("tensorboard",)  # any of accelerate's: tensorboard wandb mlflow comet_ml aim ...
-    peak_tflops: float | None = None  # per device, for MFU; None: known GPUs by name, else a measured matmul
-    max_skipped: NonNegativeInt = 5  # this many updates in a row with a non-finite gradient stop the run
+    """How often checkpoints are written, and how many stay."""
+    evals: tuple[str, ...] = ("test",)
+    """Tasks before and after training, and of `stepstack eval`: the recipe's own (splits of the data), files
+    evals/tasks/<name>.py, lm_eval:<task>, or paths of .py files."""
+    eval_every: NonNegativeInt = 10
+    """Steps between two evaluations on the watched split; 0: only before the first and after the last step."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Trackers of accelerate that get the metrics, beside metrics.jsonl in the run's folder."""
+    peak_tflops: PositiveFloat | None = None
+    """Peak TFLOP/s of one device, for MFU; null: looked up for known GPUs by name, else a measured matmul."""
+    max_skipped: NonNegativeInt = 5
+    """Updates in a row with a non-finite gradient that stop the run; 0 stops at the first one, as 1 does."""
 
     @property
     def folder(self) -> Path:
         """The run's folder. ``dir`` is relative to the repository unless it is absolute."""
         return ROOT / self.dir / self.name
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the recipe's own evaluation tasks for this config, which ``evals`` may hold; no torch."""
+        return ()
 
     @property
     def scale(self) -> Scale:
@@ -361,7 +388,7 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
         key = _dotted(item["loc"], values)
         source = _source_of(key, resolved)
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = " or ".join(map(repr, _nearest(key, cls)))
+            near = " or ".join(map(repr, nearest_keys(key, cls)))
             text = f"unknown key {key!r}" + (f"; did you mean {near}?" if near else "")
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             text = f"key {key!r} is missing"
@@ -399,8 +426,9 @@ def _source_of(key: str, resolved: Resolved) -> str:
     return resolved.sources.get(key, _shown(resolved.path))
 
 
-def _nearest(key: str, cls: type) -> list[str]:
-    """The known dotted keys that were probably meant: a sibling with a similar name, else that name elsewhere."""
+def nearest_keys(key: str, cls: type) -> list[str]:
+    """The known dotted keys of a config class that were probably meant: a sibling with a similar name, else that name
+    elsewhere."""
     known = sorted(set(_keys(cls)))
     parent, _, leaf = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward or a metric says of one rollout.
+    """The verdict of a reward or a metric about one answer.
 
     ``value`` is what the algorithm sees; ``parts`` are logged one by one and never enter the loss. ``answer`` is what
     was read out of the response (None: nothing). ``failure`` says why there is no verdict ("timeout", "error: ..."):

@@ -34,7 +34,7 @@ def load_module(path: str | Path) -> ModuleType:
 
 
 def load_name(path: str | Path, name: str) -> Any:
-    """What a file calls ``name``. ConfigError where it has no such name, listing those that it has."""
+    """The object that a file calls ``name``. ConfigError where there is none, listing the names that there are."""
     module = load_module(path)
     if name not in vars(module):
         public = sorted(key for key in vars(module) if not key.startswith("_"))

@@ -23,9 +23,16 @@ CONFIG = DsvConfig(dispatch=Fixed(), cube=(2, 2, 2), rank=8, sampling=2, switch=
 def wan() -> tuple[nn.Module, dict]:
     torch.manual_seed(0)
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+    )
     latents, text = torch.randn(2, 4, 3, 8, 8), torch.randn(2, 3, 8)
     return model, {"hidden_states": latents, "timestep": torch.tensor([10, 500]), "encoder_hidden_states": text}
 
@@ -33,9 +40,14 @@ def wan() -> tuple[nn.Module, dict]:
 def ltx() -> tuple[nn.Module, dict]:
     torch.manual_seed(0)
     model = LTXVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
-        num_layers=2, caption_channels=8,
-    )  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=8,
+    )
     inputs = {"hidden_states": torch.randn(2, 48, 4), "encoder_hidden_states": torch.randn(2, 3, 8)}
     inputs |= {"timestep": torch.tensor([10, 500]), "encoder_attention_mask": torch.ones(2, 3)}
     return model, inputs | {"num_frames": 3, "height": 4, "width": 4}
@@ -44,9 +56,16 @@ def ltx() -> tuple[nn.Module, dict]:
 def own() -> tuple[nn.Module, dict]:
     torch.manual_seed(0)
     model = VideoDiT(
-        layers=2, heads=2, head_width=16, channels=4, text_channels=(8, 6), split=(8, 4, 4), mlp=2,
-        with_image=False, with_motion=False,
-    )  # fmt: skip
+        layers=2,
+        heads=2,
+        head_width=16,
+        channels=4,
+        text_channels=(8, 6),
+        split=(8, 4, 4),
+        mlp=2,
+        with_image=False,
+        with_motion=False,
+    )
     inputs = {"latents_BFCHW": torch.randn(2, 3, 4, 4, 4), "time_B": torch.tensor([0.1, 0.7])}
     inputs |= {"text_BLT": torch.randn(2, 3, 8), "text_mask_BL": torch.ones(2, 3), "clip_BMT": torch.randn(2, 2, 6)}
     return model, inputs

@@ -367,7 +367,7 @@ def test_our_tasks_in_lm_evals_own_command_line(folder, engine, tasks, tmp_path)
         assert 0.05 < metric["value"] < 0.95
         assert metric["n"] == 23  # one has no verdict
         assert written["versions"][f"stepstack_{task.name}"] == 3
-        assert any(sample.text.endswith(task.sampling.stop) for sample in io.read(kept / "samples.jsonl"))
+        assert any(sample.text.endswith(task.budget.stop) for sample in io.read(kept / "samples.jsonl"))
 
 
 def test_what_cannot_be_exported_is_said(tasks, tmp_path):

@@ -54,9 +54,38 @@ def theirs(tmp_path_factory):
         return one_step(str(tmp_path_factory.mktemp("trl")))
 
 
+def trl_config(folder):
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=folder,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        logging_steps=1,
+        per_device_train_batch_size=len(ROWS),
+        num_generations=N,
+        max_completion_length=LENGTH,
+        max_steps=1,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        temperature=TEMPERATURE,
+        beta=0.0,
+        loss_type="dapo",
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        epsilon=0.2,
+        use_bias_correction_kl=False,
+    )
+
+
 def one_step(folder):
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     score = {row.ids: row.reward for row in ROWS}
     given: Counter[str] = Counter()
@@ -78,17 +107,10 @@ def one_step(folder):
             seen.append(inputs)
             return super()._compute_loss(model, inputs)
 
-    config = GRPOConfig(
-        output_dir=folder, report_to="none", use_cpu=True, bf16=False, logging_steps=1,
-        per_device_train_batch_size=len(ROWS), num_generations=N, max_completion_length=LENGTH, max_steps=1,
-        gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, temperature=TEMPERATURE, beta=0.0,
-        loss_type="dapo", learning_rate=LR, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.0,
-        max_grad_norm=1.0, epsilon=0.2, use_bias_correction_kl=False,
-    )  # fmt: skip
     trainer = Spied(
         model=model(),
         reward_funcs=lambda completion_ids, **_: [score[tuple(ids)] for ids in completion_ids],
-        args=config,
+        args=trl_config(folder),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         processing_class=TOKENIZER,
         rollout_func=rollout,

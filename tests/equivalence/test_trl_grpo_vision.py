@@ -76,11 +76,22 @@ def trainer(tmp_path_factory):
     from trl import GRPOConfig, GRPOTrainer
 
     config = GRPOConfig(
-        output_dir=str(tmp_path_factory.mktemp("trl")), report_to="none", use_cpu=True, bf16=False, beta=0.0,
-        per_device_train_batch_size=len(ROWS), num_generations=N, max_completion_length=LENGTH, max_steps=1,
-        gradient_checkpointing=False, disable_tqdm=True, temperature=TEMPERATURE, loss_type="grpo", epsilon=0.2,
+        output_dir=str(tmp_path_factory.mktemp("trl")),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        beta=0.0,
+        per_device_train_batch_size=len(ROWS),
+        num_generations=N,
+        max_completion_length=LENGTH,
+        max_steps=1,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        temperature=TEMPERATURE,
+        loss_type="grpo",
+        epsilon=0.2,
         use_bias_correction_kl=False,
-    )  # fmt: skip
+    )
     return GRPOTrainer(
         model=model(),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),

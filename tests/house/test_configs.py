@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import pytest
 import yaml
 
-from recipes.protocol import load_config
-from stepstack import config
+from recipes.protocol import config_class, load_config, names
+from stepstack import config, keys
 from stepstack.config import CONFIGS, ROOT
 from stepstack.core import launch
 
@@ -52,6 +53,25 @@ def test_dry_run_types_a_line(name, capsys):
     assert words[words.index("-m") :] == ["-m", "stepstack", "train", name]
     line = launch.command(loaded, name, rank=0, head="node0", environ={})
     assert str(loaded.launch.processes) == line[line.index("--num_processes") + 1]
+
+
+def classes(cls: type) -> set[type]:
+    """A config class and all those of its sections, every member of a union included."""
+    below = [section for key in keys.keys_of(cls, "") for section in key.sections]
+    return {cls}.union(*(classes(section) for section in below))
+
+
+SECTIONS = set().union(*(classes(config_class(name)) for name in names()))
+
+
+@pytest.mark.parametrize("section", sorted(SECTIONS, key=str), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_key_is_explained(section):
+    assert issubclass(section, config.Strict)
+    assert keys.class_doc(section)
+    for key in keys.keys_of(section, ""):
+        assert re.match(r"(?!Of |That |As |From |What )[A-Z]", key.doc), f"{key.name}: {key.doc!r}"
+        assert key.doc.endswith("."), f"{key.name}: {key.doc!r}"
+        assert key.kind
 
 
 def test_no_base_is_left_alone():

@@ -20,6 +20,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from recipes.protocol import load_config
+from stepstack.cli.main import parser
 from stepstack.config import CONFIGS, ROOT, flatten, to_dict
 from tests.house.tree import files, text
 
@@ -105,6 +106,9 @@ def check_stepstack(words: list[str]) -> None:
         assert stepstack(*words).returncode == 0
         return
     assert subcommand_exists(plain[0]), f"no subcommand {plain[0]}"
+    if plain == ["config"]:  # the menu, or a schema
+        parser().parse_args(words)
+        return
     if plain[0] in NAMED:
         assert is_config(plain[1])
         if "<" not in plain[1]:

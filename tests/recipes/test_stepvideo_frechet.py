@@ -31,7 +31,7 @@ def questions(clips: list[Clip]) -> list[list[Sample]]:
     }
     texts = [(clip.prompt, clip.write()) for clip in clips]
     return [
-        [Sample(index=i, problem=name, gold=text, text="", media=[text], **rest)]
+        [Sample(index=i, problem=name, gold=text, media=[text], **rest)]
         for i, (name, text) in enumerate(texts)
     ]
 
@@ -77,7 +77,7 @@ def test_it_is_a_task_that_is_asked_for_by_name():
     cfg = load_config("stepvideo-tiny")
     assert "frechet" not in cfg.evals
     task = {task.name: task for task in tasks.tasks(cfg)}["frechet"]
-    assert [m.name for m in task.metrics(task.sampling)] == ["Fréchet distance", "Fréchet distance of true clips"]
+    assert [m.name for m in task.metrics(task.budget)] == ["Fréchet distance", "Fréchet distance of true clips"]
     assert task.rows(tasks.ROOT) == {task.name: task for task in tasks.tasks(cfg)}["test"].rows(tasks.ROOT)
 
 

@@ -19,6 +19,8 @@ from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.generation.hf import HfGenerator
 from stepstack.loops import ppo
+from stepstack.rl import update
+from stepstack.rl.prompts import PromptStream
 from stepstack.scoring.maths import pool
 from stepstack.scoring.maths.pool import GraderPool
 
@@ -76,7 +78,7 @@ def kill_in_save(step: int, moment: str) -> None:
 
 def nan_loss(first: int, last: int) -> None:
     """The actor's loss is NaN in the steps ``first`` to ``last``."""
-    surrogate, take = ppo.surrogate, ppo.Prompts.take
+    surrogate, take = update.surrogate, PromptStream.take
     now = {"step": -1}
 
     def poisoned(*arguments):
@@ -87,12 +89,12 @@ def nan_loss(first: int, last: int) -> None:
         now["step"] = step
         return take(self, step, count)
 
-    ppo.surrogate, ppo.Prompts.take = poisoned, taken
+    update.surrogate, PromptStream.take = poisoned, taken
 
 
 def grader(name: str, timeout: float) -> None:
     """Grade by ``module:function``."""
-    recipe.make_reward = lambda cfg: MathReward(GraderPool(2, timeout), grader=name)
+    recipe.reward_of = lambda cfg: MathReward(GraderPool(2, timeout), grader=name)
 
 
 def no_grader_processes() -> None:

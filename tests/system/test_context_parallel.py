@@ -152,8 +152,9 @@ def test_the_bytes_that_move_are_the_plans(found, case):
     for rank, costs in enumerate(plan.layers[0].ranks):
         moved = found[case][rank]["moved"]
         for what, sent, received in (
-            ("hcp", costs.hcp_sent, costs.hcp_received), ("scp", costs.scp_sent, costs.scp_received),
-        ):  # fmt: skip
+            ("hcp", costs.hcp_sent, costs.hcp_received),
+            ("scp", costs.scp_sent, costs.scp_received),
+        ):
             counted = [moved.get((what, *key), 0) for key in (("forward", "sent"), ("forward", "received"))]
             assert counted == [sent, received]
             back = [moved.get((what, *key), 0) for key in (("backward", "received"), ("backward", "sent"))]

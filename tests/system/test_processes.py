@@ -88,9 +88,13 @@ def test_base_and_all_by_launch(whole, tmp_path):
     browser.chmod(0o755)
     command = [sys.executable, "-m", "stepstack", "launch", MINI, f"name={run.name}", f"dir={run.parent}", *words]
     done = subprocess.run(
-        [*command, "--open"], capture_output=True, text=True, timeout=240, check=False,
+        [*command, "--open"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
         env=os.environ | {"BROWSER": f"{browser} %s"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "shown").read_text() == (run / "report.html").as_uri()
     assert done.stdout.count("held-out problems") == 1

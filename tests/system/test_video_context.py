@@ -46,9 +46,14 @@ def inputs(grid: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> di
     text, clip = (torch.randn(2, n, c, generator=draw, dtype=dtype) for n, c in ((4, 8), (3, 6)))
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     return {
-        "latents_BFCHW": latents, "time_B": torch.tensor([0.2, 0.7], dtype=dtype), "text_BLT": text,
-        "text_mask_BL": mask, "clip_BMT": clip, "image_BFCHW": image, "motion_B": torch.tensor([1.0, 5.0], dtype=dtype),
-    }  # fmt: skip
+        "latents_BFCHW": latents,
+        "time_B": torch.tensor([0.2, 0.7], dtype=dtype),
+        "text_BLT": text,
+        "text_mask_BL": mask,
+        "clip_BMT": clip,
+        "image_BFCHW": image,
+        "motion_B": torch.tensor([1.0, 5.0], dtype=dtype),
+    }
 
 
 def passed(dit: torch.nn.Module, grid: tuple[int, int, int], size: int) -> dict[str, Any]:
@@ -129,10 +134,20 @@ def prepared(folder: Path, pairs: bool) -> Latents:
 
 def config(folder: Path, processes: int = 1, context: int = 1, **changes: Any) -> DiffusionConfig:
     base = {
-        "recipe": "none", "name": "loop", "dir": str(folder), "steps": 4, "batch": 4, "micro": 2, "eval_every": 0,
-        "trackers": (), "save": Save(every=2), "dit": TrainableConfig(optim=SMOOTH, ema=0.9),
-        "launch": Launch(file="cpu-ddp", processes_per_node=processes), "context": context, "peak_tflops": 1.0,
-    }  # fmt: skip
+        "recipe": "none",
+        "name": "loop",
+        "dir": str(folder),
+        "steps": 4,
+        "batch": 4,
+        "micro": 2,
+        "eval_every": 0,
+        "trackers": (),
+        "save": Save(every=2),
+        "dit": TrainableConfig(optim=SMOOTH, ema=0.9),
+        "launch": Launch(file="cpu-ddp", processes_per_node=processes),
+        "context": context,
+        "peak_tflops": 1.0,
+    }
     return DiffusionConfig(**{**base, **changes})
 
 
@@ -143,9 +158,14 @@ def trained(
     if cfg.launch.processes > 1:
         count = str(cfg.launch.processes)
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
     made = Run(cfg, stop_after=stop_after)
     dit = made.trainable("dit", model(), cfg.dit, cfg.steps)
     loss = diffusion.preference(model(), beta=5.0) if pairs else None

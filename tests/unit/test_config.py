@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pytest
 from pydantic import Field
 
 from recipes.protocol import load_config
 from stepstack import config
-from stepstack.config import ConfigError, RunConfig, Strict
+from stepstack.config import CONFIGS, ConfigError, RunConfig, Strict, Tracker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,6 +300,47 @@ def test_unknown_config_lists_the_menu(tmp_path, write):
 def test_unknown_recipe_lists_the_recipes(write, recipe):
     with pytest.raises(ConfigError, match="no recipe"):
         load_config(write("a.yaml", f"recipe: {recipe}"))
+
+
+# -- names of files and tasks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evals=[test, tset]", "evals = 'tset': no such task. Did you mean test? There are: train, select, test, "),
+        ("evals=[orz_tniy]", "Did you mean orz_tiny?"),
+        ("evals=['lm_eval:']", "evals = 'lm_eval:': no such task."),
+        ("evals=[gone.py]", "evals = 'gone.py': no such task."),
+        ("launch.file=cpu-dpp", "launch.file = 'cpu-dpp': configs/launch/cpu-dpp.yaml does not exist. Did you mean"),
+        ("trackers=[tensorbord]", "trackers.0 = 'tensorbord': Input should be 'tensorboard', 'wandb', "),
+        ("actor.clip=0", "actor.clip = 0: Input should be greater than 0"),
+        ("actor_updates=0", "actor_updates = 0: Input should be greater than 0"),
+        ("rollout.sampling.top_p=1.5", "rollout.sampling.top_p = 1.5: Input should be less than or equal to 1"),
+    ],
+)
+def test_what_no_run_could_use_is_refused_when_it_is_loaded(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config("orz-tiny", [override])
+    assert str(caught.value).startswith(f"command line {override}: ")
+    assert words in str(caught.value)
+
+
+def test_tasks_by_every_kind_of_name(tmp_path):
+    (tmp_path / "mine.py").write_text("")
+    names = ["train", "select", "test", "aime24", "lm_eval:gsm8k", str(tmp_path / "mine.py")]
+    assert load_config("orz-tiny", [f"evals=[{', '.join(names)}]"]).evals == tuple(names)
+
+
+def test_a_wrong_task_names_the_file_that_has_it(write):
+    with pytest.raises(ConfigError, match=r"a\.yaml: evals = 'tset'"):
+        load_config(write("a.yaml", f"base: {CONFIGS}/orz-tiny.yaml\nevals: [tset]"))
+
+
+def test_trackers_are_those_of_accelerate():
+    from accelerate.utils import LoggerType
+
+    assert set(get_args(Tracker)) == {str(kind.value) for kind in LoggerType} - {"all"}
 
 
 # -- records ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def _task(
 ) -> Task:
     return Task(
         name=name,
-        version=2,
+        version=1,
         about=about,
         rows=rows,
         request=_request,

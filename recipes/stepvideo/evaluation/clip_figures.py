@@ -17,10 +17,10 @@ ENDINGS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
 
 def files_in(folder: Path) -> list[Path]:
     """DataError where there are no videos."""
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
-    if not found:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    if not files:
         raise DataError(f"{folder} holds no videos ({', '.join(ENDINGS)})")
-    return found
+    return files
 
 
 def dynamic_degree(files: Sequence[Path]) -> float:
@@ -36,9 +36,9 @@ def frechet(
     with fewer, and for fewer than two clips or four true ones."""
     if len(true) < 4 or len(files) < 2:
         raise DataError(f"{len(files)} clips and {len(true)} true ones: two and four make a distance, many a good one")
-    found, reference = (of_clips(features, _starts(some, count, size)) for some in (files, true))
+    generated, reference = (of_clips(features, _starts(group, count, size)) for group in (files, true))
     return {
-        "distance": distance(gaussian(found), gaussian(reference)),
+        "distance": distance(gaussian(generated), gaussian(reference)),
         "true": distance(gaussian(reference[::2]), gaussian(reference[1::2])),
     }
 

@@ -37,10 +37,15 @@ class Classifier(nn.Module):
         self.classes = (list(moving.STEP), get_args(moving.Colour), get_args(moving.Form), data.scores)
         a, b, c = WIDTHS
         self.body = nn.Sequential(
-            nn.Conv3d(3, a, (1, 5, 5), stride=(1, 2, 2), padding=(0, 2, 2)), nn.ReLU(),
-            nn.Conv3d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.ReLU(),
-            nn.Conv3d(b, c, 3, stride=(2, 1, 1), padding=1), nn.GroupNorm(4, c), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv3d(3, a, (1, 5, 5), stride=(1, 2, 2), padding=(0, 2, 2)),
+            nn.ReLU(),
+            nn.Conv3d(a, b, 3, stride=2, padding=1),
+            nn.GroupNorm(4, b),
+            nn.ReLU(),
+            nn.Conv3d(b, c, 3, stride=(2, 1, 1), padding=1),
+            nn.GroupNorm(4, c),
+            nn.ReLU(),
+        )
         self.features = nn.Linear(2 * c, DIMS)
         self.heads = nn.Linear(DIMS, sum(map(len, self.classes)))
 
@@ -68,9 +73,9 @@ def classifier(data: Moving, steps: int = STEPS) -> Classifier:
     clips, generator = moving.clips(data, "train"), torch.Generator().manual_seed(SEED)
     [optimizer] = optimizers(net, OPTIM)
     for step in range(steps):
-        some = [clips[i] for i in torch.randint(len(clips), (BATCH,), generator=generator).tolist()]
-        _, logits = net(as_input(np.stack([moving.render(clip, data) for clip in some])))
-        labels = net.labels(some).unbind(1)
+        batch = [clips[i] for i in torch.randint(len(clips), (BATCH,), generator=generator).tolist()]
+        _, logits = net(as_input(np.stack([moving.render(clip, data) for clip in batch])))
+        labels = net.labels(batch).unbind(1)
         loss = torch.stack([F.cross_entropy(x, y) for x, y in zip(logits, labels, strict=True)]).sum()
         for group in optimizer.param_groups:
             group["lr"] = OPTIM.lr * OPTIM.schedule.factor(step, steps)
@@ -91,8 +96,8 @@ def features(data: Moving, steps: int = STEPS) -> VideoFeatures:
 
 
 def figures(data: Moving, read: Callable[[str], NDArray[np.uint8]], steps: int = STEPS) -> list[Metric]:
-    """From generated clips to training clips, and from the true ones of the same conditions, which is what chance alone
-    makes of so few clips. ``read``: the clip of an answer."""
+    """Distances from generated clips to training clips, and from the true clips of the same conditions, which is what
+    chance alone makes of so few clips. ``read``: the clip of an answer."""
 
     @cache
     def reference() -> Gaussian:

@@ -60,12 +60,13 @@ def totals(scores: Mapping[str, float]) -> dict[str, float]:
     ConfigError for a dimension that is missing (its own script takes it for 0)."""
     if missing := [name for name in DIMENSIONS if name not in scores]:
         raise ConfigError(f"no score of {', '.join(missing)}: the totals need all {len(DIMENSIONS)} dimensions")
-    found = {}
+    parts = {}
     for part in ("i2v", "quality"):
-        mine = {name: d for name, d in DIMENSIONS.items() if d.part == part}
-        scaled = {name: (scores[name] - d.low) / (d.high - d.low) for name, d in mine.items()}
-        found[part] = sum(mine[name].weight * scaled[name] for name in mine) / sum(d.weight for d in mine.values())
-    return {"total": (found["i2v"] + found["quality"]) / 2, **found}
+        chosen = {name: d for name, d in DIMENSIONS.items() if d.part == part}
+        scaled = {name: (scores[name] - d.low) / (d.high - d.low) for name, d in chosen.items()}
+        weight = sum(d.weight for d in chosen.values())
+        parts[part] = sum(d.weight * scaled[name] for name, d in chosen.items()) / weight
+    return {"total": (parts["i2v"] + parts["quality"]) / 2, **parts}
 
 
 def lay_out(evaluation: Path) -> Path:
@@ -93,27 +94,27 @@ def run(python: Path, clone: Path, evaluation: Path, device: str) -> None:
     ``python``: of its own environment. ConfigError for a clone without prompts or first frames, for missing videos (it
     would only warn of them), and where it fails.
     """
-    for what in (INFO, IMAGES):
-        if not (clone / what).exists():
+    for name in (INFO, IMAGES):
+        if not (clone / name).exists():
             raise ConfigError(
-                f"{clone / what} does not exist: clone https://github.com/Vchitect/VBench there, then run its "
+                f"{clone / name} does not exist: clone https://github.com/Vchitect/VBench there, then run its "
                 "vbench2_beta_i2v/download_data.sh"
             )
     videos, results = lay_out(evaluation), evaluation / "vbench" / "results"
-    wanted = [f"{prompt}-{number}.mp4" for prompt in prompts(clone) for number in range(SAMPLES)]
+    expected = [f"{prompt}-{number}.mp4" for prompt in prompts(clone) for number in range(SAMPLES)]
     there = {file.name for file in videos.iterdir()}
-    if missing := [name for name in wanted if name not in there]:
+    if missing := [name for name in expected if name not in there]:
         raise ConfigError(
-            f"{videos} lacks {len(missing)} of {len(wanted)} videos, as {missing[0]!r}: evaluate all rows"
+            f"{videos} lacks {len(missing)} of {len(expected)} videos, as {missing[0]!r}: evaluate all rows"
         )
     for name in DIMENSIONS:
         if (results / f"{name}_eval_results.json").is_file():
             continue
         print(f"VBench: {name}", flush=True)
         words = (device, INFO, str(results.resolve()), str(videos.resolve()), name, RATIO)
-        done = subprocess.run([str(python.absolute()), "-c", SCRIPT, *words], cwd=clone, check=False)
-        if done.returncode:
-            raise ConfigError(f"VBench failed on {name} (exit status {done.returncode}); what it said is above")
+        process = subprocess.run([str(python.absolute()), "-c", SCRIPT, *words], cwd=clone, check=False)
+        if process.returncode:
+            raise ConfigError(f"VBench failed on {name} (exit status {process.returncode}); what it said is above")
 
 
 def prompts(clone: Path) -> dict[str, str]:
@@ -125,12 +126,12 @@ def prompts(clone: Path) -> dict[str, str]:
 def read(evaluation: Path) -> dict[str, float]:
     """Dimension -> score in [0, 1], of those that VBench has scored. ConfigError for none, and for one that is NaN."""
     files = sorted((evaluation / "vbench" / "results").glob("*_eval_results.json"))
-    found = {name: row[0] for file in files for name, row in json.loads(file.read_text()).items()}
-    if not found:
+    scores = {name: row[0] for file in files for name, row in json.loads(file.read_text()).items()}
+    if not scores:
         raise ConfigError(f"{evaluation}: VBench has scored nothing there yet: give --python of its environment")
-    if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+    if bad := [name for name, value in scores.items() if not math.isfinite(value)]:
         raise ConfigError(f"{evaluation}: VBench's {', '.join(bad)} is not finite: remove its result and run it again")
-    return {name: found[name] for name in DIMENSIONS if name in found}
+    return {name: scores[name] for name in DIMENSIONS if name in scores}
 
 
 def conclude(evaluation: Path) -> Table:

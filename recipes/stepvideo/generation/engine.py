@@ -36,13 +36,13 @@ from stepstack.models.video.vae import VideoCodec
 from stepstack.report import jsonl
 
 BATCH = 32
-TOGETHER = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
-KIT = "pipeline.json"
+MAX_PIXELS_AT_ONCE = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
+PIPELINE_FILE = "pipeline.json"
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineFiles:
-    """What a model folder holds beside the DiT: the tiny VAE, and what else decides its clips."""
+    """Files of a model folder beside the DiT: the tiny VAE, and what else decides its clips."""
 
     cfg: Config
     vae: Path
@@ -54,24 +54,25 @@ class PipelineFiles:
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
             facts["vae_sha256"] = digest(self.vae)
-        jsonl.write_json_atomic(folder / KIT, facts)
+        jsonl.write_json_atomic(folder / PIPELINE_FILE, facts)
 
 
 def encoders(cfg: Config) -> dict[str, Any]:
-    """What latents and prompts a model knows. Of a tiny VAE how it was trained says nothing: it is in the folder."""
+    """The encoders whose latents and prompts a model knows. How a tiny VAE was trained is left out, since the VAE
+    itself is in the folder."""
     tiny = isinstance(cfg.vae, TinyVaeConfig)
     return {"text": to_dict(cfg.text), "vae": {"type": cfg.vae.type} if tiny else to_dict(cfg.vae)}
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
-    """Of a model folder. With DSV where the config has it: without, a model that was trained with it attends densely.
-    ConfigError where it is none, or was made with other encoders than the config's."""
-    if not (folder / KIT).is_file():
-        raise ConfigError(f"{folder} holds no {KIT}: it is no folder that a run of this recipe exported")
-    facts = json.loads((folder / KIT).read_text())
+    """The sampling pipeline of a model folder. Without ``dsv`` in the config a model that was trained with it attends
+    densely. ConfigError where it is none, or was made with other encoders than the config's."""
+    if not (folder / PIPELINE_FILE).is_file():
+        raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: it is no folder that a run of this recipe exported")
+    facts = json.loads((folder / PIPELINE_FILE).read_text())
     for key, now in encoders(cfg).items():
         if facts[key] != now:
-            raise ConfigError(f"{folder / KIT} was made with {key}={facts[key]}, the config has {now}")
+            raise ConfigError(f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}")
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
     if cfg.dsv is not None:
         restore(dit, cfg.dsv, folder, facts)
@@ -97,8 +98,12 @@ class ClipEngine:
         attention = {} if cfg.dsv is None else {"attention": "DSV"}
         shape = {"frames": pipeline.count, "sizes": [list(size) for size in cfg.sizes]}
         self.facts: Mapping[str, Any] = {
-            "engine": "diffusion", **sampler, "negative": pipeline.negative, **shape, **attention
-        }  # fmt: skip
+            "engine": "diffusion",
+            **sampler,
+            "negative": pipeline.negative,
+            **shape,
+            **attention,
+        }
 
     def complete(self, questions: Sequence[Question], budget: Budget) -> Iterator[tuple[Question, list[Answer]]]:
         """Each question as soon as its clips are there, since a large one takes minutes. Only the request is looked at:
@@ -112,11 +117,11 @@ class ClipEngine:
             clips = self._clips([rows[place] for place in places], [requests[place] for place in places])
             for place, clip in zip(places, clips, strict=True):
                 question = rows[place][0]
-                mine = answers.setdefault(question.problem.index, [])
+                given = answers.setdefault(question.problem.index, [])
                 file = self._keep(apng(clip), ".png") if _prompt(question).lossless else self._keep(_mp4(clip), ".mp4")
-                mine.append(Answer(problem=question.problem, sample=len(mine), finish="stop", media=(file,)))
-                if len(mine) == budget.n:
-                    yield question, mine
+                given.append(Answer(problem=question.problem, sample=len(given), finish="stop", media=(file,)))
+                if len(given) == budget.n:
+                    yield question, given
 
     def clips(self, prompts: Sequence[ClipPrompt], seeds: Sequence[int]) -> NDArray[np.uint8]:
         """[B, F, H, W, RGB] of prompts whose pictures have one size, all at once."""
@@ -160,7 +165,7 @@ def together(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int
     for place, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(place)
     for (height, width, _), alike in by_shape.items():
-        most = max(1, TOGETHER // (count * height * width))
+        most = max(1, MAX_PIXELS_AT_ONCE // (count * height * width))
         yield from (alike[start : start + most] for start in range(0, len(alike), most))
 
 

@@ -19,8 +19,8 @@ from stepstack.diffusion.sample import noise_like, sample
 from stepstack.models.video.prompt_encoders import Encoded, PromptEncoder
 from stepstack.models.video.vae import VideoCodec
 
-FPS, SLOW = 25, 6  # frames per second of published clips, and of clips of a few frames
-CLOSE = 0.98  # share of a picture that may be cut off without asking
+FPS, FPS_OF_SHORT_CLIPS = 25, 6  # frames per second of published clips, and of clips of a few frames
+MIN_KEPT_SHARE = 0.98  # share of a picture that may be cut off without asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class Pipeline:
         yield from sample(self.dit, noise, words, without, self.sampler, image_BCHW=image, motion_B=motion)
 
     def _encoded(self, prompts: list[str]) -> Encoded:
-        made = self.encoder.encode(prompts)
-        return Encoded(*(x.to(self.device) for x in (made.text_BLT, made.mask_BL, made.clip_BMT)))
+        encoded = self.encoder.encode(prompts)
+        return Encoded(*(x.to(self.device) for x in (encoded.text_BLT, encoded.mask_BL, encoded.clip_BMT)))
 
 
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
     """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
     size = nearest(image.shape[:2], cfg.sizes)
     left = kept(image.shape[:2], size)
-    if left < CLOSE and not crop:
+    if left < MIN_KEPT_SHARE and not crop:
         raise ConfigError(
             f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
             f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
@@ -79,4 +79,4 @@ def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
 
 def rate(count: int) -> int:
     """Frames per second at which a clip of so many frames is shown."""
-    return FPS if count > 2 * FPS else SLOW
+    return FPS if count > 2 * FPS else FPS_OF_SHORT_CLIPS

@@ -19,7 +19,7 @@ from stepstack.core.processes import LaunchedProcesses
 from stepstack.harness.model import folder_of
 from stepstack.report import jsonl
 
-SHORT = 256  # a small clip's shorter side is scaled to about so many pixels
+MIN_SHOWN_SIDE = 256  # a small clip's shorter side is scaled to about so many pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ def sample(cfg: Config, wish: SampleArgs) -> list[Path]:
     steps = track(pipeline.steps([ask]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
     *_, latents = steps
     clip = as_frames(pipeline.codec.decode(latents))[0]
-    scale = max(1, round(SHORT / min(clip.shape[1:3])))
+    scale = max(1, round(MIN_SHOWN_SIDE / min(clip.shape[1:3])))
     fps = rate(len(clip))
     gif = wish.out.with_suffix(".gif")
     jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))

@@ -30,11 +30,11 @@ class TokenMicroBatch:
         return [len(row.ids) for row in self.rows]
 
     def inputs(self) -> dict[str, Any]:
-        """What a policy's forward takes; pictures row by row where there are any."""
-        given: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        """Arguments of a policy's forward; pictures row by row where there are any."""
+        arguments: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
         if any(row.pictures for row in self.rows):
-            given["pictures"] = [row.pictures for row in self.rows]
-        return given | {"select": self.select, "labels": self.labels}
+            arguments["pictures"] = [row.pictures for row in self.rows]
+        return arguments | {"select": self.select, "labels": self.labels}
 
     def has(self, name: str) -> bool:
         return name in self.rows[0].fields

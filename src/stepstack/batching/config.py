@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
+
 from stepstack.config import Strict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLayout(Strict):
-    """How rows become micro-batches of at most ``max_tokens`` tokens, padding counted.
-
-    ``orz_parity``: packs filled in arrival order and trailing packs dropped, as ORZ's code does.
-    """
+    """How rows become micro-batches."""
 
     pack: bool = False
-    max_tokens: int = 8192
+    """Whether rows are packed one behind the other into one sequence, instead of padded to the longest."""
+    max_tokens: PositiveInt = 8192
+    """Most tokens of a micro-batch, padding counted."""
     orz_parity: bool = False
+    """Whether packs are filled in arrival order and trailing packs dropped, as ORZ's code does; needs ``pack``."""

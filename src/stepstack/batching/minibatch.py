@@ -15,7 +15,7 @@ from stepstack.core.run import Run
 
 @dataclass
 class Minibatch:
-    """What one optimizer step sees: this process's micro-batches and the counts over all processes.
+    """The data of one optimizer step: this process's micro-batches, and counts over all processes.
 
     ``spare``: rows that no update sees (orz-parity drops packs), to be annotated all the same.
     """
@@ -37,11 +37,11 @@ def minibatches(run: Run, batch: Batch, updates: int, layout: BatchLayout) -> li
     counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)
     totals = run.sum(counts).tolist()
     most = run.max(counts[:, 2].clone()).long().tolist()
-    made = [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)]
+    result = [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(parts)]
     used = {row.index for part in parts for micro in part for row in micro}
     spare = partition([row for row in batch.rows if row.index not in used], layout)
-    made[-1].spare = _micros(run, spare, int(run.max(torch.tensor([float(len(spare))]))), layout, batch)
-    return made
+    result[-1].spare = _micros(run, spare, int(run.max(torch.tensor([float(len(spare))]))), layout, batch)
+    return result
 
 
 def _counts(part: list[list[Row]]) -> tuple[float, float, float]:

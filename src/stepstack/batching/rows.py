@@ -1,4 +1,5 @@
-"""From rollouts to micro-batches. Rows stay on the CPU; a micro-batch is built on the device when it is used.
+"""Rows of a batch, from rollouts to micro-batches. Rows stay on the CPU; a micro-batch is built on the device when it
+is used.
 
 Three levels, in the field's words: a *batch* is one step's rollouts over all processes; a *mini-batch* is what one
 optimizer step sees, over all processes; a *micro-batch* is one forward on one process. Which rows form a mini-batch

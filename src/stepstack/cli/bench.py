@@ -25,11 +25,13 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.report import jsonl
 
     bench = import_module(f"evals.bench.{args.bench.replace('-', '_')}")
-    given = {key: int(value) for key, _, value in (option.partition("=") for option in args.options)}
-    known = inspect.signature(bench.measure).parameters
-    if unknown := given.keys() - known:
-        raise ValueError(f"bench {args.bench} has no option {', '.join(sorted(unknown))}: there are {', '.join(known)}")
-    figures = bench.measure(**given)
+    given_options = {key: int(value) for key, _, value in (option.partition("=") for option in args.options)}
+    parameters = inspect.signature(bench.measure).parameters
+    if unknown := given_options.keys() - parameters:
+        raise ValueError(
+            f"bench {args.bench} has no option {', '.join(sorted(unknown))}: there are {', '.join(parameters)}"
+        )
+    figures = bench.measure(**given_options)
     file = ROOT / "evals" / "results" / f"bench-{args.bench}.json"
     jsonl.write_json_atomic(file, figures)
     bench.show(figures)

@@ -86,7 +86,7 @@ def evaluate(
     """
     from stepstack.config import digest
     from stepstack.core.processes import LaunchedProcesses
-    from stepstack.core.run import FREE
+    from stepstack.core.run import CHANGEABLE_KEYS
     from stepstack.harness.engine import Engine
     from stepstack.harness.engines.server import ServerEngine
     from stepstack.harness.model import folder_of, record
@@ -113,7 +113,7 @@ def evaluate(
         root=place,
         model=facts,
         options=options,
-        about={"config": digest(cfg, FREE)},
+        about={"config": digest(cfg, CHANGEABLE_KEYS)},
     )
     if world.rank == 0:
         print_table(label, evaluated)

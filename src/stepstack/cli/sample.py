@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from stepstack.cli.common import add_config, quiet_libraries
-from stepstack.config import ConfigError
 
 HELP = "a picture and a prompt become a clip, GIF and MP4"
 
@@ -14,7 +13,7 @@ HELP = "a picture and a prompt become a clip, GIF and MP4"
 def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--image", type=Path, required=True, help="the first frame")
-    parser.add_argument("--prompt", required=True, help="what happens in the clip")
+    parser.add_argument("--prompt", required=True, help="words for what happens in the clip")
     parser.add_argument("--motion", type=float, default=5.0, help="motion score: 0 still, 5 usual, 20 wild")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--crop", action="store_true", help="cut a picture of another shape")
@@ -26,13 +25,11 @@ def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
     from recipes.stepvideo.config import Config
 
-    cfg = load_config(args.name, args.overrides)
-    if not isinstance(cfg, Config):
-        raise ConfigError(f"{args.name} makes no clips: its recipe is {cfg.recipe}; take a config of stepvideo")
+    cfg = load_config(args.name, args.overrides, kind=Config)
     from recipes.stepvideo.generation.sampling import SampleArgs, sample
 
     quiet_libraries()
-    given = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
-    for file in sample(cfg, SampleArgs(**given)):
+    values = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
+    for file in sample(cfg, SampleArgs(**values)):
         print(file)
     return 0

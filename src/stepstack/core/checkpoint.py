@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "complete.json"
-HASHED = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
+MAX_HASHED_BYTES = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
 
 
 def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
@@ -39,24 +39,24 @@ def problem(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"{MANIFEST} is missing"
     try:
-        files = [(str(name), dict(known)) for name, known in json.loads(manifest.read_bytes())["files"].items()]
+        files = [(str(name), dict(described)) for name, described in json.loads(manifest.read_bytes())["files"].items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # any of its bytes may have changed
         return f"{MANIFEST} cannot be read ({error})"
-    for name, known in files:
+    for name, described in files:
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != known.get("bytes"):
-            return f"{name} has {file.stat().st_size} of {known.get('bytes')} bytes"
-        if _describe(file) != known:
+        if file.stat().st_size != described.get("bytes"):
+            return f"{name} has {file.stat().st_size} of {described.get('bytes')} bytes"
+        if _describe(file) != described:
             return f"{name} does not match its sha256"
     return None
 
 
 def newest_first(folder: Path) -> Iterator[tuple[int, Path]]:
     """(step, path) of every finished checkpoint, whole or not."""
-    found = [(int(m[1]), p) for p in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))]
-    yield from sorted(found, reverse=True)
+    places = [(int(m[1]), p) for p in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", p.name))]
+    yield from sorted(places, reverse=True)
 
 
 def prune(folder: Path, keep: int, step: int) -> None:
@@ -73,7 +73,7 @@ def prune(folder: Path, keep: int, step: int) -> None:
 def _describe(file: Path) -> dict[str, Any]:
     size = file.stat().st_size
     known: dict[str, Any] = {"bytes": size}
-    if size <= HASHED:
+    if size <= MAX_HASHED_BYTES:
         known["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     return known
 

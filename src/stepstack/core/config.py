@@ -6,19 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stepstack.config import ConfigError, RunConfig, Scale, Strict
+from stepstack.config import ConfigError, Decay, Fraction, RunConfig, Scale, Strict
 from stepstack.planning.steplaw import laws
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule(Strict):
-    """Linear warm-up over ``warmup`` updates, then ``kind`` down to ``final`` (a fraction of the peak) at the end."""
+    """Learning rate over the updates: linear warm-up, then a decay."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = 0
-    final: float = 0.0
+    """Shape of the decay after the warm-up; constant has none."""
+    warmup: NonNegativeInt = 0
+    """Updates of the linear warm-up."""
+    final: Fraction = 0.0
+    """Learning rate at the end, as a fraction of the peak; constant ignores it."""
 
     def factor(self, update: int, total: int) -> float:
         """Fraction of the peak learning rate for update number ``update`` (from 0) of ``total``."""
@@ -36,43 +39,63 @@ class Schedule(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdamW(Strict):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
     type: Literal["adamw"] = "adamw"
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    """Choice of the optimizer: AdamW."""
+    lr: NonNegativeFloat = 1e-6
+    """Peak learning rate."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Decay of the averages of the gradient and of its square."""
+    eps: NonNegativeFloat = 1e-8
+    """Number added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay, times the learning rate at each update."""
     schedule: Schedule = Schedule()
+    """Course of the learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Muon(Strict):
-    """Muon (Jordan 2024) for hidden matrices; AdamW at ``adamw_lr`` for embeddings, norms, biases and heads."""
+    """Muon (Jordan 2024) for hidden matrices; AdamW for embeddings, norms, biases and heads."""
 
     type: Literal["muon"] = "muon"
-    lr: float = 0.02
-    momentum: float = 0.95
-    adamw_lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
+    """Choice of the optimizer: Muon."""
+    lr: NonNegativeFloat = 0.02
+    """Peak learning rate of the hidden matrices."""
+    momentum: Decay = 0.95
+    """Momentum of the hidden matrices."""
+    adamw_lr: NonNegativeFloat = 3e-3
+    """Peak learning rate of AdamW, which trains embeddings, norms, biases and heads."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """AdamW's decay of the averages of the gradient and of its square."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of all weights, times their learning rate at each update."""
     schedule: Schedule = Schedule()
+    """Course of both learning rates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepLaw(Strict):
     """AdamW at the peak learning rate of Step Law (planning/steplaw), with the schedule of the runs it was fitted on:
-    warm-up, then cosine down to ``final_lr``, which is no fraction of the peak.
-
-    ``params`` (non-embedding) and ``tokens``: None takes them from the recipe, where it knows them.
-    """
+    warm-up, then cosine."""
 
     type: Literal["steplaw"] = "steplaw"
+    """Choice of the optimizer: AdamW at Step Law's learning rate."""
     params: PositiveFloat | None = None
+    """Non-embedding parameters of the model; null takes them from the recipe, where it knows them."""
     tokens: PositiveFloat | None = None
-    warmup: int = laws.WARMUP
-    final_lr: float = laws.FINAL_LR
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    """Tokens of the training; null takes them from the recipe, where it knows them."""
+    warmup: NonNegativeInt = laws.WARMUP
+    """Updates of the linear warm-up."""
+    final_lr: NonNegativeFloat = laws.FINAL_LR
+    """Learning rate at the end of the cosine, which is no fraction of the peak."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    """Decay of the averages of the gradient and of its square."""
+    eps: NonNegativeFloat = 1e-8
+    """Number added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Weight decay, times the learning rate at each update."""
 
     @property
     def schedule(self) -> Schedule:
@@ -107,21 +130,30 @@ Optim = Annotated[AdamW | Muon | StepLaw, Field(discriminator="type")]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lora(Strict):
-    """Low-rank adapters through peft on every linear layer named in ``targets`` ("all-linear": all of them)."""
+    """Low-rank adapters through peft."""
 
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveInt = 32
+    """Scale of the adapters' output, which is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of an input of an adapter being dropped."""
     targets: str | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter; "all-linear": all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainableConfig(Strict):
-    """How one role is trained. ``clip``: global gradient norm. ``ema``: decay of a moving average of the weights, kept
-    beside them and used by who asks for it (``Trainable.averaged``); 0: none."""
+    """How one role is trained."""
 
     optim: Optim = AdamW()
-    clip: float = 1.0
+    """Optimizer and its learning rate."""
+    clip: PositiveFloat = 1.0
+    """Global norm to which gradients are clipped; .inf: they are not."""
     gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass instead of kept: less memory, a third more time."""
     lora: Lora | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Low-rank adapters that are trained in place of the weights; null trains the weights."""
+    ema: Decay = 0.0
+    """Decay of a moving average of the weights, kept beside them and used by who asks for it
+    (``Trainable.averaged``); 0: none."""

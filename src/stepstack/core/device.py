@@ -1,4 +1,4 @@
-"""What a device can do at most, for MFU."""
+"""Peak throughput of a device, for MFU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import torch
 
 # Dense bf16 tensor-core peaks from the vendors' data sheets, TFLOP/s.
-KNOWN = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "4090": 165.0}
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0, "L40S": 362.0, "4090": 165.0}
 
 
 @functools.cache
@@ -18,7 +18,7 @@ def peak_flops(device: torch.device, precision: str, given_tflops: float | None)
         return given_tflops * 1e12
     if device.type == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name(device)
-        for key, tflops in KNOWN.items():
+        for key, tflops in PEAK_TFLOPS.items():
             if key in name:
                 return tflops * 1e12
     return measured_flops(device)

@@ -32,9 +32,9 @@ class Ema:
         """Weights and average change places; a second call undoes the first exactly, where both are float32."""
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             weights = _local(parameter)
-            kept = weights.detach().float().clone()
+            trained = weights.detach().float().clone()
             weights.copy_(average)
-            average.copy_(kept)
+            average.copy_(trained)
 
     def save(self, file: Path) -> None:
         save_file({str(i): average.cpu().contiguous() for i, average in enumerate(self.averages)}, file)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 @runtime_checkable
 class DiffusersModel(Protocol):
-    """What is used of diffusers' ModelMixin, which is an extra and not imported here."""
+    """The part of diffusers' ModelMixin that is used here. diffusers is an extra and is not imported."""
 
     def enable_gradient_checkpointing(self) -> None: ...
 
@@ -44,14 +44,15 @@ def active_dropout(module: nn.Module, body: Any) -> Iterator[str]:
 
 
 def save(body: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """What ``from_pretrained`` of the model's class loads: its config, and ``weights`` in place of its parameters."""
+    """Write what ``from_pretrained`` of the model's class loads: its config, and ``weights`` in place of its
+    parameters."""
     if isinstance(body, PreTrainedModel):
         body.save_pretrained(folder, state_dict=dict(weights))
         return
     folder.mkdir(parents=True, exist_ok=True)
     body.save_config(folder)
     module = cast(nn.Module, body)
-    kept = module.state_dict().keys()
-    buffers = {name: value.cpu() for name, value in module.named_buffers() if name in kept}
+    persistent = module.state_dict().keys()
+    buffers = {name: value.cpu() for name, value in module.named_buffers() if name in persistent}
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
     save_torch_state_dict({**weights, **buffers}, folder, filename_pattern=pattern, metadata={"format": "pt"})

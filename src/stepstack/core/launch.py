@@ -26,7 +26,7 @@ from stepstack.config import CONFIGS, ConfigError, RunConfig
 from stepstack.planning.pods import rankfile
 
 # Seconds that torchrun waits for its processes to save when it gets the SIGTERM itself, as SLURM does it.
-SAVING = 600
+SAVE_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _line(config: RunConfig, name: str, overrides: Sequence[str], node: Node) ->
             f"launch.file={launch.file} starts one process, but launch.nodes x launch.processes_per_node is "
             f"{launch.processes}: set launch.file to {several}"
         )
-    settings = [f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}"] if torchrun else []
+    settings = [f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVE_SECONDS}"] if torchrun else []
     if torchrun and file.get("use_cpu"):
         settings.append("ACCELERATE_USE_CPU=true")  # see configs/launch/cpu-ddp.yaml
     flags = {
@@ -141,7 +141,7 @@ def _from_here(path: Path) -> Path:
 
 
 def _this_node(nodes: int, rank: int | None, head: str | None, environ: Mapping[str, str]) -> Node:
-    """From the flags, else from SLURM: the one place that reads its environment."""
+    """This machine, by the flags or else by SLURM. No other place reads the environment of SLURM."""
     if nodes == 1:
         if rank not in (None, 0):
             raise ConfigError(f"--rank {rank}, but launch.nodes is 1")
@@ -181,12 +181,14 @@ def _placed(nodes: int, placement: Placement, rank: int | None, head: str | None
 def _first_host(nodelist: str) -> str:
     """SLURM's compressed list (``gpu[03-18]``) is unfolded by SLURM's own tool."""
     try:
-        shown = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+        process = subprocess.run(
+            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True
+        )
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         raise ConfigError(
             f"SLURM_JOB_NODELIST={nodelist}, but scontrol cannot unfold it ({error}): say --head"
         ) from None
-    return shown.stdout.split()[0]
+    return process.stdout.split()[0]
 
 
 def supervise(line: Sequence[str]) -> int:

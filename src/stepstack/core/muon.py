@@ -16,15 +16,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the quintic a x + b x^3 + c x^5; steepest at zero
 STEPS = 5
-SMALLEST = 1e-7  # a norm below this is taken for it, so that a gradient of zeros stays one
-TOGETHER = 2**24  # elements of the matrices that are orthogonalised at one time: 64 MiB in float32
+MIN_NORM = 1e-7  # a norm below this is taken for it, so that a gradient of zeros stays one
+MAX_BATCH_ELEMENTS = 2**24  # elements of the matrices that are orthogonalised at one time: 64 MiB in float32
 
 
 def orthogonalized(x_BMN: Tensor) -> Tensor:
     """U S V^T of each matrix becomes about U V^T by Newton-Schulz, in the precision given; singular values that are not
     tiny beside the matrix's norm come out between 0.6 and 1.3. Fewest operations where M <= N."""
     a, b, c = COEFFICIENTS
-    x_BMN = x_BMN / torch.linalg.vector_norm(x_BMN, dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
+    x_BMN = x_BMN / torch.linalg.vector_norm(x_BMN, dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
     for _ in range(STEPS):
         gram_BMM = x_BMN @ x_BMN.mT
         factor_BMM = torch.baddbmm(gram_BMM, gram_BMM, gram_BMM, beta=b, alpha=c)
@@ -33,7 +33,7 @@ def orthogonalized(x_BMN: Tensor) -> Tensor:
 
 
 def precision(weight: Tensor) -> torch.dtype:
-    """What Newton-Schulz of this weight runs in: bfloat16 where a GPU has units for it, else float32 at least."""
+    """The type that Newton-Schulz of a weight runs in: bfloat16 where a GPU has units for it, else float32 at least."""
     if weight.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.promote_types(weight.dtype, torch.float32)
@@ -104,11 +104,12 @@ def _placed(whole: Tensor, weight: Tensor) -> Tensor:
 
 
 def _alike(weights: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Weights whose matrices can be stacked once the tall ones are transposed, as many as ``TOGETHER`` allows."""
+    """Weights whose matrices can be stacked once the tall ones are transposed, as many as ``MAX_BATCH_ELEMENTS``
+    allows."""
     by_shape: dict[tuple[Any, ...], list[Tensor]] = {}
     for weight in weights:
         by_shape.setdefault((*sorted(weight.shape), weight.device, weight.dtype), []).append(weight)
     for alike in by_shape.values():
-        count = max(1, TOGETHER // alike[0].numel())
+        count = max(1, MAX_BATCH_ELEMENTS // alike[0].numel())
         for start in range(0, len(alike), count):
             yield alike[start : start + count]

@@ -20,21 +20,21 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise ConfigError("no parameter to train: every one is frozen (does lora.targets match any layer?)")
-    made: list[torch.optim.Optimizer]
+    prepared: list[torch.optim.Optimizer]
     match cfg:
         case AdamW():
-            made = [_adamw([p for _, p in named], cfg.lr, cfg)]
+            prepared = [_adamw([p for _, p in named], cfg.lr, cfg)]
         case Muon():
             tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
             by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
             hidden = [p for (_, p), chosen in zip(named, by_muon, strict=True) if chosen]
             rest = [p for (_, p), chosen in zip(named, by_muon, strict=True) if not chosen]
             by_matrix = muon.Muon(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-            made = [by_matrix, _adamw(rest, cfg.adamw_lr, cfg)]
-    for optimizer in made:
+            prepared = [by_matrix, _adamw(rest, cfg.adamw_lr, cfg)]
+    for optimizer in prepared:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-    return made
+    return prepared
 
 
 def _adamw(parameters: list[nn.Parameter], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:

@@ -36,7 +36,7 @@ M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
 
 # A resumed run may change these: they decide where and how it is watched, not what it computes.
-FREE = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
+CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
 class Run(Generic[C]):
@@ -45,9 +45,9 @@ class Run(Generic[C]):
     Resumes by itself: the same command in the same folder goes on from the newest whole checkpoint.
     """
 
-    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, shown: bool = True):
-        """``shown``: whether there is a bar; two at a time would write over each other."""
-        self.config, self.shown = config, shown
+    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, visible: bool = True):
+        """``visible``: whether there is a bar; two at a time would write over each other."""
+        self.config, self.visible = config, visible
         self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
@@ -106,17 +106,17 @@ class Run(Generic[C]):
         return y.to(x.device)
 
     def reseed(self) -> None:
-        """From here on random numbers depend on the seed alone, not on what this process did before. A recipe calls it
-        before it draws weights: a resumed run has not trained the stages that a first one has."""
+        """Let random numbers depend on the seed alone from here on, not on what this process did before. A recipe calls
+        it before it draws weights, since a resumed run has not trained the stages that a first run has."""
         set_seed(self.config.seed)
 
     # -- models --------------------------------------------------------------------------------------------------
 
     def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
         """Prepare one role: one accelerator.prepare() each, trainables before frozen ones."""
-        made = Trainable(self, role, module, cfg, total_updates)
-        self.trainables[role] = made
-        return made
+        role_trainable = Trainable(self, role, module, cfg, total_updates)
+        self.trainables[role] = role_trainable
+        return role_trainable
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of any role drops out in training."""
@@ -163,8 +163,8 @@ class Run(Generic[C]):
         self.resume()
         every = self.config.eval_every
         self._begin_step()
-        shown = self.shown and self.is_main
-        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, shown=shown) as self.progress:
+        visible = self.visible and self.is_main
+        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, visible=visible) as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
@@ -254,8 +254,8 @@ class Run(Generic[C]):
         files = {path: user_code.digest(path) for path in user_files(self.config)}
         if file.is_file():
             record = json.loads(file.read_text())
-            keep = {k: v for k, v in record["config"].items() if k not in FREE}
-            changed = difference(keep, {k: v for k, v in now.items() if k not in FREE})
+            keep = {k: v for k, v in record["config"].items() if k not in CHANGEABLE_KEYS}
+            changed = difference(keep, {k: v for k, v in now.items() if k not in CHANGEABLE_KEYS})
             changed += difference(record["files"], files)
             if changed:
                 raise ConfigError(
@@ -265,7 +265,12 @@ class Run(Generic[C]):
                 )
         elif self.is_main:
             self.dir.mkdir(parents=True, exist_ok=True)
-            record = {"config": now, "hash": digest(self.config, FREE), "files": files, "provenance": provenance()}
+            record = {
+                "config": now,
+                "hash": digest(self.config, CHANGEABLE_KEYS),
+                "files": files,
+                "provenance": provenance(),
+            }
             jsonl.write_json_atomic(file, record)
         self.accelerator.wait_for_everyone()
         if self.config.trackers:
@@ -377,8 +382,8 @@ class Run(Generic[C]):
 
     def _should_stop(self, total: int) -> bool:
         """All processes must agree, or the next collective hangs."""
-        asked = self._stop or (self.stop_after is not None and self.step >= self.stop_after)
-        return bool(self.max(torch.tensor([float(asked)])).item()) and self.step < total
+        stop = self._stop or (self.stop_after is not None and self.step >= self.stop_after)
+        return bool(self.max(torch.tensor([float(stop)])).item()) and self.step < total
 
     def _say(self, text: str) -> int:
         if self.is_main:
@@ -386,8 +391,8 @@ class Run(Generic[C]):
         return 0
 
 
-def stage(run: Run, name: str, shown: bool = True, **changes: Any) -> Run:
+def stage(run: Run, name: str, visible: bool = True, **changes: Any) -> Run:
     """A run inside a run (a warm start, a point of a sweep): its own folder, checkpoints and metrics, the same
-    machines. ``shown=False`` inside of the outer run's steps, which have a bar already."""
+    machines. ``visible=False`` inside of the outer run's steps, which have a bar already."""
     config = dataclasses.replace(run.config, **changes)
-    return Run(config, folder=run.dir / name, stop_after=None, shown=shown)
+    return Run(config, folder=run.dir / name, stop_after=None, visible=visible)

@@ -49,17 +49,17 @@ class Trainable:
                 "Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
             )
         self.optim = resolve_optimizer(cfg.optim, run.config.scale)
-        made = optimizers(module, self.optim)
+        unprepared = optimizers(module, self.optim)
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self._fit_deepspeed(made)
-        self.module, *self.optimizers = accelerator.prepare(module.train(), *made)
+            self._fit_deepspeed(unprepared)
+        self.module, *self.optimizers = accelerator.prepare(module.train(), *unprepared)
         # FSDP replaces the parameters by sharded ones.
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.ema = Ema(self.parameters, cfg.ema) if cfg.ema else None
 
-    def _fit_deepspeed(self, made: list[torch.optim.Optimizer]) -> None:
+    def _fit_deepspeed(self, unprepared: list[torch.optim.Optimizer]) -> None:
         """DeepSpeed clips by itself, takes one optimizer, and wants a batch size where there is no data loader."""
-        if len(made) > 1:
+        if len(unprepared) > 1:
             raise ConfigError(f"{self.role}: DeepSpeed takes one optimizer, optim.type=muon is two: use adamw")
         if self.cfg.ema:
             raise ConfigError(f"{self.role}: DeepSpeed keeps no moving average: set ema=0, or launch.file=fsdp2")

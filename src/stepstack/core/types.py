@@ -1,4 +1,4 @@
-"""What loops, parts and the run have in common."""
+"""Types that loops, parts and the run share."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
     plain = folder / (f"model_{number}.safetensors" if number else "model.safetensors")
     sharded = folder / f"pytorch_model_fsdp_{number}"
     if plain.is_file():
-        found = load_file(plain)
+        tensors = load_file(plain)
     elif sharded.is_dir():
-        found = _from_shards(sharded)
+        tensors = _from_shards(sharded)
     elif (folder / "pytorch_model").is_dir():
         raise ConfigError(
             f"{folder} was written by DeepSpeed: put its weights together with the zero_to_fp32.py that lies in it, or "
@@ -53,19 +53,19 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
         )
     else:
         raise ConfigError(f"{folder} holds neither {plain.name} nor {sharded.name}: no weights of {role!r}")
-    wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in found)), "")
-    body = {name.removeprefix(wrapper): value for name, value in found.items() if name.startswith(wrapper)}
+    wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), "")
+    body = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
     return _without_tied(_merged(body, folder, role))
 
 
-def load_into(lm: PreTrainedModel, found: dict[str, Tensor]) -> None:
-    """What ``read`` gave, into a model of the same shape, in its dtype. ConfigError where names differ: nothing keeps
-    its old value unnoticed."""
+def load_into(lm: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
+    """Load what ``read`` returned into a model of the same shape, in its dtype. ConfigError where names differ: nothing
+    keeps its old value unnoticed."""
     own = dict(lm.named_parameters())
-    differ = sorted(own.keys() ^ (found.keys() - dict(lm.named_buffers()).keys()))
+    differ = sorted(own.keys() ^ (tensors.keys() - dict(lm.named_buffers()).keys()))
     if differ:
         raise ConfigError(f"a checkpoint of another model: {len(differ)} names differ, as {', '.join(differ[:3])}")
-    lm.load_state_dict(found, strict=False)  # a tied head is missing and no parameter of its own
+    lm.load_state_dict(tensors, strict=False)  # a tied head is missing and no parameter of its own
 
 
 def _from_shards(folder: Path) -> dict[str, Tensor]:

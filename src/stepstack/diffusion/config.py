@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from stepstack.config import Fraction, RunConfig, Strict
 from stepstack.core.config import AdamW, TrainableConfig
@@ -13,50 +13,66 @@ from stepstack.core.config import AdamW, TrainableConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeConfig(Strict):
-    """How training times are drawn; Step-Video publishes none for pre-training. logit_normal: sigmoid of N(``mean``,
-    ``std``). u: density proportional to exp(a x) + exp(-a x) at x = 2t - 1, its distillation's, a = ``steepness``.
-    ``shift``: as of the sampler, towards noise."""
+    """How training times are drawn; Step-Video publishes none for pre-training."""
 
     density: Literal["uniform", "logit_normal", "u"] = "logit_normal"
+    """Density of the times: uniform; logit_normal, the sigmoid of N(``mean``, ``std``); u, proportional to
+    exp(a x) + exp(-a x) at x = 2t - 1 with a = ``steepness``, as in Step-Video's distillation."""
     mean: float = 0.0
+    """Mean before the sigmoid of density=logit_normal."""
     std: PositiveFloat = 1.0
+    """Standard deviation before the sigmoid of density=logit_normal."""
     steepness: PositiveFloat = 5.0
+    """Steepness a of density=u."""
     shift: PositiveFloat = 1.0
+    """Shift of the times towards noise, as the sampler has it; 1: none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerConfig(Strict):
-    """Euler from noise to data. ``guidance``: v = v_u + guidance (v_c - v_u); 1 asks the model once a step."""
+    """Euler from noise to data."""
 
     steps: PositiveInt = 50
+    """Euler steps of a clip."""
     guidance: float = 9.0
+    """Classifier-free guidance, v = v_u + guidance (v_c - v_u); 1 asks the model once a step."""
     shift: PositiveFloat = 13.0
+    """Shift of the time grid towards noise; 1: evenly spaced times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions(Strict):
-    """How conditions are made uncertain in training. ``drop_text``, ``drop_image``: how often the prompt is empty (what
-    guidance needs) and the first frame zeros. The first frame's latent gets noise of deviation exp(N(``noise_mean``,
-    ``noise_std``)); the paper adds it before encoding, at a level it does not publish."""
+    """How conditions are made uncertain in training. The first frame's latent gets noise of deviation
+    exp(N(``noise_mean``, ``noise_std``)); the paper adds it before encoding, at a level it does not publish."""
 
     drop_text: Fraction = 0.1
+    """Share of the videos whose prompt is empty in training, which guidance needs."""
     drop_image: Fraction = 0.0
+    """Share of the videos whose first frame is zeros in training."""
     noise_mean: float = -3.0
-    noise_std: float = 0.5
+    """Mean of the logarithm of the noise's deviation on the first frame's latent."""
+    noise_std: NonNegativeFloat = 0.5
+    """Standard deviation of the logarithm of the noise's deviation on the first frame's latent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionConfig(RunConfig):
-    """``batch``: videos a step, over all processes, all of one bucket; ``micro``: of a forward pass. ``context``: so
-    many processes, consecutive ones, share each video's tokens between them (context parallelism)."""
+    """Everything of training by flow matching."""
 
     steps: PositiveInt = 1000
+    """Training steps, one update each."""
     batch: PositiveInt = 32
+    """Videos of a step over all processes, all of one bucket."""
     micro: PositiveInt = 32
+    """Most videos of one forward pass of a process."""
     context: PositiveInt = 1
+    """Consecutive processes that share each video's tokens between them (context parallelism); 1: none do."""
     times: TimeConfig = TimeConfig()
+    """How training times are drawn."""
     conditions: Conditions = Conditions()
+    """How conditions are dropped and made noisy in training."""
     dit: TrainableConfig = TrainableConfig(optim=AdamW(lr=1e-4, betas=(0.9, 0.999)), ema=0.999)
+    """How the DiT is trained."""
 
     def __post_init__(self) -> None:
         processes = self.launch.processes
@@ -70,15 +86,20 @@ class DiffusionConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructionWeights(Strict):
-    """Of the loss, per pixel in [-1, 1] and per latent. Without ``squared`` a small form on a plain ground is worth
-    less than its cost, and the VAE learns the ground alone. ``perceptual``: of the distance of ``features``, a file of
-    ``torch.export.save``: frames [N, 3, H, W] in [-1, 1] to a list of feature maps, VGG's for instance."""
+    """Weights of the parts of a VAE's loss, per pixel in [-1, 1] and per latent."""
 
-    squared: float = 4.0
-    absolute: float = 0.1
-    kl: float = 2e-4
-    perceptual: float = 0.0
+    squared: NonNegativeFloat = 4.0
+    """Weight of the squared error. Without it a small form on a plain ground is worth less than its cost, and the VAE
+    learns the ground alone."""
+    absolute: NonNegativeFloat = 0.1
+    """Weight of the absolute error."""
+    kl: NonNegativeFloat = 2e-4
+    """Weight of the latents' KL to a standard normal."""
+    perceptual: NonNegativeFloat = 0.0
+    """Weight of the distance of ``features``; above 0 exactly where they are given."""
     features: str = ""
+    """File of ``torch.export.save`` that maps frames [N, 3, H, W] in [-1, 1] to a list of feature maps, such as VGG's;
+    an empty string: none."""
 
     def __post_init__(self) -> None:
         if (self.perceptual > 0) != bool(self.features):

@@ -1,4 +1,4 @@
-"""From a config to a generator: the one place that knows every engine."""
+"""The generator that a config asks for. No other place knows every engine."""
 
 from __future__ import annotations
 

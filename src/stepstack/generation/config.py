@@ -24,12 +24,14 @@ class HfConfig(Strict):
     needs_weights: ClassVar[bool] = True
 
     type: Literal["hf"] = "hf"
+    """Choice of the engine: the model itself, in the training process."""
     batch: PositiveInt = 256
     """Rows that decode together."""
     prefill: PositiveInt = 65536
     """Prompt tokens, padding counted, that are read at a time: their attention takes memory."""
     decoder: Literal["auto", "fused", "module"] = "auto"
-    """fused: our decoder of Qwen2 and Llama; module: any model; auto: fused where it can, and logs it."""
+    """Code that decodes: fused, our decoder of Qwen2 and Llama; module, any model's own; auto takes fused where it can,
+    and logs it."""
 
     @property
     def samples_at_once(self) -> int:
@@ -47,10 +49,11 @@ class FileGeneratorConfig(Strict):
     needs_weights: ClassVar[bool] = True
 
     type: Literal["file"] = "file"
+    """Choice of the engine: one of your own."""
     path: str
     """Python file, from where the command is typed or from the repository."""
     function: str = "build"
-    """Its function: ``build(lm, tokenizer, source, device, **options)``."""
+    """Function of the file, called as ``build(lm, tokenizer, source, device, **options)``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""
     batch: PositiveInt = 256

@@ -30,27 +30,27 @@ class FusedVision(Fused):
         self.sections = lm.config.text_config.rope_parameters["mrope_section"]
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        given = dict(weights)
+        tensors = dict(weights)
         own = dict(self.tower.named_parameters())
         with torch.no_grad():
             for name in own:
-                own[name].copy_(given[TOWER + name])
-        super().load(("model." + n.removeprefix(TEXT) if n.startswith(TEXT) else n, w) for n, w in given.items())
+                own[name].copy_(tensors[TOWER + name])
+        super().load(("model." + n.removeprefix(TEXT) if n.startswith(TEXT) else n, w) for n, w in tensors.items())
 
     @torch.no_grad()
     def prefill(
         self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Picture]] = ()
     ) -> Tensor:
         batch, width = ids_BT.shape
-        shown = pictures or [()] * batch
+        row_pictures = pictures or [()] * batch
         self.position_3BT = torch.zeros(3, batch, width, dtype=torch.long)
         for row, pad in enumerate(pad_B.tolist()):
-            grids = [self.patcher.patches(picture).grid for picture in shown[row]]
-            found = positions(ids_BT[row, pad:].tolist(), grids, self.token, self.patcher.merge)
-            self.position_3BT[:, row, pad:] = found
+            grids = [self.patcher.patches(picture).grid for picture in row_pictures[row]]
+            row_positions = positions(ids_BT[row, pad:].tolist(), grids, self.token, self.patcher.merge)
+            self.position_3BT[:, row, pad:] = row_positions
         # What follows counts on from the last position, which pictures have made smaller than the number of tokens.
         self.behind = (width - pad_B - 1 - self.position_3BT[:, :, -1].amax(0)).to(self.device)
-        self.seen = features(self.tower, self.patcher, shown).to(self.dtype) if any(shown) else None
+        self.seen = features(self.tower, self.patcher, row_pictures).to(self.dtype) if any(row_pictures) else None
         self.position_3BT = self.position_3BT.to(self.device)
         return super().prefill(ids_BT, pad_B, copies, room)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from stepstack.config import Strict
 from stepstack.records import Picture, Problem
@@ -28,21 +30,25 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling(Strict):
-    """How to sample. ``logprobs`` of a rollout are those of this distribution, temperature applied.
+    """How to sample. ``logprobs`` of a rollout are those of this distribution, temperature applied."""
 
-    temperature 0 is greedy. ``max_tokens`` bounds the response; ``max_length`` bounds prompt plus response
-    (None: no bound beyond the model's own). Seeds are per rollout, derived from (seed, problem index, sample), so a
-    result depends neither on the batch nor on the number of processes.
-    """
-
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = 64
-    max_length: int | None = None
+    n: PositiveInt = 1
+    """Samples of each prompt."""
+    temperature: NonNegativeFloat = 1.0
+    """Temperature of the distribution; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability that the likeliest tokens, from which is sampled, hold together; 1: all tokens."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Number of likeliest tokens from which is sampled; -1 or 0: all tokens."""
+    max_tokens: PositiveInt = 64
+    """Most tokens of a response."""
+    max_length: PositiveInt | None = None
+    """Most tokens of prompt and response together; null: no bound beyond the model's own."""
     stop: tuple[str, ...] = ()
-    seed: int = 0
+    """Strings that end a response, which keeps the string."""
+    seed: NonNegativeInt = 0
+    """Seed of the samples. Each rollout has one of its own, derived from (seed, problem index, sample), so a result
+    depends neither on the batch nor on the number of processes."""
 
     @property
     def cuts(self) -> bool:
@@ -66,7 +72,7 @@ Budget = Sampling | ClipBudget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What an engine made of a problem: what rewards and metrics look at.
+    """The outcome of one request, which rewards and metrics look at.
 
     ``ids`` are the engine's tokens, EOS included when it was emitted, up to the token that completes a stop string;
     None where the engine does not tell them, and ``tokens`` then counts them. ``text`` ends with that stop string.

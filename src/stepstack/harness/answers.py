@@ -70,7 +70,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
 
 
 def answer_of(row: Mapping[str, Any], problem: Problem, sample: int) -> Answer:
-    """What ``answer_row`` wrote."""
+    """The answer that ``answer_row`` wrote."""
     return Answer(
         problem=problem,
         sample=sample,

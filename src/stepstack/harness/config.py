@@ -16,6 +16,7 @@ class TaskData(Strict):
     decided by a hash of their text. The task's score is the reward, unless ``reward`` names a file."""
 
     type: Literal["task"] = "task"
+    """Choice of the data: a task file."""
     path: str
     """Python file that defines ``TASK = Task(...)``, from where the command is typed or from the repository."""
     select: PositiveInt = 64

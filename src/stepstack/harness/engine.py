@@ -1,4 +1,4 @@
-"""What answers the questions of an evaluation, as a protocol; harness/engines holds those that there are."""
+"""The protocol of engines that answer the questions of an evaluation; harness/engines holds those that there are."""
 
 from __future__ import annotations
 

@@ -61,12 +61,12 @@ def evaluate(
     if world.rank == 0:
         store.begin()
     world.gather([])  # the others look only now
-    if (done := store.result()) is not None:
-        return store.folder, done
+    if (result := store.result()) is not None:
+        return store.folder, result
     questions = [Question(problem, task.request(problem)) for problem in problems]
     started = time.perf_counter()
-    mine = _answer(task, engine, world, store, questions, budget)
-    everything: list[Sample] = sorted(world.gather(mine), key=lambda s: (s.index, s.sample))
+    local_samples = _answer(task, engine, world, store, questions, budget)
+    everything: list[Sample] = sorted(world.gather(local_samples), key=lambda s: (s.index, s.sample))
     world.gather([])
     if world.rank == 0:
         record = summary(task, everything, budget) | {"plan": store.plan, "model": dict(model), **(about or {})}
@@ -83,9 +83,9 @@ def checked(task: Task, problems: Sequence[Problem]) -> list[Problem]:
     """Every row has a gold answer and an index of its own, or ConfigError."""
     if not problems:
         raise ConfigError(f"task {task.name}: no rows")
-    bare = [problem.index for problem in problems if not gold_text(problem.gold).strip()]
-    if bare:
-        raise ConfigError(f"task {task.name}: rows {bare[:10]} have no gold answer: fill it in or remove the row")
+    without_gold = [problem.index for problem in problems if not gold_text(problem.gold).strip()]
+    if without_gold:
+        raise ConfigError(f"task {task.name}: rows {without_gold[:10]} have no gold answer: add it or remove them")
     if len({problem.index for problem in problems}) < len(problems):
         raise ConfigError(f"task {task.name}: two rows have the same index")
     return list(problems)
@@ -127,24 +127,26 @@ def _answer(
     task: Task, engine: Engine, world: ProcessGroup, store: Store, questions: Sequence[Question], budget: Budget
 ) -> list[Sample]:
     """This process's samples: of its pieces, and its share of what had been generated before."""
-    done, _ = store.generated([question.problem for question in questions])
+    generated, _ = store.generated([question.problem for question in questions])
     world.gather([])  # all have looked before the first writes
-    known = [question for question in questions if question.problem.index in done]
+    answered = [question for question in questions if question.problem.index in generated]
     pieces = list(_pieces(questions, max(1, engine.batch // budget.n)))[world.rank :: world.processes]
-    found: list[Sample] = []
-    share = known[world.rank :: world.processes]
-    found += _scored(task, [(question, done[question.problem.index]) for question in share])
-    todo = [[q for q in piece if q.problem.index not in done] for piece in pieces]
+    samples: list[Sample] = []
+    share = answered[world.rank :: world.processes]
+    samples += _scored(task, [(question, generated[question.problem.index]) for question in share])
+    todo = [[q for q in piece if q.problem.index not in generated] for piece in pieces]
     total = len(share) + sum(map(len, todo))
-    with Progress(task.name, total, len(share), shown=world.rank == 0) as progress:
+    with Progress(task.name, total, len(share), visible=world.rank == 0) as progress:
         for piece in todo:
-            for made, seconds in _written_together(engine, piece, budget):
-                store.append(world.rank, [(q.problem.index, given) for q, given in made], seconds)
-                found += _scored(task, made)
-                score = average(found)
+            for batch, seconds in _written_together(engine, piece, budget):
+                store.append(world.rank, [(q.problem.index, given) for q, given in batch], seconds)
+                samples += _scored(task, batch)
+                score = average(samples)
                 row = {} if score is None else {"score": score}
-                progress.advance(len({s.index for s in found}), {**row, "failed": sum(s.score is None for s in found)})
-    return found
+                progress.advance(
+                    len({s.index for s in samples}), {**row, "failed": sum(s.score is None for s in samples)}
+                )
+    return samples
 
 
 def _written_together(
@@ -181,12 +183,12 @@ def _scored(task: Task, answered: Sequence[tuple[Question, list[Answer]]]) -> li
     whole = [answer for _, answer in pairs if answer.finish != "error"]
     verdicts = iter(task.score(whole) if whole else [])
     return [
-        io.sample_of(answer, shown(question.request), None if answer.finish == "error" else next(verdicts))
+        io.sample_of(answer, request_text(question.request), None if answer.finish == "error" else next(verdicts))
         for question, answer in pairs
     ]
 
 
-def shown(request: Request) -> str:
+def request_text(request: Request) -> str:
     """A request as text: a chat as "role: content" lines, pictures as their references."""
     if isinstance(request, Pictured | ClipPrompt):
         return "\n".join([*map(repr, request.pictures), request.text])

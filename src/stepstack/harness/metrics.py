@@ -60,14 +60,14 @@ def corpus(
     """A figure of the whole set, as average precision or BLEU; its standard error is a bootstrap over questions."""
 
     def measure(questions: Sequence[Question]) -> Measured | None:
-        questions = [kept for question in questions if (kept := scored(question))]
+        questions = [verdicts for question in questions if (verdicts := scored(question))]
         value = of(questions) if questions else None
         if value is None:
             return None
         draws = np.random.default_rng(seed).integers(0, len(questions), (RESAMPLES, len(questions)))
         again = [of([questions[i] for i in draw]) for draw in draws]
-        known = [figure for figure in again if figure is not None]
-        return Measured(value, stdev(known) if len(known) > 1 else 0.0, len(questions))
+        redrawn = [figure for figure in again if figure is not None]
+        return Measured(value, stdev(redrawn) if len(redrawn) > 1 else 0.0, len(questions))
 
     return Metric(name, measure, higher_is_better, whole=True)
 
@@ -83,22 +83,22 @@ def of_samples(budget: Budget) -> list[Metric]:
     if isinstance(budget, Sampling) and budget.temperature == 0:
         return [mean("greedy", average)]
     k = budget.n
-    made = [mean(f"avg@{k}", average)]
+    metrics = [mean(f"avg@{k}", average)]
     if k > 1:
         powers = sorted({2**i for i in range(1, k.bit_length()) if 2**i <= k} | {k})
-        made += [mean(f"pass@{j}", lambda question, j=j: pass_at(question, j)) for j in powers]  # type: ignore[misc]
-        made.append(mean(f"maj@{k}", majority))
-    return made
+        metrics += [mean(f"pass@{j}", lambda question, j=j: pass_at(question, j)) for j in powers]  # type: ignore[misc]
+        metrics.append(mean(f"maj@{k}", majority))
+    return metrics
 
 
-def part(name: str, shown: str = "", *, higher_is_better: bool = True) -> Metric:
+def part(name: str, label: str = "", *, higher_is_better: bool = True) -> Metric:
     """The mean of one part of the scores, under its name or ``shown``."""
 
     def of(question: Question) -> float | None:
         values = [sample.parts[name] for sample in scored(question)]
         return fmean(values) if values else None
 
-    return mean(shown or name, of, higher_is_better=higher_is_better)
+    return mean(label or name, of, higher_is_better=higher_is_better)
 
 
 def average(question: Question) -> float | None:
@@ -111,8 +111,8 @@ def pass_at(question: Question, k: int) -> float | None:
 
     A question with fewer than k verdicts has none. Right means a score above 0.
     """
-    kept = scored(question)
-    n, right = len(kept), sum(sample.score > 0 for sample in kept)  # type: ignore[operator]
+    verdicts = scored(question)
+    n, right = len(verdicts), sum(sample.score > 0 for sample in verdicts)  # type: ignore[operator]
     if n < k:
         return None
     return 1 - math.comb(n - right, k) / math.comb(n, k)
@@ -123,12 +123,12 @@ def majority(question: Question) -> float | None:
 
     Answers are the same where their texts are, but for white space. Where no sample has an answer the score is 0.
     """
-    kept = scored(question)
-    if not kept:
+    verdicts = scored(question)
+    if not verdicts:
         return None
     votes: Counter[str] = Counter()
     value: dict[str, list[float]] = {}
-    for sample in kept:
+    for sample in verdicts:
         if sample.answer is not None:
             key = "".join(sample.answer.split())
             votes[key] += 1

@@ -12,9 +12,9 @@ from huggingface_hub import snapshot_download
 from stepstack.config import ROOT, ConfigError
 
 WEIGHTS = (".safetensors", ".bin")
-SMALL = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
+CONFIG_FILES = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-PART = 1 << 24
+READ_BYTES = 1 << 24
 
 
 def folder_of(name: str) -> Path:
@@ -24,7 +24,7 @@ def folder_of(name: str) -> Path:
     """
     folder = Path(name)
     if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
-        folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + SMALL]))
+        folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + CONFIG_FILES]))
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
@@ -38,10 +38,10 @@ def folder_of(name: str) -> Path:
 def record(folder: Path, name: str | None = None) -> dict[str, Any]:
     """name and sha256 of a model folder: weights, configs and tokenizer, not training state."""
     total = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in WEIGHTS + SMALL):
+    for file in sorted(f for f in folder.iterdir() if f.suffix in WEIGHTS + CONFIG_FILES):
         total.update(file.name.encode())
         with file.open("rb") as handle:
-            while part := handle.read(PART):
+            while part := handle.read(READ_BYTES):
                 total.update(part)
     return {"name": _shown(name or str(folder)), "sha256": total.hexdigest()}
 

@@ -32,8 +32,8 @@ def digest(value: Any) -> str:
 def plan(
     task: str, version: int, problems: Sequence[Problem], budget: Budget, model: Mapping, engine: Mapping
 ) -> dict[str, Any]:
-    """What decides every sample. Where the model and the rows lie does not: of a model that has a hash only that
-    counts, and of a problem not its ``source``."""
+    """Everything that decides a sample. Where the model and the rows lie does not: only the hash of a model counts
+    where it has one, and ``source`` of a problem does not count."""
     rows = digest(
         [[p.index, p.text, gold_text(p.gold), {k: v for k, v in p.meta.items() if k != "source"}] for p in problems]
     )
@@ -80,9 +80,9 @@ class Store:
         file = self.folder / RESULT
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def append(self, rank: int, done: Sequence[tuple[int, Sequence[Answer]]], seconds: float) -> None:
+    def append(self, rank: int, answered: Sequence[tuple[int, Sequence[Answer]]], seconds: float) -> None:
         """Questions with all their answers, in one write."""
-        rows = [_row(index, made) for index, made in done]
+        rows = [_row(index, given) for index, given in answered]
         if rows:
             rows[0]["seconds"] = seconds
             jsonl.append(self.folder / f"generated-{rank}.jsonl", *rows)
@@ -90,13 +90,15 @@ class Store:
     def generated(self, problems: Sequence[Problem]) -> tuple[dict[int, list[Answer]], float]:
         """Answers of the questions that are done, by whichever process, and the seconds that they took."""
         by_index = {problem.index: problem for problem in problems}
-        done, seconds = {}, 0.0
+        answers_by_index, seconds = {}, 0.0
         for file in sorted(self.folder.glob("generated-*.jsonl")):
             for row in jsonl.read(file):
                 problem = by_index[row["index"]]
-                done[row["index"]] = [answer_of(one, problem, number) for number, one in enumerate(row["answers"])]
+                answers_by_index[row["index"]] = [
+                    answer_of(one, problem, number) for number, one in enumerate(row["answers"])
+                ]
                 seconds += row.get("seconds", 0.0)
-        return done, seconds
+        return answers_by_index, seconds
 
     def forget_failures(self) -> int:
         """Let the questions be asked again that the engine failed on, and everything be graded again; returns how many
@@ -107,15 +109,15 @@ class Store:
         else:
             rows = _answer_rows(answers.read(self.folder / SAMPLES))
             seconds = old["timing"]["generation_s"]
-        kept = [row | {"seconds": 0.0} for row in rows if all(one["error"] is None for one in row["answers"])]
-        if kept:
-            kept[0]["seconds"] = seconds
-        jsonl.write_rows_atomic(self.folder / "generated-0.jsonl", kept)
+        whole = [row | {"seconds": 0.0} for row in rows if all(one["error"] is None for one in row["answers"])]
+        if whole:
+            whole[0]["seconds"] = seconds
+        jsonl.write_rows_atomic(self.folder / "generated-0.jsonl", whole)
         for file in self.folder.glob("generated-*.jsonl"):
             if file.name != "generated-0.jsonl":
                 file.unlink()
         (self.folder / RESULT).unlink(missing_ok=True)
-        return len(rows) - len(kept)
+        return len(rows) - len(whole)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The result last, then the parts go."""
@@ -132,7 +134,7 @@ def _row(index: int, given: Sequence[Answer]) -> dict[str, Any]:
 
 
 def _answer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """What the engine had said, out of scored samples; a row a question."""
+    """Answers of the engine out of scored samples, a row a question."""
     by_index: dict[int, list[dict[str, Any]]] = {}
     for s in samples:
         error = s.failure.removeprefix("engine: ") if s.failure and s.finish == "error" else None

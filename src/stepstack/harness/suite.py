@@ -13,9 +13,7 @@ from stepstack.core.types import ProcessGroup
 from stepstack.generation.types import Budget, ClipBudget
 from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import evaluate
-from stepstack.harness.task import DATA, Task, load
-
-LM_EVAL = "lm_eval:"
+from stepstack.harness.task import DATA, LM_EVAL, Task, load
 
 Evaluated = list[tuple[Path, dict[str, Any]]]
 
@@ -67,13 +65,13 @@ def evaluate_all(
     options = options or SuiteOptions()
     tasks = [load(name, recipe_tasks) for name in names if not name.startswith(LM_EVAL)]
     foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
-    found: Evaluated = []
+    evaluated: Evaluated = []
     if foreign:
         from stepstack.harness.lm_eval.tasks import (
             evaluate as evaluate_lm_eval,  # an extra: imported where it is asked for
         )
 
-        found += evaluate_lm_eval(
+        evaluated += evaluate_lm_eval(
             foreign,
             engine,
             world,
@@ -85,7 +83,7 @@ def evaluate_all(
             about=about,
         )
     for task in tasks:
-        done = evaluate(
+        outcome = evaluate(
             task,
             engine,
             world,
@@ -97,5 +95,5 @@ def evaluate_all(
             retry=options.retry,
             about=about,
         )
-        found.append(done)
-    return found
+        evaluated.append(outcome)
+    return evaluated

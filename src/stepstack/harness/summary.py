@@ -19,12 +19,12 @@ def label_of(model: dict[str, Any]) -> str:
     return f"{stem}-{model['sha256'][:8]}" if model["sha256"] else stem
 
 
-def print_table(title: str, found: Evaluated) -> None:
+def print_table(title: str, evaluated: Evaluated) -> None:
     """Task, metrics with standard errors, and what was lost on the way."""
     table = Table(title=title)
     for column in ("task", "metric", "value", "n", "truncated", "failed", "tokens"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
-    for _, result in found:
+    for _, result in evaluated:
         for place, metric in enumerate(result["metrics"]):
             first = place == 0
             failed = sum(result["failed"].values())
@@ -52,13 +52,13 @@ def places_of(names: Sequence[str]) -> dict[str, list[Path]]:
 
     ConfigError for a folder without a finished evaluation.
     """
-    found: dict[str, list[Path]] = {}
+    by_label: dict[str, list[Path]] = {}
     for name in names:
         folder = Path(name)
         whole = (folder / "result.json").is_file()
         places = [folder] if whole else sorted(file.parent for file in folder.glob("*/result.json"))
         if not places:
             raise ConfigError(f"{name} holds no finished evaluation (no result.json): give runs/<name>/evals/<label>")
-        label = folder.name if folder.name not in found else str(folder)
-        found[label] = places
-    return found
+        label = folder.name if folder.name not in by_label else str(folder)
+        by_label[label] = places
+    return by_label

@@ -17,6 +17,7 @@ from stepstack.rl.reward import Reward
 from stepstack.user_code import load_module
 
 TASKS = ROOT / "evals" / "tasks"
+LM_EVAL = "lm_eval:"  # begins the name of a task of lm-evaluation-harness
 DATA = ROOT / "evals" / "data"  # where tasks look for their rows; not in git
 
 
@@ -52,12 +53,12 @@ def load(name: str, recipe_tasks: Sequence[Task] = (), folder: Path = TASKS) -> 
     if not path.is_file():
         menu = ", ".join([*(task.name for task in recipe_tasks), *menu_of(folder)])
         raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
-    found = vars(load_module(path)).get("TASK")
-    if not isinstance(found, Task):
+    defined = vars(load_module(path)).get("TASK")
+    if not isinstance(defined, Task):
         raise ConfigError(f"{path} defines no TASK = Task(...)")
-    if found.name != path.stem or not re.fullmatch(r"[\w.-]+", found.name):
-        raise ConfigError(f"{path}: its task is named {found.name!r}; the file's stem must be the name")
-    return found
+    if defined.name != path.stem or not re.fullmatch(r"[\w.-]+", defined.name):
+        raise ConfigError(f"{path}: its task is named {defined.name!r}; the file's stem must be the name")
+    return defined
 
 
 def menu_of(folder: Path = TASKS) -> list[str]:

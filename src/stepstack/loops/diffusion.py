@@ -33,7 +33,8 @@ Loss = Callable[[nn.Module, Any], LossOut]
 
 @dataclass(frozen=True, slots=True)
 class LatentMicroBatch:
-    """What a forward pass gets, and the velocity it is to predict; of pairs, the losers' below the winners'."""
+    """Inputs of one forward pass, and the velocity that it is to predict. In pairs the rows of the losers stand below
+    those of the winners."""
 
     inputs: Mapping[str, Tensor]
     target_BFCHW: Tensor

@@ -14,13 +14,15 @@ from stepstack.config import Strict
 
 @dataclass(frozen=True, slots=True)
 class Link(Strict):
-    """Time of one rank's share of a collective over links of one kind: ``seconds`` it took to move ``bytes``.
+    """Time of one rank's share of a collective over links of one kind.
 
     Linear between the points, the last slope beyond them, the first time below them, and nothing for no bytes.
     """
 
     bytes: tuple[float, ...]
+    """Bytes moved at each measured point, ascending; two points or more."""
     seconds: tuple[float, ...]
+    """Seconds that the bytes of each point took."""
 
     def __post_init__(self) -> None:
         _ascending("bytes", self.bytes)
@@ -44,16 +46,18 @@ class Link(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Attention(Strict):
-    """Time of sparse attention of one head over a whole sequence: ``seconds[i][j]`` at ``lengths[i]``,
-    ``sparsities[j]``.
+    """Time of sparse attention of one head over a whole sequence.
 
     Linear in sparsity, a power law in length, beyond the table as at its edge; above the highest sparsity measured it
     gets no faster, because nobody has seen it.
     """
 
     lengths: tuple[int, ...]
+    """Tokens of the measured sequences, ascending; two or more."""
     sparsities: tuple[float, ...]
+    """Measured sparsities in [0, 1], ascending; two or more."""
     seconds: tuple[tuple[float, ...], ...]
+    """Seconds ``seconds[i][j]`` at ``lengths[i]`` and ``sparsities[j]``."""
 
     def __post_init__(self) -> None:
         _ascending("lengths", self.lengths)

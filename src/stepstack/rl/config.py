@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from stepstack.batching.config import BatchLayout
-from stepstack.config import RunConfig, Strict
+from stepstack.config import Fraction, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
@@ -19,6 +19,7 @@ class FileReward(Strict):
     """A rule of your own: a function in a Python file (``rl.reward.load_reward`` says what it takes and returns)."""
 
     type: Literal["file"] = "file"
+    """Choice of the reward: a rule of your own in a file."""
     path: str
     """Python file, from where the command is typed or from the repository."""
     function: str = "score"
@@ -33,9 +34,12 @@ class FileReward(Strict):
 class RolloutConfig(Strict):
     """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
 
-    prompts: int = 128
+    prompts: PositiveInt = 128
+    """Prompts of a step over all processes."""
     sampling: Sampling = Sampling(n=64)
+    """How responses are sampled; ``n`` of each prompt."""
     generator: Annotated[GeneratorConfig, Field(discriminator="type")] = HfConfig()
+    """Engine that samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,22 +47,32 @@ class Gae(Strict):
     """Generalised advantage estimation with a critic (ORZ: gamma = lam = 1)."""
 
     type: Literal["gae"] = "gae"
-    gamma: float = 1.0
-    lam: float = 1.0
+    """Choice of the advantage: GAE, with a critic."""
+    gamma: Fraction = 1.0
+    """Discount of a reward for each token that it comes later."""
+    lam: Fraction = 1.0
+    """Decay of GAE's weights: 1 trusts returns alone, 0 the critic."""
     whiten: bool = True
-    bf16: bool = False  # orz-parity: ORZ rounds whitened advantages to bfloat16
+    """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
+    bf16: bool = False
+    """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grpo(Strict):
-    """Group-relative advantage, no critic. ``scale``: divide by the group's std (sample or population), or not at all
-    (Dr. GRPO's estimator, and what ORZ's GRPO script computes, whose std is a bool by operator precedence)."""
+    """Group-relative advantage, no critic."""
 
     type: Literal["grpo"] = "grpo"
+    """Choice of the advantage: relative to the group of a prompt."""
     scale: Literal["std", "population", "none"] = "std"
-    eps: float = 1e-4
+    """Divisor of the rewards' distance from the group's mean: their sample or population deviation, or none (Dr.
+    GRPO's estimator, and what ORZ's GRPO script computes, whose std is a bool by operator precedence)."""
+    eps: NonNegativeFloat = 1e-4
+    """Number added to the deviation."""
     whiten: bool = False
+    """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
     bf16: bool = False
+    """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +80,11 @@ class Rloo(Strict):
     """REINFORCE leave-one-out: reward minus the mean of the group's other rewards."""
 
     type: Literal["rloo"] = "rloo"
+    """Choice of the advantage: leave-one-out."""
     whiten: bool = False
+    """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
     bf16: bool = False
+    """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
 
 
 Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "pack-mean"]
@@ -75,53 +92,73 @@ Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLoss(Strict):
-    """PPO's clipped surrogate. ``clip_high`` > ``clip_low`` is clip-higher (DAPO); ``dual_clip`` c bounds the loss of
-    negative advantages by -c*A; ``is_cap`` weighs tokens by min(cap, trainer/sampler probability) (TIS).
+    """PPO's clipped surrogate."""
 
-    aggregate: token-mean (ours, global) · seq-mean-token-mean (GRPO) · seq-mean-token-sum · seq-mean-token-sum-norm
-    (Dr. GRPO: divides by max_tokens) · pack-mean (orz-parity: mean over packs of each pack's token mean)."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    is_cap: float | None = None
+    clip_low: NonNegativeFloat = 0.2
+    """Distance below 1 at which the ratio of probabilities is clipped."""
+    clip_high: NonNegativeFloat = 0.2
+    """Distance above 1 at which the ratio of probabilities is clipped; above ``clip_low`` it is clip-higher (DAPO)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound c of dual-clip PPO, by which the loss of a negative advantage A is at most -c A; null: no bound."""
+    is_cap: PositiveFloat | None = None
+    """Cap of truncated importance sampling (TIS), which weighs tokens by min(cap, trainer / sampler probability);
+    null: no weights."""
     aggregate: Aggregate = "token-mean"
+    """Mean over tokens: token-mean (ours, global), seq-mean-token-mean (GRPO), seq-mean-token-sum,
+    seq-mean-token-sum-norm (Dr. GRPO: divides by max_tokens), pack-mean (orz-parity: mean over packs of each pack's
+    token mean)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueLoss(Strict):
-    """The critic's regression; ``clip`` keeps a value near the one it had when the rollout was made (null: free)."""
+    """The critic's regression."""
 
-    clip: float | None = 0.2
+    clip: PositiveFloat | None = 0.2
+    """Most that a value may move from the one it had when the rollout was made; null: as far as it likes."""
     aggregate: Aggregate = "token-mean"
+    """Mean over tokens, as in ``policy_loss.aggregate``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kl(Strict):
-    """KL to the reference model. No reference is loaded while ``weight`` is 0. ``place``: a term of the loss, or a
-    penalty taken off the reward token by token."""
+    """KL to the reference model."""
 
-    weight: float = 0.0
+    weight: NonNegativeFloat = 0.0
+    """Weight of the KL to the reference model, which is not loaded while this is 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL from the sampled tokens (Schulman)."""
     place: Literal["loss", "reward"] = "loss"
+    """Where the KL goes: a term of the loss, or a penalty taken off the reward token by token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PpoConfig(RunConfig):
     """Everything PPO. The critic exists only where advantage.type is gae, the reference only where kl.weight > 0."""
 
-    steps: int
+    steps: PositiveInt
+    """Training steps: each samples rollouts, scores them and updates the models."""
     rollout: RolloutConfig = RolloutConfig()
+    """Prompts and samples of a step, and the engine."""
     advantage: Annotated[Gae | Grpo | Rloo, Field(discriminator="type")] = Gae()
+    """How rewards become advantages; gae alone has a critic."""
     actor: TrainableConfig = TrainableConfig()
-    actor_updates: int = 1
+    """How the policy is trained."""
+    actor_updates: PositiveInt = 1
+    """Optimizer updates of the policy in a step, each on an equal part of the rollouts."""
     critic: TrainableConfig = TrainableConfig()
-    critic_updates: int = 12
+    """How the critic is trained, where there is one."""
+    critic_updates: PositiveInt = 12
+    """Optimizer updates of the critic in a step, each on an equal part of the rollouts."""
     policy_loss: PolicyLoss = PolicyLoss()
+    """Loss of the policy."""
     value_loss: ValueLoss = ValueLoss()
+    """Loss of the critic."""
     entropy_weight: float = 0.0
+    """Weight of the policy's entropy, which is taken off the loss; 0: it is only logged."""
     kl: Kl = Kl()
+    """KL to the reference model, which is the policy before training."""
     layout: BatchLayout = BatchLayout()
+    """How rollouts become micro-batches."""
 
     def __post_init__(self) -> None:
         most = max(self.actor_updates, self.critic_updates if self.uses_critic else 1)

@@ -29,16 +29,16 @@ def collect(
     scores: dict[int, list[float]] = defaultdict(list)
     for rollout, score in scored:
         scores[rollout.problem.index].append(score.value)
-    kept = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
-    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in kept]
-    owner = owners(lengths, chunk_of(len(kept), min(chunks, len(kept)), seed), world.processes)
-    mine = [index for index in range(len(kept)) if owner[index] == world.rank]
-    rows = [Row.of(kept[index][0], kept[index][1].value, index) for index in mine]
-    return Batch(rows, len(kept), seed, dict(scores)), summary(scored, scores)
+    trained = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
+    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in trained]
+    owner = owners(lengths, chunk_of(len(trained), min(chunks, len(trained)), seed), world.processes)
+    local = [index for index in range(len(trained)) if owner[index] == world.rank]
+    rows = [Row.of(trained[index][0], trained[index][1].value, index) for index in local]
+    return Batch(rows, len(trained), seed, dict(scores)), summary(scored, scores)
 
 
 def summary(scored: Sequence[Scored], scores: dict[int, list[float]]) -> dict[str, float]:
-    """What a step's rollouts looked like, over all processes."""
+    """Figures of a step's rollouts, over all processes."""
     lengths = [len(rollout.ids) for rollout, _ in scored]
     parts: dict[str, list[float]] = defaultdict(list)
     for _, score in scored:

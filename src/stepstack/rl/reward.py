@@ -1,4 +1,4 @@
-"""What a reward is, and one of your own: a function in a Python file. No torch."""
+"""The type of a reward, and rewards of a user's own file. No torch."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def load_reward(cfg: FileReward) -> Reward:
             columns = columns_of(rollouts)
             if lacking := [name for name in needed if name not in columns]:
                 raise ConfigError(f"{where} asks for {', '.join(lacking)}: there are {', '.join(columns)}")
-            given = columns if takes_all else {name: columns[name] for name in parameters if name in columns}
-            returned = function(**given)
+            arguments = columns if takes_all else {name: columns[name] for name in parameters if name in columns}
+            returned = function(**arguments)
         else:
             returned = function(rollouts)
         return _checked(returned, len(rollouts), where)

@@ -1,4 +1,4 @@
-"""What PPO does with a batch: annotate, credit, and the losses of actor and critic."""
+"""The steps of PPO on one batch: annotate, credit, and the losses of actor and critic."""
 
 from __future__ import annotations
 
@@ -101,10 +101,14 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
         weight_N = token_weights(micro.lengths, cfg.policy_loss.aggregate, cfg.rollout.sampling.max_tokens)
         mismatch_N = (old_N - sampler_N).abs()
         metrics |= {
-            "entropy": entropy_N.sum(), "clip_fraction": clipped_N.sum(), "ratio_max": ratio_N.max(),
-            "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(), "mismatch": mismatch_N.sum(),
-            "mismatch_max": mismatch_N.max(), "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
-        }  # fmt: skip
+            "entropy": entropy_N.sum(),
+            "clip_fraction": clipped_N.sum(),
+            "ratio_max": ratio_N.max(),
+            "kl": kl_estimate(old_N, logp_N.detach(), "k3").sum(),
+            "mismatch": mismatch_N.sum(),
+            "mismatch_max": mismatch_N.max(),
+            "mismatch_kl": kl_estimate(sampler_N, old_N, "k3").sum(),
+        }
         total = (loss_N * weight_N.to(loss_N.device)).sum()
         return LossOut(total=total, count=micro.count, work=micro.work, metrics=metrics)
 
@@ -123,5 +127,5 @@ def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut
 
 
 def loss_denominator(cfg: PolicyLoss | ValueLoss, minibatch: Minibatch) -> float:
-    """What the summed loss of a mini-batch is divided by, over all processes."""
+    """The number that the summed loss of a mini-batch is divided by, over all processes."""
     return denominator(cfg.aggregate, tokens=minibatch.tokens, rows=minibatch.rows, packs=minibatch.packs)

@@ -67,10 +67,15 @@ def test_which_rows_form_a_mini_batch_does_not_depend_on_the_number_of_processes
 @pytest.mark.parametrize(
     ("packs", "updates", "steps", "used"),
     [
-        (100, 12, 12, 96), (171, 12, 12, 168), (12, 12, 12, 12), (23, 12, 12, 12), (11, 12, 11, 11), (100, 1, 1, 100),
+        (100, 12, 12, 96),
+        (171, 12, 12, 168),
+        (12, 12, 12, 12),
+        (23, 12, 12, 12),
+        (11, 12, 11, 11),
+        (100, 1, 1, 100),
         (171, 1, 1, 171),
     ],
-)  # fmt: skip
+)
 def test_orz_parity_drops_exactly_what_orz_drops(packs, updates, steps, used):
     rows = tools.rows([(5, 5)] * packs)  # each fills a pack
     parts = plan(tools.batch(rows), updates, BatchLayout(pack=True, max_tokens=10, orz_parity=True))

@@ -158,7 +158,7 @@ def test_defaults_are_torchs():
         None,
     )
     assert theirs.defaults["ns_coefficients"] == muon.COEFFICIENTS
-    assert theirs.defaults["eps"] == muon.SMALLEST
+    assert theirs.defaults["eps"] == muon.MIN_NORM
 
 
 def test_a_state_dict_goes_on_where_it_was_written():

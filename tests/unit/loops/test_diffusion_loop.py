@@ -45,9 +45,17 @@ def prepared(folder, count=12, pairs=False, grids=GRIDS) -> Latents:
 
 def config(tmp_path, **changes) -> DiffusionConfig:
     base = {
-        "recipe": "none", "name": "loop", "dir": str(tmp_path), "steps": 4, "batch": 4, "micro": 4, "eval_every": 0,
-        "trackers": (), "save": Save(every=2), "dit": TrainableConfig(optim=AdamW(lr=1e-2), ema=0.9),
-    }  # fmt: skip
+        "recipe": "none",
+        "name": "loop",
+        "dir": str(tmp_path),
+        "steps": 4,
+        "batch": 4,
+        "micro": 4,
+        "eval_every": 0,
+        "trackers": (),
+        "save": Save(every=2),
+        "dit": TrainableConfig(optim=AdamW(lr=1e-2), ema=0.9),
+    }
     return DiffusionConfig(**{**base, **changes})
 
 
@@ -77,8 +85,9 @@ def test_a_resumed_run_is_the_same_run_and_so_is_its_average(tmp_path):
     run = trained(config(tmp_path, name="cut"), videos)
     assert run.resumed_from == 2
     assert equal(state(run), whole)
-    assert not equal({n: w for n, w in whole.items() if n[:4] != "ema."},
-                     {n[4:]: w for n, w in whole.items() if n[:4] == "ema."})  # fmt: skip
+    assert not equal(
+        {n: w for n, w in whole.items() if n[:4] != "ema."}, {n[4:]: w for n, w in whole.items() if n[:4] == "ema."}
+    )
 
 
 def test_the_average_is_what_its_formula_says(tmp_path):
@@ -282,5 +291,4 @@ def test_broken_latents_are_named(tmp_path):
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match="multiple of 3"):
-        DiffusionConfig(recipe="none", batch=4, launch=Launch(
-            processes_per_node=3))  # fmt: skip
+        DiffusionConfig(recipe="none", batch=4, launch=Launch(processes_per_node=3))

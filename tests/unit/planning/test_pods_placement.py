@@ -52,6 +52,14 @@ def test_without_faults_no_traffic_leaves_a_tor(method):
     assert placed.hops == 128
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_without_dp_peers_are_placed_too(method):
+    deployment = Deployment(Ring(16), 4)
+    placed = place(deployment, np.ones(16, bool), Job(16, 1, 2), method)
+    sound(deployment, np.ones(16, bool), Job(16, 1, 2), placed)
+    assert (placed.crossings, placed.hops) == (0, 0)
+
+
 def test_dp_wider_than_a_tor_crosses_no_more_than_it_must():
     placed = place(Deployment(Ring(64), 4), np.ones(64, bool), Job(16, 8, 2), "aligned")
     assert placed.rate == 2 / 8

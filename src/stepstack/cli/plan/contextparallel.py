@@ -25,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
     job = config.read(Job, args.file, args.overrides)
     # To stderr: a progress bar must not get into JSON.
     bar = Console(stderr=True)
-    made = planned(job, lambda layers: track(layers, "layers", console=bar, transient=True))
-    print(json.dumps(as_json(job, made), indent=1) if args.json else table(job, made), end="\n" if args.json else "")
+    plan = planned(job, lambda layers: track(layers, "layers", console=bar, transient=True))
+    print(json.dumps(as_json(job, plan), indent=1) if args.json else table(job, plan), end="\n" if args.json else "")
     return 0

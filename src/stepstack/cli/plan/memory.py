@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from recipes.protocol import load_config
+from recipes.stepvideo.config import Config, WordVectors
 
 if TYPE_CHECKING:
     from stepstack.planning.memory import Dit, Vae
@@ -17,10 +18,10 @@ HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="a config of the recipe stepvideo: its DiT and its machines")
     parser.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="stronger than any file")
-    parser.add_argument("--frames", type=int, help="of a video; default: the config's")
+    parser.add_argument("--frames", type=int, help="frames of a video; default: those of the config")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="in pixels; default: the first of the config's")
-    parser.add_argument("--vae", choices=("config", "step-video"), default="config", help="that makes the latents")
-    parser.add_argument("--tflops", type=float, default=989.0, help="of a GPU at its peak in bfloat16 (H100: 989)")
+    parser.add_argument("--vae", choices=("config", "step-video"), default="config", help="VAE that makes the latents")
+    parser.add_argument("--tflops", type=float, default=989.0, help="peak TFLOP/s of a GPU in bfloat16 (H100: 989)")
     parser.add_argument(
         "--mfu", type=float, default=0.32, help="share of it reached, no recomputation; the paper's: 0.32"
     )
@@ -30,9 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from stepstack import config
     from stepstack.planning.memory import Machine, cost, tokens
 
-    cfg: Any = load_config(args.name, args.overrides)
-    if cfg.recipe != "stepvideo":
-        raise config.ConfigError(f"{args.name} trains no video DiT: its recipe is {cfg.recipe}")
+    cfg = load_config(args.name, args.overrides, kind=Config)
     try:
         height, width = (int(part) for part in args.size.split("x")) if args.size else cfg.sizes[0]
     except ValueError:
@@ -40,32 +39,38 @@ def run(args: argparse.Namespace) -> int:
     frames, vae = args.frames or cfg.frames, vae_of(cfg, args.vae)
     dit = dit_of(cfg, vae)
     machine = Machine(
-        gpus=cfg.launch.processes, context=cfg.context, tflops=args.tflops, mfu=args.mfu, micro=cfg.micro,
-        ema=bool(cfg.dit.ema), precision=cfg.precision, again=cfg.dit.gradient_checkpointing,
-    )  # fmt: skip
-    made = cost(dit, tokens(frames, height, width, vae), machine)
+        gpus=cfg.launch.processes,
+        context=cfg.context,
+        tflops=args.tflops,
+        mfu=args.mfu,
+        micro=cfg.micro,
+        ema=bool(cfg.dit.ema),
+        precision=cfg.precision,
+        again=cfg.dit.gradient_checkpointing,
+    )
+    costs = cost(dit, tokens(frames, height, width, vae), machine)
     passes = cfg.batch / (machine.gpus // machine.context * machine.micro)
-    known = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
+    note = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
     stride = " x ".join(map(str, vae.stride))
     for key, value in (
-        ("parameters", f"{dit.parameters:,}{known}"),
-        ("tokens of a video", f"{made.tokens:,} ({frames} frames of {height} x {width}, VAE {stride})"),
-        ("forward, linear", f"{made.linear / 1e15:.3g} PFLOP"),
-        ("forward, attention", f"{made.attention / 1e15:.3g} PFLOP ({made.attention / made.forward:.0%})"),
-        ("weights, gradients, moments", f"{made.states / 2**30:.3g} GiB a GPU, sharded over {machine.gpus}"),
-        ("tokens of a GPU", f"{made.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
-        ("activations", f"{made.activations / 2**30:.3g} GiB a GPU, {'recomputed' if machine.again else 'kept'}"),
+        ("parameters", f"{dit.parameters:,}{note}"),
+        ("tokens of a video", f"{costs.tokens:,} ({frames} frames of {height} x {width}, VAE {stride})"),
+        ("forward, linear", f"{costs.linear / 1e15:.3g} PFLOP"),
+        ("forward, attention", f"{costs.attention / 1e15:.3g} PFLOP ({costs.attention / costs.forward:.0%})"),
+        ("weights, gradients, moments", f"{costs.states / 2**30:.3g} GiB a GPU, sharded over {machine.gpus}"),
+        ("tokens of a GPU", f"{costs.shard:,} a video, {machine.context} GPUs share one, {machine.micro} at a time"),
+        ("activations", f"{costs.activations / 2**30:.3g} GiB a GPU, {'recomputed' if machine.again else 'kept'}"),
         (
             "a step, by arithmetic",
-            f"{passes * made.seconds:.3g} s of {cfg.batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
+            f"{passes * costs.seconds:.3g} s of {cfg.batch} videos, {args.mfu:.0%} of {args.tflops:g} TFLOP/s",
         ),
     ):
         print(f"{key:32} {value}")
     return 0
 
 
-def vae_of(cfg: Any, choice: str) -> Vae:
-    """That the config encodes by, or Step-Video's own."""
+def vae_of(cfg: Config, choice: str) -> Vae:
+    """The VAE of the config, or the one of Step-Video."""
     from stepstack.planning.memory import PUBLISHED, STEP_VIDEO, Vae
 
     if choice == "step-video":
@@ -75,11 +80,18 @@ def vae_of(cfg: Any, choice: str) -> Vae:
     return replace(PUBLISHED[cfg.vae.type], chunk=cfg.vae.chunk)
 
 
-def dit_of(cfg: Any, vae: Vae) -> Dit:
+def dit_of(cfg: Config, vae: Vae) -> Dit:
     from stepstack.planning.memory import Dit
 
-    shape = {
-        name: getattr(cfg.model, name) for name in ("layers", "heads", "head_width", "mlp", "with_image", "with_motion")
-    }
-    text = {"text": cfg.text.widths} if cfg.text.type == "words" else {}
-    return Dit(**shape, **text, text_tokens=cfg.text.lengths, channels=vae.channels)
+    shape = cfg.model
+    dit = Dit(
+        layers=shape.layers,
+        heads=shape.heads,
+        head_width=shape.head_width,
+        mlp=shape.mlp,
+        with_image=shape.with_image,
+        with_motion=shape.with_motion,
+        text_tokens=cfg.text.lengths,
+        channels=vae.channels,
+    )
+    return replace(dit, text=cfg.text.widths) if isinstance(cfg.text, WordVectors) else dit

@@ -22,7 +22,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument("--hosts", type=Path, metavar="FILE", help="names of machines, one a line, ToR by ToR")
     cluster.add_argument("--nodes", type=int, metavar="N", help="in place of --hosts: node0 to nodeN-1")
-    cluster.add_argument("--gpus", type=int, default=4, help="of a node (4)")
+    cluster.add_argument("--gpus", type=int, default=4, help="GPUs of a node (4)")
     cluster.add_argument("--hops", type=int, default=2, metavar="K", help="nodes that a transceiver reaches (2)")
     cluster.add_argument("--per-tor", type=int, default=8, metavar="P", help="nodes under a ToR switch (8)")
     cluster.add_argument("--faulty", default="", metavar="A,B", help="machines that are down")
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     deployment = Deployment(Ring(len(names), args.gpus, args.hops), args.per_tor)
     down = [deployment.position(_number(name, names)) for name in args.faulty.split(",") if name]
     if args.event:
-        made = _events(args, deployment, names, down)
-        print(json.dumps(made, indent=1) if args.json else _events_text(made))
+        changes = _events(args, deployment, names, down)
+        print(json.dumps(changes, indent=1) if args.json else _events_text(changes))
         return 0
     job = Job(args.tp, args.dp, args.pp)
     placed = place(deployment, deployment.ring.mask(down), job, args.method)
@@ -114,7 +114,7 @@ def _events(
     from stepstack.planning.pods.orchestrator import Orchestrator
 
     rings = Orchestrator(deployment.ring, args.tp, down, args.moves)
-    made = []
+    changes = []
     for event in args.event:
         kind, _, name = event.partition(":")
         if kind not in ("fault", "repair") or not name:
@@ -123,8 +123,8 @@ def _events(
         began = time.perf_counter()
         change = rings.fault(node) if kind == "fault" else rings.repair(node)
         spent = time.perf_counter() - began
-        made.append({"event": event, **_change(change, deployment, names), **_standing(rings), "ms": 1000 * spent})
-    return made
+        changes.append({"event": event, **_change(change, deployment, names), **_standing(rings), "ms": 1000 * spent})
+    return changes
 
 
 def _change(change: Change, deployment: Deployment, names: Sequence[str]) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def _standing(rings: Orchestrator) -> dict[str, int]:
     return {"rings": len(rings.groups()), "spare_nodes": len(rings.spares())}
 
 
-def _events_text(made: Sequence[dict[str, Any]]) -> str:
+def _events_text(changes: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for event in made:
+    for event in changes:
         lines.append(
             f"{event['event']}: {event['rings']} rings, {event['spare_nodes']} spare nodes; "
             f"{len(event['groups'])} groups change, {len(event['switched'])} nodes switch ({event['ms']:.2f} ms)"

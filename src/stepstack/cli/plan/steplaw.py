@@ -37,7 +37,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--sequence", type=int, default=TOKENS, metavar="T", help="batches count sequences of T tokens")
     fit.add_argument("--window", type=float, default=0.02, help="excess loss of the runs that shape a surface (0.02)")
     fit.add_argument("--tolerance", type=float, default=0.0025, help="excess loss of near-best runs (0.0025)")
-    fit.add_argument("--draws", type=int, default=1000, help="of the bootstrap; 0: none")
+    fit.add_argument("--draws", type=int, default=1000, help="draws of the bootstrap; 0: none")
     fit.add_argument("--batch-of-params", action="store_true", help="let the batch depend on N too")
     fit.add_argument("--svg", type=Path, metavar="FILE", help="write the contour plots alone")
     _common(fit)
@@ -61,26 +61,26 @@ def _advise(args: argparse.Namespace) -> int:
     from stepstack.planning.steplaw import advice
     from stepstack.report.html import Report
 
-    found = advice.advise(_point(args), args.sequence, args.multiple)
+    advised = advice.advise(_point(args), args.sequence, args.multiple)
     if args.html:
         report = Report("Step Law")
-        report.table("Advice", ("", "value"), advice.rows(found))
-        if found.warnings:
-            report.table("Warnings", ("",), [(line,) for line in found.warnings])
+        report.table("Advice", ("", "value"), advice.rows(advised))
+        if advised.warnings:
+            report.table("Warnings", ("",), [(line,) for line in advised.warnings])
         report.table(
-            "Published laws", ("law", "peak learning rate", "batch, tokens", ""), advice.law_rows(found.others)
+            "Published laws", ("law", "peak learning rate", "batch, tokens", ""), advice.law_rows(advised.others)
         )
         report.figures(
-            "Laws by training tokens", list(zip(("learning rate", "batch"), figures.across(found), strict=True))
+            "Laws by training tokens", list(zip(("learning rate", "batch"), figures.across(advised), strict=True))
         )
         report.write(args.html)
     if args.json:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
+        print(json.dumps(dataclasses.asdict(advised), indent=1))
         return 0
-    _print("Step Law (arXiv 2503.04715)", ("", ""), advice.rows(found))
-    for line in found.warnings:
+    _print("Step Law (arXiv 2503.04715)", ("", ""), advice.rows(advised))
+    for line in advised.warnings:
         print(f"warning: {line}")
-    _print("Published laws", ("law", "peak lr", "batch, tokens", ""), advice.law_rows(found.others))
+    _print("Published laws", ("law", "peak lr", "batch, tokens", ""), advice.law_rows(advised.others))
     return 0
 
 
@@ -90,19 +90,23 @@ def _fit(args: argparse.Namespace) -> int:
 
     names = {n: getattr(args, f"{n}_column") for n in ("params", "tokens", "lr", "batch", "loss", "model")}
     read = grids.read(args.tables, grids.Columns(**names, sequence=args.sequence))
-    said = summary.summarise(
-        read, window=args.window, tolerance=args.tolerance, draws=args.draws, batch_of_params=args.batch_of_params,
+    facts = summary.summarise(
+        read,
+        window=args.window,
+        tolerance=args.tolerance,
+        draws=args.draws,
+        batch_of_params=args.batch_of_params,
         track=_bar,
-    )  # fmt: skip
+    )
     if args.html:
-        summary.page(", ".join(path.name for path in args.tables), said, read, args.html)
+        summary.page(", ".join(path.name for path in args.tables), facts, read, args.html)
     if args.svg:
-        summary.sheet(said, read, args.svg)
+        summary.sheet(facts, read, args.svg)
     if args.json:
-        print(json.dumps(said, indent=1))
+        print(json.dumps(facts, indent=1))
         return 0
-    _print("Grids", *summary.grid_rows(said))
-    _print("Power laws", *summary.law_rows(said))
+    _print("Grids", *summary.grid_rows(facts))
+    _print("Power laws", *summary.law_rows(facts))
     return 0
 
 
@@ -113,14 +117,14 @@ def _released(args: argparse.Namespace) -> int:
     from stepstack.report.formats import render
     from stepstack.report.provenance import provenance
 
-    said = released.reproduce(args.folder, _bar)
-    said["provenance"] = provenance()
+    facts = released.reproduce(args.folder, _bar)
+    facts["provenance"] = provenance()
     if args.record:
         file = ROOT / "evals" / "results" / "steplaw-released.json"
-        jsonl.write_json_atomic(file, said)
+        jsonl.write_json_atomic(file, facts)
     if args.html:
-        released.page(args.folder, said, args.html)
-    print(json.dumps(said, indent=1) if args.json else render(tables.released_of(said), "md"))
+        released.page(args.folder, facts, args.html)
+    print(json.dumps(facts, indent=1) if args.json else render(tables.released_of(facts), "md"))
     return 0
 
 

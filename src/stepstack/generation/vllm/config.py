@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from stepstack.config import Strict
 
@@ -21,13 +21,14 @@ class VllmConfig(Strict):
     samples_at_once: ClassVar[int] = EVALUATION_BATCH
 
     type: Literal["vllm"] = "vllm"
-    gpu_memory_utilization: float = 0.45
+    """Choice of the engine: vLLM in the training process."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the device's memory for engine weights and KV cache together."""
-    kv_cache_gib: float | None = None
-    """Exact size of the KV cache, in place of what the share leaves."""
+    kv_cache_gib: PositiveFloat | None = None
+    """Exact size of the KV cache in GiB, in place of what the share leaves; null: by the share."""
     tensor_parallel_size: PositiveInt = 1
     """Processes that share one engine."""
-    max_model_len: int | None = None
+    max_model_len: PositiveInt | None = None
     """Most tokens of prompt and response together; null takes the model's own."""
     max_num_seqs: PositiveInt = 256
     """Most sequences that decode together."""
@@ -38,9 +39,10 @@ class VllmConfig(Strict):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type that the engine computes in."""
     load_format: Literal["auto", "dummy"] = "auto"
-    """dummy starts without reading the checkpoint's weights: the trainer's come first."""
+    """Weights that the engine starts with: auto reads the checkpoint's; dummy does not, since the trainer's come
+    first."""
     sleep_level: Literal[0, 1, 2] = 1
-    """What ``sleep`` does with the weights: 1 keeps a copy in host memory, 2 drops them, 0 does nothing."""
+    """Fate of the weights during ``sleep``: 1 keeps a copy in host memory, 2 drops them, 0 does nothing."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -55,23 +57,24 @@ class VllmServerConfig(Strict):
     samples_at_once: ClassVar[int] = EVALUATION_BATCH
 
     type: Literal["vllm_server"] = "vllm_server"
+    """Choice of the engine: servers that run beside the training."""
     urls: tuple[str, ...]
     """Address of each server, such as http://host:8000."""
     transfer: Literal["nccl", "disk"] = "nccl"
-    """nccl broadcasts weights to the servers' GPUs; disk writes safetensors to ``dir``."""
+    """Way of new weights to the servers: nccl broadcasts them to their GPUs; disk writes safetensors to ``dir``."""
     dir: str = ""
     """Folder for transfer=disk that trainer and servers see under the same path; the newest version stays in it."""
-    bucket_gib: float = 1.0
-    """Size of the pieces in which weights are written or sent, about."""
+    bucket_gib: PositiveFloat = 1.0
+    """Size in GiB of the pieces in which weights are written or sent, about."""
     nccl_address: str | None = None
     """The trainer's address as the servers see it; null takes vLLM's guess."""
-    nccl_port: int = 51216
+    nccl_port: Annotated[int, Field(ge=1, le=65535)] = 51216
     """Port of the trainer for transfer=nccl."""
     concurrency: PositiveInt = 256
     """Rollouts in flight, all servers together."""
-    patience: float = 300.0
+    patience: NonNegativeFloat = 300.0
     """Seconds that a server may refuse connections, its start counted, before it is an error."""
-    timeout: float = 3600.0
+    timeout: PositiveFloat = 3600.0
     """Seconds that one answer may take."""
 
     def __post_init__(self) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from stepstack.generation.types import Prompt
 
-NEVER = -100.0  # the strongest bias that vLLM takes
+STRONGEST_BIAS = -100.0  # the strongest bias that vLLM takes
 
 
 @dataclass(frozen=True, slots=True)
 class VllmVision:
-    """What an engine must know of a model with eyes: its image token, the tokens that no one may sample, and the bounds
-    that pictures are resized to, the trainer's own."""
+    """Facts of a vision-language model that the engine needs: its image token, the tokens that nobody may sample, and
+    the bounds that pictures are resized to, which are those of the trainer."""
 
     image_token: int
     banned: tuple[int, ...]
@@ -26,7 +26,7 @@ class VllmVision:
 
     @property
     def bias(self) -> dict[int, float]:
-        return dict.fromkeys(self.banned, NEVER)
+        return dict.fromkeys(self.banned, STRONGEST_BIAS)
 
     @property
     def engine_options(self) -> dict[str, Any]:
@@ -40,5 +40,5 @@ class VllmVision:
             raise ValueError(
                 f"prompt {prompt.problem.index} has places for {places} pictures, and {len(prompt.pictures)} pictures"
             )
-        shown = {"multi_modal_data": {"image": [p.image() for p in prompt.pictures]}} if prompt.pictures else {}
-        return {"prompt_token_ids": folded, **shown}
+        images = {"multi_modal_data": {"image": [p.image() for p in prompt.pictures]}} if prompt.pictures else {}
+        return {"prompt_token_ids": folded, **images}

@@ -1,1 +1,1 @@
-"""What answers the questions of an evaluation."""
+"""Engines that answer the questions of an evaluation."""

@@ -77,7 +77,7 @@ class GeneratorEngine:
         """A prompt that leaves no room for a response is a failed request."""
         if not isinstance(budget, Sampling):
             raise EngineError(f"the engine {self.facts} makes no clips: evaluate with a config of their recipe")
-        asked = {}
+        by_index = {}
         prompts = []
         for question in questions:
             prompt = self._prompt(question)
@@ -87,10 +87,10 @@ class GeneratorEngine:
                 failed = Answer(problem=question.problem, sample=0, finish="error", error=str(error))
                 yield question, [replace(failed, sample=number) for number in range(budget.n)]
                 continue
-            asked[question.problem.index] = question
+            by_index[question.problem.index] = question
             prompts.append(prompt)
         for group in self.generator.generate(prompts, budget):
-            yield asked[group.prompt.problem.index], list(group.rollouts)
+            yield by_index[group.prompt.problem.index], list(group.rollouts)
 
     def _of_text(self, question: Question) -> Prompt:
         if isinstance(question.request, Pictured | ClipPrompt):
@@ -102,7 +102,7 @@ class GeneratorEngine:
         if self._make_lm is None:
             raise EngineError(f"the engine {self.facts} gives no log-likelihoods: take rollout.generator.type=hf")
         lm = self._lm = self._lm or self._make_lm()
-        found = {}
+        results = {}
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
         for start in range(0, len(order), LIKELIHOOD_BATCH):
             rows = order[start : start + LIKELIHOOD_BATCH]
@@ -116,5 +116,5 @@ class GeneratorEngine:
                 logp_NV = torch.log_softmax(lm.get_output_embeddings()(hidden_BTD[row, end - size : end]).float(), -1)
                 labels_N = torch.tensor(list(pairs[i][1]), device=logp_NV.device)
                 total = float(logp_NV.gather(-1, labels_N[:, None]).sum())
-                found[i] = total, bool((logp_NV.argmax(-1) == labels_N).all())
-        return [found[i] for i in range(len(pairs))]
+                results[i] = total, bool((logp_NV.argmax(-1) == labels_N).all())
+        return [results[i] for i in range(len(pairs))]

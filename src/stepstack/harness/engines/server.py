@@ -59,7 +59,7 @@ class ServerEngine:
         self.facts: Mapping[str, Any] = {"engine": "server", "url": self.url, "model": self.model}
 
     def model_record(self) -> dict[str, Any]:
-        """As evaluations record a model; a server tells no hash."""
+        """The record of the model. A server reports no hash of it."""
         return {"name": self.model, "sha256": None}
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
@@ -73,11 +73,11 @@ class ServerEngine:
             raise EngineError(f"{self.url} makes no clips: evaluate with a config of their recipe")
         if budget.max_length is not None:
             raise EngineError(f"{self.url} counts no prompt tokens for us: set sampling.max_length to null")
-        done: queue.SimpleQueue[tuple[Question, list[Answer]] | None] = queue.SimpleQueue()
-        asking = http.start(self._ask_all(questions, budget, done.put))  # answers flow while others are graded
-        asking.add_done_callback(lambda _: done.put(None))
+        finished: queue.SimpleQueue[tuple[Question, list[Answer]] | None] = queue.SimpleQueue()
+        asking = http.start(self._ask_all(questions, budget, finished.put))  # answers flow while others are graded
+        asking.add_done_callback(lambda _: finished.put(None))
         try:
-            while (item := done.get()) is not None:
+            while (item := finished.get()) is not None:
                 yield item
             asking.result()
         finally:
@@ -91,17 +91,17 @@ class ServerEngine:
     ) -> None:
         slots = asyncio.Semaphore(self.cfg.concurrency)
 
-        async def ask(question: Question, made: dict[int, Answer], sample: int) -> None:
+        async def ask(question: Question, answers: dict[int, Answer], sample: int) -> None:
             async with slots:
-                made[sample] = await self._sample(client, question, sample, sampling)
-            if len(made) == sampling.n:
-                done((question, [made[i] for i in range(sampling.n)]))
+                answers[sample] = await self._sample(client, question, sample, sampling)
+            if len(answers) == sampling.n:
+                done((question, [answers[i] for i in range(sampling.n)]))
 
         async with self._client() as client:
             tasks = []
             for question in questions:
-                made: dict[int, Answer] = {}
-                tasks += [asyncio.create_task(ask(question, made, sample)) for sample in range(sampling.n)]
+                answers: dict[int, Answer] = {}
+                tasks += [asyncio.create_task(ask(question, answers, sample)) for sample in range(sampling.n)]
             try:
                 await asyncio.gather(*tasks)
             finally:

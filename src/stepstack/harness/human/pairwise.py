@@ -54,8 +54,8 @@ class Judge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Of the first model. ``net``: (wins - losses) / verdicts, of each pair first and then their mean, whose standard
-    error is that of independent pairs; None without a verdict."""
+    """Verdicts for the first model. ``net``: (wins - losses) / verdicts, of each pair first and then their mean, whose
+    standard error is that of independent pairs; None without a verdict."""
 
     dimension: str
     group: str
@@ -67,14 +67,14 @@ class Tally:
 
 def tallies(pairs: Sequence[Pair], judge: Judge) -> list[Tally]:
     """Each dimension by group and over all groups, then everything."""
-    found, group_of = judge.verdicts(pairs), {pair.name: pair.group for pair in pairs}
+    verdicts, group_of = judge.verdicts(pairs), {pair.name: pair.group for pair in pairs}
     groups = [*dict.fromkeys(group_of.values()), ALL]
     rows = [(dimension, group) for dimension in judge.dimensions for group in groups] + [(ALL, ALL)]
     return [
         tally(
             dimension,
             group,
-            [v for v in found if dimension in (v.dimension, ALL) and group in (group_of[v.pair], ALL)],
+            [v for v in verdicts if dimension in (v.dimension, ALL) and group in (group_of[v.pair], ALL)],
         )
         for dimension, group in rows
     ]

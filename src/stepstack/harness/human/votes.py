@@ -32,8 +32,12 @@ STUDY, VOTES = "study.json", "votes.jsonl"
 LONGEST_NAME, LARGEST = 40, 1 << 16  # characters of an annotator's name, bytes of a vote
 HOSTS = ("127.0.0.1", "localhost")
 TYPES = {
-    ".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif", ".png": "image/png", ".jpg": "image/jpeg",
-}  # fmt: skip
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+}
 
 Seen = Literal["left", "tie", "right"]
 
@@ -148,7 +152,8 @@ def annotator_of(name: Any) -> str:
 
 
 class VoteServer(ThreadingHTTPServer):
-    """Of a study that was begun. ``port`` 0 takes a free one. ConfigError where the port is taken."""
+    """Server of the pages of a study that was begun. ``port`` 0 takes a free one. ConfigError where the port is
+    taken."""
 
     daemon_threads = True
 
@@ -184,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, routes: Mapping[str, Any]) -> None:
         url = urlsplit(self.path)
-        asked = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         host = self.headers.get("Host", "").partition(":")[0]
         if host not in HOSTS:  # another site's name that leads here: a page of that site would read and vote
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"open the page by the address that was printed")
@@ -192,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"not here")
         else:
             try:
-                kind, content = routes[url.path](asked)
+                kind, content = routes[url.path](query)
             except BadVote as error:
                 self._send(HTTPStatus.BAD_REQUEST, "application/json", _json({"error": str(error)}))
             else:
@@ -206,31 +211,31 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _page(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
+    def _page(self, query: Mapping[str, str]) -> tuple[str, bytes]:
         return "text/html; charset=utf-8", page().encode()
 
-    def _pairs(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
-        """What the page needs to know, in this annotator's order, with the votes that they have cast."""
-        study, annotator = self.server.study, annotator_of(asked.get("annotator"))
-        cast = {name: row["choices"] for (who, name), row in Votes(study).rows().items() if who == annotator}
-        rows = [(number, study.pairs[number]) for number in study.order(annotator)]
-        found = {
+    def _pairs(self, query: Mapping[str, str]) -> tuple[str, bytes]:
+        """Pairs as the page needs them, in this annotator's order, with the votes that were cast."""
+        study, annotator = self.server.study, annotator_of(query.get("annotator"))
+        cast = {name: row["choices"] for (voter, name), row in Votes(study).rows().items() if voter == annotator}
+        ordered = [(number, study.pairs[number]) for number in study.order(annotator)]
+        content = {
             "study": self.server.id,
             "questions": study.questions,
-            "pairs": [{"number": n, "prompt": pair.prompt, "choices": cast.get(pair.name)} for n, pair in rows],
+            "pairs": [{"number": n, "prompt": pair.prompt, "choices": cast.get(pair.name)} for n, pair in ordered],
         }
-        return "application/json", _json(found)
+        return "application/json", _json(content)
 
-    def _picture(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
-        return _content(self.server.study.pair(_number(asked)).picture)
+    def _picture(self, query: Mapping[str, str]) -> tuple[str, bytes]:
+        return _content(self.server.study.pair(_number(query)).picture)
 
-    def _clip(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
-        study, annotator, side = self.server.study, annotator_of(asked.get("annotator")), asked.get("side", "")
+    def _clip(self, query: Mapping[str, str]) -> tuple[str, bytes]:
+        study, annotator, side = self.server.study, annotator_of(query.get("annotator")), query.get("side", "")
         if side not in ("left", "right"):
             raise BadVote(f"side must be left or right, not {side!r}")
-        return _content(study.side(study.pair(_number(asked)), annotator, side))
+        return _content(study.side(study.pair(_number(query)), annotator, side))
 
-    def _vote(self, asked: Mapping[str, str]) -> tuple[str, bytes]:
+    def _vote(self, query: Mapping[str, str]) -> tuple[str, bytes]:
         """A JSON body only: a form of another site cannot send one."""
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > LARGEST:
@@ -267,8 +272,8 @@ def _content(file: Path) -> tuple[str, bytes]:
     return TYPES[file.suffix.lower()], file.read_bytes()
 
 
-def _number(asked: Mapping[str, str]) -> int | None:
-    text = asked.get("pair", "")
+def _number(query: Mapping[str, str]) -> int | None:
+    text = query.get("pair", "")
     return int(text) if text.isdecimal() else None
 
 

@@ -60,12 +60,12 @@ def export(tasks: Sequence[Task], out: Path, data: Path) -> Path:
         name = f"stepstack_{task.name}".replace(".", "_").replace("-", "_")
         figures = _checked(task)
         rows = [_row(task, problem) for problem in checked(task, task.rows(data))]
-        imports, score, made = _where(task)
+        imports, score, metrics = _where(task)
         sampling = {name: getattr(_sampling(task), name) for name in ("n", "temperature", "max_tokens", "stop")}
-        facts = {"name": task.name, "version": task.version, "imports": imports, "score": score, "metrics": made}
+        facts = {"name": task.name, "version": task.version, "imports": imports, "score": score, "metrics": metrics}
         jsonl.write_rows_atomic(out / f"{name}.jsonl", rows)
         jsonl.write_text_atomic(out / f"{name}.py", MODULE.format(sampling=sampling, **facts))
-        functions = "".join(f"{key}: !function {name}.{of}\n" for key, of in FUNCTIONS.items())
+        functions = "".join(f"{key}: !function {name}.{function}\n" for key, function in FUNCTIONS.items())
         text = yaml.safe_dump(_config(name, task, figures), sort_keys=False, allow_unicode=True)
         jsonl.write_text_atomic(out / f"{name}.yaml", text + functions)
     return out
@@ -119,8 +119,8 @@ def judged(
     """The figures of one document's answers; one that has no verdict has no figure, and lm-eval leaves it out."""
     how = Sampling(**sampling)
     problem = Problem(document["index"], document["problem"], document["gold"], json.loads(document["meta"]))
-    made = [_cut(problem, number, text, how.stop) for number, text in enumerate(texts)]
-    found = [
+    answers = [_cut(problem, number, text, how.stop) for number, text in enumerate(texts)]
+    samples = [
         Sample(
             index=problem.index,
             sample=rollout.sample,
@@ -136,14 +136,14 @@ def judged(
             failure=verdict.failure and f"grader: {verdict.failure}",
             parts=dict(verdict.parts),
         )
-        for rollout, verdict in zip(made, score(made), strict=True)
+        for rollout, verdict in zip(answers, score(answers), strict=True)
     ]
-    measured = {metric.name: metric.measure([found]) for metric in figures(how)}
+    measured = {metric.name: metric.measure([samples]) for metric in figures(how)}
     return {name: figure.value for name, figure in measured.items() if figure is not None}
 
 
 def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Answer:
-    """As an engine that knows the stop strings would have given it."""
+    """The answer as an engine that knows the stop strings would have given it."""
     ends = [text.index(s) + len(s) for s in stop if s in text]
     return Answer(problem=problem, sample=number, text=text[: min(ends)] if ends else text, finish="stop")
 
@@ -194,22 +194,22 @@ def _where(task: Task) -> tuple[str, str, str]:
         lines = ["from stepstack.harness.task import load", "", f"TASK = load({file!r})"]
         return "\n".join(lines), "TASK.score", "TASK.metrics"
     lines = []
-    for what, of in (("score", task.score), ("metrics", task.metrics)):
-        found = isinstance(of, FunctionType) and of.__module__ != "__main__"
-        if not found or vars(sys.modules[of.__module__]).get(of.__name__) is not of:
+    for part, function in (("score", task.score), ("metrics", task.metrics)):
+        importable = isinstance(function, FunctionType) and function.__module__ != "__main__"
+        if not importable or vars(sys.modules[function.__module__]).get(function.__name__) is not function:
             raise ConfigError(
-                f"task {task.name}: its {what} is no function of a module, so lm-eval's process cannot import it: make "
+                f"task {task.name}: its {part} is no function of a module, so lm-eval's process cannot import it: make "
                 f"the task a file, {TASKS / task.name}.py"
             )
-        lines.append(f"from {of.__module__} import {of.__name__} as {what}")
+        lines.append(f"from {function.__module__} import {function.__name__} as {part}")
     return "\n".join(lines), "score", "metrics"
 
 
 def _file(task: Task) -> str | None:
-    """What ``load`` takes to give this task: its name on the menu, or the file in which it was made."""
+    """The argument by which ``load`` returns this task: its name on the menu, or the file that defines it."""
     if (TASKS / f"{task.name}.py").is_file():
-        known = load(task.name)
-        if (known.version, known.about, known.budget) == (task.version, task.about, task.budget):
+        loaded = load(task.name)
+        if (loaded.version, loaded.about, loaded.budget) == (task.version, task.about, task.budget):
             return task.name
     for part in (task.score, task.rows, task.request):
         if isinstance(part, FunctionType) and part.__module__ == f"stepstack_user_{task.name}":

@@ -37,10 +37,10 @@ def evaluate_group(
     whole: Any = group.aggregate(figures)
     numbers = [(name, whole[stderr_name(name)]) for name in better if name in whole]
     parts = {name: digest(result["plan"]) for name, result in results.items()}
-    made = {"task": f"lm_eval:{group.name}", "version": group.version, "parts": parts}
+    plan = {"task": f"lm_eval:{group.name}", "version": group.version, "parts": parts}
     record = {
         "kind": "eval",
-        "task": made["task"],
+        "task": plan["task"],
         "version": group.version,
         "shots": next(iter(results.values()))["shots"],
         "metrics": [
@@ -55,16 +55,16 @@ def evaluate_group(
         ],
         "k": max(result["k"] for result in results.values()),
         **{key: sum(result[key] for result in results.values()) for key in ("n", "samples", "truncated", "tokens")},
-        "failed": {who: sum(r["failed"][who] for r in results.values()) for who in ("engine", "grader")},
+        "failed": {side: sum(r["failed"][side] for r in results.values()) for side in ("engine", "grader")},
         "length": None,
-        "plan": made,
+        "plan": plan,
         "model": next(iter(results.values()))["model"],
         **about,
     }
     timing = {key: sum(r["timing"][key] for r in results.values()) for key in ("wall_s", "generation_s")}
-    folder = folder_of(root, made)
+    folder = folder_of(root, plan)
     if world.rank == 0 and not (folder / RESULT).is_file():
-        jsonl.write_json_atomic(folder / PLAN, made)
+        jsonl.write_json_atomic(folder / PLAN, plan)
         io.write(folder / SAMPLES, [])
         jsonl.write_json_atomic(folder / RESULT, record | {"provenance": provenance_of(), "timing": timing})
     world.gather([])

@@ -26,10 +26,10 @@ from stepstack.report import jsonl
 MAX_TOKENS = 256  # of an answer where the task does not say; lm-eval's own default
 
 
-PAIRS = 256  # log-likelihoods that are asked for, and kept, at a time
+LIKELIHOODS_AT_ONCE = 256  # log-likelihoods that are asked for, and kept, at a time
 
 
-KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}  # generation_kwargs, normalised
+KNOWN_KWARGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}  # generation_kwargs, normalised
 
 
 class StepstackLM(TemplateLM):
@@ -66,7 +66,7 @@ class StepstackLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token that stands before a text without a context."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -84,34 +84,34 @@ class StepstackLM(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts up to their stop string, in order. A request that comes again is sampled anew, unless greedily."""
-        wanted = [(request.args[0], normalize_gen_kwargs(request.args[1], MAX_TOKENS)) for request in requests]
-        samplings = [self._sampling(dict(kwargs)) for _, kwargs in wanted]
-        seen: Counter[str] = Counter()
+        requested = [(request.args[0], normalize_gen_kwargs(request.args[1], MAX_TOKENS)) for request in requests]
+        samplings = [self._sampling(dict(kwargs)) for _, kwargs in requested]
+        repeats: Counter[str] = Counter()
         keys = []
-        for (context, kwargs), sampling in zip(wanted, samplings, strict=True):
+        for (context, kwargs), sampling in zip(requested, samplings, strict=True):
             key = digest(["generate", context, kwargs, self.seed])
-            keys.append(digest([key, seen[key] if sampling.temperature else 0]))
-            seen[key] += 1
+            keys.append(digest([key, repeats[key] if sampling.temperature else 0]))
+            repeats[key] += 1
 
         def ask(todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
             for sampling in dict.fromkeys(samplings[i] for i in todo):
                 same = [i for i in todo if samplings[i] == sampling]
                 for start in range(0, len(same), self.engine.batch):
                     piece = {int(keys[i][:15], 16): i for i in same[start : start + self.engine.batch]}
-                    for index, made in self._complete({k: wanted[i][0] for k, i in piece.items()}, sampling):
-                        yield piece[index], answer_row(made)
+                    for index, answer in self._complete({k: requested[i][0] for k, i in piece.items()}, sampling):
+                        yield piece[index], answer_row(answer)
 
         texts = []
-        for request, (_, kwargs), value in zip(requests, wanted, self._once(keys, ask), strict=True):
-            made = answer_of(value, Problem(request.doc_id, request.args[0], ""), 0)
-            self.answers.setdefault(request.doc_id, []).append(made)
-            if made.error is not None:
-                self.failed.setdefault(request.doc_id, made.error)
-            texts.append(self._text(made, kwargs["until"]))
+        for request, (_, kwargs), value in zip(requests, requested, self._once(keys, ask), strict=True):
+            answer = answer_of(value, Problem(request.doc_id, request.args[0], ""), 0)
+            self.answers.setdefault(request.doc_id, []).append(answer)
+            if answer.error is not None:
+                self.failed.setdefault(request.doc_id, answer.error)
+            texts.append(self._text(answer, kwargs["until"]))
         return texts
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
-        if unknown := set(kwargs) - KNOWN:
+        if unknown := set(kwargs) - KNOWN_KWARGS:
             raise ConfigError(f"generation_kwargs {sorted(unknown)} of this lm-eval task are not known here: {kwargs}")
         return Sampling(
             temperature=float(kwargs.get("temperature", 1.0)) if kwargs["do_sample"] else 0.0,
@@ -131,19 +131,19 @@ class StepstackLM(TemplateLM):
             rows = [(Problem(index, text, ""), self.tok_encode(text)[-room:]) for index, text in contexts.items()]
             prompts = [Prompt(problem, tuple(ids)) for problem, ids in rows]
             for group in self.engine.generator.generate(prompts, sampling):
-                [made] = group.rollouts
-                yield group.prompt.problem.index, made
+                [rollout] = group.rollouts
+                yield group.prompt.problem.index, rollout
         else:
-            asked = [Question(Problem(index, text, ""), text) for index, text in contexts.items()]
-            for question, [answer] in self.engine.complete(asked, sampling):
+            questions = [Question(Problem(index, text, ""), text) for index, text in contexts.items()]
+            for question, [answer] in self.engine.complete(questions, sampling):
                 yield question.problem.index, answer
 
-    def _text(self, made: Answer, until: Sequence[str]) -> str:
-        """As lm-eval wants it: without special tokens, and without the stop string and what follows."""
-        if self.tokenizer is None or made.ids is None:
-            return postprocess_generated_text(made.text, list(until), None)
+    def _text(self, answer: Answer, until: Sequence[str]) -> str:
+        """The text that lm-eval wants: without special tokens, and without the stop string and what follows."""
+        if self.tokenizer is None or answer.ids is None:
+            return postprocess_generated_text(answer.text, list(until), None)
         end = self.tokenizer.decode(self.eot_token_id)
-        text = self.tokenizer.decode(list(made.ids), skip_special_tokens=True)
+        text = self.tokenizer.decode(list(answer.ids), skip_special_tokens=True)
         return postprocess_generated_text(text, [*until, end], None)
 
     def _loglikelihood_tokens(
@@ -159,15 +159,15 @@ class StepstackLM(TemplateLM):
             pairs.append((whole[: -len(after)], after))
 
         def ask(todo: Sequence[int]) -> Iterator[tuple[int, Any]]:
-            for start in range(0, len(todo), PAIRS):
-                piece = todo[start : start + PAIRS]
+            for start in range(0, len(todo), LIKELIHOODS_AT_ONCE):
+                piece = todo[start : start + LIKELIHOODS_AT_ONCE]
                 yield from zip(piece, map(list, self.engine.loglikelihood([pairs[i] for i in piece])), strict=True)
 
-        found = self._once([digest(["loglikelihood", *pair]) for pair in pairs], ask)
-        return [(total, greedy) for total, greedy in found]
+        values = self._once([digest(["loglikelihood", *pair]) for pair in pairs], ask)
+        return [(total, greedy) for total, greedy in values]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows of the model's length that predict each token once."""
+        """Log-likelihoods of whole texts, in windows of the model's length that predict each token once."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -185,15 +185,15 @@ class StepstackLM(TemplateLM):
         for place, key in enumerate(keys):
             if key not in self._kept:
                 first.setdefault(key, place)
-        found, before = [], time.perf_counter()
+        new_rows, before = [], time.perf_counter()
         for place, value in ask(list(first.values())[self.world.rank :: self.world.processes]):
             now = time.perf_counter()
             row = {"key": keys[place], "value": value, "seconds": now - before}
             before = now
             if self.folder is not None:
                 jsonl.append(self.folder / f"generated-{self.world.rank}.jsonl", row)
-            found.append(row)
-        for row in self.world.gather(found):
+            new_rows.append(row)
+        for row in self.world.gather(new_rows):
             self._kept[row["key"]] = row["value"]
             self.seconds += row["seconds"]
         return [self._kept[key] for key in keys]

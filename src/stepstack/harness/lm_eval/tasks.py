@@ -62,7 +62,7 @@ def evaluate(
     """
     manager = _manager(names, include)
     lm = StepstackLM(engine, world=world, seed=seed)
-    done = []
+    results = []
     for name in names:
         with _seeded():
             loaded = manager.load([name])
@@ -70,8 +70,8 @@ def evaluate(
         for part, task in loaded["tasks"].items():
             parts[part] = _task(part, task, lm, root, model, limit, about or {})
         groups = [group for group in loaded["groups"].values() if group.has_aggregation]
-        done += [*parts.values(), *(evaluate_group(group, parts, world, root, about or {}) for group in groups)]
-    return done
+        results += [*parts.values(), *(evaluate_group(group, parts, world, root, about or {}) for group in groups)]
+    return results
 
 
 def _manager(names: Sequence[str], include: Path | None) -> TaskManager:
@@ -108,10 +108,10 @@ def _task(
             lm.engine.loglikelihood([])
         except EngineError as error:
             raise ConfigError(f"lm_eval:{name} needs log-likelihoods: {error}") from error
-    made = _plan(name, task, lm, model, limit)
-    folder = folder_of(root, made)
+    plan = _plan(name, task, lm, model, limit)
+    folder = folder_of(root, plan)
     if world.rank == 0 and not folder.is_dir():
-        jsonl.write_json_atomic(folder / PLAN, made)
+        jsonl.write_json_atomic(folder / PLAN, plan)
     world.gather([])  # the others look only now
     if not (folder / RESULT).is_file():
         lm.keep_in(folder)
@@ -125,9 +125,9 @@ def _task(
             ) from error
         world.gather([])  # all have read what is about to go
         if world.rank == 0:
-            found = _samples(task, lm, rows)
-            io.write(folder / SAMPLES, found)
-            record = _result(task, lm, rows, found) | {"plan": made, "model": dict(model), **about}
+            samples = _samples(task, lm, rows)
+            io.write(folder / SAMPLES, samples)
+            record = _result(task, lm, rows, samples) | {"plan": plan, "model": dict(model), **about}
             timing = {"wall_s": time.perf_counter() - started, "generation_s": lm.seconds}
             jsonl.write_json_atomic(folder / RESULT, record | {"provenance": provenance_of(), "timing": timing})
             for file in folder.glob("generated-*.jsonl"):
@@ -137,7 +137,7 @@ def _task(
 
 
 def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
-    """What decides every sample."""
+    """Everything that decides a sample."""
     documents = _plain(list(task.eval_docs)[:limit])
     return {
         "task": f"lm_eval:{name}",
@@ -153,14 +153,14 @@ def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit
 
 
 def _plain(value: Any) -> Any:
-    """As JSON that is the same in every process: no addresses."""
+    """The value as JSON that is the same in every process, without addresses."""
     return json.loads(re.sub(r" at 0x[0-9a-f]+", "", json.dumps(value, default=repr)))
 
 
-def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], found: Sequence[Sample]) -> dict[str, Any]:
-    answers = [made for document in lm.answers.values() for made in document]
-    lengths = [made.length for made in answers if made.error is None]
-    if len(lm.failed) == len({sample.index for sample in found}):
+def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
+    answers = [answer for document in lm.answers.values() for answer in document]
+    lengths = [answer.length for answer in answers if answer.error is None]
+    if len(lm.failed) == len({sample.index for sample in samples}):
         error = next(iter(lm.failed.values()))
         raise Stopped(f"the engine failed on every document of {task.task_name}: {error}")
     return {
@@ -169,12 +169,12 @@ def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], found: S
         "version": task.VERSION,
         "shots": task.get_config("num_fewshot"),
         "metrics": _figures(task, [row for row in rows if row["doc_id"] not in lm.failed]),
-        "n": len({sample.index for sample in found}),
-        "k": 1 + max(sample.sample for sample in found),
-        "samples": len(found),
-        "failed": {"engine": sum(made.error is not None for made in answers), "grader": 0},
-        "truncated": sum(made.finish == "length" for made in answers),
-        "tokens": sum(made.length for made in answers),
+        "n": len({sample.index for sample in samples}),
+        "k": 1 + max(sample.sample for sample in samples),
+        "samples": len(samples),
+        "failed": {"engine": sum(answer.error is not None for answer in answers), "grader": 0},
+        "truncated": sum(answer.finish == "length" for answer in answers),
+        "tokens": sum(answer.length for answer in answers),
         "length": fmean(lengths) if lengths else None,
     }
 
@@ -186,15 +186,15 @@ def _figures(task: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for metric in row["metrics"]:
             values.setdefault((metric, row["filter"]), []).append(row[metric])
     figures = []
-    for (metric, kind), known in values.items():
-        of = task.aggregation().get(metric, mean)
-        error = stderr_for_metric(metric=of, bootstrap_iters=RESAMPLES) if len(known) > 1 else None
+    for (metric, kind), numbers in values.items():
+        aggregate = task.aggregation().get(metric, mean)
+        error = stderr_for_metric(metric=aggregate, bootstrap_iters=RESAMPLES) if len(numbers) > 1 else None
         figures.append(
             {
                 "name": f"{metric},{kind}",
-                "value": float(of(known)),
-                "stderr": float(error(known)) if error else None,
-                "n": len(known),
+                "value": float(aggregate(numbers)),
+                "stderr": float(error(numbers)) if error else None,
+                "n": len(numbers),
                 "higher_is_better": task.higher_is_better().get(metric, True),
             }
         )
@@ -202,14 +202,14 @@ def _figures(task: Any, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list[Sample]:
-    """Of a document that is chosen by likelihood, the likeliest continuation is the text."""
+    """Rows of samples.jsonl. The text of a document that is chosen by likelihood is its likeliest continuation."""
     documents: dict[int, list[dict[str, Any]]] = {}
     for row in rows:  # one a filter
         documents.setdefault(row["doc_id"], []).append(row)
-    made = []
-    for index, of in documents.items():
-        first, failure = of[0], None
-        parts = {f"{m},{row['filter']}": row[m] for row in of for m in row["metrics"]}
+    samples = []
+    for index, filtered in documents.items():
+        first, failure = filtered[0], None
+        parts = {f"{m},{row['filter']}": row[m] for row in filtered for m in row["metrics"]}
         main = next(iter(parts.values()))
         score = float(main) if isinstance(main, int | float) and index not in lm.failed else None
         if score is None:
@@ -217,7 +217,7 @@ def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list
             failure = f"engine: {lm.failed[index]}" if index in lm.failed else whole
         for number, given in enumerate(lm.answers.get(index) or [_likeliest(first)]):
             answer = first["filtered_resps"][0] if task.OUTPUT_TYPE == "generate_until" else given.text
-            made.append(
+            samples.append(
                 Sample(
                     index=index,
                     sample=number,
@@ -234,7 +234,7 @@ def _samples(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]]) -> list
                     finish=given.finish,
                 )
             )
-    return made
+    return samples
 
 
 def _likeliest(row: dict[str, Any]) -> Answer:
@@ -249,11 +249,11 @@ def _likeliest(row: dict[str, Any]) -> Answer:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """lm-eval's own seeds for tasks that draw at random; those of the process come back."""
-    kept = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(SEEDS[0])
         np.random.seed(SEEDS[1])
         torch.manual_seed(SEEDS[1])
         yield
-    random.setstate(kept[0])
-    np.random.set_state(kept[1])
+    random.setstate(states[0])
+    np.random.set_state(states[1])

@@ -10,7 +10,7 @@ from stepstack.config import ConfigError
 from stepstack.harness.task import Task
 from stepstack.scoring.text.overlap import EXAMPLES, NGRAM, overlap
 
-SHOWN = 100  # characters of an example
+EXAMPLE_CHARACTERS = 100  # characters of an example
 
 
 def report(
@@ -34,35 +34,35 @@ def report(
     problems = {task.name: list(task.rows(data)) for task in tasks}
     if len(problems) < len(tasks):
         raise ConfigError(f"two of the tasks {', '.join(task.name for task in tasks)} have the same name")
-    for name, found in problems.items():
-        if not found:
+    for name, rows_of_task in problems.items():
+        if not rows_of_task:
             raise ConfigError(f"task {name}: no rows")
     versions = {task.name: task.version for task in tasks}
-    texts = {name: [problem.text for problem in found] for name, found in problems.items()}
+    texts = {name: [problem.text for problem in rows_of_task] for name, rows_of_task in problems.items()}
     rows = []
     for name, train in training.items():
         for row in overlap(train, texts, n, examples):
             task = row.pop("eval")
-            shown = [{**e, "question": problems[task][e["question"]].index} for e in row.pop("examples")]
-            rows.append({"training": name, "task": task, "version": versions[task], **row, "examples": shown})
+            numbered = [{**e, "question": problems[task][e["question"]].index} for e in row.pop("examples")]
+            rows.append({"training": name, "task": task, "version": versions[task], **row, "examples": numbered})
     return {"n": n, "training": {name: len(texts) for name, texts in training.items()}, "rows": rows}
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(overlap: Mapping[str, Any]) -> str:
     """A ``report`` as a table, what it cannot see, and examples."""
-    n, lines = found["n"], []
+    n, lines = overlap["n"], []
     head = ("training set", "rows", "task", "questions", "equal", f"{n} words in a row", "share", "training rows hit")
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in found["rows"]:
-        cells = [row["training"], found["training"][row["training"]], row["task"], row["questions"]]
+    for row in overlap["rows"]:
+        cells = [row["training"], overlap["training"][row["training"]], row["task"], row["questions"]]
         cells += [row["exact"], row["ngram"], f"{100 * row['share']:.1f}%", row["train_rows"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines.append("")
-    short = {row["task"]: f"{row['short']} of {row['questions']}" for row in found["rows"] if row["short"]}
+    short = {row["task"]: f"{row['short']} of {row['questions']}" for row in overlap["rows"] if row["short"]}
     if short:
         counts = ", ".join(f"{task}: {count}" for task, count in short.items())
         lines += [f"Questions shorter than {n} words: {counts}; only exact overlap can find them.", ""]
-    for row in found["rows"]:
+    for row in overlap["rows"]:
         for e in row["examples"]:
             how = "the same text" if e["kind"] == "exact" else f"{n} words in a row"
             where = f"{row['training']} row {e['train']}, {row['task']} question {e['question']}"
@@ -73,4 +73,4 @@ def markdown(found: Mapping[str, Any]) -> str:
 def _short(text: str) -> str:
     """On one line, without what would end the code span."""
     text = " ".join(text.replace("`", "'").split())
-    return text if len(text) <= SHOWN else text[:SHOWN].rstrip() + " ..."
+    return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS].rstrip() + " ..."

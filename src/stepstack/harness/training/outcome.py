@@ -1,4 +1,4 @@
-"""What a run has learned, on its tasks before and after: evaluations, a table, the run's report."""
+"""Evaluations of a run before and after training, their table, and the run's report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepstack.config import digest
-from stepstack.core.run import FREE, Run
+from stepstack.core.run import CHANGEABLE_KEYS, Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
@@ -21,7 +21,7 @@ from stepstack.report import jsonl, viewer
 from stepstack.report.html import Report
 
 WHEN = ("before", "after")
-SHOWN = 6  # samples in the terminal; four times as many in the report
+SAMPLES_IN_TERMINAL = 6  # samples in the terminal; four times as many in the report
 
 Result = tuple[Path, dict[str, Any]]
 Columns = Mapping[str, Mapping[str, Result]]  # moment -> task -> (folder, result)
@@ -33,7 +33,7 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
     ``source``: the folder or hub name of these weights.
     """
     model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
-    about = {"config": digest(run.config, FREE), "step": run.step}
+    about = {"config": digest(run.config, CHANGEABLE_KEYS), "step": run.step}
     place = run.dir / "evals" / when
     evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
@@ -50,7 +50,7 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
     for row in outcome_rows(before, after):
         table.add_row(*row)
     console.print(table)
-    for pair in side_by_side(before, after)[:SHOWN]:
+    for pair in side_by_side(before, after)[:SAMPLES_IN_TERMINAL]:
         console.print(f"[bold]{pair[0].problem}[/bold]  (answer {pair[0].gold})", highlight=False)
         for label, sample in zip(WHEN, pair, strict=True):
             mark = "right" if sample.score else "wrong"
@@ -62,19 +62,19 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
 
 def results(place: Path) -> dict[str, Result]:
     """Finished evaluations under a folder: task -> (folder, result), in order of the task's name."""
-    found = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
-    return {result["task"]: (folder, result) for folder, result in found}
+    loaded = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
+    return {result["task"]: (folder, result) for folder, result in loaded}
 
 
 def outcome_rows(*columns: Mapping[str, Result]) -> list[tuple[str, ...]]:
     """Per task that all have: its first metric, response length and share of truncated responses, a column a moment."""
     rows = []
     for task in common(*columns):
-        done = [column[task][1] for column in columns]
+        by_task = [column[task][1] for column in columns]
         rows += [
-            (task, done[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in done)),
-            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in done)),
-            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in done)),
+            (task, by_task[0]["metrics"][0]["name"], *(_figure(r["metrics"][0]) for r in by_task)),
+            ("", "response tokens", *("-" if r["length"] is None else f"{r['length']:.1f}" for r in by_task)),
+            ("", "truncated", *(f"{r['truncated'] / r['samples']:.3f}" for r in by_task)),
         ]
     return rows
 
@@ -102,7 +102,7 @@ def write(
     metrics = folder / "metrics.jsonl"
     rows = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(run["config"]["name"])
-    columns = {when: found for when in WHEN if (found := results(folder / "evals" / when))}
+    columns = {when: loaded for when in WHEN if (loaded := results(folder / "evals" / when))}
     if columns:
         report.table("Held-out problems", ("task", "", *columns), outcome_rows(*columns.values()))
         places = {when: [place for place, _ in column.values()] for when, column in columns.items()}
@@ -115,8 +115,8 @@ def write(
         report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
     if columns and show is None:
-        shown = side_by_side(*columns.values())[: 4 * SHOWN]
-        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in shown]
+        samples = side_by_side(*columns.values())[: 4 * SAMPLES_IN_TERMINAL]
+        cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in samples]
         report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
     report.details("Configuration and provenance", run)
     return report.write(folder / "report.html")

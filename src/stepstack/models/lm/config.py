@@ -14,6 +14,7 @@ class Pretrained(Strict):
     """A causal language model by hub name or local path."""
 
     type: Literal["pretrained"] = "pretrained"
+    """Choice of the model: a published one."""
     path: str
     """Hub name or local folder of the model and its tokenizer."""
     revision: str | None = None

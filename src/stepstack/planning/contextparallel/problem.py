@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from stepstack.config import Strict
 from stepstack.planning.timing import Attention, Link
@@ -16,28 +16,36 @@ from stepstack.planning.timing import Attention, Link
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster(Strict):
-    """``memory``: bytes that a rank has for the tensors of one layer's attention. ``compute``: of all passes of
-    ``PlanOptions``."""
+    """Ranks that share a sample, and what was measured on them."""
 
     ranks: PositiveInt
+    """Ranks that share a sample."""
     ranks_per_node: PositiveInt
-    memory: Annotated[float, Field(gt=0)]
+    """Ranks in one node."""
+    memory: PositiveFloat
+    """Bytes that a rank has for the tensors of one layer's attention."""
     intra: Link
+    """Times of transfers between ranks of a node."""
     inter: Link
+    """Times of transfers between nodes."""
     compute: Attention
+    """Times of a head's attention, all passes of ``PlanOptions`` together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions(Strict):
-    """``passes``: how often bytes move, forward and its adjoint. ``exact``: all assignments of heads are tried where
-    there are no more. ``restarts``: of the local search elsewhere, drawn from ``seed``. ``shapes``: of the grid, (hcp,
-    scp); all that the ranks allow where None."""
+    """How a plan is searched."""
 
     passes: PositiveInt = 2
+    """Number of times that bytes move: 2, forward and its adjoint, in training."""
     exact: NonNegativeInt = 20_000
+    """Assignments of heads up to which all are tried; where there are more, a local search is made."""
     restarts: NonNegativeInt = 16
-    seed: int = 0
+    """Starts of the local search that are drawn, beside two greedy ones."""
+    seed: NonNegativeInt = 0
+    """Seed of the starts that are drawn."""
     shapes: tuple[tuple[PositiveInt, PositiveInt], ...] | None = None
+    """Shapes (hcp, scp) of the grid of ranks that are tried; null: all that the ranks allow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, i
     turns = [np.arange(start, lines - lines % 2, 2) for start in (0, 1)] + (
         [np.array([lines - 1])] if lines % 2 else []
     )
+    turns = [turn for turn in turns if turn.size]  # a single line has no second one
     for _ in range(SWEEPS):
         for turn in turns:
             marks = _marks(made_LSM, columns)

@@ -34,28 +34,44 @@ def test_a_table_by_hand():
     three = [pair("1", "real"), pair("2", "real"), pair("3", "anime")]
     said = Said(
         [
-            Verdict("1", "x", "kim", "a"), Verdict("1", "x", "lee", "b"), Verdict("2", "x", "kim", "a"),
-            Verdict("3", "x", "kim", "tie"), Verdict("1", "y", "kim", "b"),
+            Verdict("1", "x", "kim", "a"),
+            Verdict("1", "x", "lee", "b"),
+            Verdict("2", "x", "kim", "a"),
+            Verdict("3", "x", "kim", "tie"),
+            Verdict("1", "y", "kim", "b"),
         ]
-    )  # fmt: skip
+    )
     found = {(row["dimension"], row["group"]): row for row in pairwise.as_json(pairwise.tallies(three, said))}
     assert list(found) == [
-        ("x", "real"), ("x", "anime"), ("x", "total"), ("y", "real"), ("y", "anime"), ("y", "total"),
+        ("x", "real"),
+        ("x", "anime"),
+        ("x", "total"),
+        ("y", "real"),
+        ("y", "anime"),
+        ("y", "total"),
         ("total", "total"),
-    ]  # fmt: skip
+    ]
     real = found["x", "real"]
     assert (real["wins"], real["ties"], real["losses"], real["n"]) == (2, 0, 1, 2)
     assert real["net"] == 0.5  # pair 1: kim and lee differ, 0; pair 2: 1
     assert real["stderr"] == pytest.approx(stdev([0, 1]) / 2**0.5)
     assert found["y", "anime"] == {
-        "dimension": "y", "group": "anime", "wins": 0, "ties": 0, "losses": 0, "net": None, "stderr": None, "n": 0,
-    }  # fmt: skip
+        "dimension": "y",
+        "group": "anime",
+        "wins": 0,
+        "ties": 0,
+        "losses": 0,
+        "net": None,
+        "stderr": None,
+        "n": 0,
+    }
     whole = found["total", "total"]
     assert (whole["wins"], whole["ties"], whole["losses"], whole["n"]) == (2, 1, 2, 3)
     assert whole["net"] == pytest.approx(fmean([-1 / 3, 1, 0]))
     assert [(n, t.wins, t.ties, t.losses) for n, t in pairwise.by_judge(three, said).items()] == [
-        ("kim", 2, 1, 1), ("lee", 0, 0, 1),
-    ]  # fmt: skip
+        ("kim", 2, 1, 1),
+        ("lee", 0, 0, 1),
+    ]
 
 
 def test_published_totals_are_the_sums_of_what_is_published():

@@ -111,8 +111,11 @@ def test_votes_survive_a_restart_and_the_page_goes_on(study):
         assert [r["number"] for r in rows] == study.order("kim") != study.order("lee")
         vote(url, 4, instruction="left", physics="left")
     assert [(row["annotator"], row["pair"]) for row in lines(study)] == [
-        ("kim", "item 3"), ("lee", "item 3"), ("kim", "item 3"), ("kim", "item 4"),
-    ]  # fmt: skip
+        ("kim", "item 3"),
+        ("lee", "item 3"),
+        ("kim", "item 3"),
+        ("kim", "item 4"),
+    ]
     assert len(Votes(study).verdicts(study.pairs)) == 6
 
 
@@ -191,9 +194,15 @@ def test_votes_are_never_added_to_another_study(study):
 
 @pytest.mark.parametrize(
     ("seen", "left", "meant"),
-    [("left", "a", "a"), ("right", "a", "b"), ("left", "b", "b"), ("right", "b", "a"), ("tie", "a", "tie"),
-     ("tie", "b", "tie")],
-)  # fmt: skip
+    [
+        ("left", "a", "a"),
+        ("right", "a", "b"),
+        ("left", "b", "b"),
+        ("right", "b", "a"),
+        ("tie", "a", "tie"),
+        ("tie", "b", "tie"),
+    ],
+)
 def test_a_side_is_turned_back(seen, left, meant):
     assert votes.unblinded(seen, left) == meant
 

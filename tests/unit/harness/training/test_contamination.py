@@ -41,10 +41,17 @@ def test_report():
     assert [(r["training"], r["task"]) for r in others] == [("clean", "sums"), ("clean", "trains")]
     assert not any(r["share"] or r["examples"] or r["train_rows"] for r in others)
     assert sums == {
-        "training": "orz", "task": "sums", "version": 3, "questions": 2, "short": 2, "exact": 1, "ngram": 0,
-        "train_rows": 1, "share": 0.5,
+        "training": "orz",
+        "task": "sums",
+        "version": 3,
+        "questions": 2,
+        "short": 2,
+        "exact": 1,
+        "ngram": 0,
+        "train_rows": 1,
+        "share": 0.5,
         "examples": [{"train": 1, "question": 11, "kind": "exact", "text": "2+2"}],
-    }  # fmt: skip
+    }
     assert (trains["exact"], trains["ngram"], trains["short"], trains["share"]) == (0, 2, 0, 1.0)
     assert [e["question"] for e in trains["examples"]] == [10, 11]
 

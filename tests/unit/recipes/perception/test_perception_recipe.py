@@ -199,9 +199,18 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
 
 def _sample(problem: Problem, text: str) -> Sample:
     return Sample(
-        index=problem.index, sample=0, problem=problem.text, gold=problem.gold.write(), prompt="", text=text, ids=None,
-        tokens=1, finish="stop", answer=text, score=1.0,
-    )  # fmt: skip
+        index=problem.index,
+        sample=0,
+        problem=problem.text,
+        gold=problem.gold.write(),
+        prompt="",
+        text=text,
+        ids=None,
+        tokens=1,
+        finish="stop",
+        answer=text,
+        score=1.0,
+    )
 
 
 def test_published_configs_ask_in_the_published_words():

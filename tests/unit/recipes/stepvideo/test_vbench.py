@@ -14,10 +14,16 @@ from stepstack.config import ROOT, ConfigError
 from stepstack.report import jsonl
 
 SHORT = {
-    "camera_motion": "camera", "i2v_subject": "i2v_subject", "i2v_background": "i2v_background",
-    "subject_consistency": "subject", "background_consistency": "background", "motion_smoothness": "smoothness",
-    "dynamic_degree": "dynamic", "aesthetic_quality": "aesthetic", "imaging_quality": "imaging",
-}  # fmt: skip
+    "camera_motion": "camera",
+    "i2v_subject": "i2v_subject",
+    "i2v_background": "i2v_background",
+    "subject_consistency": "subject",
+    "background_consistency": "background",
+    "motion_smoothness": "smoothness",
+    "dynamic_degree": "dynamic",
+    "aesthetic_quality": "aesthetic",
+    "imaging_quality": "imaging",
+}
 PUBLISHED = {
     row["key"]: row["values"] for row in json.loads((ROOT / "evals/reported/stepvideo.json").read_text())["rows"]
 }
@@ -44,8 +50,10 @@ def test_of_one_model_the_published_i2v_score_does_not():
 
 def test_perfect_scores_are_perfect_and_a_missing_one_is_named():
     assert vbench.totals({name: d.high for name, d in vbench.DIMENSIONS.items()}) == {
-        "total": 1.0, "i2v": 1.0, "quality": 1.0,
-    }  # fmt: skip
+        "total": 1.0,
+        "i2v": 1.0,
+        "quality": 1.0,
+    }
     scores = of("OSTopA")
     del scores["dynamic_degree"]
     with pytest.raises(ConfigError, match="no score of dynamic_degree"):

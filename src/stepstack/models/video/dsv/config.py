@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stepstack.config import ConfigError, Fraction, Strict
+from stepstack.config import ConfigError, Decay, Fraction, Strict
 from stepstack.planning.contextparallel.problem import Cluster, PlanOptions
 
 
@@ -16,37 +16,56 @@ class Measured(Strict):
     """A block goes sparse where that is faster, by the speed profile that `stepstack profile dsv` made."""
 
     type: Literal["measured"] = "measured"
+    """Choice of the dispatch: by measured times."""
     file: str
+    """Speed profile, a JSON file of `stepstack profile dsv`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fixed(Strict):
-    """A block goes sparse from this sparsity on, whatever the speed; 0: every block."""
+    """A block goes sparse from one sparsity on, whatever the speed."""
 
     type: Literal["fixed"] = "fixed"
+    """Choice of the dispatch: by a fixed sparsity."""
     sparsity: Fraction = 0.0
+    """Sparsity from which on a block leaves dense attention; 0: every block does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DsvConfig(Strict):
     """DSV's numbers, the published ones where there are any; learning rates, intervals and thresholds were not
-    published. ``cube``: latent frames, rows and columns of the cubes whose tokens share one list of keys; a cube is a
-    block of the kernels. ``dispatch``: when a block leaves dense attention."""
+    published."""
 
     dispatch: Annotated[Measured | Fixed, Field(discriminator="type")]
+    """When a block leaves dense attention."""
     cube: tuple[PositiveInt, PositiveInt, PositiveInt] = (4, 4, 4)
-    selector: Literal["low_rank", "pooled"] = "low_rank"  # pooled: means of q and k over a cube, nothing is learnt
-    rank: PositiveInt = 16  # of the predictors, a head
-    mass: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of the softmax that critical keys hold together
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9  # weight of the old sparsity
-    sampling: PositiveInt = 16  # one in so many query cubes is looked at
-    switch: float = 0.01  # mean loss of the predictors at which stage 2 begins
-    warmup: NonNegativeInt = 0  # stage 2 begins no sooner than after so many steps
-    every: PositiveInt = 1  # predictors learn and sparsity is profiled on each so many-th step of stage 1
-    every_sparse: PositiveInt = 4  # the same in stage 2
-    lr: float = 1e-3  # of the predictors in stage 1
-    lr_sparse: float = 1e-4  # the same in stage 2
-    seed: int = 0
+    """Latent frames, rows and columns of the cubes whose tokens share one list of keys; a cube is a block of the
+    kernels."""
+    selector: Literal["low_rank", "pooled"] = "low_rank"
+    """How critical keys are found: low_rank by predictors that learn; pooled by means of q and k over a cube, where
+    nothing is learnt."""
+    rank: PositiveInt = 16
+    """Rank of the predictors of a head, a multiple of 8."""
+    mass: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the softmax that critical keys hold together."""
+    ema: Decay = 0.9
+    """Weight of the old sparsity in its moving average."""
+    sampling: PositiveInt = 16
+    """Number of query cubes of which one is looked at when sparsity is profiled."""
+    switch: PositiveFloat = 0.01
+    """Mean loss of the predictors under which stage 2 begins."""
+    warmup: NonNegativeInt = 0
+    """Steps before which stage 2 does not begin."""
+    every: PositiveInt = 1
+    """Steps of stage 1 from one on which predictors learn and sparsity is profiled to the next."""
+    every_sparse: PositiveInt = 4
+    """Steps of stage 2 from one on which predictors learn and sparsity is profiled to the next."""
+    lr: NonNegativeFloat = 1e-3
+    """Learning rate of the predictors in stage 1."""
+    lr_sparse: NonNegativeFloat = 1e-4
+    """Learning rate of the predictors in stage 2."""
+    seed: NonNegativeInt = 0
+    """Seed of the query cubes that are looked at."""
 
     def __post_init__(self) -> None:
         rope_split(self.rank)
@@ -63,9 +82,11 @@ def rope_split(rank: int) -> tuple[int, int, int]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextPlan(Strict):
     """How processes share sparse attention: heads and queries go where ``planning.contextparallel`` puts them by
-    ``cluster``'s times and the heads' sparsity, as that is when stage 2 begins and at each ``every``-th step from then
-    on. ``cluster.memory`` is counted for one sample."""
+    ``cluster``'s times and the heads' sparsity."""
 
     cluster: Cluster
+    """Ranks that share a video, their memory for one sample, and measured times."""
     options: PlanOptions = PlanOptions()
+    """How the planner searches."""
     every: PositiveInt = 1000
+    """Steps between two plans; the first is made when stage 2 begins, each by the sparsity of its moment."""

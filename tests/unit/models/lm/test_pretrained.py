@@ -1,0 +1,39 @@
+"""Models that are read from a folder hold what the folder says, or are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stepstack.config import ConfigError
+from stepstack.models.lm import pretrained, tiny
+from stepstack.models.lm.config import Pretrained
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.qwen2(259, hidden=32, layers=2, intermediate=48, seed=0).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_weights_and_skeleton_have_one_shape(folder):
+    whole, empty = pretrained.load(Pretrained(path=str(folder))), pretrained.skeleton(Pretrained(path=str(folder)))
+    assert {n: p.shape for n, p in whole.named_parameters()} == {n: p.shape for n, p in empty.named_parameters()}
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(dict(whole.named_parameters())[name], value) for name, value in saved.items())
+
+
+def test_the_scale_is_counted_without_loading_a_weight(folder):
+    lm = pretrained.load(Pretrained(path=str(folder)))
+    body = sum(p.numel() for n, p in lm.named_parameters() if "embed" not in n)
+    (folder / "model.safetensors").unlink()
+    assert Pretrained(path=str(folder)).params == body
+
+
+def test_a_folder_that_lacks_a_weight_is_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights.*down_proj\.weight"):
+        pretrained.load(Pretrained(path=str(folder)))
