@@ -208,3 +208,10 @@ def test_the_keys_that_newcomers_are_told_exist():
     known |= {key.rpartition(".")[0] for key in known}
     assert len(told) > 20
     assert told - known == set()
+
+
+def test_the_loop_has_the_lines_that_pages_claim():
+    pages = text(Path("README.md")) + text(Path("docs/coming-from.md"))
+    claims = re.findall(r"one loop of (\d+) lines|ppo\.py\), (\d+) lines", pages)
+    length = len(text(Path("src/stepstack/loops/ppo.py")).splitlines())
+    assert [int(a or b) for a, b in claims] == [length, length]
