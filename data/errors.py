@@ -1,11 +1,11 @@
-"""Errors of data, for people to mend."""
+"""Errors of data that people must repair."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
-    """Data that cannot be used: names the file, the row, the key and what to do."""
+    """Data that cannot be used. The message names the file, the row, the key and what to do."""
 
 
 class BadRow(Exception):
-    """Why a row is refused; the reader adds the place."""
+    """Reason why a row is refused. The reader adds the place."""

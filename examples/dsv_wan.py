@@ -29,8 +29,10 @@ SPARSE = DsvConfig(dispatch=Fixed(), cube=(1, 2, 2), sampling=4, switch=0.03, lr
 
 
 def videos(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Latents [count, 4, FRAMES, SIDE, SIDE] of a blob in one of four colours that moves two pixels a frame in one of
-    four directions, wrapping around, and its text: two embeddings that say which."""
+    """Latents [count, 4, FRAMES, SIDE, SIDE] of a moving blob, and its text: two embeddings of colour and direction.
+
+    The blob has one of four colours and moves two pixels a frame in one of four directions, wrapping around.
+    """
     colour, way = torch.randint(4, (2, count), generator=random)
     start = torch.rand(count, 1, 2, generator=random) * SIDE
     motion = torch.tensor([[0.0, 2.0], [0.0, -2.0], [2.0, 0.0], [-2.0, 0.0]])[way][:, None]
@@ -42,7 +44,7 @@ def videos(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def flow_loss(model: nn.Module, count: int, random: torch.Generator) -> Tensor:
-    """Flow matching: the mean squared error of the velocity, at logit-normal times."""
+    """Loss of flow matching: the mean squared error of the velocity, at logit-normal times."""
     latents, text = videos(count, random)
     noise = torch.randn(latents.shape, generator=random)
     t = torch.sigmoid(torch.randn(count, 1, 1, 1, 1, generator=random))
@@ -53,9 +55,16 @@ def flow_loss(model: nn.Module, count: int, random: torch.Generator) -> Tensor:
 def train(seed: int, steps: int, config: DsvConfig | None) -> dict[str, Any]:
     torch.manual_seed(seed)
     model: Any = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=64, ffn_dim=128, num_layers=2,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=64,
+        ffn_dim=128,
+        num_layers=2,
+    )
     dsv = enable_dsv(model, config) if config else None
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
@@ -77,16 +86,16 @@ def train(seed: int, steps: int, config: DsvConfig | None) -> dict[str, Any]:
 
 
 def summary(log: list[dict[str, float]]) -> dict[str, float]:
-    """Of stage 2: when it began, and means over its steps. ``computed``: the share of score pairs."""
+    """Means over the steps of stage 2, and the number of dense steps before it."""
     sparse = [row for row in log if row.get("dsv/stage") == 2]
     names = ("sparsity", "token_sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")
-    found = {name: fmean(row[f"dsv/{name}"] for row in sparse) for name in names} if sparse else {}
-    return {"dense_steps": len(log) - len(sparse), **found}
+    means = {name: fmean(row[f"dsv/{name}"] for row in sparse) for name in names} if sparse else {}
+    return {"dense_steps": len(log) - len(sparse), **means}
 
 
 def main(options: list[str]) -> None:
-    asked = {"seeds": 3, "steps": 400} | {key: int(value) for key, _, value in (o.partition("=") for o in options)}
-    seeds, steps = range(1, asked["seeds"] + 1), asked["steps"]
+    settings = {"seeds": 3, "steps": 400} | {key: int(value) for key, _, value in (o.partition("=") for o in options)}
+    seeds, steps = range(1, settings["seeds"] + 1), settings["steps"]
     result: dict[str, Any] = {"example": "dsv-wan-tiny", "steps": steps, "config": to_dict(SPARSE)}
     result["dense"] = [train(seed, steps, None) for seed in seeds]
     result["sparse"] = [train(seed, steps, SPARSE) for seed in seeds]

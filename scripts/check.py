@@ -1,4 +1,4 @@
-"""`make check`: style, format, types, floors, tables, the house's tests. All run: one call shows all that is wrong."""
+"""`make check`: style, format, types, floors, tables, the house's tests. All run, so that one call shows all faults."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def main() -> int:
     """Exit status: the number of checks that failed."""
     failed = []
     for command in CHECKS:
-        shown = " ".join([Path(command[0]).name, *command[1:]])
-        print(f"== {shown}", flush=True)
+        line = " ".join([Path(command[0]).name, *command[1:]])
+        print(f"== {line}", flush=True)
         if subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=False).returncode:
-            failed.append(shown)
+            failed.append(line)
     print(f"FAILED: {'; '.join(failed)}" if failed else "all checks passed")
     return len(failed)
 

@@ -9,8 +9,8 @@ TARGET = re.compile(r"^# (?P<says>.+)\n(?P<name>[a-z-]+):", re.MULTILINE)
 
 
 def targets(makefile: str) -> list[tuple[str, str]]:
-    """(target, its comment) in the file's order."""
-    return [(found["name"], found["says"]) for found in TARGET.finditer(makefile)]
+    """Pairs (target, its comment) in the order of the file."""
+    return [(match["name"], match["says"]) for match in TARGET.finditer(makefile)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`make setup`: a virtual environment in .venv with the exact versions of constraints.txt. Standard library only.
 
-torch goes first and alone: so its build (CPU or CUDA) is chosen once, by ``--torch-index`` or by pip's own settings,
-and with the same constraints on every later call nothing can replace it.
+torch is installed first and alone, so its build (CPU or CUDA) is chosen once, by ``--torch-index`` or by pip's own
+settings. With the same constraints on every later call nothing can replace it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ OLDEST = (3, 11)
 
 
 def pip(*arguments: str) -> None:
-    """pip of the new environment, bound by constraints.txt and silent but for its errors, which the user sees."""
+    """Run pip of the new environment, bound by constraints.txt and silent except for its errors, which the user
+    sees."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
     subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *arguments], cwd=ROOT, check=True)
 
@@ -34,11 +35,11 @@ def install(torch_index: str | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--torch-index", help="where torch comes from, e.g. https://download.pytorch.org/whl/cpu")
+    parser.add_argument("--torch-index", help="package index of torch, e.g. https://download.pytorch.org/whl/cpu")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
-        found = ".".join(map(str, sys.version_info[:3]))
-        print(f"stepstack needs Python 3.11 or newer; {sys.executable} is {found}.", file=sys.stderr)
+        version = ".".join(map(str, sys.version_info[:3]))
+        print(f"stepstack needs Python 3.11 or newer; {sys.executable} is {version}.", file=sys.stderr)
         print("Name another interpreter: make setup PYTHON=python3.12", file=sys.stderr)
         return 1
     began = time.monotonic()

@@ -1,1 +1,1 @@
-"""Data made on the spot, held out by hash."""
+"""Data that are drawn, not stored: chains of sums, text, scenes and moving forms."""

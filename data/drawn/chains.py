@@ -1,6 +1,6 @@
-"""orz-tiny's task: signed chains such as ``6-3+1-1+9-6``, whose partial sums stay within 0..20.
+"""Task of orz-tiny: signed chains such as ``6-3+1-1+9-6``, whose partial sums stay within 0..20.
 
-Which chains are held out is decided by a hash of the text, so no stage of training can ever see one.
+A hash of the text decides which chains are held out, so no stage of training can ever see one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 from stepstack.records import Problem
 
-PATIENCE = 100_000  # draws without a new chain after which there are taken to be no more
+MAX_FAILED_DRAWS = 100_000  # draws without a new chain, after which there are no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,25 +43,25 @@ class Chains(Strict):
 
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:
-    """The distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
+    """Distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[str, int] = {}
+    sums: dict[str, int] = {}
     in_vain = 0
-    while len(found) < wanted:
+    while len(sums) < wanted:
         terms = draw(rng, cfg)
         text = show(terms)
-        if split_of(text) == split and text not in found:
-            found[text], in_vain = sum(terms), 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
+        if split_of(text) == split and text not in sums:
+            sums[text], in_vain = sum(terms), 0
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
             raise ConfigError(
-                f"data.{split}={wanted}: only {len(found)} such chains were found; ask for fewer, or for more terms"
+                f"data.{split}={wanted}: only {len(sums)} such chains were found; ask for fewer, or for more terms"
             )
-    return [Problem(i, text, str(total)) for i, (text, total) in enumerate(found.items())]
+    return [Problem(i, text, str(total)) for i, (text, total) in enumerate(sums.items())]
 
 
 def draw(rng: random.Random, cfg: Chains) -> list[int]:
-    """Signed terms of one chain; a term that would leave 0..largest_sum is drawn again."""
+    """Signed terms of one chain. A term that would leave 0..largest_sum is drawn again."""
     terms = [rng.randint(1, cfg.largest_term)]
     length = rng.randint(*cfg.terms)
     while len(terms) < length:
@@ -71,7 +71,7 @@ def draw(rng: random.Random, cfg: Chains) -> list[int]:
     return terms
 
 
-def beyond(problem: Problem, cfg: Chains) -> bool:
+def exceeds(problem: Problem, cfg: Chains) -> bool:
     """Whether a chain has a term or a partial sum that those of ``cfg`` never have."""
     terms = [int(term) for term in re.findall(r"[+-]?\d+", problem.text)]
     return max(map(abs, terms)) > cfg.largest_term or max(itertools.accumulate(terms)) > cfg.largest_sum
@@ -81,8 +81,8 @@ def show(terms: list[int]) -> str:
     return str(terms[0]) + "".join(f"{term:+d}" for term in terms[1:])
 
 
-def worked(terms: list[int], rng: random.Random, slip: float) -> str:
-    """Step-by-step reasoning; each step goes wrong by one with probability ``slip``, and the error carries on."""
+def worked_solution(terms: list[int], rng: random.Random, slip: float) -> str:
+    """Step-by-step reasoning. Each step is wrong by one with probability ``slip``, and the error carries on."""
     total, steps = terms[0], []
     for term in terms[1:]:
         result = total + term + (rng.choice((-1, 1)) if rng.random() < slip else 0)

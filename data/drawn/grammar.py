@@ -1,5 +1,7 @@
-"""Text made on the spot: words spelled from syllables, drawn by Zipf's law from classes that follow each other as in a
-grammar. A model first learns letters, then spelling, then which words follow: its loss falls with size and data."""
+"""Random text from a grammar: words spelled from syllables, drawn by Zipf's law from classes that follow each other.
+
+A model first learns letters, then spelling, then which words follow. Its loss falls with size and data.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from stepstack.config import Strict
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .?"
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
-LONGEST = 9  # characters of a word with the space behind it
+MAX_WORD_CHARACTERS = 9  # with the space behind the word
 BLOCK = 256  # rows that are drawn at a time
 
 
@@ -41,8 +43,12 @@ class Grammar(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language as tables: spelling_WL (letters of each word, -1 behind its end), length_W, members (words of each
-    class), word_cdf (their chances summed up, by class) and next_cdf_CC."""
+    """Language as tables.
+
+    spelling_WL: letters of each word, -1 behind its end. length_W: their number. members: words of each class.
+    word_cdf: cumulative probabilities of these words, by class. next_cdf_CC: cumulative probabilities of the next
+    class.
+    """
 
     spelling_WL: NDArray[np.int64]
     length_W: NDArray[np.int64]
@@ -58,7 +64,7 @@ class Language:
 @lru_cache(maxsize=4)
 def language(cfg: Grammar, seed: int) -> Language:
     rng = np.random.default_rng([seed, 0])
-    spelling, length = np.full((cfg.words, LONGEST), -1), np.zeros(cfg.words, np.int64)
+    spelling, length = np.full((cfg.words, MAX_WORD_CHARACTERS), -1), np.zeros(cfg.words, np.int64)
     for word in range(cfg.words):
         syllables = "".join(rng.choice(list(CONSONANTS)) + rng.choice(list(VOWELS)) for _ in range(rng.integers(1, 4)))
         letters = syllables + ("n" if rng.random() < 0.3 else "") + (". " if word % 16 == 15 else " ")
@@ -75,9 +81,9 @@ def language(cfg: Grammar, seed: int) -> Language:
 
 @lru_cache(maxsize=64)
 def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDArray[np.int64]:
-    """``BLOCK`` rows [BLOCK, width] of a stream: a pure function of its arguments."""
+    """Block number ``number`` of a stream, [BLOCK, width]: a pure function of its arguments."""
     lang, rng = language(cfg, seed), np.random.default_rng([seed, 1, stream, number])
-    rows = np.full((BLOCK, width + LONGEST), -1)
+    rows = np.full((BLOCK, width + MAX_WORD_CHARACTERS), -1)
     at, kind = np.zeros(BLOCK, np.int64), rng.integers(0, lang.classes, BLOCK)
     while at.min() < width:
         kind = (rng.random(BLOCK)[:, None] > lang.next_cdf_CC[kind]).sum(axis=1)
@@ -86,7 +92,7 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
             here = kind == c
             word[here] = lang.members[c][np.searchsorted(lang.word_cdf[c], chance[here])]
         open_rows = np.flatnonzero(at < width)
-        for letter in range(LONGEST):
+        for letter in range(MAX_WORD_CHARACTERS):
             there = open_rows[letter < lang.length_W[word[open_rows]]]
             rows[there, at[there] + letter] = lang.spelling_WL[word[there], letter]
         at[open_rows] += lang.length_W[word[open_rows]]
@@ -96,7 +102,7 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
 
 
 def rows(cfg: Grammar, seed: int, stream: int, first: int, count: int, width: int) -> NDArray[np.int64]:
-    """Rows ``first`` to ``first + count`` of a stream [count, width]."""
+    """Rows ``first`` to ``first + count`` of a stream, [count, width]."""
     numbers = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
     drawn = np.concatenate([block(cfg, seed, stream, number, width) for number in numbers])
     start = first - numbers.start * BLOCK

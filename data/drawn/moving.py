@@ -1,7 +1,7 @@
-"""Drawn clips of one moving form, whose motion is known exactly: what the tiny video recipe learns from. No torch.
+"""Drawn clips of one moving form, whose motion is known exactly, for the tiny video recipe. No torch.
 
-The prompt says what moves and where to ("a red circle moves right"), the motion score how fast, the first frame
-neither: start, radius and background are drawn without looking at direction and score.
+The prompt gives the form and its direction ("a red circle moves right"), the motion score its speed. The first frame
+gives neither: start, radius and background are drawn independently of direction and score.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ STEP: dict[str, tuple[int, int]] = {
     "down": (0, 1),
     "up": (0, -1),
 }
-SPEED = 0.1  # pixels per frame of a motion score of 1
-PATIENCE = 20_000  # draws without a new clip after which there are taken to be no more
-NEVER = 8  # one in so many prompts is kept out of training
+SPEED = 0.1  # pixels per frame for a motion score of 1
+MAX_FAILED_DRAWS = 20_000  # draws without a new clip, after which there are no more
+HELD_OUT_PROMPT_MODULUS = 8  # one prompt in this many is held out of training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class Clip(Strict):
         return np.array(self.start, float) + np.arange(frames)[:, None] * step
 
     def write(self) -> str:
-        """As JSON, the form in which it is a gold answer."""
+        """Clip as JSON, its form as a gold answer."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
@@ -105,7 +105,7 @@ class Moving(Strict):
             raise ValueError(f"scores={self.scores} must not be negative, radius={self.radius} must rise from above 0")
         if not 0 <= self.grey[0] <= self.grey[1] <= 255:
             raise ValueError(f"grey={self.grey} must rise within 0 to 255")
-        if self.room(self.radius[1]) < 0:
+        if self.start_range(self.radius[1]) < 0:
             raise ValueError(
                 f"size={self.size}: a form of radius {self.radius[1]} that moves {self.reach:g} pixels leaves the "
                 "frame; take a larger size, fewer frames or lower scores"
@@ -116,46 +116,51 @@ class Moving(Strict):
         """Pixels that the fastest form moves in a clip."""
         return SPEED * max(self.scores) * (self.frames - 1)
 
-    def room(self, radius: float) -> float:
-        """How far from the middle a form may start, in x and in y, so that it stays in the frame wherever it goes."""
+    def start_range(self, radius: float) -> float:
+        """Largest distance of the start from the middle, in x and in y, for which the form stays in the frame."""
         return self.size / 2 - radius - self.reach
 
 
 def clips(cfg: Moving, split: Split) -> list[Clip]:
-    """The distinct clips of a split, a pure function of the config. ConfigError where there are not that many."""
+    """Distinct clips of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[Clip, None] = {}
+    distinct: dict[Clip, None] = {}
     in_vain = 0
-    while len(found) < wanted:
+    while len(distinct) < wanted:
         clip = draw(rng, cfg)
-        if split_of(clip.write()) == split and clip not in found and not (split == "train" and unseen(clip.prompt)):
-            found[clip], in_vain = None, 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
-            raise ConfigError(f"data.{split}={wanted}: only {len(found)} such clips were found; ask for fewer")
-    return list(found)
+        if (
+            split_of(clip.write()) == split
+            and clip not in distinct
+            and not (split == "train" and is_held_out_prompt(clip.prompt))
+        ):
+            distinct[clip], in_vain = None, 0
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
+            raise ConfigError(f"data.{split}={wanted}: only {len(distinct)} such clips were found; ask for fewer")
+    return list(distinct)
 
 
-def unseen(prompt: str) -> bool:
+def is_held_out_prompt(prompt: str) -> bool:
     """Whether no training clip has this prompt."""
-    return zlib.crc32(prompt.encode()) % NEVER == 0
+    return zlib.crc32(prompt.encode()) % HELD_OUT_PROMPT_MODULUS == 0
 
 
 def draw(rng: random.Random, cfg: Moving) -> Clip:
-    """What the first frame shows is drawn before, and apart from, direction and score."""
+    """Random clip. The content of the first frame is drawn before, and apart from, direction and score."""
     radius = round(rng.uniform(*cfg.radius), 2)
-    room, middle = cfg.room(radius), cfg.size / 2
-    start = (round(middle + rng.uniform(-room, room), 2), round(middle + rng.uniform(-room, room), 2))
+    start_range, middle = cfg.start_range(radius), cfg.size / 2
+    start = (
+        round(middle + rng.uniform(-start_range, start_range), 2),
+        round(middle + rng.uniform(-start_range, start_range), 2),
+    )
     form, colour = rng.choice(get_args(Form)), rng.choice(get_args(Colour))
     grey = rng.randint(*cfg.grey)
     direction, score = rng.choice(get_args(Direction)), rng.choice(cfg.scores)
-    return Clip(
-        form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey
-    )  # fmt: skip
+    return Clip(form=form, colour=colour, direction=direction, score=score, start=start, radius=radius, grey=grey)
 
 
 def render(clip: Clip, cfg: Moving) -> NDArray[np.uint8]:
-    """The clip [frames, size, size, RGB]. A pixel on the edge is mixed by how much of it the form covers."""
+    """Frames of a clip [frames, size, size, RGB]. A pixel on the edge is mixed by how much of it the form covers."""
     places = np.arange(cfg.size) + 0.5
     track = clip.track(cfg.frames)
     dx = places[None, None, :] - track[:, 0, None, None]
@@ -166,18 +171,18 @@ def render(clip: Clip, cfg: Moving) -> NDArray[np.uint8]:
 
 
 def _box(distance: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """The covered part of a pixel's unit length, exactly."""
+    """Covered part of a pixel's unit length, exactly."""
     return np.clip(np.minimum(distance + 0.5, radius) - np.maximum(distance - 0.5, -radius), 0, 1)
 
 
 def _disc(dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """The covered part of a pixel, with the edge taken as straight across it."""
+    """Covered part of a pixel, where the edge is taken as straight across it."""
     return np.clip(radius - np.hypot(dx, dy) + 0.5, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class FirstFrame:
-    """The first frame of a drawn clip, as a picture that is drawn when it is asked for."""
+    """First frame of a drawn clip, as a picture that is drawn when its pixels are asked for."""
 
     clip: Clip
     data: Moving
@@ -186,8 +191,8 @@ class FirstFrame:
         return Image.fromarray(render(self.clip, self.data)[0])
 
 
-def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
-    """The same first frames, told to move another way than their clips did."""
+def with_other_directions(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
+    """Clips with the same first frames whose prompts have another direction."""
     rng = random.Random(f"swapped-{seed}")
     return [
         Clip(**(asdict(clip) | {"direction": rng.choice([way for way in STEP if way != clip.direction])}))
@@ -195,6 +200,6 @@ def swapped(clips: Sequence[Clip], seed: int = 0) -> list[Clip]:
     ]
 
 
-def graded(clips: Sequence[Clip], scores: Sequence[float]) -> list[Clip]:
-    """The same first frames and prompts at every motion score."""
+def with_each_score(clips: Sequence[Clip], scores: Sequence[float]) -> list[Clip]:
+    """Clips with the same first frames and prompts at every motion score."""
     return [Clip(**(asdict(clip) | {"score": score})) for clip in clips for score in scores]

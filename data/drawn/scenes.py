@@ -1,8 +1,8 @@
 """Tiny scenes that are drawn, not stored: coloured forms to find, count and list, and words to read.
 
-Which scenes are held out is decided by a hash of their content (of a scene with words: of its text), so no stage of
-training can ever see one, whatever its config. Text is drawn with Pillow's own font; its pixels may differ between
-versions of Pillow, the gold does not.
+A hash of their content (for a scene with words, of its text) decides which scenes are held out, so no stage of training
+can ever see one, whatever its config. Text is drawn with Pillow's own font. Its pixels may differ between versions of
+Pillow, the gold does not.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ RGB: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
     "white": (255, 255, 255),
 }
-GAP = 1  # free pixels between objects
-TRIES = 200  # to place what a scene has, before it is drawn anew
-PATIENCE = 20_000  # draws without a new scene after which there are taken to be no more
+MIN_GAP = 1  # free pixels between objects
+MAX_PLACEMENTS = 200  # attempts to place the parts of a scene, before it is drawn anew
+MAX_FAILED_DRAWS = 20_000  # draws without a new scene, after which there are no more
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A form that fills its box: pixels x1 <= x < x2, y1 <= y < y2, each side touched."""
+    """Form that fills its box: pixels x1 <= x < x2, y1 <= y < y2, each side touched."""
 
     shape: Shape
     colour: Colour
@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text; ``corner``: the upper left of its ink in pixels; ``height``: of the font."""
+    """Line of text. ``corner``: the upper left of its ink in pixels. ``height``: height of the font."""
 
     text: str
     colour: Colour
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that ``render`` draws; ``size`` is (width, height) in pixels."""
+    """Content of a scene, which ``render`` draws; ``size`` is (width, height) in pixels."""
 
     size: tuple[int, int]
     background: Colour
@@ -69,7 +69,7 @@ class Scene:
     lines: tuple[Line, ...] = ()
 
     def __str__(self) -> str:
-        """Its content in one line, what hashes are taken of."""
+        """Content in one line, of which hashes are taken."""
         things = [f"{t.colour} {t.shape} {t.box}" for t in self.things]
         lines = [f"{line.colour} {line.text!r} {line.corner} {line.height}" for line in self.lines]
         return "; ".join([f"{self.size} {self.background}", *things, *lines])
@@ -77,7 +77,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class ScenePicture:
-    """The picture (``data.media.images.Picture``) of a scene."""
+    """The picture of a scene, drawn when its pixels are asked for."""
 
     scene: Scene
 
@@ -187,32 +187,34 @@ Scenes = Objects | Words
 
 
 def problems(cfg: Scenes, split: Split) -> list[Record]:
-    """The distinct scenes of a split as records in pixels, a pure function of the config. ConfigError where there are
-    not that many."""
+    """Distinct scenes of a split as records in pixels, a pure function of the config.
+
+    ConfigError where there are not that many.
+    """
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[Scene, str] = {}
+    question_of_scene: dict[Scene, str] = {}
     in_vain = 0
-    while len(found) < wanted:
-        scene, asked = draw(rng, cfg)
-        if split_of_scene(scene) == split and scene not in found:
-            found[scene], in_vain = asked, 0
-        elif (in_vain := in_vain + 1) == PATIENCE:
+    while len(question_of_scene) < wanted:
+        scene, question = draw(rng, cfg)
+        if split_of_scene(scene) == split and scene not in question_of_scene:
+            question_of_scene[scene], in_vain = question, 0
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
             raise ConfigError(
-                f"data.{split}={wanted}: only {len(found)} such scenes were found; ask for fewer, or for a finer grid, "
-                "more objects or longer words"
+                f"data.{split}={wanted}: only {len(question_of_scene)} such scenes were found; ask for fewer, or for "
+                "a finer grid, more objects or longer words"
             )
-    return [record(index, cfg, scene, asked) for index, (scene, asked) in enumerate(found.items())]
+    return [record(index, cfg, scene, question) for index, (scene, question) in enumerate(question_of_scene.items())]
 
 
 def split_of_scene(scene: Scene) -> Split:
-    """By the text or, without one, by the whole content."""
+    """Split by the text or, without one, by the whole content."""
     return split_of("\n".join(line.text for line in scene.lines) or str(scene))
 
 
 def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
-    """A scene and what is asked of it (``Record.question``). ConfigError where its parts do not fit into it."""
-    for _ in range(TRIES):
+    """Scene and its question (``Record.question``). ConfigError where its parts do not fit into it."""
+    for _ in range(MAX_PLACEMENTS):
         drawn = _draw_lines(rng, cfg) if isinstance(cfg, Words) else _draw_things(rng, cfg)
         if drawn is not None:
             return drawn
@@ -221,21 +223,21 @@ def draw(rng: random.Random, cfg: Scenes) -> tuple[Scene, str]:
     )
 
 
-def record(index: int, cfg: Scenes, scene: Scene, asked: str) -> Record:
-    """The question about a scene, with its gold."""
+def record(index: int, cfg: Scenes, scene: Scene, question: str) -> Record:
+    """Question about a scene, with its gold."""
     pictures = (ScenePicture(scene),)
     if isinstance(cfg, Words):
         text = "\n".join(line.text for line in scene.lines)
-        return Record(index, "ocr", pictures, asked, (), "pixels", scene.size, text)
+        return Record(index, "ocr", pictures, question, (), "pixels", scene.size, text)
     targets = tuple(_target(cfg, thing) for thing in scene.things)
     if cfg.task != "detection":
-        targets = tuple(target for target in targets if target.label == asked)
+        targets = tuple(target for target in targets if target.label == question)
     count = len(targets) if cfg.task == "counting" else None
-    return Record(index, cfg.task, pictures, asked, targets, "pixels", scene.size, count=count)
+    return Record(index, cfg.task, pictures, question, targets, "pixels", scene.size, count=count)
 
 
 def name(cfg: Objects, shape: Shape, colour: Colour) -> str:
-    """What an object is called: "red circle", or one half of it."""
+    """Name of an object: "red circle", or one half of it."""
     return {"colour and shape": f"{colour} {shape}", "colour": colour, "shape": shape}[cfg.named_by]
 
 
@@ -245,7 +247,7 @@ def _target(cfg: Objects, thing: Thing) -> Target:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture, RGB. Forms have hard edges; text is smoothed."""
+    """Picture of a scene in RGB. Forms have hard edges; text is smoothed."""
     image = Image.new("RGB", scene.size, RGB[scene.background])
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -277,14 +279,14 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing) -> None:
 
 
 def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
-    """None where the objects found no place."""
+    """Scene of objects and its question; None where the objects found no place."""
     kinds = [(shape, colour) for shape in cfg.shapes for colour in cfg.colours]
-    asked = "" if cfg.task == "detection" else rng.choice(cfg.names)
+    question = "" if cfg.task == "detection" else rng.choice(cfg.names)
     if cfg.task == "detection":
         chosen = [rng.choice(kinds) for _ in range(rng.randint(*cfg.objects))]
     else:
-        right = [kind for kind in kinds if name(cfg, *kind) == asked]
-        others = [kind for kind in kinds if name(cfg, *kind) != asked]
+        right = [kind for kind in kinds if name(cfg, *kind) == question]
+        others = [kind for kind in kinds if name(cfg, *kind) != question]
         wanted = 1 if cfg.task == "grounding" else rng.randint(*cfg.count)
         total = rng.randint(max(wanted, cfg.objects[0]), cfg.objects[1]) if others else wanted
         chosen = [rng.choice(right) for _ in range(wanted)] + [rng.choice(others) for _ in range(total - wanted)]
@@ -296,12 +298,12 @@ def _draw_things(rng: random.Random, cfg: Objects) -> tuple[Scene, str] | None:
         boxes.append(box)
     things = (Thing(shape, colour, box) for (shape, colour), box in zip(chosen, boxes, strict=True))
     scene = Scene(cfg.size, cfg.background, tuple(sorted(things, key=lambda thing: (thing.box[1], thing.box[0]))))
-    return scene, asked or ", ".join(cfg.names)
+    return scene, question or ", ".join(cfg.names)
 
 
 def _place(rng: random.Random, cfg: Objects, taken: Sequence[Box]) -> Box | None:
     low, high = -(-cfg.sides[0] // cfg.grid), min(*cfg.size, cfg.sides[1]) // cfg.grid
-    for _ in range(TRIES):
+    for _ in range(MAX_PLACEMENTS):
         side = rng.randint(low, high) * cfg.grid
         x, y = (rng.randint(0, (room - side) // cfg.grid) * cfg.grid for room in cfg.size)
         box = (x, y, x + side, y + side)
@@ -311,11 +313,11 @@ def _place(rng: random.Random, cfg: Objects, taken: Sequence[Box]) -> Box | None
 
 
 def _touch(a: Box, b: Box) -> bool:
-    return a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
+    return a[0] < b[2] + MIN_GAP and b[0] < a[2] + MIN_GAP and a[1] < b[3] + MIN_GAP and b[1] < a[3] + MIN_GAP
 
 
 def _draw_lines(rng: random.Random, cfg: Words) -> tuple[Scene, str] | None:
-    """None where the lines are too wide or too many for the picture."""
+    """Scene of lines and its question; None where the lines are too wide or too many for the picture."""
     height, colour = rng.randint(*cfg.heights), rng.choice(cfg.colours)
     texts = [" ".join(_words(rng, cfg)) for _ in range(rng.randint(*cfg.lines))]
     inks = [_ink(text, height) for text in texts]

@@ -1,4 +1,5 @@
-"""Which of the problems that are drawn are held out: a hash of the content decides, so no stage can see one."""
+"""Splits of drawn problems. A hash of the content decides which are held out, so that no stage of training can see
+one."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ SPLITS: tuple[Split, ...] = ("train", "select", "test")
 
 
 def split_of(text: str) -> Split:
-    """A tenth of all contents is test, a tenth select, by crc32."""
+    """Split of a content by crc32: a tenth of all is test, a tenth select."""
     match zlib.crc32(text.encode()) % 10:
         case 0:
             return "test"

@@ -1,1 +1,1 @@
-"""One reader for each kind of file."""
+"""Readers of media files, one for each kind."""

@@ -1,4 +1,4 @@
-"""Files of videos and pictures to frames and back, and how much moves in them. The one home of imageio and OpenCV.
+"""Readers and writers of videos and pictures as frames, and their motion scores. The only module of imageio and OpenCV.
 
 Frames are uint8 [F, H, W, RGB].
 """
@@ -25,23 +25,23 @@ Size = tuple[int, int]  # height, width
 
 
 def read_video(file: Path) -> tuple[Frames, float]:
-    """(frames, frames per second). DataError for what is missing, unreadable or empty."""
+    """Frames and frames per second of a file. DataError for a file that is missing, unreadable or empty."""
     if not file.is_file():
         raise DataError(f"{file} does not exist")
     try:
-        made = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
+        frames = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
         fps = float(imageio.immeta(file, plugin="FFMPEG")["fps"])
     except (OSError, ValueError, RuntimeError, IndexError, KeyError, StopIteration) as error:
         raise DataError(
             f"{file} cannot be read as a video: {str(error).splitlines()[0] if str(error) else error!r}"
         ) from None
-    if made.ndim != 4 or made.shape[-1] != 3:
-        raise DataError(f"{file} is no video in colour: its frames are {list(made.shape)}")
-    return made.astype(np.uint8), fps
+    if frames.ndim != 4 or frames.shape[-1] != 3:
+        raise DataError(f"{file} is no video in colour: its frames are {list(frames.shape)}")
+    return frames.astype(np.uint8), fps
 
 
 def read_image(file: Path) -> Frames:
-    """One frame [H, W, RGB]; what is transparent becomes white. DataError for what is no picture."""
+    """One frame [H, W, RGB]; transparent pixels become white. DataError for a file that is no picture."""
     try:
         with Image.open(file) as image:
             full = image.convert("RGBA")
@@ -53,22 +53,22 @@ def read_image(file: Path) -> Frames:
     return np.asarray(Image.alpha_composite(ground, full).convert("RGB"))
 
 
-def kept(size: Size, into: Size) -> float:
-    """The share of a picture that is left when it is cropped to the shape of another one."""
+def crop_fraction(size: Size, into: Size) -> float:
+    """Fraction of a picture that is left when it is cropped to the shape of another one."""
     ratio = (size[1] / size[0]) / (into[1] / into[0])
     return min(ratio, 1 / ratio)
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> Size:
-    """The size that crops least; of equal ones the one whose area is nearest."""
-    return max(sizes, key=lambda into: (kept(size, into), -abs(into[0] * into[1] - size[0] * size[1])))
+    """Size that crops least. Of equal ones it is the one with the nearest area."""
+    return max(sizes, key=lambda into: (crop_fraction(size, into), -abs(into[0] * into[1] - size[0] * size[1])))
 
 
 def fit(frames: Frames, into: Size) -> Frames:
-    """Scaled to cover ``into``, then cropped around the middle."""
+    """Frames scaled to cover ``into``, then cropped around the middle."""
     height, width = frames.shape[1:3]
     scale = max(into[0] / height, into[1] / width)
-    size = (max(into[1], round(width * scale)), max(into[0], round(height * scale)))  # cv2 wants the width first
+    size = (max(into[1], round(width * scale)), max(into[0], round(height * scale)))  # cv2 takes the width first
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     large = np.stack([cv2.resize(frame, size, interpolation=way) for frame in frames])
     top, left = (large.shape[1] - into[0]) // 2, (large.shape[2] - into[1]) // 2
@@ -76,8 +76,10 @@ def fit(frames: Frames, into: Size) -> Frames:
 
 
 def motion_score(frames: Frames, options: MotionOptions | None = None) -> float:
-    """Mean length in pixels of the largest flow vectors (Farneback) between gray frames. A clip shorter than the
-    distance is measured from its first to its last frame; one frame does not move."""
+    """Mean length in pixels of the largest flow vectors (Farneback) between gray frames.
+
+    A clip shorter than the distance is measured from its first to its last frame. A single frame does not move.
+    """
     options = options or MotionOptions()
     picked = list(frames[:: options.every])
     if len(picked) < 2:
@@ -86,21 +88,26 @@ def motion_score(frames: Frames, options: MotionOptions | None = None) -> float:
 
 
 def flow_lengths(frames: Sequence[Frames], top: float = 0.05) -> list[float]:
-    """Of each pair of neighbouring frames: the mean length in pixels of the ``top`` share of its flow vectors, the
-    longest (Farneback, between gray frames)."""
+    """Mean length in pixels of the longest flow vectors for each pair of neighbouring frames.
+
+    The ``top`` fraction of the vectors counts (Farneback, between gray frames).
+    """
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    found = []
+    means = []
     for a, b in pairwise(gray):
         flow = cv2.calcOpticalFlowFarneback(a, b, np.zeros((*a.shape, 2), np.float32), 0.5, 3, 15, 3, 5, 1.2, 0)
         lengths = np.sort(np.linalg.norm(flow, axis=-1).ravel())
-        found.append(float(lengths[-max(1, round(top * lengths.size)) :].mean()))
-    return found
+        means.append(float(lengths[-max(1, round(top * lengths.size)) :].mean()))
+    return means
 
 
 def is_dynamic(frames: Frames, fps: float) -> bool:
-    """Whether a clip moves, by the rule of VBench's dynamic degree (arXiv 2311.17982): of frames 1/8 s apart a quarter,
-    one at least, must move to the next by more than 6 pixels for each 256 of the shorter side (more where a second has
-    fewer than 8 frames). VBench takes RAFT's flow, here it is Farneback's: no number of VBench's is comparable."""
+    """Whether a clip moves, by the rule of VBench's dynamic degree (arXiv 2311.17982).
+
+    Of frames 1/8 s apart a quarter, and at least one, must move to the next by more than 6 pixels for each 256 of the
+    shorter side (more where a second has fewer than 8 frames). VBench takes RAFT's flow, this function Farneback's, so
+    its results are not comparable with VBench's.
+    """
     picked = frames[:: max(1, round(fps / 8))]
     threshold = max(1.0, 8 / fps) * 6 * min(frames.shape[1:3]) / 256
     moving = sum(length > threshold for length in flow_lengths(list(picked)))
@@ -108,22 +115,23 @@ def is_dynamic(frames: Frames, fps: float) -> bool:
 
 
 def write_mp4(file: Path, frames: Frames, fps: float, scale: int = 1) -> Path:
-    """``mp4``, atomically."""
+    """Write ``mp4`` to a file, atomically."""
     jsonl.write_bytes_atomic(file, mp4(frames, fps, scale))
     return file
 
 
 def mp4(frames: Frames, fps: float, scale: int = 1) -> bytes:
-    """H.264; ``scale`` repeats pixels. Odd sizes lose a row or column: the codec halves colours."""
+    """H.264 video as bytes; ``scale`` repeats pixels. Odd sizes lose a row or column because the codec halves
+    colours."""
     large = frames.repeat(scale, 1).repeat(scale, 2)
     even = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     return imageio.imwrite(
         "<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=fps, codec="libx264", macro_block_size=1, quality=9
-    )  # fmt: skip
+    )
 
 
 def gif(frames: Frames, fps: float = 6, scale: int = 1) -> bytes:
-    """Endless; ``scale`` repeats pixels."""
+    """Endless GIF as bytes; ``scale`` repeats pixels."""
     images = [Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames]
     out = io.BytesIO()
     images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
@@ -132,8 +140,11 @@ def gif(frames: Frames, fps: float = 6, scale: int = 1) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MotionOptions:
-    """Flow between frames ``every`` apart, as Step-Video-TI2V takes it; of each flow the ``top`` share of largest
-    lengths counts (the report says the largest, not how many)."""
+    """Options of the motion score: flow between frames ``every`` apart, like in Step-Video-TI2V.
+
+    The ``top`` fraction of the longest vectors of each flow counts. (The report states that the largest count, not how
+    many.)
+    """
 
     every: int = 12
     top: float = 0.05

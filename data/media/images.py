@@ -1,4 +1,4 @@
-"""References to images, what they show, and the one reader of image files."""
+"""References to images, the records of perception data, and the only reader of image files."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from PIL import Image, ImageOps
 
 from data.errors import BadRow, DataError
+from stepstack.records import Picture
 from stepstack.scoring.vision.spatial import Space
 
-# What Pillow raises for bytes that are no picture, or only a part or a bomb of one.
+# Errors of Pillow for bytes that are no picture, or only a part or a bomb of one.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-class Picture(Protocol):
-    """A light reference, hashable and picklable; the pixels are read when asked for."""
-
-    def image(self) -> Image.Image:
-        """The picture in RGB, turned as its EXIF orientation says. DataError where it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
-    """``sha256`` of the file, checked at each reading; "": not known."""
+    """Picture in a file. ``sha256`` of the file is checked at each reading; "" where it is not known."""
 
     path: str
     sha256: str = ""
@@ -38,16 +32,16 @@ class FilePicture:
         if not path.is_file():
             raise DataError(f"{path} does not exist: set images to the folders that hold the pictures now")
         content = path.read_bytes()
-        if self.sha256 and (found := hashlib.sha256(content).hexdigest()) != self.sha256:
+        if self.sha256 and (digest := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise DataError(
-                f"{path}: sha256 is {found}, it was {self.sha256} when the data was prepared: prepare it again"
+                f"{path}: sha256 is {digest}, it was {self.sha256} when the data was prepared: prepare it again"
             )
         return decode(content, self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class BytesPicture:
-    """An encoded picture in memory; ``name`` is for errors."""
+    """Encoded picture in memory; ``name`` is for errors."""
 
     content: bytes = field(repr=False)
     name: str = "bytes"
@@ -58,7 +52,7 @@ class BytesPicture:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An object: its label and its box or a point on it, in the record's space."""
+    """Object: its label and its box or a point on it, in the record's space."""
 
     label: str
     box: tuple[float, float, float, float] | None = None
@@ -86,7 +80,7 @@ class Record:
 
 
 def decode(content: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
-    """The picture in RGB, turned as its EXIF orientation says. DataError names ``name`` and says what is wrong."""
+    """Picture in RGB, turned by its EXIF orientation. DataError names ``name`` and the reason."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -102,8 +96,8 @@ def decode(content: bytes, name: str, max_pixels: int | None = None) -> Image.Im
     )
 
 
-def image_of(value: Any, key: str = "image") -> str | bytes:
-    """The path or the bytes in an image cell: text, or ``{"bytes": ..., "path": ...}``. BadRow for anything else."""
+def image_source(value: Any, key: str = "image") -> str | bytes:
+    """Path or bytes in an image cell, which is text or ``{"bytes": ..., "path": ...}``. BadRow for anything else."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str | bytes) or not value:

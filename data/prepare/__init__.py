@@ -1,1 +1,1 @@
-"""Validate, deduplicate, decontaminate, write with hashes."""
+"""Preparation of data: sources are checked, then written into folders that are complete or absent."""

@@ -1,4 +1,4 @@
-"""Settings of how rows are taken in. Nothing heavy is imported."""
+"""Settings of the preparation of rows. No heavy import."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which numbers a data set writes for a box: asked for, verified against its pictures, and never guessed silently.
+"""Conventions of the numbers of a box: declared by the user, verified against the pictures, and never guessed silently.
 
-The same box of a 640 x 480 picture is published as (64, 48, 320, 240) pixels, (100, 100, 500, 500) thousandths,
-(10, 10, 50, 50) percent, (0.1, 0.1, 0.5, 0.5), or as x, y, width, height of any of these. Training on the wrong reading
-runs without an error and loses many points of accuracy.
+The same box of a 640 x 480 picture is published as (64, 48, 320, 240) pixels, (100, 100, 500, 500) thousandths, (10,
+10, 50, 50) percent, (0.1, 0.1, 0.5, 0.5), or as x, y, width, height of any of these. Training on the wrong reading runs
+without an error and loses many points of accuracy.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from stepstack.scoring.vision import spatial
 Space = Literal["pixels", "thousand", "unit"]
 SourceSpace = Literal["pixels", "thousand", "percent", "unit"]
 Layout = Literal["xyxy", "xywh"]
-Numbers = tuple[float, ...]  # four of a box or two of a point
+Numbers = tuple[float, ...]  # four numbers of a box or two of a point
 
 MIN_MISFITS = 5  # fewer wrong boxes than this, or than a tenth of all, are single bad rows
 MISFIT_SHARE = 0.1
-OTHER_SHARE = 0.98  # of the boxes must suit a convention for it to be named
-EDGE = 0.97  # of an axis: from here on a box ends at the edge
+OTHER_SHARE = 0.98  # fraction of the boxes that must suit a convention for an error to suggest it
+AT_EDGE = 0.97  # fraction of an axis from which on a box ends at the edge
 MIN_AT_EDGE = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A box or a point as a source has it, and the (width, height) of its picture in pixels."""
+class Annotation:
+    """Box or point of a source, with the (width, height) of its picture in pixels."""
 
     where: str
     numbers: Numbers
@@ -41,6 +41,8 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Convention:
+    """Space and layout in which a source writes its numbers."""
+
     space: SourceSpace
     layout: Layout
 
@@ -50,8 +52,11 @@ class Convention:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """All marks in one convention. ``fits``: inside the picture and in order, ``beyond``: end outside [N]. ``begin``
-    and ``reach``: where they begin and end, in fractions of width and height [N, 2]."""
+    """All annotations read in one convention.
+
+    ``fits``: inside the picture and in order. ``beyond``: ends outside, [N]. ``begin`` and ``reach``: begin and end in
+    fractions of width and height, [N, 2].
+    """
 
     fits: NDArray[np.bool_]
     beyond: NDArray[np.bool_]
@@ -59,12 +64,13 @@ class _Reading:
     reach: NDArray[np.float64]
 
 
-def check_convention(source: str, marks: Sequence[Mark], declared: Convention) -> None:
-    """DataError where the numbers of ``source`` contradict the declared convention, naming the one that they suit.
+def check_convention(source: str, marks: Sequence[Annotation], declared: Convention) -> None:
+    """Raise DataError where the numbers of ``source`` contradict the declared convention, naming the one that they
+    suit.
 
-    Three signs: numbers of at most 1 in a space where that is a pixel or less; many boxes that leave the picture or
-    are reversed, where another reading suits them; boxes that end just where another space ends and next to never
-    beyond it, as pixels of a 640 x 480 picture do when they are read as thousandths.
+    There are three signs. Numbers of at most 1 in a space where that is a pixel or less. Many boxes that leave the
+    picture or are reversed, where another reading suits them. Boxes that end just where another space ends and almost
+    never beyond it, like pixels of a 640 x 480 picture that are read as thousandths.
     """
     if not marks:
         return
@@ -90,13 +96,13 @@ def check_convention(source: str, marks: Sequence[Mark], declared: Convention) -
             raise DataError(_contradicted(source, marks, declared, other, at, why))
 
 
-def settle(numbers: Numbers, size: tuple[int, int], convention: Convention) -> tuple[Numbers, Space, bool]:
-    """(numbers, their space, whether they were clipped) of a box as x1, y1, x2, y2 or of a point, inside the picture.
+def normalise_numbers(numbers: Numbers, size: tuple[int, int], convention: Convention) -> tuple[Numbers, Space, bool]:
+    """Numbers of a box as x1, y1, x2, y2 or of a point inside the picture, their space, and whether they were clipped.
 
-    Percent become thousandths. Up to a pixel outside of the picture is rounding and clipped; BadRow says what else is
-    wrong.
+    Percent become thousandths. Up to a pixel outside of the picture is rounding and clipped. BadRow names any other
+    fault.
     """
-    factor, space = 10.0 if convention.space == "percent" else 1.0, settled_space(convention.space)
+    factor, space = 10.0 if convention.space == "percent" else 1.0, written_space(convention.space)
     values = tuple(float(number) * factor for number in numbers)
     if len(values) == 4 and convention.layout == "xywh":
         values = (values[0], values[1], values[0] + values[2], values[1] + values[3])
@@ -117,7 +123,7 @@ def settle(numbers: Numbers, size: tuple[int, int], convention: Convention) -> t
 
 
 def check_same(one: Numbers, its: Convention, other: Numbers, others: Convention, size: tuple[int, int]) -> None:
-    """BadRow unless the two boxes of a picture of ``size`` are the same within 2 pixels or thousandths."""
+    """Raise BadRow unless the two boxes of a picture of ``size`` are the same within 2 pixels or thousandths."""
     sizes = np.array([size], float)
     first, second = (_read(np.array([v], float), sizes, c) for v, c in ((one, its), (other, others)))
     apart = np.abs(np.hstack([first.begin - second.begin, first.reach - second.reach]))
@@ -128,8 +134,8 @@ def check_same(one: Numbers, its: Convention, other: Numbers, others: Convention
         )
 
 
-def settled_space(space: SourceSpace) -> Space:
-    """The space in which numbers of a source are written."""
+def written_space(space: SourceSpace) -> Space:
+    """Space in which numbers of a source are written."""
     return "thousand" if space == "percent" else space
 
 
@@ -146,7 +152,7 @@ def _others(declared: Convention, width: int) -> Iterator[Convention]:
 
 
 def _read(values: NDArray, sizes: NDArray, convention: Convention) -> _Reading:
-    """``values`` [N, 4] or [N, 2] and ``sizes`` [N, 2] in pixels."""
+    """Annotations read in a convention, from ``values`` [N, 4] or [N, 2] and ``sizes`` [N, 2] in pixels."""
     scale = {"pixels": sizes, "thousand": 1000.0, "percent": 100.0, "unit": 1.0}[convention.space]
     start, end = values[:, :2] / scale, values[:, -2:] / scale
     ordered = np.ones(len(values), bool)
@@ -159,15 +165,18 @@ def _read(values: NDArray, sizes: NDArray, convention: Convention) -> _Reading:
 
 
 def _at_edge(now: _Reading, other: _Reading) -> NDArray[np.bool_]:
-    """Marks that end at the edge of ``other`` on an axis where that edge lies well inside of the declared space [N];
-    none unless there are enough of them, nearly all suit ``other`` and next to none end beyond."""
-    at = ((now.reach < EDGE * other.reach) & (other.reach >= EDGE)).any(1) & ~other.beyond
+    """Annotations that end at the edge of ``other`` on an axis where that edge lies well inside of the declared space
+    [N].
+
+    None counts unless there are enough of them, nearly all suit ``other`` and almost none end beyond it.
+    """
+    at = ((now.reach < AT_EDGE * other.reach) & (other.reach >= AT_EDGE)).any(1) & ~other.beyond
     enough = at.sum() >= max(MIN_AT_EDGE, 10 * other.beyond.sum())
     return at if enough and other.fits.mean() >= OTHER_SHARE else np.zeros(len(at), bool)
 
 
 def _contradicted(
-    source: str, marks: Sequence[Mark], declared: Convention, other: Convention, wrong: NDArray, why: str
+    source: str, marks: Sequence[Annotation], declared: Convention, other: Convention, wrong: NDArray, why: str
 ) -> str:
     example = marks[int(np.flatnonzero(wrong)[0])]
     changes = [f"space={other.space}"] if other.space != declared.space else []

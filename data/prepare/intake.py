@@ -1,10 +1,10 @@
-"""What is to be seen in a picture: the record of perception data, and how its sources are checked and prepared.
+"""Records of perception data: how their sources are checked and prepared.
 
-A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record says in which ``space`` its numbers are:
-"pixels" of the picture as it lies in the data, "thousand" (0..1000 of its width and height) or "unit" (0..1).
+A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record has the ``space`` of its numbers: "pixels"
+of the stored picture, "thousand" (0..1000 of its width and height) or "unit" (0..1).
 
 A prepared row is ``{"index", "pictures": [{"root", "path", "sha256"}], "question", "targets": [{"label", "box"|
-"point"}], "text", "count", "size"}``; task, space and the folders that ``root`` counts stand in the manifest.
+"point"}], "text", "count", "size"}``. Task, space and the folders that ``root`` counts are in the manifest.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from data.errors import BadRow, DataError
 from data.media.images import FilePicture, PerceptionTask, Record, Target, decode
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import (
+    Annotation,
     Convention,
-    Mark,
     Numbers,
     SourceSpace,
     check_convention,
     check_same,
-    settle,
-    settled_space,
+    normalise_numbers,
+    written_space,
 )
 from data.prepare.manifest import (
     MANIFEST,
+    MAX_ERRORS,
     SCHEMA,
-    SHOWN_ERRORS,
     Manifest,
     Source,
     check_target,
@@ -51,10 +51,13 @@ from stepstack import __version__, config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """A row as its source has it: ``image`` is a path or an encoded picture, ``numbers`` are boxes in the declared
-    space and layout, or points. ``again``: the same boxes in another space, where the source has both. ``size``: what
-    the source says of the picture, if it does."""
+class IntakeRow:
+    """Row of a source.
+
+    ``image`` is a path or an encoded picture. ``numbers`` are boxes in the declared space and layout, or points.
+    ``again``: the same boxes in another space, where the source has both. ``size``: size of the picture in the source,
+    if given.
+    """
 
     image: str | bytes
     question: str = ""
@@ -78,7 +81,7 @@ class _Placed:
 @dataclass(frozen=True, slots=True)
 class _Found:
     where: str
-    row: Row
+    row: IntakeRow
     picture: _Placed
 
 
@@ -88,19 +91,19 @@ def prepare(
     task: PerceptionTask,
     source: str | Sequence[str],
     evals: Sequence[str],
-    parse: Callable[[Any], Row],
+    parse: Callable[[Any], IntakeRow],
     options: IntakeOptions,
     *,
     read: Callable[[str], Source] = read_source,
     question: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Read the sources, open every picture, check every row and write ``out`` in one rename; what `data`'s do.
+    """Read the sources, open every picture, check every row and write ``out`` in one rename.
 
-    ``options.space`` and ``.layout`` are set here. A train row whose picture is in an eval, byte for byte, is dropped
-    and counted as contaminated. ``question``: the one of every row, kept in the manifest only.
-
-    Raises DataError for a convention that the numbers contradict, or with up to 20 bad rows; nothing is written then.
+    The ``prepare`` of each perception data set calls it, with ``options.space`` and ``.layout`` set. A train row whose
+    picture is in an eval, byte for byte, is dropped and counted as contaminated. ``question``: the question of every
+    row, stored in the manifest only. DataError for a convention that the numbers contradict, or with up to 20 bad rows;
+    nothing is written then.
     """
     out = Path(out)
     check_target(out, overwrite)
@@ -112,20 +115,20 @@ def prepare(
         held_out = {name: intake.split(name, [place]) for name, place in named.items()}
         if not options.drop_bad:
             refuse(intake.errors, ", nothing written (drop_bad leaves them out)")
-        seen = {found.picture.sha256 for rows in held_out.values() for found in rows}
-        kept = [found for found in train if found.picture.sha256 not in seen]
+        eval_digests = {item.picture.sha256 for rows in held_out.values() for item in rows}
+        train_rows = [item for item in train if item.picture.sha256 not in eval_digests]
         counts = {
             **intake.counts,
-            "contaminated": len(train) - len(kept),
-            "kept": {"train": len(kept), **{name: len(rows) for name, rows in held_out.items()}},
-            "dropped": intake.errors[:SHOWN_ERRORS],
+            "contaminated": len(train) - len(train_rows),
+            "kept": {"train": len(train_rows), **{name: len(rows) for name, rows in held_out.items()}},
+            "dropped": intake.errors[:MAX_ERRORS],
         }
-        splits = {"train": kept, **held_out}
+        splits = {"train": train_rows, **held_out}
         files = {f"{name}.jsonl": (name, intake.lines(rows, question is None)) for name, rows in splits.items()}
         described = {
             **config.to_dict(options),
             "task": task,
-            "space": settled_space(options.space or "pixels"),
+            "space": written_space(options.space or "pixels"),
             "images": intake.roots,
             "question": question,
             "source_space": options.space,
@@ -137,8 +140,11 @@ def prepare(
 
 
 def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list[Record]:
-    """Records of a prepared split, in order. ``images``: where the folders of the pictures are now, if not where they
-    were. DataError for another kind of data, a changed file, or where the first picture is missing."""
+    """Records of a prepared split, in order.
+
+    ``images``: present folders of the pictures, if they moved. DataError for another kind of data, a changed file, or
+    where the first picture is missing.
+    """
     path = Path(place) / MANIFEST if Path(place).is_dir() else Path(place)
     manifest = read_manifest(path, data)
     options = manifest.options
@@ -164,14 +170,14 @@ def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list
 
 
 class _Intake:
-    """Reads sources into a folder that is being written; ``errors`` and ``counts`` gather over all of them."""
+    """Reader of sources into a folder that is being written. ``errors`` and ``counts`` collect over all of them."""
 
     def __init__(
         self,
         folder: Path,
         task: PerceptionTask,
         options: IntakeOptions,
-        parse: Callable[[Any], Row],
+        parse: Callable[[Any], IntakeRow],
         read: Callable[[str], Source],
     ):
         self.folder, self.task, self.options, self.parse, self.read = folder, task, options, parse, read
@@ -179,24 +185,26 @@ class _Intake:
         self.records: dict[str, Mapping[str, Any]] = {}
         self.errors: list[str] = []
         self.counts: dict[str, Any] = dict.fromkeys(("read", "bad", "duplicates", "empty", "clipped"), 0)
-        self._by_path: dict[str, _Placed | str] = {}  # a text says why there is none
+        self._by_path: dict[str, _Placed | str] = {}  # a text is the reason why there is none
         self._by_digest: dict[str, _Placed] = {}
 
     def split(self, name: str, sources: Sequence[str]) -> list[_Found]:
-        """The rows of a split that stay, settled; what is wrong with the others is in ``errors``."""
-        kept: list[_Found] = []
+        """Checked rows of a split that stay. The faults of the others are in ``errors``."""
+        rows: list[_Found] = []
         first: dict[tuple[str, str], _Found] = {}
         for place in sources:
             opened = self._open(place)
             if self.task != "ocr":
-                marks = [Mark(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers]
+                marks = [
+                    Annotation(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers
+                ]
                 check_convention(place, marks, self._convention)
             for one in opened:
                 try:
                     self._check(one, train=name == "train")
                     row, clipped = self._settled(one)
-                    settled = _Found(one.where, row, one.picture)
-                    self._check_repeats(settled, first.setdefault((one.picture.sha256, row.question), settled))
+                    checked = _Found(one.where, row, one.picture)
+                    self._check_repeats(checked, first.setdefault((one.picture.sha256, row.question), checked))
                 except BadRow as bad:
                     self._refuse(one.where, bad)
                     continue
@@ -204,12 +212,12 @@ class _Intake:
                 if self.task == "detection" and not row.numbers and self.options.empty == "drop":
                     self.counts["empty"] += 1
                 else:
-                    kept.append(settled)
-        return kept
+                    rows.append(checked)
+        return rows
 
     def lines(self, rows: Sequence[_Found], with_question: bool) -> bytes:
-        """JSON lines of a split; see the head of this module."""
-        return json_lines(self._line(index, found, with_question) for index, found in enumerate(rows))
+        """JSON lines of a split, in the form of the module's docstring."""
+        return json_lines(self._line(index, item, with_question) for index, item in enumerate(rows))
 
     def _open(self, place: str) -> list[_Found]:
         """Every row that can be parsed and whose picture can be opened."""
@@ -234,7 +242,7 @@ class _Intake:
         return opened
 
     def _place(self, image: str | bytes, roots: Sequence[str]) -> _Placed:
-        """Where the picture is, opened once; BadRow where it cannot be used."""
+        """Place of the picture, which is opened once. BadRow where it cannot be used."""
         if isinstance(image, bytes):
             return self._measure("its picture", image, None, "")
         paths = [str(Path(root) / image) for root in roots]  # an absolute path stays itself
@@ -261,7 +269,7 @@ class _Intake:
         raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
 
     def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _Placed:
-        """Decode, so that a broken picture is found now; copy it where it has no file or ``copy`` says so."""
+        """Decode a picture, so that a broken one is found now. Copy it where it has no file or ``copy`` is set."""
         digest = hashlib.sha256(content).hexdigest()
         copied = root is None or self.options.copy
         if copied and digest in self._by_digest:
@@ -272,15 +280,15 @@ class _Intake:
             raise BadRow(str(error)) from None
         if not copied:
             return _Placed(root, path, digest, size)
-        kept = f"images/{digest}{_suffix(content)}"
+        copy_path = f"images/{digest}{_suffix(content)}"
         (self.folder / "images").mkdir(exist_ok=True)
-        write_synced(self.folder / kept, content)
-        return self._by_digest.setdefault(digest, _Placed(None, kept, digest, size))
+        write_synced(self.folder / copy_path, content)
+        return self._by_digest.setdefault(digest, _Placed(None, copy_path, digest, size))
 
     def _check(self, one: _Found, train: bool) -> None:
         row, known = one.row, len(one.row.numbers)
-        asked = [row.question] if self.task in ("grounding", "counting") else []
-        if not all(label.strip() for label in [*row.labels, *asked]):
+        questions = [row.question] if self.task in ("grounding", "counting") else []
+        if not all(label.strip() for label in [*row.labels, *questions]):
             raise BadRow("a label is empty: name the object, or remove the row")
         if self.task == "ocr" and not row.text.strip():
             raise BadRow("the text is empty: transcribe the picture, or remove the row")
@@ -293,15 +301,15 @@ class _Intake:
         if self.task == "counting" and not known and row.count != 0 and (train or row.count is None):
             raise BadRow("no objects are marked: training needs their points or boxes; a count alone can be an eval")
 
-    def _settled(self, one: _Found) -> tuple[Row, int]:
-        """The row with its numbers as they are written, and how many were clipped."""
+    def _settled(self, one: _Found) -> tuple[IntakeRow, int]:
+        """Row with its numbers in the written form, and the number of clipped boxes."""
         size, convention = one.picture.size, self._convention
-        settled = [settle(numbers, size, convention)[::2] for numbers in one.row.numbers]
+        boxes = [normalise_numbers(numbers, size, convention)[::2] for numbers in one.row.numbers]
         again = dataclasses.replace(convention, space=one.row.again_space)
         for numbers, same in zip(one.row.numbers, one.row.again, strict=False):
             check_same(numbers, convention, same, again, size)
-        row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in settled))
-        return row, sum(clipped for _, clipped in settled)
+        row = dataclasses.replace(one.row, numbers=tuple(numbers for numbers, _ in boxes))
+        return row, sum(clipped for _, clipped in boxes)
 
     def _check_repeats(self, one: _Found, first: _Found) -> None:
         if one is first:
@@ -319,8 +327,8 @@ class _Intake:
     def _convention(self) -> Convention:
         return Convention(self.options.space or "pixels", self.options.layout or "xyxy")
 
-    def _line(self, index: int, found: _Found, with_question: bool) -> dict[str, Any]:
-        picture, row = found.picture, found.row
+    def _line(self, index: int, item: _Found, with_question: bool) -> dict[str, Any]:
+        picture, row = item.picture, item.row
         labels = row.labels or (row.question,) * len(row.numbers)
         return {
             "index": index,
@@ -342,7 +350,7 @@ def _picture(row: Mapping[str, Any], roots: Sequence[str], folder: Path) -> File
 
 
 def _suffix(content: bytes) -> str:
-    """For people who look into the folder; the program reads the format from the content."""
+    """Suffix for people who look into the folder. The program reads the format from the content."""
     kinds = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg"}
     return next((suffix for head, suffix in kinds.items() if content.startswith(head)), "")
 

@@ -1,4 +1,4 @@
-"""What all prepared data share: reading sources, refusing bad rows together, folders that are whole or absent.
+"""Common parts of all prepared data: reading sources, refusing bad rows together, folders that are complete or absent.
 
 A source is a ``.json`` or ``.jsonl`` file, a folder of them, or ``hf:name[@split]``: a data set of the Hugging Face
 hub, or a local folder of parquet files. A prepared folder holds JSON lines and ``manifest.json``.
@@ -21,17 +21,17 @@ from typing import Any
 from data.errors import BadRow, DataError
 
 SCHEMA = 2
-SHOWN_ERRORS = 20
+MAX_ERRORS = 20
 MANIFEST = "manifest.json"
 HUB = "hf:"
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a prepared folder is: where it came from, what was dropped and the sha256 of each file.
+    """Manifest of a prepared folder: its sources, the dropped rows and the sha256 of each file.
 
-    ``data``: the module of ``data`` that wrote it and reads it. ``counts``: its own words for what it read, dropped and
-    kept. ``files``: name -> split, rows, sha256.
+    ``data``: the module of ``data`` that wrote it and reads it. ``counts``: numbers of read, dropped and kept rows,
+    with keys of that module. ``files``: name -> split, rows, sha256.
     """
 
     schema: int
@@ -46,14 +46,15 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """``rows``: (place, JSON value) of each row, to be read once. ``record``: name, number of rows and hashes."""
+    """Source of rows. ``rows``: (place, JSON value) of each row, to be read once. ``record``: name, number of rows and
+    hashes."""
 
     rows: Iterable[tuple[str, Any]]
     record: Mapping[str, Any]
 
 
 def read_source(source: str) -> Source:
-    """The rows of a source. DataError where it is missing, unreadable or empty."""
+    """Rows of a source. DataError where it is missing, unreadable or empty."""
     if on_hub(source):
         return _read_hub(source)
     path = Path(source)
@@ -78,7 +79,8 @@ def on_hub(source: str) -> bool:
 
 
 def named_sources(entries: Sequence[str]) -> dict[str, str]:
-    """name -> source of eval arguments: ``name=source``, or a source named by its file stem or data set name."""
+    """Map from name to source of eval arguments: ``name=source``, or a source named by its file stem or data set
+    name."""
     named = dict(_named(entry) for entry in entries)
     if len(named) != len(entries) or "train" in named:
         raise DataError(f"evals {list(entries)}: each needs its own name other than 'train'; write name=source")
@@ -86,7 +88,7 @@ def named_sources(entries: Sequence[str]) -> dict[str, str]:
 
 
 def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
-    """(place, JSON value) of each row of a file. DataError names the line that cannot be read."""
+    """Pairs (place, JSON value) of the rows of a file. DataError names the line that cannot be read."""
     if file.suffix != ".jsonl":
         rows = json_value(file, content)
         if not isinstance(rows, list):
@@ -97,12 +99,12 @@ def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
 
 
 def json_value(file: Path, content: bytes) -> Any:
-    """The value of a whole JSON file. DataError names the line that cannot be read."""
+    """Value of a whole JSON file. DataError names the line that cannot be read."""
     return _parse(file, _utf8(file, content))
 
 
 def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
-    """The string at ``value[keys[0]][keys[1]]...``; the refusal names the whole key and the expected form."""
+    """String at ``value[keys[0]][keys[1]]...``. BadRow names the whole key and the expected form."""
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
             raise BadRow(f"key {f'{place}.{key}'.lstrip('.')} is missing: expected {form}")
@@ -114,10 +116,10 @@ def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
 
 
 def refuse(errors: Sequence[str], outcome: str = "") -> None:
-    """DataError with the first 20 of ``errors``, if there are any."""
+    """Raise DataError with the first 20 of ``errors``, if there are any."""
     if errors:
-        more = f"\n... and {len(errors) - SHOWN_ERRORS} more" if len(errors) > SHOWN_ERRORS else ""
-        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:SHOWN_ERRORS]) + more)
+        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
+        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:MAX_ERRORS]) + more)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -125,7 +127,7 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """DataError unless a prepared folder may be written at ``out``."""
+    """Raise DataError unless a prepared folder may be written at ``out``."""
     if not out.exists():
         return
     if not overwrite:
@@ -136,8 +138,10 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out`` that takes its place in one rename when the block ends: ``out`` is whole or
-    absent, also after a crash. What the block raises removes the folder."""
+    """Empty folder beside ``out`` that takes its place in one rename when the block ends.
+
+    So ``out`` is complete or absent, also after a crash. An exception of the block removes the folder.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
     temporary.mkdir()
@@ -167,8 +171,8 @@ def write_files(folder: Path, files: Mapping[str, tuple[str, bytes]], manifest: 
     manifest = dataclasses.replace(manifest, files=described)
     for name, (_, content) in files.items():
         write_synced(folder / name, content)
-    shown = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-    write_synced(folder / MANIFEST, f"{shown}\n".encode())
+    text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
+    write_synced(folder / MANIFEST, f"{text}\n".encode())
     return manifest
 
 
@@ -180,7 +184,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def read_manifest(path: Path, data: str | None = None) -> Manifest:
-    """The manifest of a folder that ``data`` prepared (None: any). DataError for another kind or schema version."""
+    """Manifest of a folder that ``data`` prepared (None: any). DataError for another kind or schema version."""
     if not path.is_file():
         raise DataError(f"{path} does not exist: prepare the data first (stepstack data)")
     content = json.loads(path.read_text())
@@ -193,17 +197,17 @@ def read_manifest(path: Path, data: str | None = None) -> Manifest:
 
 
 def split_rows(path: Path, manifest: Manifest, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a split beside the manifest at ``path``, in order, hashes checked."""
+    """Rows of a split beside the manifest at ``path``, in order, with hashes checked."""
     chosen = {name: info for name, info in sorted(manifest.files.items()) if info["split"] == split}
     if not chosen:
         splits = sorted({info["split"] for info in manifest.files.values()})
         raise DataError(f"{path}: no split {split!r}; there are {', '.join(splits)}")
     for name, info in chosen.items():
         content = (path.parent / name).read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != info["sha256"]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != info["sha256"]:
             raise DataError(
-                f"{path.parent / name}: sha256 is {found}, {MANIFEST} says {info['sha256']}: the file was changed "
+                f"{path.parent / name}: sha256 is {digest}, {MANIFEST} says {info['sha256']}: the file was changed "
                 "after it was prepared; prepare it again"
             )
         yield from map(json.loads, content.splitlines())
@@ -218,8 +222,11 @@ def _named(entry: str) -> tuple[str, str]:
 
 
 def _read_hub(source: str) -> Source:
-    """Rows of ``hf:name[@split]``; the digest is of the rows, since the hub may store them in any format. Pictures stay
-    undecoded, ``{"bytes": content, "path": name}``, and rows on the disk until they are read."""
+    """Rows of ``hf:name[@split]``.
+
+    The digest is that of the rows, since the hub may store them in any format. Pictures stay undecoded, ``{"bytes":
+    content, "path": name}``, and rows on the disk until they are read.
+    """
     import datasets
 
     name, _, split = source.removeprefix(HUB).partition("@")

@@ -1,11 +1,11 @@
 """The four benchmarks of Open-Reasoner-Zero's table (arXiv 2503.24290, table 1), in ORZ's eval schema (``orz_math``).
 
-AIME 2024, MATH-500 and GPQA-Diamond are files of its GitHub repository (MIT licence), byte for byte; sizes and hashes
-were taken from a clone at that commit. GPQA's rows hold the lettered choices inside the prompt, in ORZ's order; its
-authors ask that its questions not be published in plain text.
+AIME 2024, MATH-500 and GPQA-Diamond are files of its GitHub repository (MIT licence), byte for byte. Sizes and hashes
+were taken from a clone at that commit. GPQA's rows hold the lettered choices inside the prompt, in ORZ's order. Its
+authors ask not to publish its questions in plain text.
 
-AIME 2025 is not in that repository: here it is the hub's data set math-ai/aime25 (columns problem, answer, id), both
-exams in one file. Its revision and hash agree in several public repositories that pin it; it was not downloaded when
+AIME 2025 is not in that repository. Here it is the hub's data set math-ai/aime25 (columns problem, answer, id), both
+exams in one file. Its revision and hash agree in several public repositories that pin it. It was not downloaded when
 this was written.
 """
 
@@ -28,13 +28,16 @@ ORZ = (
     "3fdd9a07b4fb01e06005e6e74fc56690cde8a341/data/eval_data"
 )
 AIME25 = "https://huggingface.co/datasets/math-ai/aime25/resolve/563bb8404243c5f09de6ec262f2db674fe5bce9b/test.jsonl"
-TIMEOUT = 60  # seconds without an answer
+TIMEOUT = 60  # seconds without an answer of the server
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Benchmark:
-    """``file``: its name in the folder of benchmark data; ``rows`` that it must have; ``url`` and ``sha256`` of the
-    published bytes. ``pairs``: these are JSON lines of problem and answer (.jsonl), not yet in ORZ's schema."""
+    """Benchmark that can be fetched.
+
+    ``file``: its name in the folder of benchmark data. ``rows``: its number of rows. ``url`` and ``sha256`` of the
+    published bytes. ``pairs``: these are JSON lines of problem and answer (.jsonl), not yet in ORZ's schema.
+    """
 
     name: str
     file: str
@@ -78,7 +81,7 @@ BENCHMARKS = (
 
 
 def benchmark(name: str) -> Benchmark:
-    """DataError for an unknown name, listing the four."""
+    """Benchmark of a name. DataError for an unknown name, listing the four."""
     for known in BENCHMARKS:
         if known.name == name:
             return known
@@ -86,9 +89,9 @@ def benchmark(name: str) -> Benchmark:
 
 
 def load(name: str, folder: Path) -> list[Problem]:
-    """The problems of a benchmark out of its file in ``folder``.
+    """Problems of a benchmark from its file in ``folder``.
 
-    DataError for a file that is not there (saying how to get it), that has bad rows, or another number of them.
+    DataError for a file that does not exist (with the way to get it), has bad rows, or another number of them.
     """
     known = benchmark(name)
     hint = f"run `stepstack tasks --fetch {name}`, or, without network, `... --from PATH` with a copy of {known.url}"
@@ -99,11 +102,9 @@ def load(name: str, folder: Path) -> list[Problem]:
 def fetch(names: Sequence[str], out: Path, source: str | None = None) -> list[Path]:
     """Write the file of each named benchmark into ``out``, atomically, and return their paths.
 
-    From ``source``, a folder that holds files of these names or one file (as published, or in ORZ's eval schema; its
-    rows are checked and counted), else by download, where the sha256 must be the published one. What was there is
-    replaced.
-
-    Raises DataError that says what to do; files written before it stay.
+    The content comes from ``source``, a folder that holds files of these names or one file (as published, or in ORZ's
+    eval schema; its rows are checked and counted). Without ``source`` it is downloaded, and its sha256 must be the
+    published one. Existing files are replaced. DataError with what to do; files written before it stay.
     """
     chosen = [benchmark(name) for name in names]
     if source is not None and len(chosen) > 1 and Path(source).is_file():
@@ -122,17 +123,17 @@ def fetch(names: Sequence[str], out: Path, source: str | None = None) -> list[Pa
 
 
 def from_pairs(name: Path, content: bytes) -> bytes:
-    """JSON lines of problem and answer, as a JSON list in ORZ's eval schema. ``name``: of the file, for the errors.
+    """JSON list in ORZ's eval schema from JSON lines of problem and answer. ``name``: name of the file, for the errors.
 
     DataError names the line that has no such keys.
     """
-    made = []
+    entries = []
     for where, row in json_rows(name, content):
         if not isinstance(row, dict) or not row.keys() >= {"problem", "answer"}:
             raise DataError(f'{where}: expected {{"problem": text, "answer": text}}; download it again')
         turn = {"from": "user", "value": row["problem"]}
-        made.append({"prompt": [turn], "final_answer": str(row["answer"])})
-    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+        entries.append({"prompt": [turn], "final_answer": str(row["answer"])})
+    return (json.dumps(entries, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _counted(known: Benchmark, problems: list[Problem], place: str) -> list[Problem]:
@@ -145,7 +146,7 @@ def _counted(known: Benchmark, problems: list[Problem], place: str) -> list[Prob
 
 
 def _local(known: Benchmark, source: Path) -> tuple[str, bytes]:
-    """(place, content) of a file, or of the benchmark's own in a folder."""
+    """Place and content of a file, or of the benchmark's own file in a folder."""
     path = source / known.file if source.is_dir() else source
     takes = (".json", ".jsonl") if known.pairs else (".json",)
     if not path.is_file() or path.suffix not in takes:
@@ -163,10 +164,10 @@ def _download(known: Benchmark) -> tuple[str, bytes]:
             f"{known.name}: {known.url} cannot be downloaded ({error}): get it on a machine that can, then run "
             f"`stepstack tasks --fetch {known.name} --from PATH`"
         ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != known.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != known.sha256:
         raise DataError(
-            f"{known.name}: {known.url} came with sha256 {found}, expected {known.sha256}: not what was published; "
+            f"{known.name}: {known.url} came with sha256 {digest}, expected {known.sha256}: not what was published; "
             "nothing written. Look at it, then give a copy that you trust with --from"
         )
     return known.url, content

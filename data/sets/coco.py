@@ -1,7 +1,7 @@
-"""Detection: COCO 2017's instances files, ``{"images": [...], "annotations": [...], "categories": [...]}``.
+"""Detection data: COCO 2017's instances files, ``{"images": [...], "annotations": [...], "categories": [...]}``.
 
 Boxes are x, y, width, height in pixels there and x1, y1, x2, y2 in the records. Crowds (``iscrowd``) are regions, not
-objects: they are dropped and counted. COCO's own evaluation ignores what is detected in them.
+objects: they are dropped and counted. COCO's own evaluation ignores detections in them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from data.errors import BadRow, DataError
 from data.media.images import Record
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, Source, json_value
-from data.sets.refcoco import numbers_of
+from data.sets.refcoco import box_numbers
 
 DATA = "coco"
 
@@ -32,11 +32,11 @@ def prepare(
     *,
     overwrite: bool = False,
 ) -> Manifest:
-    """Check instances files (``evals``: ``name=file``) and write the prepared folder ``out``. ``options.images`` are
-    the folders of the pictures, such as train2017 and val2017.
+    """Check instances files (``evals``: ``name=file``) and write the prepared folder ``out``.
 
-    All files must have the same categories; the record of each counts its crowds. Raises DataError for a wrong
-    ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
+    ``options.images`` are the folders of the pictures, such as train2017 and val2017. All files must have the same
+    categories. The record of each file counts its crowds. DataError for a wrong ``options.space`` or ``.layout``, or
+    with up to 20 bad rows; nothing is written then.
     """
     options = dataclasses.replace(options, space=options.space or "pixels", layout=options.layout or "xywh")
     files = [source] if isinstance(source, str) else list(source)
@@ -62,7 +62,10 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
 
 
 def _read(source: str, content: Mapping[str, Any]) -> Source:
-    """A row an image: ``{"image", "objects": [(label, annotation)]}``. What belongs to no row is refused here."""
+    """Rows of a file, one an image: ``{"image", "objects": [(label, annotation)]}``.
+
+    DataError for annotations that belong to no row.
+    """
     categories = _categories(source, content)
     images = {image["id"]: image for image in content["images"]}
     repeated = [key for key, times in Counter(image["id"] for image in content["images"]).items() if times > 1]
@@ -91,16 +94,17 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
     return Source(rows, {"name": source, "rows": len(rows), "crowds": crowds, "sha256": {Path(source).name: digest}})
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     image = raw["image"]
     sides = (image.get("width"), image.get("height"))
     if not isinstance(image.get("file_name"), str) or not all(isinstance(side, int) for side in sides):
         raise BadRow('expected {"id": ..., "file_name": name, "width": pixels, "height": pixels}')
     boxes = [
-        numbers_of(annotation.get("bbox"), f"bbox of annotation {annotation['id']}") for _, annotation in raw["objects"]
+        box_numbers(annotation.get("bbox"), f"bbox of annotation {annotation['id']}")
+        for _, annotation in raw["objects"]
     ]
     labels = tuple(label for label, _ in raw["objects"])
-    return Row(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
+    return IntakeRow(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
 
 
 def _content(source: str) -> Mapping[str, Any]:
@@ -121,7 +125,7 @@ def _content(source: str) -> Mapping[str, Any]:
 
 
 def _categories(source: str, content: Mapping[str, Any]) -> dict[Any, str]:
-    """id -> name, in the order of the file."""
+    """Map from id to name, in the order of the file."""
     named: dict[Any, str] = {}
     for number, entry in enumerate(content["categories"], 1):
         name = entry.get("name") if isinstance(entry, Mapping) else None

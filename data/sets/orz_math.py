@@ -4,12 +4,12 @@ A source is a ``.json`` or ``.jsonl`` file, a folder of them, or ``hf:owner/name
 Published forms:
 
 * train: ``[{"from": "human", "value": problem}, {"from": "assistant", "ground_truth": {"value": answer}}]``, or the
-  same pair as a table row with the columns "0" and "1", which is how ``datasets`` reads a list of lists;
+  same pair as a table row with the columns "0" and "1", into which ``datasets`` reads a list of lists;
 * eval: ``{"prompt": [{"from": "user", "value": problem}], "final_answer": answer}``, with ``"choices": {"A": text,
   ...}`` when the answer is a letter.
 
-Prepared form: a folder with ``train-00000-of-00002.jsonl`` ..., one ``<eval>.jsonl`` an eval, rows
-``{"index", "problem", "gold", "source", "meta"}``, and ``manifest.json``.
+Prepared form: a folder with ``train-00000-of-00002.jsonl`` ..., one ``<eval>.jsonl`` an eval, rows ``{"index",
+"problem", "gold", "source", "meta"}``, and ``manifest.json``.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ def prepare(
     _refuse_empty(eval_rows.values() if drop_empty else [train, *eval_rows.values()], errors)
     refuse(errors, ", nothing written")
 
-    kept, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
+    train_rows, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
-    files = dict(_shards(kept, "+".join(sources), rows_per_shard))
+    files = dict(_shards(train_rows, "+".join(sources), rows_per_shard))
     for name, rows in eval_rows.items():
         files[f"{name}.jsonl"] = name, _lines(rows, named[name])
     options = {"ngram": ngram, "drop_empty": drop_empty, "rows_per_shard": rows_per_shard}
@@ -102,7 +102,7 @@ def prepare(
 
 
 def load(place: Path, split: str) -> list[Problem]:
-    """Problems of "train" or of an eval, in order, hashes checked. ``place``: the folder or its manifest.json."""
+    """Problems of "train" or of an eval, in order, with hashes checked. ``place``: the folder or its manifest.json."""
     path = Path(place) / MANIFEST if Path(place).is_dir() else Path(place)
     return [
         Problem(row["index"], row["problem"], row["gold"], {"source": row["source"], **row["meta"]})
@@ -111,12 +111,11 @@ def load(place: Path, split: str) -> list[Problem]:
 
 
 def read_eval(source: str | Path, hint: str = "") -> list[Problem]:
-    """The problems of an eval as it was published (a source, see above), in order, checked as ``prepare`` does.
+    """Problems of a published eval (a source, see above), in order, checked like in ``prepare``.
 
-    ``meta`` holds the choices where the answer is a letter, and not the source: where a file lies must not tell two
-    evaluations of it apart. ``hint`` says in the error for a missing file how to get it.
-
-    Raises DataError with up to 20 bad rows.
+    ``meta`` holds the choices where the answer is a letter, and not the source, so that the place of a file does not
+    distinguish two evaluations of it. ``hint`` tells in the error for a missing file how to get it. DataError with up
+    to 20 bad rows.
     """
     if hint and not on_hub(str(source)) and not Path(source).exists():
         raise DataError(f"{source} does not exist: {hint}")
@@ -126,13 +125,13 @@ def read_eval(source: str | Path, hint: str = "") -> list[Problem]:
 
 
 def parse_eval(name: Path, content: bytes) -> list[Problem]:
-    """``read_eval`` of the bytes of a file; ``name`` is for its suffix and the errors."""
+    """Problems of the bytes of a file, like ``read_eval``; ``name`` is for its suffix and the errors."""
     errors: list[str] = []
     return _problems(_parse(json_rows(name, content), _eval_row, errors), errors)
 
 
 def hard_set(problems: Sequence[Problem], correct_counts: Sequence[int], fewer_than: int = 4) -> list[Problem]:
-    """The problems solved fewer than ``fewer_than`` times: ORZ anneals on those with fewer than 4 of 64 correct.
+    """Problems solved fewer than ``fewer_than`` times: ORZ anneals on those with fewer than 4 of 64 correct.
 
     ``correct_counts[i]`` belongs to ``problems[i]``. Indices are kept, so groups stay comparable with the full set.
     """
@@ -142,12 +141,12 @@ def hard_set(problems: Sequence[Problem], correct_counts: Sequence[int], fewer_t
 
 
 def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -> tuple[list[_Row], dict[str, Any]]:
-    """The rows that stay, and the counts of the rest."""
+    """Rows that stay, and the counts of the rest."""
     index = Index(evals, n)
     counts = {"read": len(train), "empty_gold": 0, "duplicates": 0, "conflicts": 0, "contaminated": 0}
     by_eval = {name: {"exact": 0, "ngram": 0} for name in evals}
     golds: dict[str, str] = {}
-    kept: list[_Row] = []
+    clean: list[_Row] = []
     for row in train:
         key = normal_text(row.text)
         if not unbox(row.gold):
@@ -165,18 +164,18 @@ def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -
         if whole or parts:
             counts["contaminated"] += 1
         else:
-            kept.append(row)
-    return kept, {**counts, "kept": len(kept), "contaminated_by": by_eval}
+            clean.append(row)
+    return clean, {**counts, "kept": len(clean), "contaminated_by": by_eval}
 
 
 def _read(source: str, parse: Any, errors: list[str]) -> tuple[list[_Row], Mapping[str, Any]]:
-    """Rows of a source and its provenance; bad rows are added to ``errors``."""
-    found = read_source(source)
-    return _parse(found.rows, parse, errors), found.record
+    """Rows of a source and its provenance. Bad rows are added to ``errors``."""
+    raw = read_source(source)
+    return _parse(raw.rows, parse, errors), raw.record
 
 
 def _parse(entries: Iterable[tuple[str, Any]], parse: Any, errors: list[str]) -> list[_Row]:
-    """Rows of (place, JSON value); bad ones are added to ``errors``."""
+    """Rows of pairs (place, JSON value). Bad ones are added to ``errors``."""
     rows = []
     for where, raw in entries:
         try:
@@ -250,9 +249,10 @@ def _lines(rows: Sequence[_Row], source: str, first: int = 0) -> bytes:
 
 
 def _shards(rows: Sequence[_Row], source: str, size: int) -> Iterator[tuple[str, tuple[str, bytes]]]:
-    """(file name, ("train", content)) of near-equal shards of at most ``size`` rows; at least one, even if empty."""
+    """Pairs (file name, ("train", content)) of near-equal shards of at most ``size`` rows; at least one, even if
+    empty."""
     if size < 1:
-        raise ValueError(f"rows_per_shard={size} must be at least 1")
+        raise ValueError(f"rows_per_shard={size}: set it to at least 1")
     count = max(1, -(-len(rows) // size))
     for shard in range(count):
         start, end = len(rows) * shard // count, len(rows) * (shard + 1) // count

@@ -1,7 +1,7 @@
-"""Pages of text to be read: PageOCR as Perception-R1 publishes it.
+"""Pages of text to read: PageOCR in the form of Perception-R1.
 
-A row is ``{"image": path | {"bytes": ...}, "conversations": [{...}, {"value": the text}]}``: the first turn asks, the
-second is the text of the page.
+A row is ``{"image": path | {"bytes": ...}, "conversations": [{...}, {"value": the text}]}``: the first turn is the
+question, the second the text of the page.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "page_ocr"
@@ -32,21 +32,21 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    Raises DataError with up to 20 bad rows; nothing is written then. The options of numbers mean nothing here.
+    DataError with up to 20 bad rows; nothing is written then. The options of numbers have no effect.
     """
     options = dataclasses.replace(options, space="pixels", layout="xyxy")
     return intake.prepare(out, DATA, "ocr", source, evals, _row, options, question="", overwrite=overwrite)
 
 
 def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
-    """Records of "train" or an eval: ``text`` is the gold, ``question`` is empty."""
+    """OCR records of "train" or an eval: ``text`` is the gold, ``question`` is empty."""
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     if not isinstance(raw, Mapping) or "image" not in raw:
         raise BadRow(f"key image is missing: expected {FORM}")
     turns = raw.get("conversations")
     if not isinstance(turns, Sequence) or len(turns) != 2:
         raise BadRow(f"key conversations must be a list of two turns: expected {FORM}")
-    return Row(image=image_of(raw["image"]), text=text_at(turns[1], "conversations[1]", ("value",), FORM))
+    return IntakeRow(image=image_source(raw["image"]), text=text_at(turns[1], "conversations[1]", ("value",), FORM))

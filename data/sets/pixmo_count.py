@@ -1,9 +1,10 @@
-"""Counting: PixMo-Count, in the forms of its own data set and of Perception-R1's files.
+"""Counting data: PixMo-Count, in the forms of its own data set and of Perception-R1's files.
 
-A row has the picture (``image`` or ``image_path``, or ``image_sha256`` with the file of that name below ``images``: the
-hub has addresses, not pictures), what is counted (``question`` or ``label``), how many there are (``ground_truth`` or
-``count``), and for training where they are: ``points`` or ``clicks``, a list of {"x", "y"} or of [x, y], or
-``{"x": [...], "y": [...]}``. PixMo-Count's points are pixels; those of the related PixMo-Points are read as percent.
+A row has the picture (``image`` or ``image_path``, or ``image_sha256`` with the file of that name below ``images``,
+since the hub has addresses and not pictures). It has the counted label (``question`` or ``label``) and the count
+(``ground_truth`` or ``count``). Training rows also have places: ``points`` or ``clicks``, a list of {"x", "y"} or of
+[x, y], or ``{"x": [...], "y": [...]}``. PixMo-Count's points are pixels. Those of the related PixMo-Points are read as
+percent.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import Numbers
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "pixmo_count"
@@ -39,26 +40,26 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    An eval row may have a count alone. Raises DataError for a wrong ``options.space``, or with up to 20 bad rows;
-    nothing is written then.
+    An eval row may have a count alone. DataError for a wrong ``options.space``, or with up to 20 bad rows; nothing is
+    written then.
     """
     options = dataclasses.replace(options, space=options.space or "pixels", layout="xyxy")
     return intake.prepare(out, DATA, "counting", source, evals, _row, options, overwrite=overwrite)
 
 
 def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
-    """Counting records of "train" or an eval: ``question`` is what is counted, ``targets`` its points if known."""
+    """Counting records of "train" or an eval: ``question`` is the counted label, ``targets`` its points if known."""
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> Row:
+def _row(raw: Any) -> IntakeRow:
     if not isinstance(raw, Mapping):
         raise BadRow(f"expected {FORM}, found {type(raw).__name__}")
-    image = image_of(raw[_key(raw, IMAGE)], _key(raw, IMAGE))
+    image = image_source(raw[_key(raw, IMAGE)], _key(raw, IMAGE))
     label = text_at(raw, "", (_key(raw, LABEL),), FORM)
     count = _count(raw[_key(raw, COUNT)], _key(raw, COUNT))
     key = next((key for key in POINTS if raw.get(key) is not None), None)
-    return Row(image=image, question=label, count=count, numbers=() if key is None else _points(raw[key], key))
+    return IntakeRow(image=image, question=label, count=count, numbers=() if key is None else _points(raw[key], key))
 
 
 def _key(raw: Mapping[str, Any], keys: Sequence[str]) -> str:

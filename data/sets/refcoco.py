@@ -1,9 +1,9 @@
-"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg as Perception-R1 and VLM-R1 publish them.
+"""Referring expressions: RefCOCO, RefCOCO+ and RefCOCOg in the forms of Perception-R1 and VLM-R1.
 
 A row is ``{"image": path | {"bytes": ...}, "problem": expression, "solution": box}``. A box is a list of four numbers,
-or such a list as text. Perception-R1's training rows have it in 0..1000; its evaluation rows have pixels there and
-0..1000 in "normalized_solution"; VLM-R1's rows have pixels. ``space="thousand"`` takes "normalized_solution" where a
-row has it; where a row has both, they must say the same.
+or such a list as text. Perception-R1's training rows have it in 0..1000. Its evaluation rows have pixels there and
+0..1000 in "normalized_solution". VLM-R1's rows have pixels. ``space="thousand"`` takes "normalized_solution" where a
+row has it. Where a row has both, they must agree.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow
-from data.media.images import Record, image_of
+from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import Numbers, SourceSpace
-from data.prepare.intake import Row
+from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
 DATA = "refcoco"
@@ -38,17 +38,17 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    Raises DataError for a wrong ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
+    DataError for a wrong ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
     """
     options = dataclasses.replace(options, space=options.space or "thousand", layout=options.layout or "xyxy")
 
-    def parse(raw: Any) -> Row:
+    def parse(raw: Any) -> IntakeRow:
         expression = text_at(raw, "", ("problem",), FORM)
         if "image" not in raw or "solution" not in raw:
             raise BadRow(f"key {'solution' if 'image' in raw else 'image'} is missing: expected {FORM}")
         numbers, again, again_space = _boxes(raw, options.space)
-        return Row(
-            image=image_of(raw["image"]), question=expression, numbers=numbers, again=again, again_space=again_space
+        return IntakeRow(
+            image=image_source(raw["image"]), question=expression, numbers=numbers, again=again, again_space=again_space
         )
 
     return intake.prepare(out, DATA, "grounding", source, evals, parse, options, overwrite=overwrite)
@@ -59,10 +59,10 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def numbers_of(value: Any, key: str) -> Numbers:
-    """The four numbers of a box that is a list, or one as text. BadRow names the key."""
-    if isinstance(value, str) and (found := BOX.fullmatch(value)):
-        return tuple(map(float, found.groups()))
+def box_numbers(value: Any, key: str) -> Numbers:
+    """Four numbers of a box that is a list, or a list as text. BadRow names the key."""
+    if isinstance(value, str) and (match := BOX.fullmatch(value)):
+        return tuple(map(float, match.groups()))
     if (
         isinstance(value, Sequence)
         and len(value) == 4
@@ -75,11 +75,11 @@ def numbers_of(value: Any, key: str) -> Numbers:
 def _boxes(
     raw: Mapping[str, Any], space: SourceSpace | None
 ) -> tuple[tuple[Numbers], tuple[Numbers, ...], SourceSpace]:
-    """(the box, the same box in another space, that space); the second is empty where a row has but one."""
-    solution = numbers_of(raw["solution"], "solution")
+    """The box, the same box in another space, and that space. The second is empty where a row has only one box."""
+    solution = box_numbers(raw["solution"], "solution")
     if raw.get("normalized_solution") is None or space not in ("pixels", "thousand"):
         return (solution,), (), "pixels"
-    normalized = numbers_of(raw["normalized_solution"], "normalized_solution")
+    normalized = box_numbers(raw["normalized_solution"], "normalized_solution")
     if space == "thousand":
         return (normalized,), (solution,), "pixels"
     return (solution,), (normalized,), "thousand"

@@ -1,7 +1,8 @@
-"""Step-Video-TI2V-Eval: 298 first frames with prompts, real and anime, in three shapes (benchmark/Step-Video-TI2V-Eval
-of github.com/stepfun-ai/Step-Video-TI2V), and the clips that two models make of it, pair by pair.
+"""Step-Video-TI2V-Eval: 298 first frames with prompts, real and anime, in three shapes, and pairs of clips of two
+models.
 
-Published layout: ``<domain>/<H, S or V>/<number>.txt`` with the prompt, ``.png`` beside it with the first frame.
+The source is benchmark/Step-Video-TI2V-Eval of github.com/stepfun-ai/Step-Video-TI2V. Published layout: ``<domain>/<H,
+S or V>/<number>.txt`` with the prompt, ``.png`` beside it with the first frame.
 """
 
 from __future__ import annotations
@@ -23,24 +24,28 @@ from stepstack.harness.human.pairwise import Choice, Pair, Verdict
 from stepstack.records import Problem
 from stepstack.scoring import video
 
-FOLDER = "ti2v_eval"  # in the folder of benchmark data
+FOLDER = "ti2v_eval"  # name in the folder of benchmark data
 SOURCE = "benchmark/Step-Video-TI2V-Eval of github.com/stepfun-ai/Step-Video-TI2V"
 DOMAINS = {"real": "ti2v_eval_real", "anime": "ti2v_eval_ani"}
 SHAPES = {"H": "landscape", "S": "square", "V": "portrait"}
-DIMENSIONS = {  # of the published comparison
+DIMENSIONS = {  # dimensions of the published comparison
     "instruction": "Instruction adherence: which clip does what the prompt says?",
     "consistency": "Subject and background consistency: which keeps what the first frame shows?",
     "physics": "Adherence to physical laws: which moves as things do?",
 }
-MOTION = 5.0  # the motion score that is asked for, Step-Video-TI2V's usual one
+MOTION = 5.0  # requested motion score, the usual one of Step-Video-TI2V
 CLIPS = (".mp4", ".webm", ".gif")
 Which = Literal["all", "there"]
-NAMED = 20  # missing files that an error lists
+MAX_NAMES = 20  # missing files that an error lists
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """``name``: its path in the published layout, without ending. ``image``: where the first frame is, or belongs."""
+    """Item of the benchmark.
+
+    ``name``: its path in the published layout, without ending. ``image``: path of the first frame, whether or not it
+    exists.
+    """
 
     name: str
     domain: str
@@ -50,23 +55,24 @@ class Item:
 
 
 def read(folder: Path) -> list[Item]:
-    """Every item, whether or not its picture is there. DataError for a folder without items and for an empty prompt."""
-    found = []
+    """Every item, whether or not its picture exists. DataError for a folder without items and for an empty prompt."""
+    items = []
     for domain, part in DOMAINS.items():
         for file in sorted((folder / part).glob("[HSV]/*.txt")):
             prompt = file.read_text(encoding="utf-8").strip()
             if not prompt:
                 raise DataError(f"{file} is empty: each prompt needs a text")
             name = str(file.relative_to(folder).with_suffix(""))
-            found.append(Item(name, domain, file.parent.name, prompt, file.with_suffix(".png")))
-    if not found:
+            items.append(Item(name, domain, file.parent.name, prompt, file.with_suffix(".png")))
+    if not items:
         parts = " or ".join(DOMAINS.values())
         raise DataError(f"{folder} holds no <{parts}>/<H, S or V>/<number>.txt: get {SOURCE}")
-    return found
+    return items
 
 
 def problems(folder: Path, which: Which) -> list[Problem]:
-    """Rows of the evaluation; gold is the item's name. ``there``: those with a picture, with the indices of ``all``.
+    """Rows of the evaluation, whose gold is the item's name. ``there``: those with a picture, with the indices of
+    ``all``.
 
     DataError that lists the missing pictures, or for a folder with none.
     """
@@ -75,8 +81,8 @@ def problems(folder: Path, which: Which) -> list[Problem]:
     if missing and which == "all":
         raise DataError(
             f"{folder}: {len(missing)} of {len(items)} prompts have no picture: "
-            f"{shown([f'{item.name}.png' for item in missing])}. Get them from {SOURCE}, or evaluate on those that are "
-            "there: --tasks ti2v_eval_partial"
+            f"{join_names([f'{item.name}.png' for item in missing])}. Get them from {SOURCE}, or evaluate on those "
+            "that are there: --tasks ti2v_eval_partial"
         )
     if len(missing) == len(items):
         raise DataError(f"{folder} has prompts and no picture: get them from {SOURCE}")
@@ -88,22 +94,25 @@ def problems(folder: Path, which: Which) -> list[Problem]:
 
 
 def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]:
-    """The items of which ``a`` and ``b`` hold clips. DataError where one lacks some of the other's, unless only what is
-    ``common`` is asked for, and for two kinds of files, by which a viewer could tell the models apart."""
+    """Items of which both ``a`` and ``b`` hold clips.
+
+    DataError where one lacks clips of the other, unless only the ``common`` ones are requested. DataError for two kinds
+    of files too, by which a viewer could distinguish the models.
+    """
     by_item = {item.name: item for item in read(folder)}
     clips_a, clips_b = clips(a), clips(b)
     if strange := sorted((clips_a.keys() | clips_b.keys()) - by_item.keys()):
         raise DataError(
-            f"{folder} has no items {shown(strange)}: clips are named <domain>/<shape>/<number> as these are"
+            f"{folder} has no items {join_names(strange)}: clips are named <domain>/<shape>/<number> as these are"
         )
     for one, other, has, lacks in ((a, b, clips_a, clips_b), (b, a, clips_b, clips_a)):
         if (odd := sorted(has.keys() - lacks.keys())) and not common:
             raise DataError(
-                f"{other} lacks {len(odd)} clips of {one}: {shown(odd)}. Make them, or compare with --common"
+                f"{other} lacks {len(odd)} clips of {one}: {join_names(odd)}. Make them, or compare with --common"
             )
     names = [name for name in by_item if name in clips_a and name in clips_b]
     if not names:
-        raise DataError(f"{a} and {b} have no clip of the same item")
+        raise DataError(f"{a} and {b} have no clip of the same item: generate clips of the same prompts")
     kinds = {clip[name].suffix for name in names for clip in (clips_a, clips_b)}
     if len(kinds) > 1:
         raise DataError(
@@ -112,34 +121,40 @@ def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]
     items = [by_item[name] for name in names]
     if bare := [f"{item.name}.png" for item in items if not item.image.is_file()]:
         raise DataError(
-            f"{folder} lacks {len(bare)} pictures of clips that are there: {shown(bare)}. Get them from {SOURCE}"
+            f"{folder} lacks {len(bare)} pictures of clips that are there: {join_names(bare)}. Get them from {SOURCE}"
         )
     return [Pair(i.name, i.domain, i.prompt, i.image, clips_a[i.name], clips_b[i.name]) for i in items]
 
 
 def clips(folder: Path) -> dict[str, Path]:
-    """Item -> clip, of an evaluation of ti2v_eval (samples.jsonl; the first sample of each item) or of a folder in the
-    published layout with clips in place of pictures. DataError for what is neither, and for clips that are gone."""
+    """Clip of each item in an evaluation of ti2v_eval (samples.jsonl; the first sample of each item) or in a folder.
+
+    The folder has the published layout with clips in place of pictures. DataError for any other folder, and for clips
+    that no longer exist.
+    """
     if (folder / "samples.jsonl").is_file():
         rows = [row for row in answers.read(folder / "samples.jsonl") if row.sample == 0 and row.finish != "error"]
-        found = {row.gold: ROOT / row.media[0] for row in rows}
+        clip_of_item = {row.gold: ROOT / row.media[0] for row in rows}
     else:
         files = sorted(file for file in folder.glob("*/[HSV]/*") if file.suffix in CLIPS)
-        found = {str(file.relative_to(folder).with_suffix("")): file for file in files}
-    if not found:
+        clip_of_item = {str(file.relative_to(folder).with_suffix("")): file for file in files}
+    if not clip_of_item:
         raise DataError(
             f"{folder} holds no clips: give runs/<name>/evals/<label>/{FOLDER}-... or a folder of "
             f"<domain>/<shape>/<number>{{{', '.join(CLIPS)}}}"
         )
-    if gone := [str(file) for file in found.values() if not file.is_file()]:
-        raise DataError(f"{folder}: {len(gone)} clips are gone: {shown(gone)}. Generate them again")
-    return found
+    if gone := [str(file) for file in clip_of_item.values() if not file.is_file()]:
+        raise DataError(f"{folder}: {len(gone)} clips are gone: {join_names(gone)}. Generate them again")
+    return clip_of_item
 
 
 @dataclass(frozen=True, slots=True)
-class FirstFrame:
-    """A measured judge of one dimension, consistency: whose first frame is nearer to the picture. Nearer by less than
-    ``tie`` dB of PSNR counts as a tie. A still clip wins here: it says nothing about the other dimensions."""
+class FirstFrameJudge:
+    """Measured judge of one dimension, consistency: the clip whose first frame is nearer to the picture wins.
+
+    Nearer by less than ``tie`` dB of PSNR counts as a tie. A still clip wins here, so the judge is no evidence on the
+    other dimensions.
+    """
 
     tie: float = 0.5
     dimensions: tuple[str, ...] = ("consistency",)
@@ -153,17 +168,17 @@ class FirstFrame:
 
 
 def first_frame(clip: frames.Frames, picture: Path) -> float:
-    """PSNR in dB of the first frame against the picture, scaled and cut to its size as for sampling."""
+    """PSNR in dB of the first frame against the picture, scaled and cropped to its size like for sampling."""
     image = np.asarray(FilePicture(str(picture)).image())
     return video.psnr(clip[0], frames.fit(image[None], clip.shape[1:3])[0])
 
 
 def meta(image: Path) -> dict[str, Any]:
-    """What a row holds beside its prompt: the motion score that is asked for, and the picture by its content."""
+    """Fields of a row beside its prompt: the requested motion score, and the picture by its content."""
     content = hashlib.sha256(image.read_bytes()).hexdigest()
     return {"motion": MOTION, "sha256": content, "source": str(image)}
 
 
-def shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def join_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

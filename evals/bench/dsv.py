@@ -1,5 +1,8 @@
-"""`stepstack bench dsv`: block-sparse attention against dense attention and its peers, on one GPU, on the same q, k,
-v and the same lists. The figure is time / (dense time x density): 1 is the limit that sparsity allows."""
+"""`stepstack bench dsv`: block-sparse attention against dense attention and its peers, on one GPU.
+
+All take the same q, k, v and the same lists. The result is time / (dense time x density), where 1 is the limit that
+sparsity allows.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from stepstack.ops.select import low_rank_selection, pooled_selection, top_block
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.report.provenance import describe, provenance
 
-HEADS = {64: 24, 128: 12}  # of a head dim
+HEADS = {64: 24, 128: 12}  # number of heads by head dim
 TOKENS = (32768, 65536, 131072)
 SPARSITIES = (0.80, 0.90, 0.95)
 BLOCK = 64
@@ -39,8 +42,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One sequence of ``tokens`` with HEADS of ``dim``."""
+class SequenceShape:
+    """Shape of one sequence of ``tokens`` with HEADS of ``dim``."""
 
     dim: int
     tokens: int
@@ -50,19 +53,19 @@ class Shape:
         return HEADS[self.dim]
 
     def tensors(self) -> list[Tensor]:
-        """q, k, v and the gradient of the output, bfloat16."""
+        """Random q, k, v and gradient of the output, bfloat16."""
         shape = 1, self.heads, self.tokens, self.dim
-        made = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
-        return [*(x.requires_grad_() for x in made[:3]), made[3]]
+        samples = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+        return [*(x.requires_grad_() for x in samples[:3]), samples[3]]
 
 
 def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[str, Any]:
-    """All shapes up to ``longest`` tokens. ``rounds``: timings each, of which the median counts."""
+    """Times of all shapes up to ``longest`` tokens, each the median of ``rounds`` timings."""
     if not torch.cuda.is_available():
-        raise ValueError("bench dsv needs a CUDA device and there is none; the CPU's part: stepstack bench dsv-cpu")
+        raise ValueError("bench dsv needs a CUDA device and there is none; on a CPU run: stepstack bench dsv-cpu")
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
-    shapes = [Shape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
+    shapes = [SequenceShape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
     for shape in track(shapes, description="bench dsv"):
         dense = dense_times(shape, rounds)
         rows += dense
@@ -75,7 +78,7 @@ def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[
     return {"bench": "dsv", "block": BLOCK, "rows": rows, **device, "provenance": provenance()}
 
 
-def dense_times(shape: Shape, rounds: int) -> list[dict[str, Any]]:
+def dense_times(shape: SequenceShape, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for who, backend in DENSE.items():
         tensors = shape.tensors()
@@ -84,8 +87,10 @@ def dense_times(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
-    """Every contestant on one selection, and how far its output is from ours."""
+def sparse_times(
+    shape: SequenceShape, sparsity: float, kind: str, best: dict[str, float], rounds: int
+) -> list[dict[str, Any]]:
+    """Times of every contestant on one selection, and the difference of its output from ours."""
     selection = random_selection(shape, sparsity, kind)
     density = float(selection.density.mean())
     tensors = shape.tensors()
@@ -94,17 +99,21 @@ def sparse_times(shape: Shape, sparsity: float, kind: str, best: dict[str, float
     q, k, v, _ = tensors
     ours = sparse_attention(q, k, v, selection, impl="triton").detach()
     for who, attend in contestants(selection):
-        made = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
-        rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in made]
-    keep = kept(shape, sparsity, kind)
+        timings = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
+        rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in timings]
+    keep = keep_counts(shape, sparsity, kind)
     return rows + selection_times(row, shape, keep, tensors, best["forward"] * density, rounds)
 
 
 def passes(
-    row: dict[str, Any], attend: Attend, tensors: Sequence[Tensor], rounds: int,
-    where: AbstractContextManager[Any] | None = None, ours: Tensor | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Rows of forward and backward. What a peer cannot do is a row that says why, in its own words."""
+    row: dict[str, Any],
+    attend: Attend,
+    tensors: Sequence[Tensor],
+    rounds: int,
+    where: AbstractContextManager[Any] | None = None,
+    ours: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of forward and backward. A peer that fails gives rows with the reason in its own words."""
     *qkv, d_out = tensors
     try:
         with where or nullcontext():
@@ -125,7 +134,7 @@ def passes(
 
 
 def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
-    """Median of the device's time for one call; caches are flushed before each."""
+    """Median of the device's time for one call. Caches are flushed before each."""
     for _ in range(warm):
         run()
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
@@ -139,27 +148,27 @@ def milliseconds(run: Callable[[], Any], rounds: int, warm: int = 3) -> float:
     return median(began.elapsed_time(ended) for began, ended in spans)
 
 
-def kept(shape: Shape, sparsity: float, kind: str) -> list[int]:
-    """Key blocks of each head: the same number, or from half to one and a half of it."""
+def keep_counts(shape: SequenceShape, sparsity: float, kind: str) -> list[int]:
+    """Number of key blocks of each head: the same for all, or from half to one and a half of it."""
     mean = (1 - sparsity) * shape.tokens / BLOCK
     spread = [0.5 + h / (shape.heads - 1) if kind == "ragged" else 1.0 for h in range(shape.heads)]
     return [max(1, round(mean * s)) for s in spread]
 
 
-def random_selection(shape: Shape, sparsity: float, kind: str) -> Selection:
-    """Random blocks: the hardest lists there are for caches, since neighbours share nothing but by chance."""
+def random_selection(shape: SequenceShape, sparsity: float, kind: str) -> Selection:
+    """Random blocks, the hardest lists for caches, since neighbours share blocks only by chance."""
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
-    found, counts = [], []
-    for keep in kept(shape, sparsity, kind):
+    indices, counts = [], []
+    for keep in keep_counts(shape, sparsity, kind):
         keep_Q = torch.full((blocks.count,), keep, dtype=torch.int32, device="cuda")
         scores_QK = torch.rand(blocks.count, blocks.count, device="cuda")
-        found.append(top_blocks(scores_QK, keep_Q, keep * blocks.count, "triton"))
+        indices.append(top_blocks(scores_QK, keep_Q, keep * blocks.count, "triton"))
         counts.append(keep_Q)
-    return Selection(blocks, blocks, 1, shape.heads, offsets_of(torch.cat(counts)), torch.cat(found))
+    return Selection(blocks, blocks, 1, shape.heads, offsets_of(torch.cat(counts)), torch.cat(indices))
 
 
 def contestants(selection: Selection) -> Iterator[tuple[str, Attend]]:
-    """Ours, FlexAttention with the same blocks, and FastVideo's VSA where it is installed."""
+    """Our kernels, FlexAttention with the same blocks, and FastVideo's VSA where it is installed."""
     yield OURS, lambda q, k, v: sparse_attention(q, k, v, selection, impl="triton", check=False)
     counts_BHQ, lists_BHQK = padded_lists(selection)
     yield "FlexAttention", flex(selection, counts_BHQ, lists_BHQK)
@@ -172,7 +181,7 @@ def contestants(selection: Selection) -> Iterator[tuple[str, Attend]]:
 
 
 def padded_lists(selection: Selection) -> tuple[Tensor, Tensor]:
-    """Lists as the peers take them: lengths [B, H, Q] and indices [B, H, Q, K], int32, padded with 0."""
+    """Lists in the form of the peers: lengths [B, H, Q] and indices [B, H, Q, K], int32, padded with 0."""
     shape = selection.batch, selection.heads, selection.queries.count
     lists = torch.zeros(selection.rows, selection.keys.count, dtype=torch.int32, device=selection.indices.device)
     entries = torch.arange(selection.indices.shape[0], device=lists.device) - selection.offsets[selection.row_of]
@@ -181,8 +190,10 @@ def padded_lists(selection: Selection) -> tuple[Tensor, Tensor]:
 
 
 def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
-    """Compiled FlexAttention whose blocks are all full, so that it never looks at the mask; the mask is given since
-    without compilation it would be all that counts."""
+    """Compiled FlexAttention whose blocks are all full, so that it never evaluates the mask.
+
+    The mask is passed because without compilation only the mask would count.
+    """
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     mask = selection.mask()
@@ -196,9 +207,10 @@ def flex(selection: Selection, counts: Tensor, lists: Tensor) -> Attend:
 
 
 def selection_times(
-    row: dict[str, Any], shape: Shape, keep: list[int], tensors: Sequence[Tensor], limit: float, rounds: int
+    row: dict[str, Any], shape: SequenceShape, keep: list[int], tensors: Sequence[Tensor], limit: float, rounds: int
 ) -> list[dict[str, Any]]:
-    """What comes before attention: choosing, by pooling and by low rank, and transposing the lists for the backward."""
+    """Times of the work before attention: selection by pooling and by low rank, and transposing the lists for the
+    backward."""
     q, k = (x.detach() for x in tensors[:2])
     blocks = Blocks.even(shape.tokens, BLOCK, device="cuda")
     low_q, low_k = (x[..., :RANK].contiguous() for x in (q, k))
@@ -217,9 +229,10 @@ def selection_times(
     return [{**row, "who": OURS, "pass": n, "ms": ms, "times_limit": ms / limit} for n, ms in times.items()]
 
 
-def layout_times(shape: Shape, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
-    """Into cubes and back, of hidden states of all heads, and a copy of the same size: what bandwidth allows."""
-    cubes = Cubes.of((shape.tokens // 1024, 32, 32), device="cuda")
+def layout_times(shape: SequenceShape, best: dict[str, float], rounds: int) -> list[dict[str, Any]]:
+    """Times into cubes and back for hidden states of all heads, and of a copy of the same size, the limit by
+    bandwidth."""
+    cubes = Cubes.build((shape.tokens // 1024, 32, 32), device="cuda")
     x = torch.randn(1, shape.tokens, shape.heads * shape.dim, device="cuda", dtype=torch.bfloat16)
     parts = {"to cubes": lambda: cubes.gather(x), "from cubes": lambda: cubes.scatter(x), "copy": x.clone}
     row = {"dim": shape.dim, "tokens": shape.tokens, "who": OURS, "sparsity": 0.0, "k": "all"}
@@ -234,18 +247,23 @@ def show(result: dict[str, Any]) -> None:
     for r in result["rows"]:
         goal = GOALS.get(r["pass"]) if r["sparsity"] == 0.9 and r["who"] == OURS else None
         table.add_row(
-            str(r["dim"]), str(r["tokens"]), f"{r['sparsity']:.2f}", r["k"], r["pass"], r["who"],
+            str(r["dim"]),
+            str(r["tokens"]),
+            f"{r['sparsity']:.2f}",
+            r["k"],
+            r["pass"],
+            r["who"],
             f"{r['ms']:.3f}" if "ms" in r else r["failed"],
             f"{r['times_limit']:.2f}" if "times_limit" in r else "",
             f"{goal:.2f}" if goal else "",
-        )  # fmt: skip
+        )
     print(f"-> {plot(result, ROOT / 'evals' / 'results' / 'bench-dsv.png')}")
     console.print(table)
     console.print(describe(result["provenance"]), highlight=False)
 
 
 def plot(result: dict[str, Any], file: Path) -> Path:
-    """Times the limit over length at sparsity 0.9, one panel a head dim and pass."""
+    """Plot of times the limit over length at sparsity 0.9, one panel a head dim and pass."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7), layout="constrained")

@@ -1,4 +1,4 @@
-"""`make bench BENCH=dsv-cpu`: what the reference of sparse attention costs on one CPU thread."""
+"""`make bench BENCH=dsv-cpu`: cost of the reference of sparse attention on one CPU thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stepstack.report.provenance import describe, provenance
 
 
 def measure(rounds: int = 5, tokens: int = 2048) -> dict[str, Any]:
-    """On one thread: the reference, which computes what it masks, against dense attention."""
+    """Times of the reference, which computes what it masks, against dense attention on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     blocks = Blocks.even(tokens, BLOCK)

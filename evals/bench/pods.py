@@ -19,7 +19,7 @@ from stepstack.report.provenance import describe, provenance
 
 
 def measure(nodes: int = 10_000, events: int = 400) -> dict[str, Any]:
-    """CPU time of one core. ``nodes``: of the ring that takes fault and repair events in turn."""
+    """CPU times of one core. ``nodes``: size of the ring that takes fault and repair events in turn."""
     return {"bench": "pods", "rows": [_events(nodes, events), _replay(), _placement()], "provenance": provenance()}
 
 
@@ -32,15 +32,15 @@ def show(result: dict[str, Any]) -> None:
     console.print(describe(result["provenance"]), highlight=False)
 
 
-def _clocked(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work returns, and its CPU seconds."""
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Result of the work, and its CPU seconds."""
     began = time.process_time()
-    made = work()
-    return made, time.process_time() - began
+    result = work()
+    return result, time.process_time() - began
 
 
 def _events(nodes: int, events: int) -> dict[str, Any]:
-    """The peer forgets what it had, and cuts and wires the whole ring anew."""
+    """Times of fault and repair events, where the peer cuts and wires the whole ring anew."""
     rng = np.random.default_rng(0)
     ring = Ring(nodes)
     rings = Orchestrator(ring, 32, rng.choice(nodes, nodes // 50, replace=False))
@@ -50,10 +50,10 @@ def _events(nodes: int, events: int) -> dict[str, Any]:
         repair = len(down) > nodes // 50
         node = int(rng.choice(down if repair else np.flatnonzero(rings.healthy_N)))
         before = set(map(tuple, rings.groups().tolist()))
-        change, spent = _clocked(partial(rings.repair if repair else rings.fault, node))
+        change, spent = _timed(partial(rings.repair if repair else rings.fault, node))
         ours.append(spent)
         changed.append(len(change.groups_C))
-        fresh, spent = _clocked(partial(Orchestrator, ring, 32, np.flatnonzero(~rings.healthy_N)))
+        fresh, spent = _timed(partial(Orchestrator, ring, 32, np.flatnonzero(~rings.healthy_N)))
         peer.append(spent)
         renewed.append(len(set(map(tuple, fresh.groups().tolist())) - before))
 
@@ -70,15 +70,15 @@ def _events(nodes: int, events: int) -> dict[str, Any]:
 
 
 def _replay() -> dict[str, Any]:
-    """As many states as the trace has; the peer counts one by one in plain loops (20 of them, times 50)."""
+    """Times of counting as many states as the trace has, where the peer counts in plain loops (20 states, times 50)."""
     states = np.random.default_rng(0).random((1000, 720)) > 0.0118
     tps = (8, 16, 32, 64)
     some = states[:20].tolist()
-    fast, ours = _clocked(lambda: [KHop(2).groups(states, tp // 4, 4)[:20].tolist() for tp in tps])
-    slow, spent = _clocked(lambda: [[_plain_khop(state, tp // 4, 2) for state in some] for tp in tps])
+    fast, ours = _timed(lambda: [KHop(2).groups(states, tp // 4, 4)[:20].tolist() for tp in tps])
+    slow, spent = _timed(lambda: [[_plain_khop(state, tp // 4, 2) for state in some] for tp in tps])
     peer = 50 * spent
     if fast != slow:
-        raise AssertionError("the vectorised count differs from the loop")
+        raise AssertionError("the vectorised count differs from the loop: compare KHop.groups and _plain_khop")
     what = "1000 fault states of 720 nodes x 4 TP sizes, K=2; peer: a loop over nodes"
     return {"what": what, "ours": f"{1e3 * ours:.0f} ms", "peer": f"{1e3 * peer:.0f} ms", "ratio": peer / ours}
 
@@ -99,11 +99,12 @@ def _plain_khop(healthy: list[bool], group: int, hops: int) -> int:
 
 
 def _placement() -> dict[str, Any]:
-    """Peer: the paper's idea as we read it, columns with faults left out as far as the job fits."""
+    """Times of placement, where the peer leaves out columns with faults as far as the job fits (our reading of the
+    paper)."""
     deployment, job = Deployment(Ring(2048), 8), Job(32, 4, 54)
     healthy = np.random.default_rng(1).random(2048) >= 0.05
-    mine, ours = _clocked(partial(place, deployment, healthy, job, "aligned"))
-    theirs, peer = _clocked(partial(place, deployment, healthy, job, "constrained"))
+    mine, ours = _timed(partial(place, deployment, healthy, job, "aligned"))
+    theirs, peer = _timed(partial(place, deployment, healthy, job, "constrained"))
     return {
         "what": "placing 85% of 2048 nodes at 5% faults, DP 4; peer: constrained columns",
         "ours": f"{ours:.2f} s, {mine.rate:.1%} between ToRs",

@@ -1,4 +1,4 @@
-"""Benchmarks against a peer, in one run, on one machine: the figure is the ratio. Results go to evals/results/."""
+"""`stepstack bench rl`: PPO and GRPO against TRL in one run on one machine, compared by their ratio."""
 
 from __future__ import annotations
 
@@ -39,13 +39,16 @@ from stepstack.rl.config import Grpo
 from stepstack.rl.prompts import PromptSplits, PromptStream
 from stepstack.rl.roles import roles
 
-GOAL = 0.70  # held-out accuracy that is raced for
+GOAL = 0.70  # held-out accuracy at which the race ends
 STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an EOS id for the peer
 
 
 def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
-    """Race to GOAL on orz-tiny's task, and decoding speed. The contestants of a seed share the base model, the rollouts
-    per step, the optimizer's numbers and the evaluation, whose time is not counted; one thread, process CPU time."""
+    """Race to GOAL on orz-tiny's task, and decoding speed.
+
+    The contestants of a seed share the base model, the rollouts per step, the optimizer's numbers and the evaluation,
+    whose time is not counted. One thread, process CPU time.
+    """
     torch.set_num_threads(1)
     races: list[dict[str, Any]] = []
     sampler: list[dict[str, Any]] = []
@@ -63,15 +66,15 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
 
 
 def base_model(cfg: Any, folder: Path) -> Path:
-    """orz-tiny's SFT model of this seed."""
+    """Folder of orz-tiny's SFT model for this seed."""
     run = Run(replace(cfg, name=f"base-{cfg.seed}", save=Save(every=0)))
-    made = folder / f"base-{cfg.seed}" / "base" / "model"
-    build_base(run, cfg.model, cfg.data, made)
-    return made
+    model = folder / f"base-{cfg.seed}" / "base" / "model"
+    build_base(run, cfg.model, cfg.data, model)
+    return model
 
 
 class Race:
-    """A clock that stands still while the contestant is judged, and the curve of (CPU seconds, accuracy)."""
+    """Clock that stands still while the contestant is evaluated, with the curve of (CPU seconds, accuracy)."""
 
     def __init__(self) -> None:
         self.spent = 0.0
@@ -85,13 +88,13 @@ class Race:
         return self.curve[-1][1]
 
     def result(self) -> dict[str, Any]:
-        """``seconds``: CPU seconds at the first judgement at or over GOAL; None if it never came."""
+        """Curve and ``seconds``: CPU seconds at the first evaluation at or over GOAL, None without one."""
         reached = [seconds for seconds, accuracy in self.curve if accuracy >= GOAL]
         return {"seconds": reached[0] if reached else None, "curve": self.curve}
 
 
-def judge_of(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
-    """Held-out accuracy of given weights: the same sampler, seeds and questions for every contestant."""
+def accuracy_function(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
+    """Function from weights to held-out accuracy, with the same sampler, seeds and questions for every contestant."""
     generator = HfGenerator(lm, tokenizer, HfConfig())
     sampling = cfg.rollout.sampling.replace(n=1, seed=7)
     reward = reward_of(cfg)
@@ -104,12 +107,12 @@ def judge_of(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callab
 
 
 def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
-    """The recipe's own composition, judged every second step, ended at GOAL."""
+    """Result of the recipe's own composition, evaluated every second step and ended at GOAL."""
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     run = Run(replace(cfg, eval_every=2, save=Save(every=0)), folder=folder)
     prompts = load_prompts(cfg, tokenizer)
-    accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
+    accuracy = accuracy_function(cfg, prompts, copy.deepcopy(lm), tokenizer)
     generator = build_generator(cfg.rollout.generator, lm, tokenizer, str(base), lm.device)
     models = roles(run, cfg, lm)
     race = Race()
@@ -135,7 +138,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
 
 
 def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
-    """TRL's GRPOTrainer with its own defaults where ours has no counterpart."""
+    """Result of TRL's GRPOTrainer with its own defaults where ours has no counterpart."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # its telemetry would call out
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -144,7 +147,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     prompts = load_prompts(cfg, tokenizer)
-    accuracy = judge_of(cfg, prompts, copy.deepcopy(lm), tokenizer)
+    accuracy = accuracy_function(cfg, prompts, copy.deepcopy(lm), tokenizer)
     lm.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
     by_text = {tokenizer.decode(list(p.ids)): p for p in prompts.train}
     reward = reward_of(cfg)
@@ -176,25 +179,25 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
         train_dataset=Dataset.from_dict({"prompt": list(by_text)}),
         callbacks=[Judge()],
     )
-    made = {"tokens": 0, "seconds": 0.0}
+    generated = {"tokens": 0, "seconds": 0.0}
     inner = trainer._generate_single_turn
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         completions, logprobs = inner(*args, **kwargs)
-        made["seconds"] += time.perf_counter() - started
-        made["tokens"] += sum(map(len, completions))
+        generated["seconds"] += time.perf_counter() - started
+        generated["tokens"] += sum(map(len, completions))
         return completions, logprobs
 
     trainer._generate_single_turn = timed  # type: ignore[method-assign]
     race.started = time.process_time()
     trainer.train()
     steps = trainer.state.global_step // cfg.actor_updates
-    return {**race.result(), "steps": steps, "rollout_tokens_per_s": made["tokens"] / made["seconds"]}
+    return {**race.result(), "steps": steps, "rollout_tokens_per_s": generated["tokens"] / generated["seconds"]}
 
 
 def trl_settings(cfg: Any) -> dict[str, Any]:
-    """orz-tiny's numbers under TRL's names: as many rollouts and optimizer updates a step."""
+    """Settings of orz-tiny under TRL's names: as many rollouts and optimizer updates a step."""
     rollout, optim = cfg.rollout, cfg.actor.optim
     return {
         "per_device_train_batch_size": cfg.rollouts_per_step // cfg.actor_updates,
@@ -222,7 +225,7 @@ def trl_settings(cfg: Any) -> dict[str, Any]:
 
 
 def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
-    """Tokens/s at 64 rows, in turn: our sampler and ``model.generate``, on 64 prompts and on 8 prompts x 8 samples."""
+    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples."""
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     lm.eval()
@@ -242,9 +245,15 @@ def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
             own = sum(len(r.ids) for g in groups for r in g.rollouts) / (time.process_time() - started)
             started = time.process_time()
             out = lm.generate(  # type: ignore[operator]
-                padded, attention_mask=(padded != 0).long(), do_sample=True, top_k=0, top_p=1.0,
-                max_new_tokens=sampling.max_tokens, eos_token_id=eos, pad_token_id=0,
-            )[:, width:].tolist()  # fmt: skip
+                padded,
+                attention_mask=(padded != 0).long(),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=eos,
+                pad_token_id=0,
+            )[:, width:].tolist()
             spent = time.process_time() - started
             lengths = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in out]
             if turn:  # the first warms up

@@ -1,8 +1,8 @@
-"""`stepstack bench stepvideo`: a whole training step of our video DiT, dense against DSV at a given sparsity.
+"""`stepstack bench stepvideo`: a whole training step of VideoDiT, dense against DSV at a given sparsity.
 
-One model, whose attention changes hands: forward with gradient checkpointing, backward, clipping, AdamW; on DSV's side
-also the predictors' learning on each fourth step. Weights are random and sparsity is set by hand, so that the lists are
-of any block: the time is of that sparsity, not of a training that reached it.
+One model exchanges its attention: forward with gradient checkpointing, backward, clipping, AdamW, and with DSV also the
+learning of the predictors on each fourth step. Weights are random and sparsity is set by hand, so the lists hold
+arbitrary blocks. The time is that of the sparsity, not of a training that reached it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from stepstack.models.video.dit import Dense, VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig, Fixed
 from stepstack.models.video.dsv.diffusers import enable_dsv
 from stepstack.models.video.dsv.handle import Dsv
-from stepstack.models.video.dsv.speed import device_name, wait
+from stepstack.models.video.dsv.speed import device_name, synchronize
 from stepstack.models.video.grid import Grid
 from stepstack.report.provenance import describe, provenance
 
 GRIDS: tuple[Grid, ...] = ((32, 32, 32), (64, 32, 32), (128, 32, 32))  # 32K, 64K, 128K tokens
 GOAL = 3.0  # dense / DSV at 128K tokens; the paper reports 3.02 (arXiv 2502.07590, up to 130K tokens)
-CHANNELS, TEXTS = 16, ((2048, 320), (896, 77))  # of latents; width and tokens of the prompts' encoders
+CHANNELS, TEXTS = 16, ((2048, 320), (896, 77))  # channels of latents; width and tokens of the two prompt encoders
 
 
 @dataclass(frozen=True)
 class Case:
-    """``layers`` and ``heads`` of ``width``; DSV by ``config`` with every head at ``sparsity``."""
+    """Shape of a model with ``layers`` and ``heads`` of ``width``, and DSV by ``config`` with every head at
+    ``sparsity``."""
 
     layers: int
     heads: int
@@ -47,12 +48,16 @@ class Case:
         split = (self.width // 2, self.width // 4, self.width // 4)
         (text, _), (clip, _) = TEXTS
         with torch.device(device):
-            made = VideoDiT(
-                layers=self.layers, heads=self.heads, head_width=self.width, split=split, channels=CHANNELS,
+            dit = VideoDiT(
+                layers=self.layers,
+                heads=self.heads,
+                head_width=self.width,
+                split=split,
+                channels=CHANNELS,
                 text_channels=(text, clip),
-            )  # fmt: skip
-        made.enable_gradient_checkpointing()
-        return made.train()
+            )
+        dit.enable_gradient_checkpointing()
+        return dit.train()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -62,9 +67,10 @@ class Case:
 def measure(
     rounds: int = 8, longest: int = 131072, layers: int = 28, percent: int = 90, seed: int = 0
 ) -> dict[str, Any]:
-    """The shape of stepvideo-t2v-1b in bfloat16, at every length up to ``longest`` tokens. ``percent``: of sparsity."""
+    """Times in the shape of stepvideo-t2v-1b in bfloat16, at every length up to ``longest`` tokens, at ``percent``
+    sparsity."""
     if not torch.cuda.is_available():
-        raise ValueError("bench stepvideo needs a CUDA device and there is none; the CPU's part: bench stepvideo-cpu")
+        raise ValueError("bench stepvideo needs a CUDA device and there is none; on a CPU run: bench stepvideo-cpu")
     case = Case(layers, 14, 128, percent / 100, DsvConfig(dispatch=Fixed()))
     grids = [grid for grid in GRIDS if tokens(grid) <= longest]
     return measure_grids("stepvideo", case, grids, torch.device("cuda"), rounds, seed)
@@ -73,7 +79,7 @@ def measure(
 def measure_grids(
     bench: str, case: Case, grids: Sequence[Grid], device: torch.device, rounds: int, seed: int
 ) -> dict[str, Any]:
-    """A row a grid. ValueError for rounds that hold no whole turn of the predictors' interval."""
+    """Rows by grid. ValueError where ``rounds`` is no multiple of the interval in which the predictors learn."""
     if rounds < 2 or rounds % case.config.every_sparse:
         raise ValueError(f"rounds={rounds} must be a multiple of {case.config.every_sparse}: predictors learn so often")
     torch.manual_seed(seed)
@@ -84,14 +90,14 @@ def measure_grids(
 
 
 def compare(case: Case, grid: Grid, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Steps in turn, dense and DSV; one turn of the predictors' interval before them warms up."""
+    """Times of steps in turn, dense and DSV. One interval of the predictors before them warms up."""
     model: Any = case.model(device)
     dsv = enable_dsv(model, case.config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     micro = video(grid, device)
     processors = {"dense": [Dense() for _ in model.blocks], "dsv": [block.attn1.processor for block in model.blocks]}
     seconds: dict[str, list[float]] = {who: [] for who in processors}
-    gib = {}  # at most allocated, of a GPU
+    gib = {}  # peak of allocated memory on a GPU
     for _ in range(case.config.every_sparse + rounds):
         for who, chosen in processors.items():
             for block, processor in zip(model.blocks, chosen, strict=True):
@@ -105,12 +111,12 @@ def compare(case: Case, grid: Grid, device: torch.device, rounds: int) -> dict[s
 
 
 def step(model: VideoDiT, optimizer: torch.optim.Optimizer, micro: LatentMicroBatch, dsv: Dsv | None) -> float:
-    """Seconds: of the clock on a GPU, of the process on a CPU."""
+    """Seconds of one step: of the clock on a GPU, of the process on a CPU."""
     device = micro.target_BFCHW.device
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    wait(device)
+    synchronize(device)
     began = clock()
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         loss = matching(model, micro).total
@@ -120,7 +126,7 @@ def step(model: VideoDiT, optimizer: torch.optim.Optimizer, micro: LatentMicroBa
     optimizer.zero_grad()
     if dsv is not None:
         dsv.step()
-    wait(device)
+    synchronize(device)
     return clock() - began
 
 
@@ -130,12 +136,12 @@ def figures(seconds: dict[str, list[float]]) -> dict[str, float]:
     errors = {who: stdev(spent) / len(spent) ** 0.5 for who, spent in seconds.items()}
     ratio = means["dense"] / means["dsv"]
     relative = sum((errors[who] / means[who]) ** 2 for who in seconds) ** 0.5
-    found = {f"{who}_s": value for who, value in means.items()} | {f"{who}_stderr": v for who, v in errors.items()}
-    return found | {"ratio": ratio, "ratio_stderr": ratio * relative}
+    columns = {f"{who}_s": value for who, value in means.items()} | {f"{who}_stderr": v for who, v in errors.items()}
+    return columns | {"ratio": ratio, "ratio_stderr": ratio * relative}
 
 
 def video(grid: Grid, device: torch.device) -> LatentMicroBatch:
-    """One random video at one time, with its conditions."""
+    """Random video at one time, with its conditions."""
     frames, height, width = grid
     shape = (1, frames, CHANNELS, height, width)
     (text, words), (clip, more) = TEXTS
@@ -165,8 +171,8 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         pairs = [(row[f"{who}_s"], row[f"{who}_stderr"]) for who in ("dense", "dsv")]
         pairs.append((row["ratio"], row["ratio_stderr"]))
-        shown = [f"{value:.3f} ± {error:.3f}" for value, error in pairs]
-        table.add_row(str(row["tokens"]), f"{row['sparsity']:.2f}", *shown, str(row["n"]))
+        cells = [f"{value:.3f} ± {error:.3f}" for value, error in pairs]
+        table.add_row(str(row["tokens"]), f"{row['sparsity']:.2f}", *cells, str(row["n"]))
     console = Console()
     console.print(table)
     console.print(f"goal at 131072 tokens: {result['goal']}; {describe(result['provenance'])}", highlight=False)

@@ -1,4 +1,4 @@
-"""`make bench BENCH=stepvideo-cpu`: a DiT step dense and with DSV on one CPU thread, to see that all of it runs."""
+"""`make bench BENCH=stepvideo-cpu`: a DiT step dense and with DSV on one CPU thread, to check that all of it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["measure", "show"]
 
 
 def measure(rounds: int = 8, percent: int = 75, seed: int = 0) -> dict[str, Any]:
-    """That all of it runs, in CPU seconds of one thread: the reference, which computes what it masks, is slower."""
+    """CPU seconds of one thread. The reference computes what it masks, so DSV is slower here."""
     torch.set_num_threads(1)
     case = Case(2, 2, 32, percent / 100, DsvConfig(dispatch=Fixed(), cube=(1, 2, 2)))
     return measure_grids("stepvideo-cpu", case, [(4, 8, 8)], torch.device("cpu"), rounds, seed)

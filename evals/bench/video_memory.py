@@ -1,4 +1,4 @@
-"""`stepstack bench video-memory`: what planning.video_memory says of a tiny Step-Video DiT, and what it measures."""
+"""`stepstack bench video-memory`: figures of planning.memory for a tiny Step-Video DiT beside measured ones."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ SHAPE: dict[str, Any] = {"layers": 4, "heads": 3, "head_width": 32, "channels": 
 PLANNED = Dit(**SHAPE, text=(32, 32), text_tokens=(16, 8))
 GRID = (5, 4, 4)
 TOKENS = 80
-SIDE, REPEATS = 1024, 20  # of the matrix products that say what this machine can do
+SIDE, REPEATS = 1024, 20  # side and number of the matrix products that measure the speed of this machine
 
 Precision = Literal["no", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "bf16")
 
 
 def measure(batch: int = 16, steps: int = 10) -> dict[str, Any]:
-    """One thread. ``batch``: videos of a forward pass; ``steps``: of which the fastest counts."""
+    """Planned and measured figures on one thread. ``batch``: videos of a forward pass. ``steps``: the fastest of them
+    counts."""
     torch.set_num_threads(1)
     rows = [_row("parameters", PLANNED.parameters, sum(p.numel() for p in dit().parameters()))]
-    rows.append(_row("bytes of weights, gradients, moments, average", planned(batch).states, states(batch)))
+    rows.append(_row("bytes of weights, gradients, moments, average", planned_cost(batch).states, states(batch)))
     for again in (False, True):
         how = "recomputed" if again else "kept"
-        want = planned(batch, again)
+        want = planned_cost(batch, again)
         executed = batch * (want.forward + want.backward + want.recomputed)
         rows.append(_row(f"FLOPs of a step, blocks {how}", executed, flops(batch, again)))
     for precision in PRECISIONS:
         for again in (False, True):
             number = "float32" if precision == "no" else "bfloat16"
             what = f"bytes of activations, {number}, blocks {'recomputed' if again else 'kept'}"
-            found = recomputed(batch, precision) if again else activations(batch, precision)
-            rows.append(_row(what, planned(batch, again, precision).activations, found))
+            measured = checkpointed_activations(batch, precision) if again else activations(batch, precision)
+            rows.append(_row(what, planned_cost(batch, again, precision).activations, measured))
     peak = matmul()
-    want = planned(batch)
+    want = planned_cost(batch)
     seconds = batch * (want.forward + want.backward) / peak
-    rows.append(_row(f"seconds of a step at the {peak / 1e9:.0f} GFLOP/s of matmul", seconds, spent(batch, steps)))
+    rows.append(
+        _row(f"seconds of a step at the {peak / 1e9:.0f} GFLOP/s of matmul", seconds, fastest_step(batch, steps))
+    )
     return {"bench": "video-memory", "batch": batch, "tokens": TOKENS, "rows": rows, "provenance": provenance()}
 
 
@@ -64,18 +67,18 @@ def show(result: dict[str, Any]) -> None:
     console.print(describe(result["provenance"]), highlight=False)
 
 
-def planned(batch: int, again: bool = False, precision: Precision = "no") -> Cost:
+def planned_cost(batch: int, again: bool = False, precision: Precision = "no") -> Cost:
     return cost(PLANNED, TOKENS, Machine(gpus=1, micro=batch, precision=precision, again=again))
 
 
 def dit(again: bool = False, precision: Precision = "no", layers: int = PLANNED.layers) -> VideoDiT:
     torch.manual_seed(0)
-    made = VideoDiT(**{**SHAPE, "layers": layers}, text_channels=PLANNED.text, split=(16, 8, 8)).train()
+    model = VideoDiT(**{**SHAPE, "layers": layers}, text_channels=PLANNED.text, split=(16, 8, 8)).train()
     if precision == "bf16":
-        made.to(torch.bfloat16)
+        model.to(torch.bfloat16)
     if again:
-        made.enable_gradient_checkpointing()
-    return made
+        model.enable_gradient_checkpointing()
+    return model
 
 
 def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tensor]:
@@ -83,14 +86,18 @@ def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tenso
     latents = torch.randn(batch, frames, SHAPE["channels"], height, width, dtype=dtype)
     text, clip = (torch.randn(batch, n, c, dtype=dtype) for n, c in zip(PLANNED.text_tokens, PLANNED.text, strict=True))
     return {
-        "latents_BFCHW": latents, "image_BFCHW": torch.zeros_like(latents), "text_BLT": text, "clip_BMT": clip,
-        "text_mask_BL": torch.ones(text.shape[:2], dtype=torch.bool), "time_B": torch.rand(batch),
+        "latents_BFCHW": latents,
+        "image_BFCHW": torch.zeros_like(latents),
+        "text_BLT": text,
+        "clip_BMT": clip,
+        "text_mask_BL": torch.ones(text.shape[:2], dtype=torch.bool),
+        "time_B": torch.rand(batch),
         "motion_B": torch.rand(batch),
-    }  # fmt: skip
+    }
 
 
 def states(batch: int) -> int:
-    """Bytes that a step of AdamW leaves: of each parameter itself, its gradient, moments and average."""
+    """Bytes that remain after a step of AdamW: each parameter, its gradient, moments and average."""
     model = dit()
     parameters = list(model.parameters())
     [optimizer] = optimizers(model, AdamW())
@@ -103,33 +110,36 @@ def states(batch: int) -> int:
 
 
 def flops(batch: int, again: bool) -> int:
-    """As torch counts them; attention by plain products, because its fused form on CPUs is counted as nothing."""
+    """FLOPs counted by torch. Attention uses plain products, because its fused form on CPUs is counted as nothing."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         dit(again)(**inputs(batch)).square().mean().backward()
     return counter.get_total_flops()
 
 
 def activations(batch: int, precision: Precision, again: bool = False, layers: int = PLANNED.layers) -> int:
-    """Bytes of the storages, weights not counted, that autograd keeps after a forward pass: of blocks that are
-    recomputed, their inputs. bf16: of weights cast beforehand, as FSDP2 does."""
+    """Bytes of the storages, without weights, that autograd keeps after a forward pass.
+
+    Of blocks that are recomputed these are their inputs. bf16: weights are cast beforehand, like in FSDP2.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model, given = dit(again, precision, layers), inputs(batch, dtype)
+    model, batch_inputs = dit(again, precision, layers), inputs(batch, dtype)
     cast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
-    with kept({p.untyped_storage().data_ptr() for p in model.parameters()}) as found, cast:
-        model(**given)
-        return sum(found().values())
+    with saved_storages({p.untyped_storage().data_ptr() for p in model.parameters()}) as stored, cast:
+        model(**batch_inputs)
+        return sum(stored().values())
 
 
-def recomputed(batch: int, precision: Precision) -> int:
-    """Bytes at the height of a backward pass: the inputs of all blocks, and what one block keeps beside its own."""
+def checkpointed_activations(batch: int, precision: Precision) -> int:
+    """Bytes at the height of a backward pass: the inputs of all blocks, and the tensors that one block keeps beside its
+    own."""
     less, more = (activations(batch, precision, layers=n) for n in (1, 2))
     own = batch * TOKENS * PLANNED.width * BYTES[precision]
     return activations(batch, precision, again=True) + more - less - own
 
 
 @contextlib.contextmanager
-def kept(without: set[int]) -> Iterator[Any]:
-    """A function that tells the bytes of each storage saved for backward so far, by its address."""
+def saved_storages(without: set[int]) -> Iterator[Any]:
+    """Context with a function that returns the bytes of each storage saved for backward so far, by its address."""
     saved: list[Tensor] = []  # held, so that no address is given out twice
 
     def sizes() -> dict[int, int]:
@@ -145,22 +155,22 @@ def kept(without: set[int]) -> Iterator[Any]:
 
 
 def matmul() -> float:
-    """FLOP/s of float32 matrix products of this machine, one thread: the fastest of some."""
+    """FLOP/s of float32 matrix products on this machine, one thread: the fastest of several."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    return 2 * SIDE**3 / min(_clocked(partial(torch.mm, a, b)) for _ in range(REPEATS))
+    return 2 * SIDE**3 / min(_cpu_seconds(partial(torch.mm, a, b)) for _ in range(REPEATS))
 
 
-def spent(batch: int, steps: int) -> float:
+def fastest_step(batch: int, steps: int) -> float:
     """Seconds of a forward and backward pass, the fastest of ``steps``."""
-    model, given = dit(), inputs(batch)
-    return min(_clocked(lambda: model(**given).square().mean().backward()) for _ in range(steps))
+    model, batch_inputs = dit(), inputs(batch)
+    return min(_cpu_seconds(lambda: model(**batch_inputs).square().mean().backward()) for _ in range(steps))
 
 
-def _clocked(work: Any) -> float:
+def _cpu_seconds(work: Any) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
-def _row(what: str, want: float, found: float) -> dict[str, Any]:
-    return {"what": what, "planned": want, "measured": found, "ratio": found / want}
+def _row(what: str, planned_cost: float, measured: float) -> dict[str, Any]:
+    return {"what": what, "planned": planned_cost, "measured": measured, "ratio": measured / planned_cost}

@@ -1,4 +1,4 @@
-"""Against TRL, and against model.generate."""
+"""Race against TRL, and decoding against model.generate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
-    """Against TRL, and against model.generate."""
+    """Race against TRL, and decoding against model.generate."""
     file = root / "evals" / "results" / "bench-rl.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]
@@ -32,7 +32,7 @@ def table(root: Path) -> list[Table]:
         ratio = median(a / b for a, b in pairs)
         sampler.append((shape, f"{own:.0f}", f"{other:.0f}", f"{ratio:.2f}x", str(len(pairs))))
     columns = ("decoding 64 rows", "ours, tokens/s", "model.generate", "ratio (median)", "pairs")
-    return [races, Table(columns, sampler, [f"measured; {origins([result])}"])]
+    return [races, Table(columns, sampler, [f"measured; {describe_origins([result])}"])]
 
 
 def _race(who: str, races: Sequence[Mapping[str, Any]], peer: Sequence[float]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What was planned of a tiny video DiT, and measured."""
+"""Planned and measured costs of a tiny video DiT."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import origins
+from stepstack.report.layout import describe_origins
 
 
 def table(root: Path) -> list[Table]:
-    """What was planned of a tiny video DiT, and measured."""
+    """Planned and measured costs of a tiny video DiT."""
     file = root / "evals" / "results" / "bench-video-memory.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]
@@ -20,4 +20,4 @@ def table(root: Path) -> list[Table]:
         for row in result["rows"]
     ]
     head = (f"{result['batch']} videos, {result['tokens']} tokens each", "planned", "measured", "measured / planned")
-    return [Table(head, rows, [f"measured; {origins([result])}"])]
+    return [Table(head, rows, [f"measured; {describe_origins([result])}"])]

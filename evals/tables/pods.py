@@ -1,6 +1,6 @@
-"""Tables of InfinitePOD: evals/results/pods.json (measured by `stepstack sim pods --record`) beside what was published.
+"""Tables of InfinitePOD: evals/results/pods.json (measured by `stepstack sim pods --record`) beside published figures.
 
-Here measured and reported do share a row, in columns of their own: the question is how far apart they are.
+Here measured and reported share a row, in columns of their own, because the question is how far apart they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stepstack.report.formats import Table
-from stepstack.report.layout import Publication, origins, valid
+from stepstack.report.layout import Publication, describe_origins, validate
 
 WASTE, RATIO, LEVEL, CENT = 0.3, 0.3, 0.01, 0.005  # tolerances: points of waste, of faulty nodes, of levels; dollars
 NEAR_ZERO = 5.0  # percent of hops between ToRs: our reading of the abstract's words
@@ -24,9 +24,9 @@ def reproduced(root: Path) -> list[Table]:
         return _nothing()
     published, source = _published("pods", root)
     rows = []
-    found = {(row["architecture"], row["tp"]): 100 * row["waste"] for row in study["waste"]}
-    for name, said in published["waste TP-32"].items():
-        rows.append(_compared(f"GPU waste over the trace, TP-32, {name}, %", found[name, 32], said, WASTE))
+    measured = {(row["architecture"], row["tp"]): 100 * row["waste"] for row in study["waste"]}
+    for name, reported in published["waste TP-32"].items():
+        rows.append(_compared(f"GPU waste over the trace, TP-32, {name}, %", measured[name, 32], reported, WASTE))
     dear, cheap = study["cost"]["NVL-72"]["$/GPU/GBps"], study["cost"]["InfinitePOD K=2"]["$/GPU/GBps"]
     rows.append(_compared("InfinitePOD K=2 to NVL-72, $ per GPU and GB/s, %", 100 * cheap / dear, 31.0, 0.5))
     under = [row for row in study["traffic"] if row["method"] == "aligned" and row["rate"] <= 0.07 and row["cross"]]
@@ -51,12 +51,12 @@ def trace(root: Path) -> list[Table]:
     published, source = _published("pods", root)
     facts = study["trace"]
     rows = [
-        _compared(f"faulty nodes over time, {key}, %", 100 * facts[f"faulty nodes, {key}"], said, RATIO)
-        for key, said in published["faulty nodes"].items()
+        _compared(f"faulty nodes over time, {key}, %", 100 * facts[f"faulty nodes, {key}"], reported, RATIO)
+        for key, reported in published["faulty nodes"].items()
     ]
     rows += [
-        _compared(f"{key} faults, %", 100 * facts[f"{key} faults"], said, LEVEL)
-        for key, said in published["fault levels"].items()
+        _compared(f"{key} faults, %", 100 * facts[f"{key} faults"], reported, LEVEL)
+        for key, reported in published["fault levels"].items()
     ]
     alone = ("events", "faults", "nodes ever faulty", "days", "duration in days, mean", "duration in days, median")
     rows += [[key, f"{facts[key]:.10g}", "", "", ""] for key in alone]
@@ -65,7 +65,7 @@ def trace(root: Path) -> list[Table]:
 
 
 def waste(root: Path) -> list[Table]:
-    """Over the trace: every architecture and TP size."""
+    """Waste over the trace, for every architecture and TP size."""
     study = _study(root)
     if study is None:
         return _nothing()
@@ -73,12 +73,12 @@ def waste(root: Path) -> list[Table]:
     tps = sorted({row["tp"] for row in rows})
     lines = []
     for name in dict.fromkeys(row["architecture"] for row in rows):
-        found = {row["tp"]: row for row in rows if row["architecture"] == name}
+        by_tp = {row["tp"]: row for row in rows if row["architecture"] == name}
         cells = [
-            f"{100 * found[tp]['waste']:.2f} ± {100 * found[tp]['waste_stderr']:.2f}" if tp in found else "-"
+            f"{100 * by_tp[tp]['waste']:.2f} ± {100 * by_tp[tp]['waste_stderr']:.2f}" if tp in by_tp else "-"
             for tp in tps
         ]
-        wide = found.get(32)
+        wide = by_tp.get(32)
         extra = [f"{100 * wide['largest_p01']:.1f}", f"{100 * wide['waiting']['0.9']:.1f}"] if wide else ["-", "-"]
         lines.append([name, *cells, *extra])
     head = ["wasted GPUs, %", *(f"TP-{tp}" for tp in tps), "TP-32: job that fits 99% of the time", "a 90% job waits"]
@@ -94,8 +94,8 @@ def faults(root: Path) -> list[Table]:
     rates = sorted({row["rate"] for row in rows})
     lines = []
     for name in dict.fromkeys(row["architecture"] for row in rows):
-        found = {row["rate"]: row for row in rows if row["architecture"] == name}
-        lines.append([name, *(_with_closed(found[rate]) for rate in rates)])
+        by_rate = {row["rate"]: row for row in rows if row["architecture"] == name}
+        lines.append([name, *(_with_closed(by_rate[rate]) for rate in rates)])
     head = [f"TP-{rows[0]['tp']}, wasted GPUs, %", *(f"{rate:.0%} faulty" for rate in rates)]
     return [Table(head, lines, [f"{_measured(study)}; in brackets the closed form"])]
 
@@ -109,9 +109,9 @@ def traffic(root: Path) -> list[Table]:
     lines = []
     for dp in sorted({row["dp"] for row in rows}):
         for method in dict.fromkeys(row["method"] for row in rows):
-            found = {row["rate"]: row["cross"] for row in rows if (row["dp"], row["method"]) == (dp, method)}
-            shown = ["-" if found[rate] is None else f"{100 * found[rate]:.1f}" for rate in rates]
-            lines.append([str(dp), method, *shown])
+            by_rate = {row["rate"]: row["cross"] for row in rows if (row["dp"], row["method"]) == (dp, method)}
+            cells = ["-" if by_rate[rate] is None else f"{100 * by_rate[rate]:.1f}" for rate in rates]
+            lines.append([str(dp), method, *cells])
     first = rows[0]
     how = (
         f"{first['nodes']} nodes of 4 GPUs, {first['per_tor']} a ToR, K={first['hops']}, TP-{first['tp']}, a job of "
@@ -147,10 +147,10 @@ def cost(root: Path) -> list[Table]:
     for name, row in study["cost"].items():
         cells = []
         for unit in units:
-            said = published.get(name, {}).get(unit)
+            reported = published.get(name, {}).get(unit)
             have = "-" if row[unit] is None else f"{row[unit]:.2f}"
-            cells.append(f"{have} ({'-' if said is None else f'{said:.2f}'})")
-        agree = all(abs(row[unit] - said) <= CENT + 1e-9 for unit, said in published[name].items())
+            cells.append(f"{have} ({'-' if reported is None else f'{reported:.2f}'})")
+        agree = all(abs(row[unit] - reported) <= CENT + 1e-9 for unit, reported in published[name].items())
         lines.append([name, *cells, "to the cent" if agree else "differs"])
     notes = [f"{_measured(study)}; in brackets reported, not measured by us: {source}"]
     return [Table(["interconnect", *units, "verdict"], lines, notes)]
@@ -168,13 +168,15 @@ def mfu(root: Path) -> list[Table]:
 
 
 def bench(root: Path) -> list[Table]:
-    """Speeds, as ratio against a naive peer of the same run."""
+    """Speeds as ratios against a naive peer of the same run."""
     file = root / "evals" / "results" / "bench-pods.json"
     if not file.is_file():
         return [Table((), (), ["Not measured yet."])]
     result = json.loads(file.read_text())
     lines = [[row["what"], row["ours"], row["peer"], f"{row['ratio']:.1f}x"] for row in result["rows"]]
-    return [Table(["CPU time of one core", "ours", "peer", "ratio"], lines, [f"measured; {origins([result])}"])]
+    return [
+        Table(["CPU time of one core", "ours", "peer", "ratio"], lines, [f"measured; {describe_origins([result])}"])
+    ]
 
 
 def _study(root: Path) -> dict[str, Any] | None:
@@ -187,19 +189,19 @@ def _nothing() -> list[Table]:
 
 
 def _published(name: str, root: Path) -> tuple[dict[str, Mapping[str, float]], str]:
-    """(key -> values, where they were published)."""
+    """Values by key, and where they were published."""
     file = root / "evals" / "reported" / f"{name}.json"
-    made: Publication = valid(Publication, json.loads(file.read_text()), str(file.relative_to(root)))
-    return {row.key: row.values for row in made.rows}, "; ".join(made.sources.values())
+    publication: Publication = validate(Publication, json.loads(file.read_text()), str(file.relative_to(root)))
+    return {row.key: row.values for row in publication.rows}, "; ".join(publication.sources.values())
 
 
 def _measured(study: Mapping[str, Any]) -> str:
-    return f"measured; {origins([study])}"
+    return f"measured; {describe_origins([study])}"
 
 
-def _compared(what: str, here: float, said: float, tolerance: float) -> list[str]:
-    agree = "within" if abs(here - said) <= tolerance else "differs"
-    return [what, f"{here:.2f}", f"{said:.2f}", f"{tolerance:g}", agree]
+def _compared(what: str, here: float, reported: float, tolerance: float) -> list[str]:
+    agree = "within" if abs(here - reported) <= tolerance else "differs"
+    return [what, f"{here:.2f}", f"{reported:.2f}", f"{tolerance:g}", agree]
 
 
 def _with_closed(row: Mapping[str, Any]) -> str:

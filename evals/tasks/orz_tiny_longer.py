@@ -1,4 +1,4 @@
-"""Longer sums than orz-tiny was ever shown: 8 to 10 terms."""
+"""Longer sums than orz-tiny is trained on: 8 to 10 terms."""
 
 from data.drawn.chains import Chains
 from recipes.orz.tasks import held_out, sums

@@ -1,4 +1,4 @@
-"""How many of a kind a drawn scene has: the held-out scenes of perception-tiny-counting."""
+"""Number of objects of a kind in a drawn scene: the held-out scenes of perception-tiny-counting."""
 
 from recipes.perception.config import Config
 from recipes.perception.tasks import scored

@@ -1,4 +1,4 @@
-"""A drawn word, read: the held-out scenes of perception-tiny-ocr."""
+"""Reading of a drawn word: the held-out scenes of perception-tiny-ocr."""
 
 from recipes.perception.config import Config
 from recipes.perception.tasks import scored

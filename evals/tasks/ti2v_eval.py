@@ -1,4 +1,4 @@
-"""Step-Video-TI2V-Eval: all 298 first frames and prompts; what it is for is `stepstack votes`."""
+"""Step-Video-TI2V-Eval: all 298 first frames and prompts, whose clips are judged by `stepstack votes`."""
 
 from recipes.stepvideo.evaluation.benchmarks import step_video
 

@@ -1,2 +1,2 @@
-"""Kernels, one folder an operator: reference.py is the specification, triton*.py the GPU code. Called from
-stepstack.ops."""
+"""Kernels, one folder an operator: reference.py is the specification, triton*.py the GPU code. stepstack.ops calls
+them."""

@@ -1,5 +1,7 @@
-"""Compile a Triton kernel for a GPU that is not there, and read what it uses: the test that every autotune
-configuration builds needs no device."""
+"""Compilation of a Triton kernel for an absent GPU, and its resource usage.
+
+With it the test that every autotune configuration builds needs no device.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ USED = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one thread: ``registers``, ``spills`` in bytes (stored + loaded). Of one program: ``shared`` memory in
-    bytes."""
+    """Resources of a kernel: ``registers`` and ``spills`` in bytes (stored + loaded) of one thread, ``shared`` bytes of
+    memory."""
 
     registers: int
     spills: int
@@ -29,9 +31,12 @@ class Usage:
 
 
 def build(kernel: Any, types: dict[str, Any], constants: dict[str, Any], options: dict[str, int], arch: int) -> Usage:
-    """``types``: Triton's name of each argument's type ("*bf16", "i32", a tuple of them); ``constants``: the values
-    of constexprs. Pointers and strides (tuples) are taken as multiples of 16, as those of whole tensors are; a launch
-    finds out by itself. Raises what the compiler raises."""
+    """Usage of a kernel compiled for sm_``arch``.
+
+    ``types``: Triton's name of each argument's type ("*bf16", "i32", a tuple of them). ``constants``: the values of
+    constexprs. Pointers and strides (tuples) are taken as multiples of 16, which holds for whole tensors; a launch
+    detects it by itself. Errors of the compiler propagate.
+    """
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned: list[tuple[int, ...]] = []
     for at, kind in enumerate(signature.values()):
@@ -47,12 +52,12 @@ def build(kernel: Any, types: dict[str, Any], constants: dict[str, Any], options
 
 
 def assembled(ptx: str, arch: int, shared: int) -> Usage:
-    """ptxas -v again on the PTX, for what it says."""
+    """Usage that ptxas -v reports for the PTX."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
         file.write_text(ptx)
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
         line = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={name}", str(file), "-o", str(file) + ".cubin"]
-        said = subprocess.run(line, capture_output=True, text=True, check=True).stderr
-    spills = [int(a) + int(b) for a, b in SPILLED.findall(said)]
-    return Usage(max(map(int, USED.findall(said))), sum(spills), shared)
+        report = subprocess.run(line, capture_output=True, text=True, check=True).stderr
+    spills = [int(a) + int(b) for a, b in SPILLED.findall(report)]
+    return Usage(max(map(int, USED.findall(report))), sum(spills), shared)

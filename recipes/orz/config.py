@@ -156,7 +156,7 @@ class ReasoningGym(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(PpoConfig):
-    """What ORZ adds to PPO: a model, problems, a prompt and a grader."""
+    """Config of an ORZ run: PPO's keys, a model, problems, a prompt and a grader."""
 
     model: Annotated[TinyBase | Pretrained | SmolLm2, Field(discriminator="type")]
     """Model that the run begins with."""

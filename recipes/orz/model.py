@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from data.drawn.chains import Chains, answer, draw, show, worked
+from data.drawn.chains import Chains, answer, draw, show, worked_solution
 from data.drawn.splits import split_of
 from recipes.orz.config import Config, SmolLm2, TinyBase
 from recipes.orz.prompt import render
@@ -132,7 +132,7 @@ def demonstration(kind: str, terms: list[int], rng: random.Random, cfg: TinyBase
         case "blurted":
             return answer(max(0, total + rng.randint(-3, 3)) if rng.random() < cfg.guess else total)
         case "worked":
-            return worked(terms, rng, cfg.slip)
+            return worked_solution(terms, rng, cfg.slip)
         case _:
             forms = (f"It is {total}.", f"</think>{total}", f"</think><answer>{total}</answer>")
             return rng.choice(forms) + tiny.EOS

@@ -172,7 +172,7 @@ class PreparedPictures(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(PpoConfig):
-    """What Perception-R1 adds to GRPO: a task, a model with eyes, pictures, a prompt and a rule."""
+    """Config of a Perception-R1 run: GRPO's keys, a task, a model with eyes, pictures, a prompt and a rule."""
 
     task: PerceptionTask
     """Question about a picture, which decides the rule of the reward."""

@@ -40,7 +40,7 @@ from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
 from stepstack.models.vision.processor import Processor
-from stepstack.scoring.vision.answers import ANSWER, ANSWER_END, THINK, THINK_END, Found, write_tokens
+from stepstack.scoring.vision.answers import ANSWER, ANSWER_END, THINK, THINK_END, LabelledBox, write_tokens
 from stepstack.scoring.vision.spatial import centre
 
 
@@ -184,7 +184,7 @@ def demonstration(record: Record, careless: LabelNoise, rng: random.Random, thin
         assert target.box is not None
         label = rng.choice(labels) if rng.random() < careless.label else target.label
         times = 2 if rng.random() < careless.twice and record.task != "grounding" else 1
-        objects += [Found(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
+        objects += [LabelledBox(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
     rng.shuffle(objects)
     if not thinking:
         return write_tokens(objects)

@@ -100,7 +100,7 @@ def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
     answer = sample.answer or ""
     frame = gold.frame(cfg.reward.space)
     predicted = [] if gold.task == "ocr" else [frame.pixels(f.box) for f in answers.boxes(answer, cfg.reward.form)[0]]
-    if gold.task == "grounding" and (box := perception.grounded(answer, frame, cfg.reward.form)) is not None:
+    if gold.task == "grounding" and (box := perception.grounding_box(answer, frame, cfg.reward.form)) is not None:
         predicted = [box]
     for boxes, colour in (([box for box, _ in gold.boxes], TRUE_COLOUR), (predicted, PREDICTED_COLOUR)):
         for box in boxes:
@@ -110,7 +110,7 @@ def drawn(cfg: Config, image: Image.Image, sample: Sample) -> tuple[bytes, str]:
     out = io.BytesIO()
     canvas.save(out, "PNG")
     figures = "  ".join(f"{name} {value:.2f}" for name, value in list(sample.parts.items())[:2])
-    words = f"{answers.without_end(answer)!r}, true {gold.text!r}\n" if gold.task == "ocr" else ""
+    words = f"{answers.strip_end_token(answer)!r}, true {gold.text!r}\n" if gold.task == "ocr" else ""
     counted = f"{len(predicted)} of {gold.count}\n" if gold.task == "counting" else ""
     return out.getvalue(), words + counted + figures
 

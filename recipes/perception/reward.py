@@ -143,15 +143,15 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
     frame = gold.frame(space)
     match gold.task:
         case "grounding":
-            figures = box_figures(perception.grounded(answer, frame, form), gold.boxes[0][0])
+            figures = box_figures(perception.grounding_box(answer, frame, form), gold.boxes[0][0])
             return figures["acc50"], figures
         case "counting":
             figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
             return figures["exact"], figures
         case "ocr":
-            predicted, true = answers.without_end(answer).split(), gold.text.split()
+            predicted, true = answers.strip_end_token(answer).split(), gold.text.split()
             figures = {
-                "edit": similarity.normalised_edit_distance(answers.without_end(answer), gold.text.strip()),
+                "edit": similarity.normalised_edit_distance(answers.strip_end_token(answer), gold.text.strip()),
                 **similarity.word_overlap(predicted, true),
                 "bleu": similarity.bleu(predicted, true),
                 "meteor": similarity.meteor(predicted, true),

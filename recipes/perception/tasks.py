@@ -17,7 +17,7 @@ from stepstack.harness.training.task_data import load_task, split_tasks
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import Form
 from stepstack.scoring.vision.detection import Compared, compare, precision_of
-from stepstack.scoring.vision.perception import detected
+from stepstack.scoring.vision.perception import detected_boxes
 from stepstack.scoring.vision.spatial import Space
 
 # (part of a score, its name in tables, whether higher is better); the first is what tables show unless told.
@@ -52,7 +52,7 @@ def average_precision(name: str, form: Form, space: Space) -> Metric:
     @cache
     def compared(gold_text: str, answer: str) -> Compared:
         gold = Gold.read(gold_text)
-        return compare(list(gold.boxes), detected(answer, gold.frame(space), form)[0])
+        return compare(list(gold.boxes), detected_boxes(answer, gold.frame(space), form)[0])
 
     def of(questions: Sequence[Question]) -> float | None:
         figures = precision_of([compared(q[0].gold, q[0].answer or "") for q in questions])

@@ -1,4 +1,4 @@
-"""Every key of a Step Law sweep, on one page. No torch."""
+"""Settings of a Step Law sweep. No torch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Cell(Strict):
     sweep's."""
 
     def fields(self, vocab: int) -> dict[str, Any]:
-        """Of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
+        """Fields of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
         return {
             "model_type": "llama",
             "vocab_size": vocab,
@@ -72,13 +72,13 @@ class Cell(Strict):
 
     @property
     def params(self) -> int:
-        """N as the authors count it."""
+        """Parameters N by the count of the authors."""
         return count(self.fields(1)).matrices
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """``batch`` in sequences of ``sequence`` tokens."""
+    """Point of the sweep. ``batch`` is in sequences of ``sequence`` tokens."""
 
     cell: Cell
     lr: float
@@ -144,11 +144,13 @@ class Config(RunConfig):
 
     @property
     def points(self) -> list[Point]:
-        """In the order in which they are trained, this part's alone."""
-        made = [Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr]
-        return made[self.part[0] :: self.part[1]]
+        """Points in the order of training, only those of this part."""
+        all_points = [
+            Point(c, lr, b, self.sequence) for c in self.cells for b in c.batch or self.batch for lr in self.lr
+        ]
+        return all_points[self.part[0] :: self.part[1]]
 
     @property
     def scale(self) -> Scale:
-        """Of the last cell."""
+        """Scale of the last cell."""
         return Scale(self.cells[-1].params, self.cells[-1].tokens)

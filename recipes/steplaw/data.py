@@ -1,4 +1,4 @@
-"""Tokens of a real corpus as rows of fixed length, written once by `stepstack data` and mapped into memory after."""
+"""Tokens of a real corpus in rows of fixed length, written once by `stepstack data` and mapped into memory after."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from stepstack.config import ROOT, ConfigError
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
-SHARD = 1 << 26  # tokens of one file
+SHARD = 1 << 26  # tokens in a file
 TRAIN, HELD_OUT = 0, 1
 
 
-def rows_of(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
+def token_rows(cfg: Config, stream: int, first: int, count: int) -> NDArray[np.int64]:
     """Rows [count, sequence + 1] of the training or the held-out stream, the same for every point of the sweep."""
     width = cfg.sequence + 1
     if isinstance(cfg.data, Grammar):
         return grammar.rows(cfg.data, cfg.seed, stream, first, count, width)
-    return Rows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
+    return TokenRows.open(str(ROOT / cfg.data.folder), stream, width).take(first, count)
 
 
 def prepare(cfg: Config) -> str:
-    """Write what the largest cell and the evaluation read. Rows of the held-out stream come first from the corpus."""
+    """Write the rows for the largest cell and the evaluation. Rows of the held-out stream come first from the
+    corpus."""
     if isinstance(cfg.data, Grammar):
         return "nothing to prepare: the text is made on the spot, a pure function of the seed"
     out, need = ROOT / cfg.data.folder, rows_needed(cfg)
@@ -69,17 +70,17 @@ def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
 
 
 def packed(documents: Iterator[list[int]], width: int) -> Iterator[list[int]]:
-    """Rows of ``width`` tokens cut from all documents in a row; what is left at the end is dropped."""
-    held: list[int] = []
+    """Rows of ``width`` tokens cut from the concatenated documents. The rest at the end is dropped."""
+    buffer: list[int] = []
     for document in documents:
-        held += document
-        whole = len(held) // width * width
-        yield from (held[at : at + width] for at in range(0, whole, width))
-        held = held[whole:]
+        buffer += document
+        whole = len(buffer) // width * width
+        yield from (buffer[at : at + width] for at in range(0, whole, width))
+        buffer = buffer[whole:]
 
 
 def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: int) -> dict[str, Any]:
-    """Files of up to ``SHARD`` tokens, each written under another name first."""
+    """Write files of up to ``SHARD`` tokens, each under another name first."""
     from rich.progress import track
 
     out.mkdir(parents=True, exist_ok=True)
@@ -98,8 +99,8 @@ def _write(out: Path, name: str, stream: Iterator[list[int]], rows: int, width: 
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The rows of one stream, in files of ``each``."""
+class TokenRows:
+    """Rows of one stream, in files of ``each``."""
 
     folder: Path
     files: tuple[NDArray[np.uint32], ...]
@@ -107,8 +108,8 @@ class Rows:
 
     @classmethod
     @lru_cache(maxsize=4)
-    def open(cls, folder: str, stream: int, width: int) -> Rows:
-        """ConfigError where `stepstack data` has not written them, or for rows of another length."""
+    def open(cls, folder: str, stream: int, width: int) -> TokenRows:
+        """Rows of a folder. ConfigError where `stepstack data` has not written them, or for rows of another length."""
         file = Path(folder) / "manifest.json"
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: run `stepstack data` with this config first")

@@ -1,4 +1,5 @@
-"""One point of the sweep: a language model trained from scratch at one learning rate and batch size, and its loss."""
+"""Training of one point of the sweep: a language model from scratch at one learning rate and batch size, and its
+loss."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from recipes.steplaw.config import Cell, Config, Point
-from recipes.steplaw.data import HELD_OUT, TRAIN, rows_of
+from recipes.steplaw.data import HELD_OUT, TRAIN, token_rows
 from stepstack.batching.minibatch import minibatches
 from stepstack.batching.rows import Row
 from stepstack.config import Save
@@ -23,20 +24,21 @@ from stepstack.report import jsonl
 
 
 def measure(run: Run[Config], point: Point) -> dict[str, float]:
-    """Train the point in its own folder, or find it done there. A loss of inf is a run that diverged."""
+    """Loss and CPU seconds of a point, trained in its own folder or read from there. A loss of inf is a run that
+    diverged."""
     file = run.dir / "points" / point.name / "result.json"
     if file.is_file():
         return json.loads(file.read_text())
     inner = stage(
         run, f"points/{point.name}", visible=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
     )
-    found = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
+    result = {"loss": _train(inner, point), "cpu_s": _cpu_seconds(inner)}
     if run.is_main:
-        jsonl.write_json_atomic(file, found)
+        jsonl.write_json_atomic(file, result)
     run.accelerator.wait_for_everyone()
     inner.finish()
-    inner.accelerator.free_memory()  # the next point makes a model of its own
-    return found
+    inner.accelerator.free_memory()  # the next point builds a model of its own
+    return result
 
 
 def _train(run: Run[Config], point: Point) -> float:
@@ -46,9 +48,12 @@ def _train(run: Run[Config], point: Point) -> float:
     policy = run.trainable("policy", Policy(lm), TrainableConfig(optim=optim(cfg, point), clip=cfg.clip), point.steps)
     try:
         supervised.train(
-            run, policy=policy, rows=lambda step: batch(cfg, TRAIN, step * point.batch, point.batch),
-            steps=point.steps, layout=cfg.layout,
-        )  # fmt: skip
+            run,
+            policy=policy,
+            rows=lambda step: batch(cfg, TRAIN, step * point.batch, point.batch),
+            steps=point.steps,
+            layout=cfg.layout,
+        )
     except NonFiniteGradient:
         return float("inf")
     loss = held_out_loss(run, policy)
@@ -62,14 +67,15 @@ def build(cfg: Config, cell: Cell) -> PreTrainedModel:
 
 
 def optim(cfg: Config, point: Point) -> AdamW:
-    """Warm-up is at most a tenth of the run; the cosine ends at a learning rate that is the same for every peak."""
+    """Optimizer of a point. Warm-up is at most a tenth of the run, and the final learning rate is the same for every
+    peak."""
     warmup = min(cfg.optim.schedule.warmup, point.steps // 10)
     schedule = replace(cfg.optim.schedule, warmup=warmup, final=min(1.0, cfg.final_lr / point.lr))
     return replace(cfg.optim, lr=point.lr, schedule=schedule)
 
 
 def batch(cfg: Config, stream: int, first: int, count: int) -> list[Row]:
-    drawn = rows_of(cfg, stream, first, count).tolist()
+    drawn = token_rows(cfg, stream, first, count).tolist()
     return [Row(i, (ids[0],), tuple(ids[1:])) for i, ids in enumerate(drawn)]
 
 

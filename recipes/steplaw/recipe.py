@@ -1,4 +1,4 @@
-"""Step Law (arXiv 2503.04715): a sweep of language models over learning rate and batch size, and the law it gives."""
+"""Step Law (arXiv 2503.04715): a sweep of language models over learning rate and batch size, and the fitted law."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "wr
 
 
 def train(run: Run[Config]) -> None:
-    """A step is a point of the sweep."""
+    """Train every point of the sweep, one a step."""
     points = run.config.points
     for number in run.steps(len(points)):
-        found = measure(run, points[number])
-        run.log(loss=found["loss"], lr=points[number].lr, batch=points[number].batch, params=points[number].cell.params)
+        result = measure(run, points[number])
+        run.log(
+            loss=result["loss"], lr=points[number].lr, batch=points[number].batch, params=points[number].cell.params
+        )
     finish(run)
     run.finish()
 
 
 def tasks(cfg: Config) -> list[Task]:
-    """A sweep is judged by losses, not by answers."""
+    """No tasks, because a sweep is judged by losses, not by answers."""
     return []
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> Engine:
-    """Refused: no point of a sweep is kept, and text of random words has no tasks."""
-    raise ConfigError(f"recipe steplaw keeps no model to evaluate; its losses are in {cfg.folder / 'report.html'}")
+    """Raise ConfigError, because no point of a sweep is kept, and text of random words has no tasks."""
+    raise ConfigError(f"recipe steplaw keeps no model to evaluate; read its losses in {cfg.folder / 'report.html'}")
 
 
 def describe(cfg: Config) -> dict[str, Any]:
-    """What a run of this config would do, for ``--dry-run``."""
+    """Facts of a run of this config, for ``--dry-run``."""
     points = cfg.points
     flops = sum(6.0 * point.cell.params * point.cell.tokens for point in points)
     facts: dict[str, Any] = {
@@ -49,6 +51,6 @@ def describe(cfg: Config) -> dict[str, Any]:
         "FLOPs in all": f"{flops:.3g} (6 x N x D)",
     }
     for cell in cfg.cells:
-        said = f"hidden {cell.hidden}, {cell.layers} layers" + (", held out" if cell.held_out else "")
-        facts[f"cell N={cell.params} D={cell.tokens}"] = said
+        shape = f"hidden {cell.hidden}, {cell.layers} layers" + (", held out" if cell.held_out else "")
+        facts[f"cell N={cell.params} D={cell.tokens}"] = shape
     return facts | {"processes": cfg.launch.processes, "folder": cfg.folder}

@@ -1,4 +1,4 @@
-"""What a sweep has shown: its table of runs, the law fitted to it, and how that law does on cells that it never saw."""
+"""Report of a sweep: its table of runs, the law fitted to it, and the loss of that law on held-out cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.steplaw.analysis import judge, summary, tables
 from recipes.steplaw.config import Config
 from stepstack.core.run import Run
 from stepstack.planning.steplaw import fit, grids, laws
-from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.formats import render
@@ -25,28 +25,28 @@ HEAD = ("N", "D", "lr", "bs", "loss", "held_out")  # bs in tokens: what `stepsta
 
 
 def finish(run: Run[Config]) -> None:
-    """sweep.csv, fit.json and report.html in the run's folder, and the figures on the terminal."""
+    """Write sweep.csv, fit.json and report.html into the run's folder, and print the tables."""
     if not run.is_main:
         return
     table = write_table(run.config, run.dir)
-    said = judged(table, run.config.window)
-    said["cpu_s"] = sum(found["cpu_s"] for found in results(run.config, run.dir))
-    jsonl.write_json_atomic(run.dir / "fit.json", said)
+    fit = fit_and_check(table, run.config.window)
+    fit["cpu_s"] = sum(result["cpu_s"] for result in results(run.config, run.dir))
+    jsonl.write_json_atomic(run.dir / "fit.json", fit)
     page = write_report(run.dir)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(render(tables.sweep_of(said), "md"), markup=False)
+    console.print(render(tables.sweep_tables(fit), "md"), markup=False)
     console.print(f"report: {page}\nruns:   {table}", markup=False)
 
 
 def write_table(cfg: Config, folder: Path) -> Path:
-    """A row a point that this run has trained."""
+    """Write a row for each point that this run has trained."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEAD)
-    for point, found in zip(cfg.points, results(cfg, folder), strict=True):
+    for point, result in zip(cfg.points, results(cfg, folder), strict=True):
         tokens = point.batch * point.sequence
         writer.writerow(
-            (point.cell.params, point.cell.tokens, point.lr, tokens, found["loss"], int(point.cell.held_out))
+            (point.cell.params, point.cell.tokens, point.lr, tokens, result["loss"], int(point.cell.held_out))
         )
     jsonl.write_text_atomic(folder / "sweep.csv", text.getvalue())
     return folder / "sweep.csv"
@@ -57,30 +57,32 @@ def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
     return [json.loads((folder / "points" / point.name / "result.json").read_text()) for point in cfg.points]
 
 
-def cells_of(table: Path) -> tuple[list[Grid], list[Grid]]:
-    """(cells that make the law, cells that check it)."""
-    held = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
+def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
+    """Cells that shape the law, and cells that check it."""
+    held_out = {(float(row["N"]), float(row["D"])) for row in grids.rows(table, HEAD) if row["held_out"] == "1"}
     read = grids.read([table], Columns())
-    shaping = [grid for grid in read if (grid.params, grid.tokens) not in held]
-    return shaping, [grid for grid in read if (grid.params, grid.tokens) in held]
+    shaping = [grid for grid in read if (grid.params, grid.tokens) not in held_out]
+    return shaping, [grid for grid in read if (grid.params, grid.tokens) in held_out]
 
 
-def judged(table: Path, window: float) -> dict[str, Any]:
-    """The fit of the shaping cells, and on each held-out cell the laws' points, their excess loss and how far they are
-    from the minimum of the cell's own surface."""
-    shaping, checking = cells_of(table)
-    said = summary.summarise(shaping, window=window, draws=0)
-    found: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
-    for name, law in said["laws"].items():
+def fit_and_check(table: Path, window: float) -> dict[str, Any]:
+    """Fit of the shaping cells, and a check of each law on each held-out cell.
+
+    A check has the law's point, its excess loss and its distance from the minimum of the cell's own surface.
+    """
+    shaping, checking = read_cells(table)
+    result = summary.summarise(shaping, window=window, draws=0)
+    candidates: dict[str, PowerLaw] = {"Step Law, extrapolated": laws.STEP}
+    for name, law in result["laws"].items():
         if "why" not in law:
-            found[f"fitted here: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
-    said["held_out"] = summary.summarise(checking, window=window, draws=0)["grids"] if checking else []
-    said["checks"] = [_check(grid, name, law, window) for grid in checking for name, law in found.items()]
-    return said
+            candidates[f"fitted here: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
+    result["held_out"] = summary.summarise(checking, window=window, draws=0)["grids"] if checking else []
+    result["checks"] = [_check(grid, name, law, window) for grid in checking for name, law in candidates.items()]
+    return result
 
 
-def _check(grid: Grid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
-    lr, batch = judge.of(law)(grid)
+def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str, Any]:
+    lr, batch = judge.at_grid(law)(grid)
     facts = {"cell": grid.name, "law": name, "lr": lr, "batch": batch}
     facts |= {"nearest": judge.at_nearest(grid, lr, batch), "interpolated": judge.interpolated(grid, lr, batch)}
     own = fit.surface(grid, window)
@@ -90,17 +92,17 @@ def _check(grid: Grid, name: str, law: PowerLaw, window: float) -> dict[str, Any
 
 
 def write_report(folder: Path) -> Path:
-    """runs/<name>/report.html from what stands in the folder; a sweep that is not over shows its curve alone."""
+    """Write runs/<name>/report.html from the files in the folder. An unfinished sweep shows its curve alone."""
     run = json.loads((folder / "config.json").read_text())
     report = Report(run["config"]["name"])
     if (folder / "fit.json").is_file():
-        said = json.loads((folder / "fit.json").read_text())
-        shaping, checking = cells_of(folder / "sweep.csv")
-        summary.add(report, said, shaping)
+        fit = json.loads((folder / "fit.json").read_text())
+        shaping, checking = read_cells(folder / "sweep.csv")
+        summary.add(report, fit, shaping)
         if checking:
             report.heading("Held-out cells")
-            report.table("Laws on cells that they never saw", *_check_rows(said["checks"]))
-            summary.add(report, said | {"grids": said["held_out"]}, checking)
+            report.table("Laws on cells that they never saw", *_check_rows(fit["checks"]))
+            summary.add(report, fit | {"grids": fit["held_out"]}, checking)
     metrics = folder / "metrics.jsonl"
     rows: Sequence[Mapping[str, float]] = list(jsonl.read(metrics)) if metrics.is_file() else []
     report.curves("Points in the order of training", rows, {"held-out loss": ("loss",), "CPU seconds": ("cpu_s",)})
@@ -109,5 +111,5 @@ def write_report(folder: Path) -> Path:
 
 
 def _check_rows(checks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    table = tables.checks_of(checks)
+    table = tables.checks_table(checks)
     return tuple(table.head), [[str(cell) for cell in row] for row in table.rows]

@@ -164,7 +164,7 @@ def check_sparse(cfg: Config) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(DiffusionConfig):
-    """What Step-Video adds to flow matching: data, a codec, encoders of prompts, the DiT's shape, a sampler."""
+    """Config of a Step-Video run: flow matching's keys, data, a codec, encoders of prompts, the DiT, a sampler."""
 
     data: Annotated[Moving | PreparedClips, Field(discriminator="type")]
     """Videos with their captions and motion scores."""

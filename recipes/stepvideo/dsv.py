@@ -19,7 +19,7 @@ from stepstack.core.trainable import Trainable
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.diffusers import enable_dsv
-from stepstack.models.video.dsv.handle import Dsv, speed_of
+from stepstack.models.video.dsv.handle import Dsv, load_speed_profile
 from stepstack.parallel.dsv import DsvContext
 from stepstack.report import jsonl
 from stepstack.report.html import Report
@@ -41,7 +41,7 @@ def check_run(run: Run[Config]) -> None:
             f"dsv: its hooks were never run on a model that FSDP or DeepSpeed spreads (launch.file="
             f"{run.config.launch.file}): take launch.file=gpu or ddp, or dsv=null"
         )
-    speed_of(dsv)
+    load_speed_profile(dsv)
 
 
 def enable(run: Run[Config], dit: Trainable) -> Dsv | None:

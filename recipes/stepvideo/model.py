@@ -113,7 +113,9 @@ def judged(codec: VideoCodec, clips: list[Clip], data: Moving) -> dict[str, floa
     true = pixels(clips, data)
     reconstructed = frames(codec.decode(codec.encode(true)))
     right = [
-        checker.see(v, PALETTE).direction == c.direction for v, c in zip(reconstructed, clips, strict=True) if c.score
+        checker.track_motion(v, PALETTE).direction == c.direction
+        for v, c in zip(reconstructed, clips, strict=True)
+        if c.score
     ]
     psnr = [checker.psnr(v, moving.render(c, data)) for v, c in zip(reconstructed, clips, strict=True)]
     return {"direction": sum(right) / len(right) if right else 1.0, "psnr": sum(psnr) / len(psnr)}

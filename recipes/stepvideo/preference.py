@@ -21,7 +21,7 @@ from recipes.stepvideo.tasks import judge
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
-from stepstack.diffusion.sample import seed_of
+from stepstack.diffusion.sample import derive_seed
 from stepstack.loops import diffusion
 
 QualityKey = tuple[float, float]  # colour kept, minus the track's error
@@ -74,7 +74,7 @@ def candidates(
 ) -> tuple[Tensor, list[list[QualityKey]]]:
     """(latents [asked x count, F, C, H, W], marks of each condition's clips)."""
     asks = [
-        ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, seed_of("pairs", clip.write(), seed, n))
+        ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, derive_seed("pairs", clip.write(), seed, n))
         for clip in conditions
         for n in range(count)
     ]

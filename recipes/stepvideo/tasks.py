@@ -31,7 +31,7 @@ MOTION_FRAMES = 40  # first frames of the task that asks for every motion score
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
     """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
     pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
-    motion = video.see(clip, PALETTE)
+    motion = video.track_motion(clip, PALETTE)
     direction = asked.direction if asked.score else None
     return {
         "direction": float(motion.whole and motion.direction == direction),
@@ -53,8 +53,8 @@ def tasks(cfg: Config) -> list[Task]:
     data = cfg.data
     rows = {
         "test": lambda: moving.clips(data, "test"),
-        "swapped": lambda: moving.swapped(moving.clips(data, "test")),
-        "motion": lambda: moving.graded(moving.clips(data, "test")[:MOTION_FRAMES], data.scores),
+        "swapped": lambda: moving.with_other_directions(moving.clips(data, "test")),
+        "motion": lambda: moving.with_each_score(moving.clips(data, "test")[:MOTION_FRAMES], data.scores),
         "select": lambda: moving.clips(data, "select"),
     }
     split_tasks = [_task(cfg.name, name, data, make) for name, make in rows.items()]
@@ -120,7 +120,7 @@ def _mean(question: Question, name: str, counts: Callable[[dict[str, float]], bo
 
 
 def _unseen(question: Question) -> float | None:
-    if not moving.unseen(question[0].problem):
+    if not moving.is_held_out_prompt(question[0].problem):
         return None
     return _mean(question, "direction", lambda parts: parts["asked"] > 0)
 

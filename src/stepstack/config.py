@@ -54,7 +54,8 @@ class Strict:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What laws of scale look at: non-embedding parameters and training tokens; None where a config does not say."""
+    """Size of a training as laws of scale see it: non-embedding parameters and training tokens; None: the config does
+    not say."""
 
     params: float | None = None
     tokens: float | None = None
@@ -92,7 +93,7 @@ class Save(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig(Strict):
-    """What every recipe's Config begins with."""
+    """Keys of every recipe's config."""
 
     recipe: str
     """Folder recipes/<recipe> that trains this config."""

@@ -214,7 +214,7 @@ def _below(value: Any, part: str) -> Any:
 
 
 def _default(owner: type, part: str, above: Any) -> Any:
-    """What the default of the section says; else what the class itself says."""
+    """The value in the section's default; else the class's own default."""
     if type(above) is owner:
         return getattr(above, part)
     item = next(item for item in dataclasses.fields(owner) if item.name == part)

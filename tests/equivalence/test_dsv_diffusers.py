@@ -13,7 +13,7 @@ from stepstack.config import ConfigError
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig, Fixed, Measured
 from stepstack.models.video.dsv.diffusers import enable_dsv
-from stepstack.models.video.dsv.speed import Row, Shape, SpeedProfile, device_name
+from stepstack.models.video.dsv.speed import AttentionShape, SpeedProfile, SpeedRow, device_name
 from stepstack.report.html import Report
 
 GRID = (3, 4, 4)
@@ -286,8 +286,11 @@ def test_each_block_is_dispatched_by_its_own_sparsity(tmp_path):
 def speed(**changes) -> SpeedProfile:
     shape = {"device": device_name(torch.device("cpu")), "dtype": "float32", "heads": 2, "head_dim": 16}
     shape |= {"cube": (2, 2, 2), "selector": "low_rank", "rank": 8}
-    rows = (Row(grid=GRID, sparsity=0.0, dense_s=1, sparse_s=2), Row(grid=GRID, sparsity=1.0, dense_s=1, sparse_s=0))
-    return SpeedProfile(shape=Shape(**(shape | changes)), rows=rows, provenance={})
+    rows = (
+        SpeedRow(grid=GRID, sparsity=0.0, dense_s=1, sparse_s=2),
+        SpeedRow(grid=GRID, sparsity=1.0, dense_s=1, sparse_s=0),
+    )
+    return SpeedProfile(shape=AttentionShape(**(shape | changes)), rows=rows, provenance={})
 
 
 def test_the_dispatch_follows_the_measured_profile_and_refuses_another(tmp_path):

@@ -42,15 +42,15 @@ def build(name: str, number: int, dtype: str, dim: int, arch: int) -> ahead.Usag
     kernel, configs = LISTS[name]
     config: triton.Config = configs[number]
     names = kernel.fn.arg_names
-    made = types(names, dtype)
+    arguments = types(names, dtype)
     constants = {"D": dim, "BLOCK_D": power(dim), "TILE_M": 128, "TILE_N": 128, "UPCAST": False, **config.kwargs}
     for desc in (n for n in names if n.endswith("_desc")):
         if config.kwargs["TMA"]:
             side = config.kwargs["BLOCK_M" if desc in ("q_desc", "do_desc") else "BLOCK_N"]
-            made[desc] = f"tensordesc<{dtype}[1,1,{side},{power(dim)}]>"
+            arguments[desc] = f"tensordesc<{dtype}[1,1,{side},{power(dim)}]>"
         else:
             constants[desc] = None
-    return ahead.build(kernel.fn, made, constants, _options(config), arch)
+    return ahead.build(kernel.fn, arguments, constants, _options(config), arch)
 
 
 def _options(config: triton.Config) -> dict[str, int]:

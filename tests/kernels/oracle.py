@@ -20,12 +20,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: floa
     for b in range(batch):
         for h in range(heads):
             for i in range(selection.queries.count):
-                seen = [
+                masks = [
                     t for j in indices[offsets[row] : offsets[row + 1]] for t in range(k_starts[j], k_starts[j + 1])
                 ]
                 query = q[b, h, q_starts[i] : q_starts[i + 1]]
-                p = torch.softmax(scale * query @ k[b, h, seen].T, dim=-1)
-                rows.append(p @ v[b, h, seen] if seen else query * 0)
+                p = torch.softmax(scale * query @ k[b, h, masks].T, dim=-1)
+                rows.append(p @ v[b, h, masks] if masks else query * 0)
                 row += 1
     return torch.cat(rows).view(batch, heads, q_starts[-1], v.shape[-1])
 
@@ -77,12 +77,12 @@ def inputs(selection: Selection, dim: int, dtype: torch.dtype, scale: float = 1.
 def compare(selection: Selection, tensors: list[Tensor], impl: str, device: str = "cpu") -> Errors:
     """Forward and backward of the op, on ``device``, against the oracle in float64 on the same values."""
     *qkv, d_out = tensors
-    made = [x.to(device).detach().requires_grad_() for x in qkv]
-    out = sparse_attention(*made, to(selection, device), impl=impl)
+    inputs = [x.to(device).detach().requires_grad_() for x in qkv]
+    out = sparse_attention(*inputs, to(selection, device), impl=impl)
     out.backward(d_out.to(device))
     exact = [x.double().detach().requires_grad_() for x in qkv]
     wanted = attention(*exact, selection, qkv[0].shape[-1] ** -0.5)
     wanted.backward(d_out.double())
-    pairs = [(out, wanted), *((a.grad, b.grad) for a, b in zip(made, exact, strict=True))]
+    pairs = [(out, wanted), *((a.grad, b.grad) for a, b in zip(inputs, exact, strict=True))]
     pairs = [(a.detach().double().cpu(), b.detach()) for a, b in pairs]
     return Errors([float((a - b).norm() / b.norm()) for a, b in pairs], [float(a.norm() / b.norm()) for a, b in pairs])

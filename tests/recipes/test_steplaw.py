@@ -52,7 +52,7 @@ def test_text_without_typos_is_spelled_from_the_lexicon():
     words = {grammar.show(row[:n]) for row, n in zip(lang.spelling_WL, lang.length_W, strict=True)}
     written = grammar.show(grammar.rows(clean, 3, 0, 0, 1, 400)[0])
     at = 0
-    while at < len(written) - grammar.LONGEST:
+    while at < len(written) - grammar.MAX_WORD_CHARACTERS:
         [word] = [w for w in words if written.startswith(w, at)][:1]
         at += len(word)
     dirty = grammar.rows(GRAMMAR, 3, 0, 0, 256, 200)
@@ -140,7 +140,7 @@ def test_a_sweep_leaves_its_runs_a_law_and_a_page(swept):
 
 def test_longer_training_and_tuning_pay(swept):
     folder, _ = swept
-    shaping, _ = report.cells_of(folder / "sweep.csv")
+    shaping, _ = report.read_cells(folder / "sweep.csv")
     brief, long = (next(g for g in shaping if g.tokens == d and g.params == shaping[0].params) for d in (4096, 8192))
     assert long.loss.min() < brief.loss.min()
     assert brief.excess.max() > 0.02
@@ -164,22 +164,22 @@ def corpus(tmp_path):
 def test_a_corpus_becomes_rows_of_whole_documents(corpus, tmp_path):
     cfg = small(tmp_path, corpus, f"cells=[{CELLS}]", "batch=[4]", "held_out_rows=16")
     assert data.prepare(cfg) == str(tmp_path / "rows")
-    rows = data.rows_of(cfg, data.TRAIN, 0, 128)
+    rows = data.token_rows(cfg, data.TRAIN, 0, 128)
     assert rows.shape == (128, 33)
-    held_out = data.rows_of(cfg, data.HELD_OUT, 0, 16)
+    held_out = data.token_rows(cfg, data.HELD_OUT, 0, 16)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert tokenizer.decode(held_out[0]).startswith("document ")
     assert tokenizer.eos_token_id in rows
-    assert (data.rows_of(cfg, data.TRAIN, 5, 3) == rows[5:8]).all()
+    assert (data.token_rows(cfg, data.TRAIN, 5, 3) == rows[5:8]).all()
     with pytest.raises(ConfigError, match="holds 128 rows"):
-        data.rows_of(cfg, data.TRAIN, 120, 9)
+        data.token_rows(cfg, data.TRAIN, 120, 9)
     assert math.isfinite(model.measure(Run(cfg), cfg.points[0])["loss"])
 
 
 def test_a_corpus_that_is_missing_or_too_short_says_so(corpus, tmp_path):
     cfg = small(tmp_path, corpus, f"cells=[{CELLS.replace('4096', '400000')}]", "batch=[4]")
     with pytest.raises(ConfigError, match="stepstack data"):
-        data.rows_of(cfg, data.TRAIN, 0, 1)
+        data.token_rows(cfg, data.TRAIN, 0, 1)
     with pytest.raises(ConfigError, match="ended after"):
         data.prepare(cfg)
 

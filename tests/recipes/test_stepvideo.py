@@ -126,7 +126,7 @@ def test_a_finished_run_is_left_as_it_is_and_its_evaluations_too(run, capsys):
 def test_the_judge_is_right_about_true_and_wrong_clips():
     data = Moving(test=40)
     rows = moving.clips(data, "test")
-    for clip, other in zip(rows, moving.swapped(rows), strict=True):
+    for clip, other in zip(rows, moving.with_other_directions(rows), strict=True):
         made = moving.render(clip, data)
         right, wrong = tasks.judge(made, clip, data), tasks.judge(made, other, data)
         assert (right["direction"], right["colour"]) == (1.0, 1.0)
@@ -135,8 +135,8 @@ def test_the_judge_is_right_about_true_and_wrong_clips():
         if clip.score:
             assert wrong["direction"] == 0.0
             assert wrong["error"] > 1.5
-    graded = moving.graded(rows[:20], data.scores)
-    seen = [video.see(moving.render(c, data), PALETTE).moved for c in graded]
+    graded = moving.with_each_score(rows[:20], data.scores)
+    seen = [video.track_motion(moving.render(c, data), PALETTE).moved for c in graded]
     assert video.rank_correlation([c.score for c in graded], seen) > 0.94  # ties of 3 scores: no more than 0.943
 
 

@@ -30,10 +30,7 @@ def questions(clips: list[Clip]) -> list[list[Sample]]:
         "score": 1.0,
     }
     texts = [(clip.prompt, clip.write()) for clip in clips]
-    return [
-        [Sample(index=i, problem=name, gold=text, media=[text], **rest)]
-        for i, (name, text) in enumerate(texts)
-    ]
+    return [[Sample(index=i, problem=name, gold=text, media=[text], **rest)] for i, (name, text) in enumerate(texts)]
 
 
 def measured(read) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import torch
 
 from stepstack.ops.attention import sparse_attention
 from stepstack.ops.selection import Blocks, Selection
-from stepstack.parallel.context import Groups, parallel_attention, profile_of, shard_of
+from stepstack.parallel.context import Groups, parallel_attention, profile_from_selections, shard_selection
 from stepstack.planning import assignment
 from stepstack.planning.contextparallel import plan as planner
 from stepstack.planning.contextparallel.plan import Plan
@@ -85,7 +85,7 @@ def problem(case: Case) -> tuple[list[torch.Tensor], Selection]:
 def plan_of(case: Case, selection: Selection) -> Plan:
     """Heads by LPT on the grid that the case asks for, whether or not it is the best."""
     ranks, (hcp, _, inner) = ranks_of(case), case.grid
-    profile = profile_of([selection], ranks, DIM, case.dtype.itemsize)
+    profile = profile_from_selections([selection], ranks, DIM, case.dtype.itemsize)
     cluster = Cluster(ranks=ranks, ranks_per_node=2, memory=1e9, intra=SLOW, inter=SLOW, compute=TABLE)
     rows = assignment.lpt(profile.layers[0].burdens, hcp)
     heads = [[head for head in range(case.heads) if rows[head] == row] for row in range(hcp)]
@@ -115,7 +115,7 @@ def on_rank(rank: int, cases: list[Case]) -> list[dict[str, Any]]:
         groups = Groups(plan)
         here, there = (part_of(plan.layout, kind, rank) for kind in ("queries", "keys"))
         leaves = [x[:, :, part].clone().requires_grad_() for x, part in ((q, here), (k, there), (v, there))]
-        mine = shard_of(selection, plan.layout, rank)
+        mine = shard_selection(selection, plan.layout, rank)
         # Lists laid end to end must be good ones; a head's lists alone may all be empty, which the check forbids.
         attend = partial(sparse_attention, impl=case.impl, check=case.grid[1] > 1)
         out = parallel_attention(*leaves, mine, 0, groups, attend=attend)
@@ -173,7 +173,7 @@ def refused_on_rank(rank: int) -> dict[str, str]:
     plan = plan_of(GOOD, selection)
     layout = plan.layout
     q, k, v = (x[:, :, part_of(layout, "queries", rank)] for x in (q, k, v))
-    mine = shard_of(selection, layout, rank)
+    mine = shard_selection(selection, layout, rank)
     odd = rank == 1
 
     def said(call, *arguments, **settings) -> str:

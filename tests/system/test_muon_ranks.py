@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from stepstack.core.muon import Muon
+from stepstack.core.muon import MuonOptimizer
 from tests.system.ranks import run
 
 BATCH = 12
@@ -22,7 +22,7 @@ def stepped(rank: int, size: int) -> dict[str, Tensor]:
     module = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in shapes)).double()
     if size > 1:
         fully_shard(module, mesh=torch.distributed.init_device_mesh("cpu", (size,)))
-    optimizer = Muon(module.parameters(), lr=0.1)
+    optimizer = MuonOptimizer(module.parameters(), lr=0.1)
     for step in range(3):
         x = torch.randn(BATCH, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)[rank::size]
         (module(x).square().sum() * size / BATCH).backward()  # FSDP averages over ranks

@@ -1,5 +1,5 @@
-"""The specification of block-sparse attention, and what CPU training runs: masked dense attention, a few query blocks
-at a time. Differentiable; any float dtype."""
+"""Specification of block-sparse attention, and the code of CPU training: masked dense attention, a few query blocks at
+a time. Differentiable; any float dtype."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES = 1 << 24  # of masked scores held at once; the whole of a small sequence goes in one piece
+MAX_SCORES = 1 << 24  # masked scores held at once; a small sequence is one piece
 
 
 def sparse_attention(
@@ -21,22 +21,22 @@ def sparse_attention(
     key_of_T: Tensor,
     scale: float,
 ) -> Tensor:
-    """o_BHSD = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
+    """Attention o_BHSD = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
 
-    ``mask_BHQK``: bool over blocks; ``query_of_S``, ``key_of_T``: the block of each token, int64. float16 and bfloat16
+    ``mask_BHQK``: bool over blocks. ``query_of_S``, ``key_of_T``: the block of each token, int64. float16 and bfloat16
     are computed in float32.
     """
     dtype = q_BHSD.dtype
     if dtype in (torch.float16, torch.bfloat16):
         q_BHSD, k_BHTD, v_BHTD = q_BHSD.float(), k_BHTD.float(), v_BHTD.float()
     batch, heads, tokens, _ = q_BHSD.shape
-    piece = max(1, SCORES // (batch * heads * k_BHTD.shape[2]))
+    piece = max(1, MAX_SCORES // (batch * heads * k_BHTD.shape[2]))
     pieces = []
     for start in range(0, tokens, piece):
         rows = query_of_S[start : start + piece]
         mask_BHST = mask_BHQK[:, :, rows][..., key_of_T]
         blind_BHS1 = ~mask_BHQK.any(-1)[:, :, rows].unsqueeze(-1)
-        # A row that sees nothing is let see all and then set to 0: softmax of nothing, and its gradient, are NaN.
+        # A row that sees nothing attends to all and is then set to 0: softmax of nothing, and its gradient, are NaN.
         out = F.scaled_dot_product_attention(
             q_BHSD[:, :, start : start + piece], k_BHTD, v_BHTD, attn_mask=mask_BHST | blind_BHS1, scale=scale
         )
@@ -52,12 +52,13 @@ def block_means(x_BHSD: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor
 
 
 def block_masses(proxies_BHQR: Tensor, k_BHTR: Tensor, starts: Tensor, scale: float) -> Tensor:
-    """log2 of the sum over a key block's tokens of exp(scale proxy . key), float32 [B, H, Q, K]."""
+    """Logarithm to base 2 of the sum over a key block's tokens of exp(scale proxy . key), float32 [B, H, Q, K]."""
     scores = [scale * proxies_BHQR @ block.float().mT for block in k_BHTR.split(starts.diff().tolist(), dim=2)]
     return torch.stack([s.logsumexp(-1) for s in scores], dim=-1) / math.log(2)
 
 
 def top_blocks(scores_RK: Tensor, keep_R: Tensor) -> Tensor:
-    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32."""
+    """Columns of the ``keep`` highest scores of each row, ascending, row after row, int32. Ties go to the lower
+    column."""
     rank_RK = scores_RK.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return (rank_RK < keep_R[:, None]).nonzero()[:, 1].int()

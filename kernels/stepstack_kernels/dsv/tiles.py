@@ -1,4 +1,4 @@
-"""What the kernels share: loading tiles of tokens, products that also work in the interpreter, and autotuning."""
+"""Common parts of the kernels: loading tiles of tokens, products that also work in the interpreter, and autotuning."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ interpreted: bool = triton.knobs.runtime.interpret
 @triton.jit
 def load_tile(
     x, stride, desc, b, h, first, stop, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr
-):  # fmt: skip
-    """[ROWS, COLS] of x [B, H, tokens, D] from token ``first``; tokens from ``stop`` on and columns from D on are 0.
-    With TMA, tokens from ``stop`` on are whatever the sequence holds there: scores must be masked anyway."""
+):
+    """Tile [ROWS, COLS] of x [B, H, tokens, D] from token ``first``. Tokens from ``stop`` on and columns from D on are
+    0.
+
+    With TMA, tokens from ``stop`` on are the next ones of the sequence, so scores must be masked.
+    """
     if TMA:
         tile = desc.load([b, h, first, 0]).reshape(ROWS, COLS)
     else:
@@ -42,8 +45,10 @@ def store_tile(x, stride, tile, b, h, first, stop, D: tl.constexpr, ROWS: tl.con
 
 @triton.jit
 def dot(a, b, acc, UPCAST: tl.constexpr):
-    """acc + a b in float32; float32 operands as three TF32 products, which is nearly exact. UPCAST: the interpreter
-    would multiply the bits of bfloat16 as integers."""
+    """Product acc + a b in float32; float32 operands as three TF32 products, which is nearly exact.
+
+    UPCAST: the interpreter would multiply the bits of bfloat16 as integers.
+    """
     if UPCAST:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="tf32x3")
@@ -57,7 +62,7 @@ def bounds(starts, indices, entry, end, part, SIZE: tl.constexpr):
 
 
 def power(size: int) -> int:
-    """The tile that holds ``size``: a power of two, at least 16 for the tensor cores."""
+    """Tile that holds ``size``: a power of two, at least 16 for the tensor cores."""
     return max(16, triton.next_power_of_2(size))
 
 
@@ -66,14 +71,16 @@ def strides(x: Tensor) -> tuple[int, int, int]:
 
 
 def rows_dense(x: Tensor) -> Tensor:
-    """x, or its copy where a token's row is not contiguous or not aligned to 16 bytes (TMA's and wide loads' need)."""
+    """Tensor x, or its copy where a token's row is not contiguous or not aligned to 16 bytes, for TMA and wide
+    loads."""
     unit = 16 // x.element_size()
     aligned = x.data_ptr() % 16 == 0 and all(s > 0 and s % unit == 0 for s in x.stride()[:-1])
     return x if x.stride(-1) == 1 and aligned else x.clone(memory_format=torch.contiguous_format)
 
 
 def descriptor(x: Tensor) -> TensorDescriptor | None:
-    """For TMA loads; None where there is no TMA. The tile's shape is set by the configuration that runs (``shape``)."""
+    """Descriptor for TMA loads; None where there is no TMA. The running configuration sets the tile's shape
+    (``shape``)."""
     if x.device.type != "cuda" or torch.cuda.get_device_capability(x.device)[0] < 9:
         return None
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, 16, power(x.shape[-1])])
@@ -85,7 +92,7 @@ def config(m: int, n: int, warps: int, stages: int, tma: bool = False) -> triton
 
 
 def shape(args: dict[str, Any]) -> None:
-    """Before a launch: give the descriptors the tile of the configuration."""
+    """Set the tile of the configuration in the descriptors, before a launch."""
     if args["TMA"]:
         sides = {"M": min(args["BLOCK_M"], args["TILE_M"]), "N": min(args["BLOCK_N"], args["TILE_N"])}
         for name, side in (("q_desc", "M"), ("do_desc", "M"), ("k_desc", "N"), ("v_desc", "N")):
@@ -94,25 +101,28 @@ def shape(args: dict[str, Any]) -> None:
 
 
 def usable(configs: Sequence[triton.Config], args: dict[str, Any], **more: Any) -> list[triton.Config]:
-    """The configurations that differ once their tiles are cut to the blocks' size, and that suit dtype and device."""
+    """Configurations that differ once their tiles are cut to the blocks' size, and that suit dtype and device."""
     args = args | more
-    kept: dict[tuple, triton.Config] = {}
+    distinct: dict[tuple, triton.Config] = {}
     tma = args["q_desc"] is not None and args["D"] == args["BLOCK_D"]
     for c in configs:
         if (c.kwargs["TMA"] and not tma) or is_float32s(c) != (args["q"].dtype == torch.float32):
             continue
         m, n = min(c.kwargs["BLOCK_M"], args["TILE_M"]), min(c.kwargs["BLOCK_N"], args["TILE_N"])
-        kept.setdefault((m, n, c.num_warps, c.num_stages, c.kwargs["TMA"]), c)
-    return list(kept.values())
+        distinct.setdefault((m, n, c.num_warps, c.num_stages, c.kwargs["TMA"]), c)
+    return list(distinct.values())
 
 
 def is_float32s(c: triton.Config) -> bool:
-    """float32 needs twice the shared memory and three products for one: larger tiles than 32 x 32 spill."""
+    """Whether a configuration is meant for float32.
+
+    float32 needs twice the shared memory and three products for one, so larger tiles than 32 x 32 spill.
+    """
     return c.kwargs["BLOCK_M"] * c.kwargs["BLOCK_N"] <= 32 * 32
 
 
 def autotuned(configs: list[triton.Config]) -> Any:
-    """Autotune over a plain list; the interpreter, which cannot time, takes the first."""
+    """Decorator that autotunes over a plain list. The interpreter, which cannot time, takes the first configuration."""
     key = ["D", "TILE_M", "TILE_N"]
     return triton.autotune(
         configs[:1] if interpreted else configs, key=key, prune_configs_by={"early_config_prune": usable}

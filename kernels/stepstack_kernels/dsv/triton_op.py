@@ -1,4 +1,4 @@
-"""The kernels as operators of torch (fake and autograd registered, so that torch.compile sees one node each)."""
+"""Kernels as operators of torch (fake and autograd registered, so that torch.compile sees one node each)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepstack_kernels.dsv import triton_attention as kernels
 from stepstack_kernels.dsv.tiles import descriptor, interpreted, power, rows_dense, strides
 
 LOG2E = 1 / math.log(2)
-# Lists as the kernels take them: order, offsets, indices.
+# Lists of the kernels: order, offsets, indices.
 Lists = list[Tensor]
 
 
@@ -29,31 +29,42 @@ def sizes(q: Tensor, q_size: int, k_size: int) -> dict[str, Any]:
 
 
 def pieces(rows: int, side: str) -> Any:
-    """The grid: every list's block in pieces of the configuration's tile."""
+    """Grid of programs: every list's block in pieces of the configuration's tile."""
     return lambda meta: (rows * triton.cdiv(meta[f"TILE_{side}"], min(meta[f"BLOCK_{side}"], meta[f"TILE_{side}"])),)
 
 
 def token_major(x: Tensor) -> Tensor:
-    """Empty, of x's shape [B, H, tokens, D], laid out [B, tokens, H, D] as the projections around attention have it."""
+    """Empty tensor in x's shape [B, H, tokens, D], laid out [B, tokens, H, D] like the projections around attention."""
     return torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 @torch.library.custom_op("stepstack::block_sparse_attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, q_starts: Tensor, k_starts: Tensor, lists: Lists, transposed: Lists,
-    q_size: int, k_size: int, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """o [B, H, S, D] and the base-2 log-sum-exp of the scores [B, H, S]. ``transposed`` is for the backward only."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    lists: Lists,
+    transposed: Lists,
+    q_size: int,
+    k_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output o [B, H, S, D] and the base-2 log-sum-exp of the scores [B, H, S]. ``transposed`` is for the backward
+    only."""
     q, k, v = rows_dense(q), rows_dense(k), rows_dense(v)
     out = token_major(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     order, offsets, indices, q_starts, k_starts = (x.contiguous() for x in (*lists, q_starts, k_starts))
     kernels.forward[pieces(order.shape[0], "M")](
-        q, k, v, out, lse, strides(q), strides(k), strides(v), strides(out),
-        descriptor(q), descriptor(k), descriptor(v),
-        order, offsets, indices, q_starts, k_starts, q.shape[1], q_starts.shape[0] - 1, q.shape[2],
-        scale * LOG2E, **sizes(q, q_size, k_size),
-    )  # fmt: skip
+        *(q, k, v, out, lse),
+        *map(strides, (q, k, v, out)),
+        *map(descriptor, (q, k, v)),
+        *(order, offsets, indices, q_starts, k_starts),
+        *(q.shape[1], q_starts.shape[0] - 1, q.shape[2], scale * LOG2E),
+        **sizes(q, q_size, k_size),
+    )
     return out, lse
 
 
@@ -64,27 +75,43 @@ def _(q, k, v, q_starts, k_starts, lists, transposed, q_size, k_size, scale):
 
 @torch.library.custom_op("stepstack::block_sparse_attention_backward", mutates_args=())
 def backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, d_out: Tensor, q_starts: Tensor, k_starts: Tensor,
-    lists: Lists, transposed: Lists, q_size: int, k_size: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    d_out: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    lists: Lists,
+    transposed: Lists,
+    q_size: int,
+    k_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, d_out = rows_dense(q), rows_dense(k), rows_dense(v), rows_dense(d_out)
     dq, dk, dv = token_major(q), token_major(k), token_major(v)
     delta = torch.empty_like(lse)
-    q_desc, k_desc, v_desc, do_desc = descriptor(q), descriptor(k), descriptor(v), descriptor(d_out)
+    descriptors = [descriptor(x) for x in (q, k, v, d_out)]
     more = sizes(q, q_size, k_size)
-    scale2 = scale * LOG2E
     order, offsets, indices, q_starts, k_starts = (x.contiguous() for x in (*lists, q_starts, k_starts))
     kernels.backward_q[pieces(order.shape[0], "M")](
-        q, k, v, out, d_out, lse, dq, delta,
-        strides(q), strides(k), strides(v), strides(out), strides(d_out), strides(dq), q_desc, k_desc, v_desc, do_desc,
-        order, offsets, indices, q_starts, k_starts, q.shape[1], q_starts.shape[0] - 1, q.shape[2], scale2, **more,
-    )  # fmt: skip
+        *(q, k, v, out, d_out, lse, dq, delta),
+        *map(strides, (q, k, v, out, d_out, dq)),
+        *descriptors,
+        *(order, offsets, indices, q_starts, k_starts),
+        *(q.shape[1], q_starts.shape[0] - 1, q.shape[2], scale * LOG2E),
+        **more,
+    )
     order, offsets, indices = (x.contiguous() for x in transposed)
     kernels.backward_kv[pieces(order.shape[0], "N")](
-        q, k, v, d_out, lse, delta, dk, dv,
-        strides(q), strides(k), strides(v), strides(d_out), strides(dk), strides(dv), q_desc, k_desc, v_desc, do_desc,
-        order, offsets, indices, q_starts, k_starts, q.shape[1], k_starts.shape[0] - 1, q.shape[2], scale2, **more,
-    )  # fmt: skip
+        *(q, k, v, d_out, lse, delta, dk, dv),
+        *map(strides, (q, k, v, d_out, dk, dv)),
+        *descriptors,
+        *(order, offsets, indices, q_starts, k_starts),
+        *(q.shape[1], k_starts.shape[0] - 1, q.shape[2], scale * LOG2E),
+        **more,
+    )
     return dq, dk, dv
 
 

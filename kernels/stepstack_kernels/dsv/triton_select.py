@@ -14,7 +14,7 @@ from stepstack_kernels.dsv.tiles import dot, interpreted, load_tile, power, rows
 
 @triton.jit
 def mean_kernel(x, stride, starts, means, heads, blocks, D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
-    """means [B, H, blocks, D], float32: of the tokens of each block."""
+    """Means [B, H, blocks, D] of the tokens of each block, float32."""
     row = tl.program_id(0).to(tl.int64)
     head, block = row // blocks, row % blocks
     first, stop = tl.load(starts + block), tl.load(starts + block + 1)
@@ -26,11 +26,25 @@ def mean_kernel(x, stride, starts, means, heads, blocks, D: tl.constexpr, BLOCK_
 
 @triton.jit
 def score_kernel(
-    proxies, k, k_stride, starts, scores, heads, q_blocks, k_blocks, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, RUN: tl.constexpr,
-):  # fmt: skip
-    """scores [B*H, q_blocks, k_blocks]: log2 of the sum over a key block of 2^(scale proxy . key). A program does ROWS
-    proxies and RUN key blocks; only one [ROWS, TILE] of token scores exists at a time."""
+    proxies,
+    k,
+    k_stride,
+    starts,
+    scores,
+    heads,
+    q_blocks,
+    k_blocks,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+    RUN: tl.constexpr,
+):
+    """Scores [B*H, q_blocks, k_blocks]: log2 of the sum over a key block of 2^(scale proxy . key).
+
+    A program does ROWS proxies and RUN key blocks. Only one [ROWS, TILE] of token scores exists at a time.
+    """
     head = tl.program_id(0).to(tl.int64)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, BLOCK_D)
@@ -48,7 +62,7 @@ def score_kernel(
 
 @triton.jit
 def rank_bits(scores, at, length, SPAN: tl.constexpr):
-    """float32 as int32 of the same order; places past ``length`` rank last. -0 equals 0."""
+    """Integers int32 in the order of the float32 scores. Places past ``length`` rank last, and -0 equals 0."""
     place = at + tl.arange(0, SPAN)
     value = tl.load(scores + place, mask=place < length, other=float("-inf")) + 0.0
     bits = value.to(tl.int32, bitcast=True)
@@ -58,7 +72,7 @@ def rank_bits(scores, at, length, SPAN: tl.constexpr):
 
 @triton.jit
 def at_least(scores, edge, length, SPAN: tl.constexpr):
-    """How many of a row rank at ``edge`` or higher."""
+    """Number of scores of a row that rank at ``edge`` or higher."""
     count = tl.zeros([SPAN], tl.int32)
     for at in range(0, length, SPAN):
         count += (rank_bits(scores, at, length, SPAN) >= edge).to(tl.int32)
@@ -67,8 +81,10 @@ def at_least(scores, edge, length, SPAN: tl.constexpr):
 
 @triton.jit
 def top_kernel(scores, keep, offsets, indices, length, SPAN: tl.constexpr):
-    """The ``keep`` highest of a row, ties to the lowest index, written ascending. The keep-th value is built bit by
-    bit, by counting: nothing is sorted, and a row may be longer than what a program holds."""
+    """Indices of the ``keep`` highest scores of a row, ties to the lowest index, written ascending.
+
+    The keep-th value is built bit by bit, by counting. Nothing is sorted, and a row may be longer than a program holds.
+    """
     row = tl.program_id(0).to(tl.int64)
     scores += row * length
     wanted = tl.load(keep + row)
@@ -107,7 +123,7 @@ def _(x, starts, size):
 
 @torch.library.custom_op("stepstack::block_masses", mutates_args=())
 def masses(proxies: Tensor, k: Tensor, starts: Tensor, size: int, scale: float) -> Tensor:
-    """log2 of each key block's share of attention for each proxy, up to a constant, float32 [B, H, proxies, blocks]."""
+    """Attention mass of each key block for each proxy as log2 up to a constant, float32 [B, H, proxies, blocks]."""
     k, starts, proxies = rows_dense(k), starts.contiguous(), proxies.contiguous()
     batch, heads, rows, dim = proxies.shape
     blocks = starts.shape[0] - 1
@@ -126,8 +142,11 @@ def _(proxies, k, starts, size, scale):
 
 @torch.library.custom_op("stepstack::top_blocks", mutates_args=())
 def top(scores: Tensor, keep: Tensor, offsets: Tensor, total: int) -> Tensor:
-    """Of each row of scores [rows, blocks] the ``keep`` [rows] highest columns, ascending, one after another: int32
-    [total]. ``offsets`` [rows + 1]: where each row's begin."""
+    """Columns of the ``keep`` [rows] highest scores of each row [rows, blocks], ascending, one after another, int32
+    [total].
+
+    ``offsets`` [rows + 1]: where the columns of each row begin.
+    """
     rows, length = scores.shape
     indices = torch.empty(total, dtype=torch.int32, device=scores.device)
     span = min(power(length), 64 if interpreted else 2048)

@@ -11,15 +11,17 @@ import numpy as np
 from stepstack.planning.steplaw import laws
 from stepstack.planning.steplaw.advice import Advice
 from stepstack.planning.steplaw.fit import Surface
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 
-LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # of excess loss
+LEVELS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # contours of excess loss
 Marks = Mapping[str, tuple[float, float]]  # a law's name -> its (learning rate, batch)
 
 
-def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
-    """Excess loss over (learning rate, batch) as the paper draws it: the runs, lines of equal excess between them, the
-    fitted surface's lines dashed, and the laws' points."""
+def contours(grid: LossGrid, marks: Marks, surface: Surface | None = None) -> Any:
+    """Contour plot of excess loss over (learning rate, batch), in the style of the paper.
+
+    It shows the runs, lines of equal excess between them, the fitted surface's lines dashed, and the laws' points.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.8), layout="constrained")
@@ -27,8 +29,10 @@ def contours(grid: Grid, marks: Marks, surface: Surface | None = None) -> Any:
     return figure
 
 
-def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2) -> bytes:
-    """``contours`` of several grids on one sheet, as an SVG file."""
+def sheet(
+    grids: Sequence[LossGrid], marks: Sequence[Marks], surfaces: Sequence[Surface | None], across: int = 2
+) -> bytes:
+    """Contour plots of several grids on one sheet, as an SVG file."""
     from matplotlib.figure import Figure
 
     rows = -(-len(grids) // across)
@@ -43,7 +47,7 @@ def sheet(grids: Sequence[Grid], marks: Sequence[Marks], surfaces: Sequence[Surf
     return buffer.getvalue()
 
 
-def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
+def _draw(axes: Any, grid: LossGrid, marks: Marks, surface: Surface | None) -> None:
     from matplotlib.tri import Triangulation
 
     near = grid.within(0.5)
@@ -58,7 +62,7 @@ def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
         fitted = surface(2.0**u, 2.0**v) / grid.loss.min() - 1
         axes.contour(u, v, fitted, levels=[0.001, 0.005, 0.02], colors="0.6", linewidths=0.8, linestyles="dashed")
     for (name, (lr, batch)), shape in zip(marks.items(), "*XPDs^v", strict=False):
-        size = 14 if shape == "*" else 7  # the first shows from under the others
+        size = 14 if shape == "*" else 7  # so that the first is visible below the others
         axes.plot(np.log2(lr), np.log2(batch), shape, markersize=size, label=name, markeredgecolor="white")
     axes.set_title(grid.name, fontsize=9)
     axes.set_xlabel("peak learning rate", fontsize=8)
@@ -69,12 +73,15 @@ def _draw(axes: Any, grid: Grid, marks: Marks, surface: Surface | None) -> None:
     axes.legend(fontsize=6, frameon=False, loc="best")
 
 
-def across(advice: Advice) -> list[Any]:
-    """The laws' learning rates and batches against tokens, at the advised N; the plateau shaded, the range fitted
-    between dotted lines."""
+def law_curves(advice: Advice) -> list[Any]:
+    """Plots of the laws' learning rates and batches against tokens, at the advised N.
+
+    The plateau is shaded, and the fitted range lies between dotted lines.
+    """
     tokens = np.geomspace(advice.at.tokens / 30, advice.at.tokens * 30, 60)
-    said = [
-        laws.answers(laws.Point(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss)) for d in tokens
+    answers_by_tokens = [
+        laws.answers(laws.LawInputs(advice.at.params, float(d), advice.at.flops_per_token, advice.at.loss))
+        for d in tokens
     ]
     figures = []
     for part, title, (low, high) in (
@@ -82,7 +89,7 @@ def across(advice: Advice) -> list[Any]:
         ("batch", "batch, tokens", advice.batch_range),
     ):
         figure, axes = _axes(title)
-        for law, answers in zip(said[0], zip(*said, strict=True), strict=True):
+        for law, answers in zip(answers_by_tokens[0], zip(*answers_by_tokens, strict=True), strict=True):
             values = [_part(answer)[part] for answer in answers]
             if values[0] is not None:
                 axes.plot(tokens, values, label=law.law, linewidth=2 if law.law == "Step Law" else 1)
@@ -95,7 +102,7 @@ def across(advice: Advice) -> list[Any]:
     return figures
 
 
-def _part(answer: laws.Answer) -> dict[str, float | None]:
+def _part(answer: laws.LawAnswer) -> dict[str, float | None]:
     return {"lr": answer.lr, "batch": answer.batch}
 
 

@@ -1,4 +1,4 @@
-"""How much loss a law costs on grids of runs, and laws that are judged on grids that they were not fitted to."""
+"""Excess loss of laws on grids of runs, also of laws that were fitted without the grid."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
 from stepstack.planning.steplaw import fit
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 
 Values = NDArray[np.float64]
-Law = Callable[[Grid], tuple[float, float]]  # (peak learning rate, batch in tokens) for a grid's model and tokens
-NOISE = 1e-3  # of the loss: a dip that is smaller is no second minimum
+Law = Callable[[LossGrid], tuple[float, float]]  # (peak learning rate, batch in tokens) for a grid's model and tokens
+VALLEY_TOLERANCE = 1e-3  # of the loss, below which a dip is no second minimum
 
 
-def of(law: PowerLaw) -> Law:
-    """A power law of a grid's N and D."""
+def at_grid(law: PowerLaw) -> Law:
+    """Power law as a function of a grid, by its N and D."""
 
-    def said(grid: Grid) -> tuple[float, float]:
+    def said(grid: LossGrid) -> tuple[float, float]:
         lr, batch = law(grid.params, grid.tokens)
         return float(lr), float(batch)
 
     return said
 
 
-def at_nearest(grid: Grid, lr: float, batch: float) -> float:
+def at_nearest(grid: LossGrid, lr: float, batch: float) -> float:
     """Excess loss of the run that is nearest in (ln lr, ln batch)."""
     return float(grid.excess[((grid.x - np.log([lr, batch])) ** 2).sum(axis=1).argmin()])
 
 
-def at_nearest_lr(grid: Grid, lr: float) -> float:
-    """Excess loss of the best run among those with the nearest learning rate: what a law without a batch costs."""
+def at_nearest_lr(grid: LossGrid, lr: float) -> float:
+    """Excess loss of the best run among those with the nearest learning rate, the cost of a law without a batch."""
     distance = np.abs(np.log(grid.lr) - np.log(lr))
     return float(grid.excess[distance <= distance.min() + 1e-3].min())
 
 
-def interpolated(grid: Grid, lr: float, batch: float) -> float:
+def interpolated(grid: LossGrid, lr: float, batch: float) -> float:
     """Excess loss interpolated linearly in (ln lr, ln batch) between the runs; outside of them at their edge."""
     near = grid.within(0.5)  # a diverged run would bend the whole triangle next to it
     at = np.clip(np.log([lr, batch]), near.x.min(axis=0), near.x.max(axis=0))
@@ -71,12 +71,12 @@ class Excess:
         }
 
 
-def excess(law: Law, grids: Sequence[Grid]) -> Excess:
+def excess(law: Law, grids: Sequence[LossGrid]) -> Excess:
     return _excess([law(grid) for grid in grids], grids)
 
 
-def _excess(said: Sequence[tuple[float, float]], grids: Sequence[Grid]) -> Excess:
-    pairs = list(zip(grids, said, strict=True))
+def _excess(points: Sequence[tuple[float, float]], grids: Sequence[LossGrid]) -> Excess:
+    pairs = list(zip(grids, points, strict=True))
     return Excess(
         np.array([at_nearest(grid, *point) for grid, point in pairs]),
         np.array([interpolated(grid, *point) for grid, point in pairs]),
@@ -85,8 +85,8 @@ def _excess(said: Sequence[tuple[float, float]], grids: Sequence[Grid]) -> Exces
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """A way to fit a law: which points of the grids (``fit.ESTIMATORS``), and whether the batch may depend on N."""
+class LawFamily:
+    """Way to fit a law: which points of the grids (``fit.ESTIMATORS``), and whether the batch may depend on N."""
 
     estimator: str
     batch_of_params: bool
@@ -95,50 +95,58 @@ class Family:
     def name(self) -> str:
         return f"{self.estimator}, batch of {'N and D' if self.batch_of_params else 'D'}"
 
-    def fitted(self, grids: Sequence[Grid]) -> PowerLaw:
+    def fitted(self, grids: Sequence[LossGrid]) -> PowerLaw:
         return fit.power_law(fit.ESTIMATORS[self.estimator](grids), self.batch_of_params)
 
 
-FAMILIES = tuple(Family(name, wide) for name in fit.ESTIMATORS for wide in (False, True))
+FAMILIES = tuple(LawFamily(name, wide) for name in fit.ESTIMATORS for wide in (False, True))
 
 
-def held_out(family: Family, grids: Sequence[Grid], others: Sequence[Grid] = ()) -> Excess:
-    """Each grid under the law that was fitted to all the rest, and to ``others``."""
+def held_out(family: LawFamily, grids: Sequence[LossGrid], others: Sequence[LossGrid] = ()) -> Excess:
+    """Excess loss on each grid of the law that was fitted to all the others, and to ``others``."""
     return _excess(_held_out(family, grids, others), grids)
 
 
-def _held_out(family: Family, grids: Sequence[Grid], others: Sequence[Grid] = ()) -> list[tuple[float, float]]:
-    return [of(family.fitted([*(other for other in grids if other is not grid), *others]))(grid) for grid in grids]
+def _held_out(
+    family: LawFamily, grids: Sequence[LossGrid], others: Sequence[LossGrid] = ()
+) -> list[tuple[float, float]]:
+    return [at_grid(family.fitted([*(other for other in grids if other is not grid), *others]))(grid) for grid in grids]
 
 
-def _cost(family: Family, grids: Sequence[Grid]) -> float:
+def _cost(family: LawFamily, grids: Sequence[LossGrid]) -> float:
     points = _held_out(family, grids)
     return float(np.mean([at_nearest(grid, *point) for grid, point in zip(grids, points, strict=True)]))
 
 
-def held_out_choice(families: Sequence[Family], grids: Sequence[Grid]) -> tuple[Excess, list[Family]]:
-    """Like ``held_out`` where the family too is chosen without the grid: the one whose own held-out excess is smallest
-    on the rest. What remains of the advantage of having tried several."""
+def held_out_choice(families: Sequence[LawFamily], grids: Sequence[LossGrid]) -> tuple[Excess, list[LawFamily]]:
+    """Excess loss like in ``held_out``, where the family is chosen without the grid too, and the chosen families.
+
+    It is the family whose own held-out excess is smallest on the rest. So the choice among several families gives no
+    advantage.
+    """
     points, chosen = [], []
     for grid in grids:
         rest = [other for other in grids if other is not grid]
         family = min(families, key=partial(_cost, grids=rest))
         chosen.append(family)
-        points.append(of(family.fitted(rest))(grid))
+        points.append(at_grid(family.fitted(rest))(grid))
     return _excess(points, grids), chosen
 
 
 def paired(ours: Values, theirs: Values, draws: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high) of ours - theirs, a bootstrap over grids at 95 %."""
+    """Mean, low and high of ours - theirs, from a bootstrap over grids at 95 %."""
     difference = ours - theirs
     rng = np.random.default_rng(seed)
     means = difference[rng.integers(0, len(difference), (draws, len(difference)))].mean(axis=1)
     return float(difference.mean()), *fit.interval(means)
 
 
-def valleys(grid: Grid) -> tuple[int, int]:
-    """(slices with one valley, slices) of a grid: the runs of one batch by learning rate, and of one learning rate by
-    batch, three or more each. One valley: away from its lowest run the loss never falls by more than ``NOISE``."""
+def valleys(grid: LossGrid) -> tuple[int, int]:
+    """Number of slices of a grid with one valley, and number of slices.
+
+    A slice has three or more runs of one batch by learning rate, or of one learning rate by batch. It has one valley
+    where the loss never falls by more than ``VALLEY_TOLERANCE`` away from its lowest run.
+    """
     lrs, batches = (np.round(column, 1) for column in (2 * np.log2(grid.lr), 4 * np.log2(grid.batch)))
     good = total = 0
     for fixed, moving in ((batches, grid.lr), (lrs, grid.batch)):
@@ -153,4 +161,4 @@ def valleys(grid: Grid) -> tuple[int, int]:
 def _one_valley(excess: Values) -> bool:
     at = int(excess.argmin())
     sides = excess[at::-1], excess[at:]
-    return all(float((np.maximum.accumulate(side) - side).max()) <= NOISE for side in sides)
+    return all(float((np.maximum.accumulate(side) - side).max()) <= VALLEY_TOLERANCE for side in sides)

@@ -1,4 +1,4 @@
-"""A fit as plain JSON values, as rows of a table, and as a page with its contour plots."""
+"""Fit as plain JSON values, as rows of a table, and as a page with its contour plots."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from recipes.steplaw.analysis import figures, judge
 from recipes.steplaw.analysis.tables import formula
 from stepstack.planning.steplaw import fit, laws
 from stepstack.planning.steplaw.fit import Optima, Surface
-from stepstack.planning.steplaw.grids import Grid
+from stepstack.planning.steplaw.grids import LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
-FEWEST = 6  # points that a bootstrap draws from: of fewer, too many resamples determine no law
+MIN_BOOTSTRAP_POINTS = 6  # with fewer, too many resamples of a bootstrap determine no law
 Track = Callable[[Sequence[str]], Iterable[str]]  # a progress bar around the names of estimators
 
 
-def surfaces(grids: Sequence[Grid], window: float) -> list[Surface | str]:
-    """One a grid, or why there is none."""
-    found: list[Surface | str] = []
+def surfaces(grids: Sequence[LossGrid], window: float) -> list[Surface | str]:
+    """Surface of each grid, or the reason why there is none."""
+    fits: list[Surface | str] = []
     for grid in grids:
         try:
-            found.append(fit.surface(grid, window))
+            fits.append(fit.surface(grid, window))
         except ValueError as error:
-            found.append(str(error))
-    return found
+            fits.append(str(error))
+    return fits
 
 
-def points_of(estimator: str, grids: Sequence[Grid], window: float, tolerance: float) -> Optima:
-    """ValueError where a surface has no minimum."""
+def optima_points(estimator: str, grids: Sequence[LossGrid], window: float, tolerance: float) -> Optima:
+    """Optima by an estimator. ValueError where a surface has no minimum."""
     match estimator:
         case "near":
             return fit.near_best(grids, tolerance)
@@ -43,12 +43,12 @@ def points_of(estimator: str, grids: Sequence[Grid], window: float, tolerance: f
             return fit.best(grids)
 
 
-def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
-    """A power law with its R² and, of enough points, bootstrap intervals at 95 %. ValueError where there is none."""
+def fit_law(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[str, Any]:
+    """Power law with its R² and, for enough points, bootstrap intervals at 95 %. ValueError where there is none."""
     law = fit.power_law(optima, batch_of_params)
     facts: dict[str, Any] = {"lr": law.lr, "batch": law.batch, "points": len(optima.lr)}
     facts["r2"] = fit.r_squared(law, optima)
-    if len(optima.lr) >= FEWEST and draws:
+    if len(optima.lr) >= MIN_BOOTSTRAP_POINTS and draws:
         drawn = fit.bootstrap(optima, draws, batch_of_params=batch_of_params)
         for name in ("lr", "batch"):
             columns = np.array([getattr(one, name) for one in drawn]).T
@@ -57,22 +57,27 @@ def law_of(optima: Optima, draws: int, batch_of_params: bool = False) -> dict[st
 
 
 def summarise(
-    grids: Sequence[Grid], *, window: float = fit.WINDOW, tolerance: float = fit.NEAR, draws: int = 1000,
-    batch_of_params: bool = False, track: Track = iter,
-) -> dict[str, Any]:  # fmt: skip
-    """Grids with their optima, and a law by each estimator or why there is none."""
-    said: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
+    grids: Sequence[LossGrid],
+    *,
+    window: float = fit.SURFACE_WINDOW,
+    tolerance: float = fit.NEAR_BEST,
+    draws: int = 1000,
+    batch_of_params: bool = False,
+    track: Track = iter,
+) -> dict[str, Any]:
+    """Grids with their optima, and a law by each estimator or the reason why there is none."""
+    summary: dict[str, Any] = {"window": window, "tolerance": tolerance, "draws": draws, "grids": [], "laws": {}}
     for grid, surface in zip(grids, surfaces(grids, window), strict=True):
-        said["grids"].append(_grid(grid, surface))
+        summary["grids"].append(_grid(grid, surface))
     for name in track(list(fit.ESTIMATORS)):
         try:
-            said["laws"][name] = law_of(points_of(name, grids, window, tolerance), draws, batch_of_params)
+            summary["laws"][name] = fit_law(optima_points(name, grids, window, tolerance), draws, batch_of_params)
         except ValueError as error:
-            said["laws"][name] = {"why": str(error)}
-    return said
+            summary["laws"][name] = {"why": str(error)}
+    return summary
 
 
-def _grid(grid: Grid, surface: Surface | str) -> dict[str, Any]:
+def _grid(grid: LossGrid, surface: Surface | str) -> dict[str, Any]:
     at = int(grid.loss.argmin())
     facts: dict[str, Any] = {"model": grid.model, "params": grid.params, "tokens": grid.tokens, "runs": len(grid.loss)}
     facts |= {"diverged": grid.diverged, "loss": float(grid.loss[at])}
@@ -85,10 +90,10 @@ def _grid(grid: Grid, surface: Surface | str) -> dict[str, Any]:
     return facts | {"surface": minimum}
 
 
-def grid_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def grid_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Head and rows: the best run of each grid and the minimum of its surface."""
     rows = []
-    for one in said["grids"]:
+    for one in summary["grids"]:
         name = f"{one['model']} N={one['params']:.4g} D={one['tokens']:.4g}".strip()
         best, surface = one["best"], one["surface"]
         row = [name, str(one["runs"]), str(one["diverged"]), f"{one['loss']:.4f}"]
@@ -99,46 +104,46 @@ def grid_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]
     return ("grid", "runs", "diverged", "loss", "best lr", "batch", "surface lr", "batch", "convex"), rows
 
 
-def law_rows(said: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
+def law_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Head and rows: the law of each estimator, Step Law last."""
     rows = []
-    for name, law in said["laws"].items():
+    for name, law in summary["laws"].items():
         if "why" in law:
             rows.append([name, "-", "-", "-", law["why"]])
             continue
-        shown = [formula(law[part], law.get(f"{part}_interval")) for part in ("lr", "batch")]
-        rows.append([name, *shown, " / ".join(f"{share:.3f}" for share in law["r2"]), f"{law['points']} points"])
+        formulas = [formula(law[part], law.get(f"{part}_interval")) for part in ("lr", "batch")]
+        rows.append([name, *formulas, " / ".join(f"{share:.3f}" for share in law["r2"]), f"{law['points']} points"])
     rows.append(["Step Law", formula(laws.STEP.lr), formula(laws.STEP.batch), "", "as published"])
     return ("fitted to", "learning rate", "batch, tokens", "R²", ""), rows
 
 
-def page(title: str, said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
-    """The tables, and a contour plot a grid with Step Law's point and each fitted law's."""
+def page(title: str, summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
+    """Write the tables, and a contour plot a grid with Step Law's point and each fitted law's."""
     report = Report(title)
-    add(report, said, grids)
+    add(report, summary, grids)
     return report.write(path)
 
 
-def add(report: Report, said: Mapping[str, Any], grids: Sequence[Grid]) -> None:
-    report.table("Grids", *grid_rows(said))
-    report.table("Power laws", *law_rows(said))
+def add(report: Report, summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> None:
+    report.table("Grids", *grid_rows(summary))
+    report.table("Power laws", *law_rows(summary))
     drawn = []
-    for one, marks, surface in zip(grids, *_marks(said, grids), strict=True):
+    for one, marks, surface in zip(grids, *_marks(summary, grids), strict=True):
         drawn.append((one.name, figures.contours(one, marks, surface)))
     report.figures("Excess loss over learning rate and batch", drawn)
 
 
-def sheet(said: Mapping[str, Any], grids: Sequence[Grid], path: Path) -> Path:
-    """The contour plots alone, as one SVG file."""
-    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(said, grids)))
+def sheet(summary: Mapping[str, Any], grids: Sequence[LossGrid], path: Path) -> Path:
+    """Write the contour plots alone, as one SVG file."""
+    jsonl.write_bytes_atomic(path, figures.sheet(grids, *_marks(summary, grids)))
     return path
 
 
-def _marks(said: Mapping[str, Any], grids: Sequence[Grid]) -> tuple[list[figures.Marks], list[Surface | None]]:
-    """The laws' points on each grid, and its surface."""
+def _marks(summary: Mapping[str, Any], grids: Sequence[LossGrid]) -> tuple[list[figures.Marks], list[Surface | None]]:
+    """Points of the laws on each grid, and its surface."""
     known = {"Step Law": laws.STEP}
-    for name, law in said["laws"].items():
+    for name, law in summary["laws"].items():
         if "why" not in law:
             known[f"fitted: {name}"] = PowerLaw(tuple(law["lr"]), tuple(law["batch"]))
-    marks: list[figures.Marks] = [{name: judge.of(law)(grid) for name, law in known.items()} for grid in grids]
-    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, said["window"])]
+    marks: list[figures.Marks] = [{name: judge.at_grid(law)(grid) for name, law in known.items()} for grid in grids]
+    return marks, [None if isinstance(one, str) else one for one in surfaces(grids, summary["window"])]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepstack.report.formats import Cell, Table
-from stepstack.report.layout import origins
+from stepstack.report.formats import Table, TableCell
+from stepstack.report.layout import describe_origins
 
 AGREES, DIFFERS = "agrees", "does not agree"
 
@@ -14,15 +14,15 @@ AGREES, DIFFERS = "agrees", "does not agree"
 PUBLISHED = {"lr": (1.79, -0.713, 0.307), "batch": (0.58, 0.0, 0.571)}
 
 
-def released_of(said: Mapping[str, Any]) -> list[Table]:
+def released_tables(result: Mapping[str, Any]) -> list[Table]:
     """Claims, refits, excess loss by law, and the contest of held-out laws."""
-    note = f"measured here: {origins([said])}; reported: arXiv 2503.04715 v7"
-    return [_claims(said), _refits(said["refits"]), _excess(said["excess"]), _contest(said["held_out"], note)]
+    note = f"measured here: {describe_origins([result])}; reported: arXiv 2503.04715 v7"
+    return [_claims(result), _refits(result["refits"]), _excess(result["excess"]), _contest(result["held_out"], note)]
 
 
-def sweep_of(said: Mapping[str, Any], note: str = "") -> list[Table]:
+def sweep_tables(summary: Mapping[str, Any], note: str = "") -> list[Table]:
     """Cells, the laws fitted to them, and those laws on the held-out cells."""
-    rows = [_cell(one, "") for one in said["grids"]] + [_cell(one, "held out") for one in said["held_out"]]
+    rows = [_cell(one, "") for one in summary["grids"]] + [_cell(one, "held out") for one in summary["held_out"]]
     head = (
         "cell",
         "runs",
@@ -36,16 +36,16 @@ def sweep_of(said: Mapping[str, Any], note: str = "") -> list[Table]:
         "batch x/÷",
         "",
     )
-    fitted = [(k, formula(v["lr"]), formula(v["batch"])) for k, v in said["laws"].items() if "lr" in v]
-    fitted += [(k, "-", v["why"]) for k, v in said["laws"].items() if "why" in v]
+    fitted = [(k, formula(v["lr"]), formula(v["batch"])) for k, v in summary["laws"].items() if "lr" in v]
+    fitted += [(k, "-", v["why"]) for k, v in summary["laws"].items() if "why" in v]
     tables = [
         Table(head, rows, [], "Cells of the sweep"),
         Table(("fitted to", "learning rate", "batch, tokens"), fitted),
     ]
-    return [*tables, checks_of(said["checks"], [note] if note else [])]
+    return [*tables, checks_table(summary["checks"], [note] if note else [])]
 
 
-def checks_of(checks: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
+def checks_table(checks: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
     rows = []
     for one in checks:
         row = [one["cell"], one["law"], f"{one['lr']:.3g}", f"{one['batch']:,.0f}"]
@@ -75,9 +75,9 @@ def _cell(one: Mapping[str, Any], note: str) -> list[str]:
     return [*row, f"{surface['lr']:.3g}", f"{surface['batch']:,.0f}", "yes", *flat, note]
 
 
-def _claims(said: Mapping[str, Any]) -> Table:
-    boot, counts, convex, moe = said["bootstrap"], said["counts"], said["convexity"], said["moe"]
-    refit, mean = said["refits"]["near"], said["excess"]["Step Law"]
+def _claims(result: Mapping[str, Any]) -> Table:
+    boot, counts, convex, moe = result["bootstrap"], result["counts"], result["convexity"], result["moe"]
+    refit, mean = result["refits"]["near"], result["excess"]["Step Law"]
     dense, mixed = convex["dense"], convex["moe"]
     law, lr, batch = PUBLISHED, boot["lr"], (boot["batch"][0], 0.0, boot["batch"][1])
     rows = [
@@ -92,11 +92,14 @@ def _claims(said: Mapping[str, Any]) -> Table:
         _two("surfaces with a minimum, dense / MoE", "convex", dense["surfaces"], mixed["surfaces"]),
         _two("slices with one valley, within 5 %, dense / MoE", "convex", dense["slices_near"], mixed["slices_near"]),
         _two("the same, all runs, dense / MoE", "convex", dense["slices"], mixed["slices"]),
-        ("excess loss on MoE by all / active N, ‰", "all is better",
-         f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}",
-         AGREES if moe["total"]["nearest"] < moe["active"]["nearest"] else DIFFERS),
-    ]  # fmt: skip
-    flat = said["plateau"]
+        (
+            "excess loss on MoE by all / active N, ‰",
+            "all is better",
+            f"{moe['total']['nearest']:.2f} / {moe['active']['nearest']:.2f}",
+            AGREES if moe["total"]["nearest"] < moe["active"]["nearest"] else DIFFERS,
+        ),
+    ]
+    flat = result["plateau"]
     note = f"+0.1 % loss: learning rate x/÷ {flat['lr']:.3f}, batch x/÷ {flat['batch']:.3f} (medians of dense surfaces)"
     return Table(("claim", "reported", "measured here", ""), rows, [note], "What the released runs say")
 
@@ -105,9 +108,9 @@ def _two(claim: str, reported: str, first: Sequence[int], second: Sequence[int])
     return claim, reported, f"{_of(first)} / {_of(second)}", _whole(first, second)
 
 
-def _exponent(claim: str, reported: float, found: float, interval: Sequence[float]) -> tuple[str, ...]:
+def _exponent(claim: str, reported: float, measured: float, interval: Sequence[float]) -> tuple[str, ...]:
     agrees = interval[0] <= reported <= interval[1]
-    return claim, str(reported), f"{found:.3f} {_interval(interval)}", AGREES if agrees else DIFFERS
+    return claim, str(reported), f"{measured:.3f} {_interval(interval)}", AGREES if agrees else DIFFERS
 
 
 def _refits(refits: Mapping[str, Any]) -> Table:
@@ -124,7 +127,7 @@ def _refits(refits: Mapping[str, Any]) -> Table:
 def _excess(excess: Mapping[str, Any]) -> Table:
     head = ("law", "nearest run", "median", "max", "interpolated", "quadratic", "lr only, best batch", "reported")
     names = ("nearest", "median", "max", "interpolated", "quadratic", "lr_only", "reported")
-    rows = [(law, *(f"{found[name]:.2f}" for name in names)) for law, found in excess.items()]
+    rows = [(law, *(f"{figures[name]:.2f}" for name in names)) for law, figures in excess.items()]
     notes = ["Microsoft's is not evaluated: the units of its N and D are not printed (reported: 9.25)"]
     return Table(head, rows, notes, "Mean excess loss over the 17 dense grids, ‰")
 
@@ -132,7 +135,7 @@ def _excess(excess: Mapping[str, Any]) -> Table:
 def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     columns = ("dense", "dense_to_moe", "joint_dense", "joint_moe")
     step = held_out["step"]
-    rows: list[Sequence[str | Cell]] = []
+    rows: list[Sequence[str | TableCell]] = []
     for one in held_out["families"]:
         rows.append([one["family"], *(_judged(one[column]) for column in columns)])
     rows.append(["the best of these, chosen without the grid", _judged(held_out["nested"]), "-", "-", "-"])
@@ -153,12 +156,12 @@ def _contest(held_out: Mapping[str, Any], note: str) -> Table:
     return Table(head, rows, notes, "Mean excess loss of laws on grids that they never saw, ‰")
 
 
-def _judged(one: Mapping[str, Any]) -> Cell:
-    return Cell(f"{one['nearest']:.2f}; {one['interpolated']:.2f}", bold=one["interpolated_gap"][2] < 0)
+def _judged(one: Mapping[str, Any]) -> TableCell:
+    return TableCell(f"{one['nearest']:.2f}; {one['interpolated']:.2f}", bold=one["interpolated_gap"][2] < 0)
 
 
 def formula(terms: Sequence[float], intervals: Sequence[Sequence[float]] | None = None) -> str:
-    """1.79 N^-0.713 D^0.307."""
+    """Power law as a text, such as 1.79 N^-0.713 D^0.307."""
     text = f"{terms[0]:.4g}"
     for place, name in ((1, "N"), (2, "D")):
         if terms[place]:
@@ -178,6 +181,6 @@ def _whole(*pairs: Sequence[int]) -> str:
     return AGREES if all(a == b for a, b in pairs) else "not everywhere"
 
 
-def _near(reported: Sequence[float], found: Sequence[float]) -> str:
-    """To 2 %: the paper prints two or three digits."""
-    return AGREES if all(abs(a - b) <= 0.02 * abs(a) for a, b in zip(reported, found, strict=True)) else DIFFERS
+def _near(reported: Sequence[float], measured: Sequence[float]) -> str:
+    """Verdict at a tolerance of 2 %, since the paper prints two or three digits."""
+    return AGREES if all(abs(a - b) <= 0.02 * abs(a) for a, b in zip(reported, measured, strict=True)) else DIFFERS

@@ -41,7 +41,7 @@ def vbench_rows(clone: Path) -> list[Problem]:
     images = {prompt: clone / vbench.IMAGES / name for prompt, name in vbench.prompts(clone).items()}
     if missing := sorted({image.name for image in images.values() if not image.is_file()}):
         raise DataError(
-            f"{clone / vbench.IMAGES} lacks {len(missing)} pictures: {ti2v_eval.shown(missing)}. Run "
+            f"{clone / vbench.IMAGES} lacks {len(missing)} pictures: {ti2v_eval.join_names(missing)}. Run "
             "vbench2_beta_i2v/download_data.sh in the clone"
         )
     return [Problem(i, prompt, prompt, ti2v_eval.meta(image)) for i, (prompt, image) in enumerate(images.items())]

@@ -9,7 +9,7 @@ from statistics import fmean
 from data.errors import DataError
 from data.media import frames
 from data.media.frames import Frames, Size
-from stepstack.models.video.features import SavedFeatures, of_clips
+from stepstack.models.video.features import SavedFeatures, clip_features
 from stepstack.scoring.frechet import distance, gaussian
 
 ENDINGS = (".avi", ".gif", ".mkv", ".mov", ".mp4", ".webm")
@@ -36,7 +36,7 @@ def frechet(
     with fewer, and for fewer than two clips or four true ones."""
     if len(true) < 4 or len(files) < 2:
         raise DataError(f"{len(files)} clips and {len(true)} true ones: two and four make a distance, many a good one")
-    generated, reference = (of_clips(features, _starts(group, count, size)) for group in (files, true))
+    generated, reference = (clip_features(features, _starts(group, count, size)) for group in (files, true))
     return {
         "distance": distance(gaussian(generated), gaussian(reference)),
         "true": distance(gaussian(reference[::2]), gaussian(reference[1::2])),

@@ -20,7 +20,7 @@ from data.drawn.moving import Clip, Moving
 from stepstack.core.config import AdamW, Schedule
 from stepstack.core.optim import optimizers
 from stepstack.harness.metrics import Metric, Question, corpus, scored
-from stepstack.models.video.features import VideoFeatures, as_input, of_clips
+from stepstack.models.video.features import VideoFeatures, clip_features, to_network_input
 from stepstack.scoring.frechet import Gaussian, distance, gaussian
 
 STEPS, BATCH, SEED = 350, 32, 0
@@ -74,7 +74,7 @@ def classifier(data: Moving, steps: int = STEPS) -> Classifier:
     [optimizer] = optimizers(net, OPTIM)
     for step in range(steps):
         batch = [clips[i] for i in torch.randint(len(clips), (BATCH,), generator=generator).tolist()]
-        _, logits = net(as_input(np.stack([moving.render(clip, data) for clip in batch])))
+        _, logits = net(to_network_input(np.stack([moving.render(clip, data) for clip in batch])))
         labels = net.labels(batch).unbind(1)
         loss = torch.stack([F.cross_entropy(x, y) for x, y in zip(logits, labels, strict=True)]).sum()
         for group in optimizer.param_groups:
@@ -90,7 +90,7 @@ def features(data: Moving, steps: int = STEPS) -> VideoFeatures:
 
     def of(clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
         with torch.no_grad():
-            return net(as_input(clips_BFHWC))[0].double().numpy()
+            return net(to_network_input(clips_BFHWC))[0].double().numpy()
 
     return of
 
@@ -102,7 +102,7 @@ def figures(data: Moving, read: Callable[[str], NDArray[np.uint8]], steps: int =
     @cache
     def reference() -> Gaussian:
         true = moving.clips(data, "train")[:REFERENCE]
-        return gaussian(of_clips(features(data, steps), (moving.render(clip, data) for clip in true)))
+        return gaussian(clip_features(features(data, steps), (moving.render(clip, data) for clip in true)))
 
     @cache
     def row(text: str, true: bool) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted,
 from recipes.stepvideo.model import codec_of, digest, encoder_of, frames, pixels
 from recipes.stepvideo.tasks import clip_in
 from stepstack.config import ROOT, ConfigError, to_dict
-from stepstack.diffusion.sample import seed_of
+from stepstack.diffusion.sample import derive_seed
 from stepstack.generation.prompts import ClipPrompt
 from stepstack.generation.types import Answer, Budget, ClipBudget, EngineError
 from stepstack.harness.engine import Question
@@ -131,7 +131,7 @@ class ClipEngine:
         """The first frame in the config's nearest size, whatever is cut off."""
         [picture] = prompt.pictures
         image = fitted(self.cfg, np.asarray(picture.image()), repr(picture), crop=True)
-        return ClipRequest(prompt.text, image, prompt.motion, seed_of(prompt.key, seed))
+        return ClipRequest(prompt.text, image, prompt.motion, derive_seed(prompt.key, seed))
 
     def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:
         return self.pipeline.clips(requests)

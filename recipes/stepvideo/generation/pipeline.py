@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from data.media.frames import Frames, fit, kept, nearest
+from data.media.frames import Frames, crop_fraction, fit, nearest
 from recipes.stepvideo.config import Config
 from recipes.stepvideo.model import as_video, frames
 from stepstack.config import ConfigError
@@ -68,7 +68,7 @@ class Pipeline:
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
     """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
     size = nearest(image.shape[:2], cfg.sizes)
-    left = kept(image.shape[:2], size)
+    left = crop_fraction(image.shape[:2], size)
     if left < MIN_KEPT_SHARE and not crop:
         raise ConfigError(
             f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.models.video.dsv import speed
 
     device = torch.device(args.device)
-    shape = speed.Shape(
+    shape = speed.AttentionShape(
         device=speed.device_name(device),
         dtype=args.dtype,
         heads=args.heads,

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     pairs = ti2v_eval.pairs(args.data / ti2v_eval.FOLDER, args.a, args.b, common=args.common)
     study = votes.Study(folder=args.out, pairs=pairs, questions=ti2v_eval.DIMENSIONS, seed=args.seed)
-    judge: pairwise.Judge = ti2v_eval.FirstFrame() if args.table == "first_frame" else votes.Votes(study)
+    judge: pairwise.Judge = ti2v_eval.FirstFrameJudge() if args.table == "first_frame" else votes.Votes(study)
     if args.table is None:
         votes.serve(study, args.port, args.open)
     elif args.table == "votes":

@@ -111,7 +111,7 @@ class StepLaw(Strict):
         return params, tokens
 
     def adamw(self, scale: Scale) -> AdamW:
-        """What is trained with."""
+        """The AdamW with which is trained."""
         lr = float(laws.STEP(*self.at(scale))[0])
         schedule = Schedule(kind="cosine", warmup=self.warmup, final=min(1.0, self.final_lr / lr))
         return AdamW(lr=lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, schedule=schedule)

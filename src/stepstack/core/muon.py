@@ -39,7 +39,7 @@ def precision(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-class Muon(torch.optim.Optimizer):
+class MuonOptimizer(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, times ``lr * sqrt(max(1, rows / columns))``; weight decay is decoupled.
 
     For matrices only (ValueError). Sharded ones (DTensor) are gathered for Newton-Schulz, which every process then does

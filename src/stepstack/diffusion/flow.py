@@ -1,4 +1,4 @@
-"""Flow matching as Step-Video trains and samples it (arXiv 2502.10248 §4.3.1): time 0 is noise, time 1 is data.
+"""Flow matching by Step-Video's convention (arXiv 2502.10248 §4.3.1): time 0 is noise, time 1 is data.
 
 x_t = (1 - t) noise + t data, and the model predicts the velocity data - noise. diffusers counts the other way: its
 sigma is 1 - t and its models predict noise - data (``to_sigma``).
@@ -16,7 +16,7 @@ from stepstack.diffusion.config import SamplerConfig, TimeConfig
 
 
 def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` times in (0, 1) as float32, on the generator's device."""
+    """Random times in (0, 1), float32 [count] on the generator's device."""
     device = generator.device
     match cfg.density:
         case "uniform":
@@ -27,37 +27,38 @@ def draw_times(cfg: TimeConfig, count: int, generator: torch.Generator) -> Tenso
             a = torch.tensor(cfg.steepness)
             u_B = torch.rand(count, generator=generator, device=device) * 2 - 1
             t_B = (torch.asinh(u_B * torch.sinh(a)) / a + 1) / 2
-    return shifted(t_B, cfg.shift)
+    return shift_times(t_B, cfg.shift)
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
+def shift_times(t: Tensor, shift: float) -> Tensor:
     """Times moved towards noise: sigma' = s sigma / (1 + (s - 1) sigma), sigma = 1 - t (Step-Video's time shift)."""
     sigma = 1 - t
     return 1 - shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def interpolate(data: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
-    """x_t of a batch; ``t_B`` in [0, 1]."""
+    """Noisy latents x_t of a batch; ``t_B`` in [0, 1]."""
     t = _wide(t_B, data)
     return (1 - t) * noise + t * data
 
 
 def velocity(data: Tensor, noise: Tensor) -> Tensor:
+    """Target of the model, data - noise."""
     return data - noise
 
 
-def data_of(x_t: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
-    """The data that a velocity points at."""
+def predicted_data(x_t: Tensor, v: Tensor, t_B: Tensor) -> Tensor:
+    """Data that a velocity points at."""
     return x_t + (1 - _wide(t_B, x_t)) * v
 
 
 def to_sigma(t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(sigma, prediction) in diffusers' convention, from ours; its own inverse."""
+    """Pair (sigma, prediction) in diffusers' convention, from ours. The function is its own inverse."""
     return 1 - t, -v
 
 
 def squared_error(predicted: Tensor, target: Tensor, weight_B: Tensor | None = None) -> Tensor:
-    """Sum over the batch of each sample's mean squared error, in float32: the caller divides by the global count."""
+    """Sum over the batch of each sample's mean squared error, in float32. The caller divides by the global count."""
     error_B = (predicted.float() - target.float()).square().flatten(1).mean(1)
     return error_B.sum() if weight_B is None else (weight_B * error_B).sum()
 
@@ -65,15 +66,19 @@ def squared_error(predicted: Tensor, target: Tensor, weight_B: Tensor | None = N
 def preference_loss(
     errors_win_B: Tensor, errors_lose_B: Tensor, reference_win_B: Tensor, reference_lose_B: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """(sum of -log sigmoid(-beta ((e_w - r_w) - (e_l - r_l))), sum of pairs in the right order): Diffusion-DPO on flow
-    matching. Errors are means over a sample at the same noise and time for both of a pair (§8, Video-DPO)."""
+    """Loss and number of correctly ordered pairs of Diffusion-DPO on flow matching (§8, Video-DPO), both summed over
+    the batch.
+
+    The loss is -log sigmoid(-beta ((e_w - r_w) - (e_l - r_l))). Errors are means over a sample at the same noise and
+    time for both of a pair.
+    """
     margin_B = (errors_lose_B - reference_lose_B) - (errors_win_B - reference_win_B)
     return -torch.nn.functional.logsigmoid(beta * margin_B).sum(), (margin_B > 0).float().sum()
 
 
 def sampling_times(cfg: SamplerConfig) -> Tensor:
-    """The steps + 1 times of a sampler, 0 to 1, in float64."""
-    return shifted(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)
+    """Times of a sampler from 0 to 1, float64 [steps + 1]."""
+    return shift_times(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)
 
 
 def euler(
@@ -82,7 +87,7 @@ def euler(
     conditional: Callable[[Tensor, Tensor], Tensor],
     unconditional: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[Tensor]:
-    """x after each step, in float32; the models take (x, times of the batch)."""
+    """Latents x after each Euler step, in float32. The models take (x, times of the batch)."""
     x = noise.float()
     times = sampling_times(cfg).tolist()
     for now, then in itertools.pairwise(times):

@@ -1,6 +1,6 @@
 """Prepared videos: latents, first frames, motion scores and encoded prompts in files that are read row by row.
 
-latents.json        grids, files, widths; written last, so a folder that has it is whole
+latents.json        grids, files, widths; written last, so a folder that has it is complete
 videos-00000.safetensors   rows of one grid: latents [N, F, C, H, W], image [N, C, H, W], motion [N], prompt [N]
 prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [P, M, T']; the first is the empty one
 """
@@ -29,13 +29,15 @@ INDEX = "latents.json"
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One row. ``image_CHW``: the latent of the first frame by itself. ``loser_FCHW``: of a pair, the latents that were
-    liked less under the same conditions."""
+    """One row. ``image_CHW``: the latent of the first frame encoded alone.
+
+    ``loser_FCHW``: in a preference pair, the latents that were liked less under the same conditions.
+    """
 
     latents_FCHW: Tensor
     image_CHW: Tensor
     motion: float
-    text: Encoded  # of one prompt, its first axis is 1
+    text: Encoded  # one prompt, so the first axis is 1
     loser_FCHW: Tensor | None = None
 
     @property
@@ -45,7 +47,10 @@ class Video:
 
 
 class LatentWriter:
-    """Add rows, then ``close``. ``shard``: rows of a file. ``dtype``: of what is written."""
+    """Writer of prepared videos: call ``add`` for each row, then ``close``.
+
+    ``shard``: rows of a file. ``dtype``: type of the written tensors.
+    """
 
     def __init__(self, folder: Path, encoder: PromptEncoder, shard: int = 1024, dtype: torch.dtype = torch.float32):
         self.folder, self.encoder, self.shard, self.dtype = folder, encoder, shard, dtype
@@ -57,7 +62,7 @@ class LatentWriter:
     def add(
         self, latents_FCHW: Tensor, image_CHW: Tensor, motion: float, prompt: str, loser_FCHW: Tensor | None = None
     ) -> None:
-        """ValueError for latents that are not finite."""
+        """Add one row. ValueError for latents that are not finite."""
         place = self.prompts.setdefault(prompt, len(self.prompts))
         row = {"latents": latents_FCHW, "image": image_CHW}
         if loser_FCHW is not None:
@@ -74,7 +79,7 @@ class LatentWriter:
             self._write(frames, height, width)
 
     def close(self) -> Path:
-        """ConfigError where nothing was added."""
+        """Write the remaining rows, the prompts and the index. ConfigError where nothing was added."""
         for grid in list(self.waiting):
             if self.waiting[grid]:
                 self._write(*grid)
@@ -83,9 +88,13 @@ class LatentWriter:
         prompts = list(self.prompts)
         names: list[str] = []
         for start in range(0, len(prompts), self.shard):
-            made = self.encoder.encode(prompts[start : start + self.shard])
+            encoded = self.encoder.encode(prompts[start : start + self.shard])
             names.append(f"prompts-{len(names):05d}.safetensors")
-            state = {"text": made.text_BLT.to(self.dtype), "mask": made.mask_BL, "clip": made.clip_BMT.to(self.dtype)}
+            state = {
+                "text": encoded.text_BLT.to(self.dtype),
+                "mask": encoded.mask_BL,
+                "clip": encoded.clip_BMT.to(self.dtype),
+            }
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
         facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}
         jsonl.write_json_atomic(self.folder / INDEX, facts)
@@ -100,7 +109,7 @@ class LatentWriter:
 
 
 class Latents(Sequence[Video]):
-    """The rows of a folder that ``LatentWriter`` wrote. ConfigError for a folder that is none, or not whole."""
+    """Rows of a folder that ``LatentWriter`` wrote. ConfigError for a folder that is none, or not complete."""
 
     def __init__(self, folder: Path):
         if not (folder / INDEX).is_file():
@@ -137,7 +146,7 @@ class Latents(Sequence[Video]):
 
     @cached_property
     def empty(self) -> Encoded:
-        """What stands in the place of a dropped prompt."""
+        """Encoding of the empty prompt, which replaces a dropped one."""
         return self.prompt(0)
 
     def _file(self, name: str) -> Any:

@@ -1,4 +1,7 @@
-"""Noise to latents by a DiT, with classifier-free guidance: both branches see the same first frame and motion score."""
+"""Sampling from noise to latents by a DiT with classifier-free guidance.
+
+Both branches see the same first frame and motion score.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from stepstack.models.video.prompt_encoders import Encoded
 
 
 def noise_like(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """[len(seeds), *shape], each video's own: it depends on no other of its batch."""
+    """Noise [len(seeds), *shape], where each video has its own seed and depends on no other of its batch."""
     return torch.stack([torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -29,15 +32,22 @@ def sample(
     image_BCHW: Tensor | None = None,
     motion_B: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """The latents after each step. ``without``: of the negative prompt, one row for all. FloatingPointError for NaN."""
-    more = {} if image_BCHW is None else {"image_BFCHW": padded(image_BCHW, noise_BFCHW.shape[1])}
+    """Latents after each step. ``without``: encoding of the negative prompt, one row for all.
+
+    FloatingPointError for NaN or infinite latents.
+    """
+    more = {} if image_BCHW is None else {"image_BFCHW": pad_first_frame(image_BCHW, noise_BFCHW.shape[1])}
     more |= {} if motion_B is None else {"motion_B": motion_B}
 
     def velocity(words: Encoded, x: Tensor, t_B: Tensor) -> Tensor:
         return dit(
-            x, t_B, words.text_BLT.expand(len(x), -1, -1), words.mask_BL.expand(len(x), -1),
-            words.clip_BMT.expand(len(x), -1, -1), **more,
-        )  # fmt: skip
+            x,
+            t_B,
+            words.text_BLT.expand(len(x), -1, -1),
+            words.mask_BL.expand(len(x), -1),
+            words.clip_BMT.expand(len(x), -1, -1),
+            **more,
+        )
 
     for x in flow.euler(noise_BFCHW, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
         if not torch.isfinite(x).all():
@@ -45,13 +55,13 @@ def sample(
         yield x
 
 
-def padded(image_BCHW: Tensor, frames: int) -> Tensor:
-    """The first frame's latent, and zeros for the other frames."""
+def pad_first_frame(image_BCHW: Tensor, frames: int) -> Tensor:
+    """Latent of the first frame, and zeros for the other frames."""
     image_BFCHW = image_BCHW.new_zeros(len(image_BCHW), frames, *image_BCHW.shape[1:])
     image_BFCHW[:, 0] = image_BCHW
     return image_BFCHW
 
 
-def seed_of(*parts: object) -> int:
-    """A seed that no other parts share."""
+def derive_seed(*parts: object) -> int:
+    """Seed derived from a hash of the parts, which differs for other parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1

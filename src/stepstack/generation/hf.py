@@ -15,7 +15,7 @@ from stepstack.generation.config import HfConfig
 from stepstack.generation.decode import Decoder, Fused, Module, unfit
 from stepstack.generation.decode_vision import FusedVision
 from stepstack.generation.types import Finish, Group, Prompt, Rollout, Sampling, response_budget, rollout_seed
-from stepstack.models.lm.policy import NEVER
+from stepstack.models.lm.policy import MIN_LOGIT
 from stepstack.models.vision.policy import ImagePatcher
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class HfGenerator:
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
             if len(self.banned):
-                logits = logits.index_fill(-1, self.banned, NEVER)
+                logits = logits.index_fill(-1, self.banned, MIN_LOGIT)
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
             kind = kinds[token]

@@ -23,10 +23,10 @@ from stepstack.core.types import LossOut
 from stepstack.diffusion import flow
 from stepstack.diffusion.config import DiffusionConfig
 from stepstack.diffusion.latents import Latents, Video
-from stepstack.diffusion.sample import padded, seed_of
+from stepstack.diffusion.sample import derive_seed, pad_first_frame
 from stepstack.models.video.grid import Grid
 from stepstack.models.video.prompt_encoders import Encoded
-from stepstack.parallel.ulysses import sharing
+from stepstack.parallel.ulysses import context_parallel
 
 Loss = Callable[[nn.Module, Any], LossOut]
 
@@ -58,7 +58,7 @@ def train(
     loss: Loss | None = None,
     after: Callable[[], Mapping[str, float]] = dict,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
-    share_by: Callable[[Any, int], AbstractContextManager] = sharing,
+    share_by: Callable[[Any, int], AbstractContextManager] = context_parallel,
 ) -> None:
     """``loss``: ``matching``, or ``preference`` of pairs. ``after`` is called after each update, and logged.
     ``share_by`` the model and ``cfg.context``: processes share each video inside of what it returns."""
@@ -75,7 +75,7 @@ def local_batch(run: Run, cfg: DiffusionConfig, videos: Latents, step: int) -> l
     """This process's part of a step, noised; that of the others with which it shares videos is the same."""
     group, groups = run.rank // cfg.context, run.processes // cfg.context
     places = list(enumerate(pick(videos.buckets, cfg.batch, cfg.seed, step)))[group::groups]
-    samples = [noised(cfg, videos[row], videos.empty, seed_of(cfg.seed, step, place)) for place, row in places]
+    samples = [noised(cfg, videos[row], videos.empty, derive_seed(cfg.seed, step, place)) for place, row in places]
     parts = (samples[start : start + cfg.micro] for start in range(0, len(samples), cfg.micro))
     return [collate(part, run.device, cfg.context) for part in parts]
 
@@ -88,7 +88,7 @@ def pick(buckets: Mapping[Grid, Sequence[int]], batch: int, seed: int, step: int
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class NoisedVideo:
     """One video at one time; a pair has two ``x`` and ``target`` at the same noise and time."""
 
     x: list[Tensor]
@@ -99,7 +99,7 @@ class Sample:
     text: Encoded
 
 
-def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Sample:
+def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> NoisedVideo:
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(2, generator=generator).tolist()
     t_1 = flow.draw_times(cfg.times, 1, generator)
@@ -111,27 +111,27 @@ def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Sam
     both = [video.latents_FCHW] if video.loser_FCHW is None else [video.latents_FCHW, video.loser_FCHW]
     x = [flow.interpolate(data[None].float(), noise[None], t_1)[0] for data in both]
     target = [flow.velocity(data.float(), noise) for data in both]
-    return Sample(
+    return NoisedVideo(
         x, target, float(t_1), image, video.motion, empty if chance[0] < cfg.conditions.drop_text else video.text
     )
 
 
-def collate(samples: Sequence[Sample], device: torch.device, context: int) -> LatentMicroBatch:
-    sides = len(samples[0].x)
-    rows = [(sample, side) for side in range(sides) for sample in samples]
-    x = torch.stack([sample.x[side] for sample, side in rows])
+def collate(videos: Sequence[NoisedVideo], device: torch.device, context: int) -> LatentMicroBatch:
+    sides = len(videos[0].x)
+    rows = [(video, side) for side in range(sides) for video in videos]
+    x = torch.stack([video.x[side] for video, side in rows])
     inputs = {
         "latents_BFCHW": x,
-        "time_B": torch.tensor([sample.t for sample, _ in rows]),
-        "text_BLT": torch.cat([sample.text.text_BLT for sample, _ in rows]).float(),
-        "text_mask_BL": torch.cat([sample.text.mask_BL for sample, _ in rows]),
-        "clip_BMT": torch.cat([sample.text.clip_BMT for sample, _ in rows]).float(),
-        "image_BFCHW": padded(torch.stack([sample.image for sample, _ in rows]), x.shape[1]),
-        "motion_B": torch.tensor([sample.motion for sample, _ in rows]),
+        "time_B": torch.tensor([video.t for video, _ in rows]),
+        "text_BLT": torch.cat([video.text.text_BLT for video, _ in rows]).float(),
+        "text_mask_BL": torch.cat([video.text.mask_BL for video, _ in rows]),
+        "clip_BMT": torch.cat([video.text.clip_BMT for video, _ in rows]).float(),
+        "image_BFCHW": pad_first_frame(torch.stack([video.image for video, _ in rows]), x.shape[1]),
+        "motion_B": torch.tensor([video.motion for video, _ in rows]),
     }
-    target = torch.stack([sample.target[side] for sample, side in rows])
+    target = torch.stack([video.target[side] for video, side in rows])
     return LatentMicroBatch(
-        {name: value.to(device) for name, value in inputs.items()}, target.to(device), len(samples), context
+        {name: value.to(device) for name, value in inputs.items()}, target.to(device), len(videos), context
     )
 
 

@@ -31,21 +31,23 @@ def sparse_attention(
     """Attention over the selected key blocks only, o_BHSD (DSV, arXiv 2502.07590, section 5).
 
     ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels,
-    "auto" the kernels where they run. ``check``: look at the selection's values the first time it is used, which
-    waits for the device; inside torch.compile values cannot be looked at. ValueError for whatever does not fit
-    together."""
+    "auto" the kernels where they run. ``check``: verify the selection's values the first time it is used, which waits
+    for the device. Values cannot be verified inside torch.compile. ValueError for arguments that do not fit together.
+    """
     check_layout(q_BHSD, k_BHTD, v_BHTD, selection)
     if check and not torch.compiler.is_compiling():
         selection.check()
         check_lengths(q_BHSD, k_BHTD, selection)
     scale = q_BHSD.shape[-1] ** -0.5 if scale is None else scale
-    if chosen(impl, q_BHSD) == "triton":
-        return on_kernels(q_BHSD, k_BHTD, v_BHTD, selection, scale)
-    blocks = selection.queries.of_token, selection.keys.of_token
+    if resolve_impl(impl, q_BHSD) == "triton":
+        return kernel_attention(q_BHSD, k_BHTD, v_BHTD, selection, scale)
+    blocks = selection.queries.block_of_token, selection.keys.block_of_token
     return reference.sparse_attention(q_BHSD, k_BHTD, v_BHTD, selection.mask(), *blocks, scale)
 
 
-def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
+def kernel_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:
+    """Attention by the Triton kernels. Gradients need the transposed lists, which are built only where they are
+    used."""
     from stepstack_kernels.dsv import triton_op
 
     def lists(s: Selection) -> list[Tensor]:
@@ -53,31 +55,38 @@ def on_kernels(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: flo
 
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     out, _ = triton_op.attention(
-        q, k, v, selection.queries.starts, selection.keys.starts,
-        lists(selection), lists(selection.inverse) if differentiated else [],
-        selection.queries.size, selection.keys.size, scale,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        selection.queries.starts,
+        selection.keys.starts,
+        lists(selection),
+        lists(selection.inverse) if differentiated else [],
+        selection.queries.size,
+        selection.keys.size,
+        scale,
+    )
     return out
 
 
-def chosen(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
-    """The implementation that runs. ValueError if the named one cannot."""
+def resolve_impl(impl: Impl, q: Tensor) -> Literal["reference", "triton"]:
+    """Implementation that runs. ValueError if the requested one cannot."""
     if impl == "reference":
         return "reference"
     if impl not in ("auto", "triton"):
         raise ValueError(f"impl must be auto, reference or triton, not {impl!r}")
-    obstacle = no_triton(q.device.type, q.dtype, q.shape[-1])
+    obstacle = triton_obstacle(q.device.type, q.dtype, q.shape[-1])
     if impl == "triton":
         if obstacle:
             raise ValueError(f"impl='triton' cannot run: {obstacle}")
         return "triton"
     if not torch.compiler.is_compiling():
-        say("reference" if obstacle else "triton", obstacle or "a CUDA device and triton are there")
+        log_choice("reference" if obstacle else "triton", obstacle or "a CUDA device and triton are there")
     return "reference" if obstacle else "triton"
 
 
-def no_triton(device: str, dtype: torch.dtype, dim: int) -> str | None:
-    """Why the kernels cannot run, or None."""
+def triton_obstacle(device: str, dtype: torch.dtype, dim: int) -> str | None:
+    """Reason why the kernels cannot run, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'stepstack[gpu]'"
     from stepstack_kernels.dsv.tiles import interpreted
@@ -94,12 +103,13 @@ def no_triton(device: str, dtype: torch.dtype, dim: int) -> str | None:
 
 
 @cache
-def say(choice: str, why: str) -> None:
+def log_choice(choice: str, why: str) -> None:
+    """Log the chosen implementation, once for each choice and reason."""
     log.info("sparse attention: %s (%s)", choice, why)
 
 
 def check_layout(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
-    """What can be seen without waiting for the device."""
+    """Raise ValueError for shapes, dtypes or devices that do not fit together, without waiting for the device."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, heads, tokens, dim], not {list(x.shape)}")
@@ -108,13 +118,14 @@ def check_layout(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
         if x.device != selection.indices.device:
             raise ValueError(f"{name} is on {x.device}, the selection on {selection.indices.device}")
         if x.shape[:2] != (selection.batch, selection.heads):
-            asked = [selection.batch, selection.heads]
-            raise ValueError(f"the selection is for {asked} (batch, heads), {name} has {list(x.shape[:2])}")
+            expected = [selection.batch, selection.heads]
+            raise ValueError(f"the selection is for {expected} (batch, heads), {name} has {list(x.shape[:2])}")
     if k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)} do not fit together")
 
 
 def check_lengths(q: Tensor, k: Tensor, selection: Selection) -> None:
+    """Raise ValueError for sequences that are not as long as their blocks."""
     for name, x, blocks in (("q", q, selection.queries), ("k", k, selection.keys)):
         if x.shape[2] != blocks.tokens:
             raise ValueError(f"{name} has {x.shape[2]} tokens, its blocks {blocks.tokens}")

@@ -1,7 +1,7 @@
-"""Tokens of a video in cubes: a permutation that makes every cube of frames x height x width one run of tokens.
+"""Order of a video's tokens in which every cube of frames x height x width is one run of tokens.
 
-Neighbours in a cube share most of their critical keys (DSV, arXiv 2502.07590, section 3), so a cube is a block. At
-the far borders cubes are smaller; nothing is padded. The gather is torch's ``index_select``, whose rows of a token's
+Neighbours in a cube share most of their critical keys (DSV, arXiv 2502.07590, section 3), so a cube is a block. At the
+far borders cubes are smaller, and nothing is padded. The gather is torch's ``index_select``, whose rows of a token's
 features are long enough to move at memory bandwidth: once before the first layer, once after the last.
 """
 
@@ -17,19 +17,24 @@ from stepstack.ops.selection import Blocks, offsets_of
 
 @dataclass(frozen=True, eq=False)
 class Cubes:
-    """``order`` int64 [tokens]: the token, in (frame, row, column) order, that stands at each place. ``place`` is its
-    inverse. ``blocks``: one per cube, cubes in (frame, row, column) order."""
+    """Permutation of a video's tokens into cubes.
+
+    ``order`` int64 [tokens]: the token, in (frame, row, column) order, at each place. ``place`` is its inverse.
+    ``blocks``: one per cube, cubes in (frame, row, column) order.
+    """
 
     order: Tensor
     place: Tensor
     blocks: Blocks
 
     @classmethod
-    def of(
+    def build(
         cls, video: tuple[int, int, int], cube: tuple[int, int, int] = (4, 4, 4), device: torch.device | str = "cpu"
     ) -> Cubes:
-        """For ``video`` = (frames, height, width) in tokens. ``cube``: the sides, of at most 128 tokens for the
-        kernels' best tiles. Frames of different cubes are never mixed, and the same goes for rows and columns."""
+        """Cubes of a ``video`` = (frames, height, width) in tokens.
+
+        ``cube``: its sides, of at most 128 tokens for the kernels' best tiles. ValueError for a side below 1.
+        """
         if min(*video, *cube) < 1:
             raise ValueError(f"sides of a video and of a cube are at least 1, not {video=} {cube=}")
         counts = [-(-side // edge) for side, edge in zip(video, cube, strict=True)]

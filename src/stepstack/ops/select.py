@@ -1,4 +1,4 @@
-"""Choose key blocks: the highest-scoring ones of each query block, so many per head.
+"""Selection of key blocks: the highest-scoring ones of each query block, a fixed number per head.
 
 Scores exist per pair of blocks, never per pair of tokens, and for a few heads at a time.
 """
@@ -12,23 +12,24 @@ import torch
 from stepstack_kernels.dsv import reference
 from torch import Tensor
 
-from stepstack.ops.attention import Impl, chosen
+from stepstack.ops.attention import Impl, resolve_impl
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 
-SCORES = 1 << 26  # of block scores held at once (256 MiB)
+MAX_SCORES = 1 << 26  # block scores held at once (256 MiB)
 
 
 def pooled_selection(
     q_BHSD: Tensor, k_BHTD: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int], *, impl: Impl = "auto"
 ) -> Selection:
-    """The blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389, section 3).
+    """Selection of the blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389,
+    section 3).
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
-    kept, how = _check(q_BHSD, k_BHTD, queries, keys, keep), chosen(impl, q_BHSD)
-    q_BHQD = block_means(q_BHSD, queries, how)
-    k_BHKD = block_means(k_BHTD, keys, how)
-    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, kept, q_BHSD, how)
+    keep_H, backend = _check(q_BHSD, k_BHTD, queries, keys, keep), resolve_impl(impl, q_BHSD)
+    q_BHQD = block_means(q_BHSD, queries, backend)
+    k_BHKD = block_means(k_BHTD, keys, backend)
+    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, keep_H, q_BHSD, backend)
 
 
 def low_rank_selection(
@@ -41,31 +42,31 @@ def low_rank_selection(
     scale: float = 1.0,
     impl: Impl = "auto",
 ) -> Selection:
-    """The blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590, section 5): the
-    mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
-    tokens.
+    """Selection of the blocks that hold most attention mass by low-rank queries and keys (DSV, arXiv 2502.07590,
+    section 5).
 
-    ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: what the scores are
-    multiplied by before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
+    The mean query of a block stands for all of it, and a key block scores the log-sum-exp of ``scale`` q . k over its
+    tokens. ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: factor of
+    the scores before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
     """
-    kept, how = _check(q_BHSR, k_BHTR, queries, keys, keep), chosen(impl, q_BHSR)
-    proxies_BHQR = block_means(q_BHSR, queries, how)
+    keep_H, backend = _check(q_BHSR, k_BHTR, queries, keys, keep), resolve_impl(impl, q_BHSR)
+    proxies_BHQR = block_means(q_BHSR, queries, backend)
 
     def masses(b: slice, h: slice) -> Tensor:
-        if how == "reference":
+        if backend == "reference":
             return reference.block_masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, scale)
         from stepstack_kernels.dsv import triton_select
 
         return triton_select.masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, keys.size, scale)
 
-    return _select(masses, queries, keys, kept, q_BHSR, how)
+    return _select(masses, queries, keys, keep_H, q_BHSR, backend)
 
 
 def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
     """Mean of each block's tokens, float32 [B, H, blocks, D]."""
     x_BHSD = x_BHSD.detach()
     if impl == "reference":
-        return reference.block_means(x_BHSD, blocks.of_token, blocks.lengths)
+        return reference.block_means(x_BHSD, blocks.block_of_token, blocks.lengths)
     from stepstack_kernels.dsv import triton_select
 
     return triton_select.means(x_BHSD, blocks.starts, blocks.size)
@@ -73,26 +74,32 @@ def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "trit
 
 @torch.no_grad()
 def _select(
-    scores: Callable[[slice, slice], Tensor], queries: Blocks, keys: Blocks, kept: list[int], q: Tensor,
-    how: Literal["reference", "triton"],
-) -> Selection:  # fmt: skip
-    """One selection from scores of [1, a few heads, queries, keys] at a time."""
+    scores: Callable[[slice, slice], Tensor],
+    queries: Blocks,
+    keys: Blocks,
+    keep_H: list[int],
+    q: Tensor,
+    backend: Literal["reference", "triton"],
+) -> Selection:
+    """Selection from scores of [1, a few heads, queries, keys] at a time."""
     batch, heads = q.shape[:2]
-    keep_BHQ = torch.tensor(kept, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
-    found = []
-    few = max(1, SCORES // (queries.count * keys.count))
+    keep_BHQ = torch.tensor(keep_H, dtype=torch.int32).to(q.device)[None, :, None].expand(batch, heads, queries.count)
+    indices = []
+    few = max(1, MAX_SCORES // (queries.count * keys.count))
     for b in range(batch):
         for h in range(0, heads, few):
             part = scores(slice(b, b + 1), slice(h, h + few)).flatten(0, 2)
-            found.append(
-                top_blocks(part, keep_BHQ[b, h : h + few].flatten(), sum(kept[h : h + few]) * queries.count, how)
+            indices.append(
+                top_blocks(part, keep_BHQ[b, h : h + few].flatten(), sum(keep_H[h : h + few]) * queries.count, backend)
             )
-    return Selection(queries, keys, batch, heads, offsets_of(keep_BHQ.flatten()), torch.cat(found))
+    return Selection(queries, keys, batch, heads, offsets_of(keep_BHQ.flatten()), torch.cat(indices))
 
 
 def top_blocks(scores_RK: Tensor, keep_R: Tensor, total: int, impl: Literal["reference", "triton"]) -> Tensor:
-    """Of each row the ``keep`` highest columns, ties to the lower one, ascending; row after row, int32 [total =
-    keep's sum]."""
+    """Columns of the ``keep`` highest scores of each row, ascending, row after row, int32 [total = sum of keep].
+
+    Ties go to the lower column.
+    """
     if impl == "reference":
         return reference.top_blocks(scores_RK, keep_R)
     from stepstack_kernels.dsv import triton_select
@@ -109,7 +116,7 @@ def _check(q: Tensor, k: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | S
         if x.shape[2] != blocks.tokens or x.device != blocks.starts.device:
             where = f"{blocks.tokens} tokens on {blocks.starts.device}"
             raise ValueError(f"{name} has {x.shape[2]} tokens on {x.device}, its blocks {where}")
-    kept = [int(n) for n in keep]
-    if len(kept) != q.shape[1] or min(kept) < 1 or max(kept) > keys.count:
-        raise ValueError(f"keep must be one number of 1..{keys.count} for each of {q.shape[1]} heads, not {kept}")
-    return kept
+    keep_H = [int(n) for n in keep]
+    if len(keep_H) != q.shape[1] or min(keep_H) < 1 or max(keep_H) > keys.count:
+        raise ValueError(f"keep must be one number of 1..{keys.count} for each of {q.shape[1]} heads, not {keep_H}")
+    return keep_H

@@ -1,4 +1,4 @@
-"""Which keys a query sees: the blocks of a sequence, and per query block a list of key blocks."""
+"""Blocks of a sequence, and for each query block a list of the key blocks that it sees."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A sequence cut into consecutive blocks: block i holds tokens ``starts[i]`` up to ``starts[i+1]``. Blocks may
-    differ in length (the cubes at a video's border are smaller), so nothing is ever padded.
+    """Sequence cut into consecutive blocks: block i holds tokens ``starts[i]`` up to ``starts[i+1]``.
 
-    ``starts``: int32 [n+1], strictly increasing from 0. ``size``: no block is longer.
+    Blocks may differ in length (the cubes at a video's border are smaller), so nothing is ever padded. ``starts``:
+    int32 [n+1], strictly increasing from 0. ``size``: upper bound of a block's length.
     """
 
     starts: Tensor
@@ -24,7 +24,7 @@ class Blocks:
 
     @classmethod
     def even(cls, tokens: int, size: int, device: torch.device | str = "cpu") -> Self:
-        """Blocks of ``size`` tokens; the last one may be shorter."""
+        """Blocks of ``size`` tokens, of which the last one may be shorter."""
         if tokens < 1 or size < 1:
             raise ValueError(f"blocks need at least one token and a size of at least 1, not {tokens=} {size=}")
         count = -(-tokens // size)
@@ -48,20 +48,20 @@ class Blocks:
         return self.starts.diff()
 
     @cached_property
-    def of_token(self) -> Tensor:
-        """The block of each token, int64 [tokens]."""
+    def block_of_token(self) -> Tensor:
+        """Block of each token, int64 [tokens]."""
         blocks = torch.arange(self.count, device=self.starts.device)
         return blocks.repeat_interleave(self.lengths, output_size=self.tokens)
 
     def check(self, name: str = "blocks") -> None:
-        """ValueError unless ``starts`` is what it must be. Waits for the device."""
+        """Raise ValueError unless ``starts`` is valid. Waits for the device."""
         if self.starts.dtype != torch.int32 or self.starts.ndim != 1 or self.starts.shape[0] < 2:
             kind = f"{self.starts.dtype} {list(self.starts.shape)}"
             raise ValueError(f"{name}.starts must be int32 [blocks + 1] with at least one block, not {kind}")
         starts = self.starts.tolist()
         lengths = [b - a for a, b in pairwise(starts)]
         if starts[0] != 0 or min(lengths) < 1:
-            raise ValueError(f"{name}.starts must begin at 0 and increase strictly")
+            raise ValueError(f"{name}.starts must begin at 0 and increase strictly: build it from lengths above 0")
         if max(lengths) > self.size:
             raise ValueError(
                 f"{name}: block {lengths.index(max(lengths))} has {max(lengths)} tokens, over {self.size=}"
@@ -70,11 +70,11 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Per batch, head and query block an ascending list of key blocks (CSR). How many may differ everywhere; an empty
-    list is legal: those queries' output and gradients are 0.
+    """Ascending list of key blocks for each batch, head and query block (CSR).
 
-    Row r = (b * heads + h) * queries.count + i holds ``indices[offsets[r] : offsets[r+1]]``. ``offsets``: int32 or
-    int64 [batch * heads * queries.count + 1]; ``indices``: int32 [offsets[-1]].
+    Lists may differ in length. An empty list is legal: the output and gradients of those queries are 0. Row r = (b *
+    heads + h) * queries.count + i holds ``indices[offsets[r] : offsets[r+1]]``. ``offsets``: int32 or int64 [batch *
+    heads * queries.count + 1]. ``indices``: int32 [offsets[-1]].
     """
 
     queries: Blocks
@@ -86,7 +86,7 @@ class Selection:
 
     @classmethod
     def from_mask(cls, mask_BHQK: Tensor, queries: Blocks, keys: Blocks) -> Self:
-        """From a bool mask over blocks, True where attended."""
+        """Selection of a bool mask over blocks, True where attended. ValueError for another dtype or shape."""
         batch, heads, rows, columns = mask_BHQK.shape
         if mask_BHQK.dtype != torch.bool or (rows, columns) != (queries.count, keys.count):
             shape = f"[batch, heads, {queries.count}, {keys.count}]"
@@ -97,7 +97,7 @@ class Selection:
 
     @classmethod
     def dense(cls, queries: Blocks, keys: Blocks, batch: int, heads: int) -> Self:
-        """Every query block sees every key block."""
+        """Selection in which every query block sees every key block."""
         mask = torch.ones(batch, heads, queries.count, keys.count, dtype=torch.bool, device=queries.starts.device)
         return cls.from_mask(mask, queries, keys)
 
@@ -112,19 +112,19 @@ class Selection:
 
     @cached_property
     def row_of(self) -> Tensor:
-        """The row of each entry of ``indices``, int64."""
+        """Row of each entry of ``indices``, int64."""
         entries = torch.arange(self.indices.shape[0], device=self.indices.device)
         return torch.searchsorted(self.offsets, entries.to(self.offsets.dtype), right=True) - 1
 
     def mask(self) -> Tensor:
-        """The bool mask over blocks, [batch, heads, queries, keys]."""
+        """Bool mask over blocks, [batch, heads, queries, keys]."""
         flat = torch.zeros(self.rows, self.keys.count, dtype=torch.bool, device=self.indices.device)
         flat[self.row_of, self.indices.long()] = True
         return flat.view(self.batch, self.heads, self.queries.count, self.keys.count)
 
     @cached_property
     def density(self) -> Tensor:
-        """Share of all (query token, key token) pairs that are computed, float32 [batch, heads]."""
+        """Fraction of all (query token, key token) pairs that are computed, float32 [batch, heads]."""
         pairs = torch.zeros(self.rows, dtype=torch.float32, device=self.indices.device)
         pairs.index_add_(0, self.row_of, self.keys.lengths[self.indices.long()].float())
         pairs_BHQ = pairs.view(self.batch, self.heads, self.queries.count) * self.queries.lengths
@@ -132,26 +132,33 @@ class Selection:
 
     @cached_property
     def order(self) -> Tensor:
-        """The rows, longest list first and otherwise in order (so heads stay together), int32 [rows]: the order in
-        which work is handed out."""
+        """Order in which rows are handed out to programs: longest list first, otherwise ascending, int32 [rows].
+
+        Heads stay together.
+        """
         return torch.argsort(self.counts, descending=True, stable=True).int()
 
     @cached_property
     def inverse(self) -> Selection:
-        """The transposed lists: per key block the query blocks that see it. Made once, without waiting for the device,
-        and kept: every backward uses it."""
+        """Transposed lists: the query blocks that see each key block.
+
+        They are built once, without waiting for the device, because every backward pass uses them.
+        """
         head, query = self.row_of // self.queries.count, self.row_of % self.queries.count
         target, order = torch.sort(head * self.keys.count + self.indices, stable=True)
         rows = self.batch * self.heads * self.keys.count
         edges = torch.arange(rows + 1, device=target.device)
         offsets = torch.searchsorted(target, edges, out_int32=True)
-        made = Selection(self.keys, self.queries, self.batch, self.heads, offsets, query[order].int())
-        made.__dict__["inverse"] = self
-        return made
+        transposed = Selection(self.keys, self.queries, self.batch, self.heads, offsets, query[order].int())
+        transposed.__dict__["inverse"] = self
+        return transposed
 
     def check(self) -> None:
-        """ValueError with the first thing that is wrong: a dtype, a device, an index out of range, a list that is not
-        strictly ascending, a head without keys. Waits for the device; what has passed is not looked at again."""
+        """Raise ValueError for the first fault: a dtype, a device, an index out of range, a list that is not strictly
+        ascending, a head without keys.
+
+        Waits for the device. A selection that has passed is not checked again.
+        """
         _ = self._passed
 
     @cached_property
@@ -197,7 +204,7 @@ class Selection:
 
 
 def offsets_of(counts_R: Tensor) -> Tensor:
-    """int32 CSR offsets [R+1] from the length of each list."""
+    """CSR offsets int32 [R+1] from the length of each list."""
     offsets = torch.zeros(counts_R.shape[0] + 1, dtype=torch.int32, device=counts_R.device)
     torch.cumsum(counts_R, 0, dtype=torch.int32, out=offsets[1:])
     return offsets

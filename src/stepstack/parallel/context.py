@@ -1,9 +1,9 @@
-"""Sparse attention whose sequence is cut over ranks: carries out a plan of ``planning.contextparallel`` on plain
-collectives, forward and backward (DSV, arXiv 2502.07590, section 7).
+"""Sparse attention whose sequence is cut over ranks: it executes a plan of ``planning.contextparallel`` by collectives.
 
-A rank gives its shard of q, k and v and the lists of its own query blocks, and gets its shard of the output. In between
-heads are exchanged for queries within a column of the plan's grid (uneven all-to-all), and each rank fetches the blocks
-of keys and values that its queries see and it lacks within a row (selective gather, whose adjoint adds up gradients).
+Forward and backward follow DSV (arXiv 2502.07590, section 7). A rank passes its shard of q, k and v and the lists of
+its own query blocks, and gets its shard of the output. In between, heads are exchanged for queries within a column of
+the plan's grid (uneven all-to-all). Each rank then fetches within its row the blocks of keys and values that its
+queries see and it lacks (selective gather, whose adjoint adds up gradients).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _attend = partial(sparse_attention, check=False)  # the lists were checked whole
 
 
 class Groups:
-    """The process groups of a plan. Made by all ranks of ``group`` (default: the world) at the same time, in the order
-    of their ranks' shards; lives as long as the plan.
+    """Process groups of a plan.
 
-    ``moved``: bytes to and from other ranks so far, by (what, pass, direction): "hcp", "scp" or "lists"; "forward" or
-    "backward"; "sent" or "received". ``before``: of an earlier plan of the same ranks, whose process groups and counts
-    go on. Raises ValueError on every rank if the number of ranks is not the plan's or if ranks have different plans.
+    All ranks of ``group`` (default: the world) create them at the same time, in the order of their ranks' shards. They
+    live as long as the plan. ``moved``: bytes to and from other ranks so far, by (what, pass, direction), that is
+    "hcp", "scp" or "lists", "forward" or "backward", "sent" or "received". ``before``: groups of an earlier plan of the
+    same ranks, whose process groups and counts are continued. ValueError on every rank if the number of ranks is not
+    the plan's or if ranks have different plans.
     """
 
     def __init__(self, plan: Plan, group: dist.ProcessGroup | None = None, before: Groups | None = None):
@@ -48,7 +49,7 @@ class Groups:
         self.rank = dist.get_rank(self.world)
         if len(self.members) != plan.layout.ranks:
             raise ValueError(f"the plan is for {plan.layout.ranks} ranks, the process group has {len(self.members)}")
-        self.agree(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
+        self.check_agreement(None, plan.digest, "plan; make it once and send it to all, or from the same profile")
         self.moved: Moved = Counter() if before is None else before.moved
         self._groups: dict[tuple[int, ...], dist.ProcessGroup] = {} if before is None else before._groups
         self._groups[tuple(range(len(self.members)))] = self.world
@@ -57,24 +58,24 @@ class Groups:
             self.row(layer)
 
     def column(self, layer: LayerPlan) -> dist.ProcessGroup:
-        """The ranks that exchange heads for queries with this one; a rank's number in it is its row."""
+        """Ranks that exchange heads for queries with this one. A rank's number in it is its row."""
         return self._group([row[layer.place(self.rank)[1]] for row in layer.grid])
 
     def row(self, layer: LayerPlan) -> dist.ProcessGroup:
-        """The ranks with the heads of this one; a rank's number in it is its column."""
+        """Ranks with the same heads as this one. A rank's number in it is its column."""
         return self._group(layer.grid[layer.place(self.rank)[0]])
 
-    def agree(self, error: str | None, same: Any, what: str) -> None:
-        """A collective: if a rank has an error, all raise it; likewise if ranks differ in ``same``."""
-        said: list[Any] = [None] * len(self.members)
-        dist.all_gather_object(said, (error, same), group=self.world)
-        for rank, (text, _) in enumerate(said):
+    def check_agreement(self, error: str | None, same: Any, what: str) -> None:
+        """Collective check: if a rank has an error, or ranks differ in ``same``, all raise ValueError."""
+        answers: list[Any] = [None] * len(self.members)
+        dist.all_gather_object(answers, (error, same), group=self.world)
+        for rank, (text, _) in enumerate(answers):
             if text is not None:
                 raise ValueError(f"context parallelism, rank {rank}: {text}")
-        for rank, (_, value) in enumerate(said):
-            if value != said[0][1]:
+        for rank, (_, value) in enumerate(answers):
+            if value != answers[0][1]:
                 raise ValueError(
-                    f"context parallelism, ranks 0 and {rank}: {said[0][1]} and {value}: not the same {what}"
+                    f"context parallelism, ranks 0 and {rank}: {answers[0][1]} and {value}: not the same {what}"
                 )
 
     def _group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
@@ -96,16 +97,16 @@ def parallel_attention(
     attend: Attend = _attend,
     check: bool = True,
 ) -> Tensor:
-    """This rank's shard of the output, o_BHsD; a collective of all ranks, and so is its backward.
+    """Shard of the output on this rank, o_BHsD. It is a collective of all ranks, and so is its backward.
 
-    ``selection``: of the query blocks of this rank's shard, over the key blocks of the whole sequence. ``layer``: whose
-    plan is carried out. ``check``: ranks first tell each other whether all they were given fits; if not, all raise one
-    ValueError. Without it a bad argument on one rank can leave the others waiting.
+    ``selection``: lists of the query blocks of this rank's shard, over the key blocks of the whole sequence. ``layer``:
+    number of the layer in the plan. ``check``: ranks first tell each other whether all arguments fit; if not, all raise
+    one ValueError. Without it a bad argument on one rank can leave the others waiting.
     """
     if check:
         same = (layer, tuple(q_BHsD.shape[:2]), q_BHsD.shape[-1], str(q_BHsD.dtype), _learns(q_BHsD, k_BHtD, v_BHtD))
         error = _error(q_BHsD, k_BHtD, v_BHtD, selection, layer, groups)
-        groups.agree(error, same, "call (layer, batch and heads, dim, dtype, whether it learns)")
+        groups.check_agreement(error, same, "call (layer, batch and heads, dim, dtype, whether it learns)")
     step = groups.plan.layers[layer]
     lists = selection.offsets.diff(), selection.indices
     q, k, v = q_BHsD, k_BHtD, v_BHtD
@@ -121,16 +122,16 @@ def parallel_attention(
     return exchange.to_tokens(out, step.heads, tokens, groups.column(step), groups.moved)
 
 
-def profile_of(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
-    """What to plan from, of the whole selections of all layers, which share their blocks."""
+def profile_from_selections(selections: Sequence[Selection], ranks: int, head_dim: int, element_bytes: int) -> Profile:
+    """Profile to plan from, for the whole selections of all layers, which share their blocks."""
     first = selections[0]
     layout = BlockLayout(tuple(first.queries.lengths.tolist()), tuple(first.keys.lengths.tolist()), ranks)
-    layers = tuple(Layer.of_mask(selection.mask().cpu().numpy(), layout) for selection in selections)
+    layers = tuple(Layer.from_mask(selection.mask().cpu().numpy(), layout) for selection in selections)
     return Profile(layout=layout, head_dim=head_dim, layers=layers, element_bytes=element_bytes)
 
 
-def shard_of(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
-    """The lists of a rank's own query blocks, of the lists of all."""
+def shard_selection(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
+    """Lists of a rank's own query blocks, taken from the lists of all."""
     mine = layout.blocks("queries", rank)
     device = selection.indices.device
     rows = torch.arange(selection.rows, device=device).view(-1, selection.queries.count)[:, mine.start : mine.stop]
@@ -143,8 +144,8 @@ def shard_of(selection: Selection, layout: BlockLayout, rank: int) -> Selection:
 
 
 def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tuple[Tensor, Tensor]:
-    """The lists of the row's heads for the column's query blocks: lengths, ordered by (batch, head, block), and what
-    they hold."""
+    """Lists of the row's heads for the column's query blocks: their lengths, ordered by (batch, head, block), and
+    contents."""
     device, batch, count = selection.indices.device, selection.batch, selection.queries.count
     column, heads = groups.column(step), step.heads[step.place(groups.rank)[0]]
     order = torch.tensor([head for row in step.heads for head in row], device=device)
@@ -156,14 +157,14 @@ def _lists_to_heads(selection: Selection, step: LayerPlan, groups: Groups) -> tu
     lengths = exchange.all_to_all(counts, sent, received, column, groups.moved, "lists")
     lists_sent = [int(part.sum()) for part in counts.split(sent)]
     lists_received = [int(part.sum()) for part in lengths.split(received)]
-    held = exchange.all_to_all(indices, lists_sent, lists_received, column, groups.moved, "lists")
+    contents = exchange.all_to_all(indices, lists_sent, lists_received, column, groups.moved, "lists")
     places = torch.arange(len(lengths), device=device).split(received)  # ordered by (shard, head, batch, block)
     shaped = [part.view(len(heads), batch, there) for part, there in zip(places, blocks, strict=True)]
-    return _take(lengths, held, torch.cat(shaped, dim=2).transpose(0, 1).flatten())
+    return _take(lengths, contents, torch.cat(shaped, dim=2).transpose(0, 1).flatten())
 
 
 def _local(lists: tuple[Tensor, Tensor], step: LayerPlan, keys: Blocks, q: Tensor, groups: Groups) -> Selection:
-    """The lists as a selection of this rank's heads and its column's query blocks, still over all key blocks."""
+    """Selection of this rank's heads and its column's query blocks, still over all key blocks."""
     counts, indices = lists
     layout = groups.plan.layout
     sizes = [layout.queries[block] for rank in _column(step, groups) for block in layout.blocks("queries", rank)]
@@ -177,10 +178,10 @@ def _local(lists: tuple[Tensor, Tensor], step: LayerPlan, keys: Blocks, q: Tenso
 def _gathered(
     q: Tensor, k: Tensor, v: Tensor, local: Selection, step: LayerPlan, groups: Groups, attend: Attend
 ) -> Tensor:
-    """Attention of the row's heads with the blocks fetched that the lists name.
+    """Attention of the row's heads, with the listed blocks fetched that this rank lacks.
 
-    Heads need different blocks. So that none is padded, samples and heads are laid end to end as one sequence, whose
-    keys are first those held here, of all heads, then what came from each other column, as it came.
+    Heads need different blocks. So that none is padded, samples and heads are laid end to end as one sequence. Its keys
+    are first those held here, for all heads, then those of each other column in the order of arrival.
     """
     layout, place, device = groups.plan.layout, step.place(groups.rank)[1], q.device
     batch, heads, _, dim = q.shape
@@ -193,29 +194,33 @@ def _gathered(
     need = torch.zeros(batch * heads, len(layout.keys), dtype=torch.bool, device=device)
     need[row_of, local.indices.long()] = True
     need[:, owned[place]] = False  # held already
-    asked = [need[:, blocks] for blocks in owned]  # of each column: [B h, its blocks]
-    wanted = _asked_of_me(asked, len(owned[place]), groups.row(step), groups.moved)
-    held = lengths[owned[place]]
-    sent = [_tokens_of(part, held) for part in wanted]
-    counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(asked, owned, strict=True)]
+    requests = [need[:, blocks] for blocks in owned]  # of each column: [B h, its blocks]
+    wanted = _asked_of_me(requests, len(owned[place]), groups.row(step), groups.moved)
+    own_lengths = lengths[owned[place]]
+    sent = [_tokens_of(part, own_lengths) for part in wanted]
+    counts = [int((part * lengths[blocks]).sum()) for part, blocks in zip(requests, owned, strict=True)]
     k, v = k.reshape(-1, dim), v.reshape(-1, dim)  # [B h T, D]
     tokens = torch.cat(sent)
     fetched = exchange.AllToAll.apply(
-        torch.cat([k[tokens], v[tokens]], dim=-1).flatten(), [len(part) * 2 * dim for part in sent],
-        [count * 2 * dim for count in counts], groups.row(step), groups.moved, "scp",
-    ).view(-1, 2 * dim)  # fmt: skip
+        torch.cat([k[tokens], v[tokens]], dim=-1).flatten(),
+        [len(part) * 2 * dim for part in sent],
+        [count * 2 * dim for count in counts],
+        groups.row(step),
+        groups.moved,
+        "scp",
+    ).view(-1, 2 * dim)
     k, v = (torch.cat([here, there]) for here, there in zip((k, v), fetched.split(dim, dim=-1), strict=True))
     selection = _renumbered(local, need, owned, place, lengths)
     out = attend(q.reshape(1, 1, -1, dim), k[None, None], v[None, None], selection)
     return out.reshape(q.shape)
 
 
-def _asked_of_me(asked: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
-    """Which of this rank's ``blocks`` each other column asks for: bool [B h, blocks] each."""
-    heads = asked[0].shape[0]
-    sent = [part.numel() for part in asked]
-    received = [heads * blocks] * len(asked)
-    flags = torch.cat([part.flatten() for part in asked]).to(torch.uint8)
+def _asked_of_me(requests: list[Tensor], blocks: int, row: dist.ProcessGroup, moved: Moved) -> list[Tensor]:
+    """Masks bool [B h, blocks] of this rank's ``blocks`` that each other column requests."""
+    heads = requests[0].shape[0]
+    sent = [part.numel() for part in requests]
+    received = [heads * blocks] * len(requests)
+    flags = torch.cat([part.flatten() for part in requests]).to(torch.uint8)
     flat = exchange.all_to_all(flags, sent, received, row, moved, "lists")
     return [part.view(heads, blocks).bool() for part in flat.split(received)]
 
@@ -228,7 +233,8 @@ def _tokens_of(wanted: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _renumbered(local: Selection, need: Tensor, owned: list[Tensor], place: int, lengths: Tensor) -> Selection:
-    """The same lists as one head's over the blocks as they now lie: those held here [B h, own], then the fetched."""
+    """The same lists as one head's over the blocks in their new order: those held here [B h, own], then the fetched
+    ones."""
     heads, own, device = need.shape[0], owned[place], need.device
     number = torch.full_like(need, -1, dtype=torch.int64)
     number[:, own] = torch.arange(heads * len(own), device=device).view(heads, -1)
@@ -256,7 +262,7 @@ def _take(counts: Tensor, indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 
 
 def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """start, start + 1, ... of each range, one behind the other."""
+    """Concatenated ranges start, start + 1, ... of the given lengths."""
     offsets = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return starts.repeat_interleave(lengths) + torch.arange(len(offsets), device=lengths.device) - offsets
 
@@ -266,7 +272,7 @@ def _blocks(lengths: Tensor, size: int) -> Blocks:
 
 
 def _column(step: LayerPlan, groups: Groups) -> list[int]:
-    """The ranks whose queries this one has."""
+    """Ranks whose queries this one has."""
     return [row[step.place(groups.rank)[1]] for row in step.grid]
 
 
@@ -284,15 +290,15 @@ def _learns(*tensors: Tensor) -> bool:
 
 
 def _error(q: Tensor, k: Tensor, v: Tensor, selection: Selection, layer: int, groups: Groups) -> str | None:
-    """What does not fit on this rank, or None."""
+    """Message about the first argument that does not fit on this rank, or None."""
     plan = groups.plan
     if not 0 <= layer < len(plan.layers):
         return f"layer {layer}: the plan has layers 0 to {len(plan.layers) - 1}"
     queries, keys = _tokens(groups, groups.rank)
     for name, x, tokens in (("q", q, queries), ("k", k, keys), ("v", v, keys)):
         if x.ndim != 4 or x.shape[1:] != (plan.heads, tokens, plan.head_dim):
-            asked = f"[batch, {plan.heads} heads, {tokens} tokens of this rank's shard, {plan.head_dim}]"
-            return f"{name} is {list(x.shape)}, the plan asks for {asked}"
+            expected = f"[batch, {plan.heads} heads, {tokens} tokens of this rank's shard, {plan.head_dim}]"
+            return f"{name} is {list(x.shape)}, the plan asks for {expected}"
         if x.shape[0] != q.shape[0] or x.dtype != q.dtype or x.device != selection.indices.device:
             return f"{name} is {x.dtype} {list(x.shape)} on {x.device}: q, k, v and the lists must agree"
     if (selection.batch, selection.heads) != tuple(q.shape[:2]):
@@ -303,8 +309,8 @@ def _error(q: Tensor, k: Tensor, v: Tensor, selection: Selection, layer: int, gr
         ("key", selection.keys, plan.layout.keys),
     ):
         if tuple(blocks.lengths.tolist()) != sizes:
-            found = f"{blocks.count} of {blocks.tokens} tokens"
-            return f"the selection's {name} blocks, {found}, are not the plan's, {len(sizes)} of {sum(sizes)}"
+            actual = f"{blocks.count} of {blocks.tokens} tokens"
+            return f"the selection's {name} blocks, {actual}, are not the plan's, {len(sizes)} of {sum(sizes)}"
     if len(selection.offsets) != selection.rows + 1 or int(selection.offsets[-1]) != len(selection.indices):
         return f"the selection has {len(selection.offsets)} offsets and {len(selection.indices)} indices"
     outside = selection.indices[(selection.indices < 0) | (selection.indices >= selection.keys.count)]

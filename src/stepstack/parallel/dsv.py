@@ -1,8 +1,8 @@
 """Context parallelism of VideoDiT with DSV's attention: a group of ranks shares one video, each holding some cubes.
 
-A shard is cubes that follow each other, so that everything a token at a time is done on the shard, as in
-``Context``. Dense attention and what is observed go by heads (DeepSpeed-Ulysses); sparse attention goes by a plan of
-``planning.contextparallel`` (DSV, arXiv 2502.07590, section 7). For the lists of its query cubes a rank gets the
+A shard is a run of consecutive cubes, so that everything that is done a token at a time is done on the shard, like in
+``Context``. Dense attention and observations are split by heads (DeepSpeed-Ulysses). Sparse attention follows a plan of
+``planning.contextparallel`` (DSV, arXiv 2502.07590, section 7). For the lists of its query cubes a rank gathers the
 low-rank keys of all ranks, or with ``selector="pooled"`` the means of their keys.
 """
 
@@ -22,9 +22,9 @@ from stepstack.models.video.dsv.core import Call, DsvAttention
 from stepstack.models.video.dsv.diffusers import Rotary, VideoDsv
 from stepstack.models.video.dsv.handle import Dsv
 from stepstack.models.video.dsv.layout import CubeLayout
-from stepstack.models.video.dsv.observe import SEEN, observe_cubes
+from stepstack.models.video.dsv.observe import HEAD_METRICS, observe_cubes
 from stepstack.models.video.dsv.predictor import Grid
-from stepstack.ops.attention import chosen
+from stepstack.ops.attention import resolve_impl
 from stepstack.ops.select import block_means, low_rank_selection, pooled_selection
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.parallel import exchange
@@ -36,8 +36,11 @@ from stepstack.planning.contextparallel.problem import BlockLayout, Layer, Profi
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A rank's part of a video's size: ``own`` int64 [s], its tokens as the model numbers them, in the order of cubes;
-    ``angles`` [s, rank / 2] of them in the predictors; ``blocks``: its cubes. ``cut`` has all ranks' shards."""
+    """Part of a video on one rank.
+
+    ``own`` int64 [s]: its tokens as the model numbers them, in the order of cubes. ``angles`` [s, rank / 2]: their
+    angles in the predictors. ``blocks``: its cubes. ``cut`` has all ranks' shards.
+    """
 
     layout: CubeLayout
     cut: BlockLayout
@@ -46,8 +49,8 @@ class Shard:
     blocks: Blocks
 
     @classmethod
-    def of(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
-        """ValueError where there are fewer cubes than ranks."""
+    def build(cls, layout: CubeLayout, ranks: int, rank: int) -> Shard:
+        """Shard of a rank. ValueError where there are fewer cubes than ranks."""
         sizes = tuple(layout.blocks.lengths.tolist())
         cut = BlockLayout(sizes, sizes, ranks)
         tokens, cubes = cut.tokens("queries", rank), cut.blocks("queries", rank)
@@ -57,20 +60,25 @@ class Shard:
 
 
 class DsvContext(Context):
-    """``Context`` of a model that has DSV: ``dsv`` is its handle. Losses, gradients and what DSV learns and logs are
-    those of one process, whatever the plan. ValueError where attention is not DSV's."""
+    """``Context`` of a model with DSV, whose handle is ``dsv``.
+
+    Losses, gradients, and the values that DSV learns and logs are those of one process, whatever the plan. ValueError
+    where a self-attention is not DSV's.
+    """
 
     def __init__(self, dit: VideoDiT, size: int, dsv: Dsv, context_plan: ContextPlan):
         self.dsv, self.context_plan = dsv, context_plan
         self.shards: dict[tuple[Grid, torch.device], Shard] = {}
-        self.groups: dict[Grid, Groups] = {}  # of the newest plan, by the size of video
+        self.groups: dict[Grid, Groups] = {}  # process groups of the newest plan, by the size of video
         self.newest: Groups | None = None
         super().__init__(dit, size)
         dit.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def __enter__(self) -> None:
-        """Before a step: when it is time for a plan, what it is to be made of. It is kept with DSV's state, so that a
-        resumed run goes by the same plan."""
+        """Take the sparsity for a new plan when one is due.
+
+        It is part of DSV's state, so that a resumed run follows the same plan.
+        """
         dsv = self.dsv
         if dsv.stage == 2 and (dsv.planned is None or dsv.steps % self.context_plan.every == 0):
             dsv.planned = [a.sparsity_H.tolist() for a in dsv.attentions if a.sparsity_H is not None]
@@ -82,7 +90,7 @@ class DsvContext(Context):
     def _share(self, attention: SelfAttention) -> None:
         processor = attention.processor
         if not isinstance(processor, VideoDsv) or processor.context is not None:
-            raise ValueError(f"{type(processor).__name__} attends here: this context parallelism is of DSV, once")
+            raise ValueError(f"{type(processor).__name__} attends here: this context parallelism needs DSV, once")
         processor.context = self
 
     def _see(self, dit: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
@@ -92,7 +100,7 @@ class DsvContext(Context):
         _, frames, _, height, width = latents.shape
         key = (frames, height, width), latents.device
         if key not in self.shards:
-            self.shards[key] = Shard.of(self.dsv.layout(*key), self.size, self.rank)
+            self.shards[key] = Shard.build(self.dsv.layout(*key), self.size, self.rank)
         self.shard = self.shards[key]
         self.tokens = [len(self.shard.cut.tokens("queries", rank)) for rank in range(self.size)]
 
@@ -113,8 +121,11 @@ class DsvContext(Context):
     # -- attention ---------------------------------------------------------------------------------------------------
 
     def attend(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """o [B, H, s, D] from x [B, s, C] and q, k, v [B, H, s, D] of the shard: ``DsvAttention.attend`` shared. What
-        is observed are q and k in v's dtype, as they attend."""
+        """Output o [B, H, s, D] from x [B, s, C] and q, k, v [B, H, s, D] of the shard: ``DsvAttention.attend`` over
+        ranks.
+
+        Observations use q and k in v's dtype, the one in which they attend.
+        """
         if attention.speed is not None:
             attention.check_speed(v, attention.speed)
         q, k = q.to(v.dtype), k.to(v.dtype)  # as autocast gives SDPA: norms leave them wider
@@ -135,29 +146,31 @@ class DsvContext(Context):
         return exchange.to_heads(shards, self.heads, tokens, self.group, self.moved)
 
     def _observe(self, attention: DsvAttention, x: Tensor, call: Call, q: Tensor, k: Tensor) -> None:
-        """Look at this rank's heads. Means over ranks, as ``Dsv.step`` takes them, are those over all heads: ranks have
-        equally many."""
+        """Observe this rank's heads.
+
+        Means over ranks, which ``Dsv.step`` takes, equal means over all heads because ranks have equally many.
+        """
         assert call.sampled is not None
         call.done.add(attention.index)
         own, whole_H = list(self.heads[self.rank]), attention.sparsity_H
         sparsity_h = None if whole_H is None else whole_H[own]
         predictor, mass, blocks = attention.predictor, attention.config.mass, self.shard.layout.blocks
-        seen = observe_cubes(
+        observation = observe_cubes(
             predictor, x, self.shard.angles, self._to_heads, q, k, blocks, call.sampled, mass, sparsity_h
         )
-        seen_MH = seen.seen_MH.new_zeros(len(SEEN), predictor.heads)
-        seen_MH[:, own] = seen.seen_MH * self.size
-        seen.seen_MH = seen_MH
-        attention.observed = seen if attention.observed is None else attention.observed + seen
+        metrics_MH = observation.metrics_MH.new_zeros(len(HEAD_METRICS), predictor.heads)
+        metrics_MH[:, own] = observation.metrics_MH * self.size
+        observation.metrics_MH = metrics_MH
+        attention.observed = observation if attention.observed is None else attention.observed + observation
 
     def _select(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor) -> Selection:
-        """The lists of the shard's query cubes, over all key cubes."""
+        """Selection of the shard's query cubes over all key cubes."""
         assert attention.sparsity_H is not None
         own, keys = self.shard.blocks, self.shard.layout.blocks
-        keep_H = profiler.kept(attention.sparsity_H, keys.count)
+        keep_H = profiler.blocks_to_keep(attention.sparsity_H, keys.count)
         if attention.config.selector == "pooled":
             counts = [len(self.shard.cut.blocks("keys", rank)) for rank in range(self.size)]
-            means = self._gathered(block_means(k, own, chosen("auto", k)), counts)
+            means = self._gathered(block_means(k, own, resolve_impl("auto", k)), counts)
             of_one = Blocks.even(keys.count, 1, k.device)  # a mean is its own mean
             return replace(pooled_selection(q, means, own, of_one, keep_H), keys=keys)
         low_q, low_k = attention.predictor(x, self.shard.angles)
@@ -165,16 +178,16 @@ class DsvContext(Context):
 
     def _gathered(self, x_BHsD: Tensor, counts: Sequence[int]) -> Tensor:
         heads = x_BHsD.shape[1]
-        whole = exchange.whole(x_BHsD.transpose(1, 2).flatten(2), counts, self.group, self.moved)
+        whole = exchange.gather_shards(x_BHsD.transpose(1, 2).flatten(2), counts, self.group, self.moved)
         return whole.unflatten(2, (heads, -1)).transpose(1, 2)
 
     def _groups(self, v: Tensor) -> Groups:
-        """The plan of this size of video and its process groups, made by all ranks when it is first needed."""
+        """Process groups of the plan for this size of video, created by all ranks when they are first needed."""
         grid = self.shard.layout.grid
         if grid not in self.groups:
             assert self.dsv.planned is not None
             cut = self.shard.cut
-            layers = tuple(Layer.of_sparsity(sparsity, cut) for sparsity in self.dsv.planned)
+            layers = tuple(Layer.from_sparsity(sparsity, cut) for sparsity in self.dsv.planned)
             profile = Profile(layout=cut, head_dim=v.shape[-1], layers=layers, element_bytes=v.element_size())
             plan = plan_context(profile, self.context_plan.cluster, self.context_plan.options)
             self.groups[grid] = self.newest = Groups(plan, self.group, self.newest)

@@ -1,9 +1,10 @@
-"""What ranks that share a sequence tell each other, with gradients: heads for tokens, tokens for heads (as DeepSpeed-
-Ulysses does, arXiv 2309.14509, but uneven), shards for the whole.
+"""Exchanges between ranks that share a sequence, with gradients: heads for tokens, tokens for heads, shards for the
+whole.
 
-B batch, H heads, h those of a rank, S tokens, s those of a rank, D head width. ``heads[i]``: the heads of rank i of the
-group; ``moved`` counts bytes to and from other ranks by (what, pass, direction): "hcp" is heads for tokens, "whole" the
-gathering; "forward" or "backward"; "sent" or "received".
+The first two are those of DeepSpeed-Ulysses (arXiv 2309.14509), for uneven shards. Shapes: B batch, H heads, h heads of
+a rank, S tokens, s tokens of a rank, D head width. ``heads[i]``: the heads of rank i of the group. ``moved`` counts
+bytes to and from other ranks by (what, pass, direction). What is "hcp" for heads and tokens, "whole" for the gathering;
+the pass "forward" or "backward"; the direction "sent" or "received".
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ Heads = Sequence[Sequence[int]]
 def to_heads(
     shards: Sequence[Tensor], heads: Heads, tokens: Sequence[Sequence[int]], group: dist.ProcessGroup, moved: Moved
 ) -> list[Tensor]:
-    """From all heads of this rank's tokens to its heads of all tokens, [B, H, s, D] to [B, h, S, D] of each tensor.
-    ``tokens[i]``: how many of each tensor rank i has."""
+    """Exchange of all heads of this rank's tokens for its heads of all tokens: [B, H, s, D] to [B, h, S, D] of each
+    tensor.
+
+    ``tokens[i]``: how many tokens of each tensor rank i has.
+    """
     (batch, _, _, dim), mine = shards[0].shape, len(heads[dist.get_rank(group)])
     packed = torch.cat(list(shards), dim=2).transpose(0, 1).index_select(0, _order(heads, shards[0]))  # [H, B, s, D]
     sent = [len(row) * batch * dim * packed.shape[2] for row in heads]
@@ -37,7 +41,8 @@ def to_heads(
 
 
 def to_tokens(out_BhSD: Tensor, heads: Heads, tokens: Sequence[int], group: dist.ProcessGroup, moved: Moved) -> Tensor:
-    """The way back, of one tensor: from this rank's heads of all tokens to all heads of its tokens, [B, H, s, D]."""
+    """Inverse of ``to_heads`` for one tensor: this rank's heads of all tokens to all heads of its tokens, [B, H, s,
+    D]."""
     batch, mine, _, dim = out_BhSD.shape
     own = tokens[dist.get_rank(group)]
     sent = [mine * batch * dim * there for there in tokens]
@@ -48,8 +53,8 @@ def to_tokens(out_BhSD: Tensor, heads: Heads, tokens: Sequence[int], group: dist
     return flat.view(len(order), batch, own, dim).index_select(0, order.argsort()).transpose(0, 1)
 
 
-def whole(shard_BsD: Tensor, tokens: Sequence[int], group: dist.ProcessGroup, moved: Moved) -> Tensor:
-    """All ranks' shards, [B, S, D], on every rank. The gradient of a shard is the sum of what all ranks say of it."""
+def gather_shards(shard_BsD: Tensor, tokens: Sequence[int], group: dist.ProcessGroup, moved: Moved) -> Tensor:
+    """All ranks' shards, [B, S, D], on every rank. The gradient of a shard is the sum over all ranks."""
     batch, _, dim = shard_BsD.shape
     sent, received = [shard_BsD.numel()] * len(tokens), [batch * dim * there for there in tokens]
     flat = AllToAll.apply(shard_BsD.flatten().repeat(len(tokens)), sent, received, group, moved, "whole")
@@ -57,8 +62,10 @@ def whole(shard_BsD: Tensor, tokens: Sequence[int], group: dist.ProcessGroup, mo
 
 
 class AllToAll(torch.autograd.Function):
-    """Uneven all-to-all of a flat tensor: ``sent[i]`` elements to rank i of the group, ``received[i]`` from it. Its
-    adjoint is the same with the two exchanged."""
+    """Uneven all-to-all of a flat tensor: ``sent[i]`` elements to rank i of the group, ``received[i]`` from it.
+
+    Its adjoint is the same operation with the two exchanged.
+    """
 
     @staticmethod
     def forward(ctx, flat, sent, received, group, moved, what):
@@ -73,10 +80,15 @@ class AllToAll(torch.autograd.Function):
 
 
 def all_to_all(
-    flat: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup, moved: Moved, what: str,
+    flat: Tensor,
+    sent: list[int],
+    received: list[int],
+    group: dist.ProcessGroup,
+    moved: Moved,
+    what: str,
     when: str = "forward",
-) -> Tensor:  # fmt: skip
-    """As ``AllToAll``, without gradients."""
+) -> Tensor:
+    """Uneven all-to-all like ``AllToAll``, without gradients."""
     out = flat.new_empty(sum(received))
     dist.all_to_all_single(out, flat.contiguous(), received, sent, group=group)
     own = dist.get_rank(group)

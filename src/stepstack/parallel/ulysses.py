@@ -1,6 +1,6 @@
 """Context parallelism of VideoDiT: a group of ranks shares one video, each holding a part of its tokens.
 
-Only self-attention looks at other tokens: there heads are exchanged for tokens and back (DeepSpeed-Ulysses, arXiv
+Only self-attention looks at other tokens. There heads are exchanged for tokens and back (DeepSpeed-Ulysses, arXiv
 2309.14509; so does Step-Video where it uses context parallelism, arXiv 2502.10248). Everything else is done a token at
 a time, on the shard. The model's input and output stay whole, on every rank of the group.
 """
@@ -20,17 +20,18 @@ from stepstack.parallel import exchange
 from stepstack.parallel.exchange import Moved
 
 
-def sharing(dit: VideoDiT, size: int) -> AbstractContextManager:
-    """``Context``; for a size of 1 nothing."""
+def context_parallel(dit: VideoDiT, size: int) -> AbstractContextManager:
+    """``Context`` of a model, or a context that does nothing for a size of 1."""
     return Context(dit, size) if size > 1 else nullcontext()
 
 
 class Context:
-    """A group of ``size`` consecutive ranks of the world. All ranks make it together, and inside of ``with context``
-    the ranks of a group must call the model together, with the same input; outside of it each calls it for itself.
+    """Group of ``size`` consecutive ranks of the world that share a video.
 
-    Each rank has the loss of the whole output: summed over ranks, loss and gradients are ``size`` times those of one
-    process. ValueError where ranks or heads do not divide, or where attention is not dense.
+    All ranks create it together. Inside of ``with context`` the ranks of a group must call the model together with the
+    same input; outside of it each calls the model for itself. Each rank has the loss of the whole output, so loss and
+    gradients summed over ranks are ``size`` times those of one process. ValueError where ranks or heads do not divide,
+    or where attention is not dense.
     """
 
     def __init__(self, dit: VideoDiT, size: int):
@@ -41,7 +42,7 @@ class Context:
         self.group = groups[dist.get_rank() // size]
         self.rank, self.size = dist.get_rank(self.group), size
         self.heads = [range(rank * heads // size, (rank + 1) * heads // size) for rank in range(size)]
-        self.tokens: list[int] = []  # of each rank, in the pass that goes on
+        self.tokens: list[int] = []  # tokens of each rank in the running pass
         self.moved: Moved = Counter()
         self.on = False
         self._attach(dit)
@@ -62,7 +63,7 @@ class Context:
 
     def _share(self, attention: SelfAttention) -> None:
         if type(attention.processor) is not Dense:
-            raise ValueError(f"{type(attention.processor).__name__} attends here: context parallelism is of Dense")
+            raise ValueError(f"{type(attention.processor).__name__} attends here: context parallelism needs Dense")
         attention.set_processor(Ulysses(self))
 
     def _cut_video(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor] | None:
@@ -76,14 +77,14 @@ class Context:
         return (self._mine(rotary[0], 0), self._mine(rotary[1], 0)) if self.on else None
 
     def _join(self, module: Any, args: Any, out_BsC: Tensor) -> Tensor | None:
-        return exchange.whole(out_BsC, self.tokens, self.group, self.moved) if self.on else None
+        return exchange.gather_shards(out_BsC, self.tokens, self.group, self.moved) if self.on else None
 
     def _mine(self, x: Tensor, dim: int) -> Tensor:
         return x.split(self.tokens, dim)[self.rank]
 
 
 class Ulysses(Dense):
-    """``Dense`` of a shard: each rank attends with its heads over all tokens of the video."""
+    """``Dense`` attention of a shard: each rank attends with its heads over all tokens of the video."""
 
     def __init__(self, context: Context):
         super().__init__()

@@ -1,9 +1,10 @@
-"""What a Step-Video DiT costs: tokens, parameters, FLOPs, memory and time of a step. Arithmetic, no torch.
+"""Cost of a Step-Video DiT: tokens, parameters, FLOPs, memory and time of a step. Pure arithmetic, no torch.
 
-FLOPs count a multiply-add as two, attention's backward as twice its forward. Memory is of one GPU: its shares of
-parameters, gradients and two moments in float32 (and the moving average), two gathered blocks, and what the backward
-pass needs of the forward one; what allocator, communication and the gradients of activations need on top is not in it.
-In bf16 the weights are cast once, as FSDP2 does it. `stepstack bench video-memory` measures a tiny DiT beside it.
+A multiply-add counts as two FLOPs, and the backward pass of attention as twice its forward pass. Memory is that of one
+GPU: its shares of parameters, gradients and two moments in float32 (and of the moving average), two gathered blocks,
+and what the backward pass needs of the forward pass. The needs of the allocator, of communication and of the gradients
+of activations come on top. In bf16 the weights are cast once, as FSDP2 does it. `stepstack bench video-memory` compares
+these figures with a measured tiny DiT.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pydantic import Field, PositiveInt
 
 from stepstack.config import Strict
 
-BYTES = {"no": 4, "bf16": 2}  # of a number in the forward pass
+BYTES = {"no": 4, "bf16": 2}  # bytes of a number in the forward pass, by precision
 FP32 = 4
 WAVES = 256
-# Tensors of [tokens, width] that the backward pass keeps: of a block, beside its input and its MLP's two inner ones; in
-# a block those around QK-norm and rotation, always in float32; after the last block. Of text, for each block.
+# Numbers of [tokens, width] tensors that the backward pass keeps: in a block beside its input and the MLP's two inner
+# tensors; in a block around QK-norm and rotation, always in float32; after the last block. Then the same for text.
 BLOCK, BLOCK_FP32, LAST = 16, 6, 3
 TEXT, TEXT_FP32 = 2, 2
 
@@ -58,12 +59,12 @@ class Dit(Strict):
 
     @property
     def inputs(self) -> int:
-        """Channels of a token as it comes in."""
+        """Channels of a token at the model's input."""
         return self.channels * (2 if self.with_image else 1)
 
     @property
     def scalars(self) -> int:
-        """Time, and motion."""
+        """Number of scalar conditions: time, and motion if the model takes it."""
         return 2 if self.with_motion else 1
 
 
@@ -99,12 +100,15 @@ class Machine(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one video: forward in the blocks' ``linear`` maps, in ``attention``, and at the ``ends``; ``backward``;
-    ``recomputed``. Bytes of one GPU. Seconds of a forward and backward pass of ``micro`` videos by the GPUs that share
-    them."""
+    """Cost of one video and of one GPU.
+
+    FLOPs of one video: ``linear`` in the linear maps of the blocks, ``attention``, ``ends`` before and after the
+    blocks, ``backward`` and ``recomputed``. Bytes of one GPU: ``states`` and ``activations``. ``seconds`` of a forward
+    and backward pass of ``micro`` videos on the GPUs that share them.
+    """
 
     tokens: int
-    shard: int  # tokens of a video that one GPU has, at most
+    shard: int  # largest number of tokens of a video on one GPU
     linear: float
     attention: float
     ends: float
@@ -124,7 +128,8 @@ class Cost:
 
 
 def tokens(frames: int, height: int, width: int, vae: Vae | None = None) -> int:
-    """Of a video; the default is Step-Video's VAE. ValueError for a length or a size that it does not take."""
+    """Number of latent tokens of a video; the default VAE is Step-Video's. ValueError for a size that the VAE cannot
+    encode."""
     stride, chunk = (vae or STEP_VIDEO).stride, (vae or STEP_VIDEO).chunk
     if chunk and frames != 1 and frames % chunk:
         near = max(1, round(frames / chunk)) * chunk
@@ -132,14 +137,14 @@ def tokens(frames: int, height: int, width: int, vae: Vae | None = None) -> int:
     chunks = max(1, frames // chunk) if chunk else 1
     t, h, w = stride
     if frames < 1 or (frames // chunks - 1) % t:
-        raise ValueError(f"{frames} frames: must be a multiple of {t}, and 1 more")
+        raise ValueError(f"{frames} frames: take a multiple of {t}, plus 1")
     if height % h or width % w or min(height, width) < 1:
-        raise ValueError(f"{height} x {width} pixels: must be multiples of {h} x {w}")
+        raise ValueError(f"{height} x {width} pixels: take multiples of {h} x {w}")
     return chunks * ((frames // chunks - 1) // t + 1) * (height // h) * (width // w)
 
 
 def cost(dit: Dit, count: int, machine: Machine) -> Cost:
-    """Of ``count`` tokens a video."""
+    """Cost of a DiT on videos of ``count`` tokens."""
     d, text = dit.width, sum(dit.text_tokens)
     per_token = 2 * (4 + 2 + 2 * dit.mlp) * d * d  # self-attention, q and output of cross-attention, MLP
     linear = dit.layers * (per_token * count + 2 * 2 * d * d * text)  # k and v of cross-attention
@@ -151,9 +156,17 @@ def cost(dit: Dit, count: int, machine: Machine) -> Cost:
     shard = -(-count // machine.context)
     seconds = (forward + backward) * machine.micro / (machine.context * machine.tflops * 1e12 * machine.mfu)
     return Cost(
-        count, shard, linear, attention, ends, backward, linear + attention if machine.again else 0.0,
-        _states(dit, machine), _activations(dit, shard, machine), seconds,
-    )  # fmt: skip
+        count,
+        shard,
+        linear,
+        attention,
+        ends,
+        backward,
+        linear + attention if machine.again else 0.0,
+        _states(dit, machine),
+        _activations(dit, shard, machine),
+        seconds,
+    )
 
 
 def _states(dit: Dit, machine: Machine) -> int:
@@ -170,5 +183,5 @@ def _activations(dit: Dit, shard: int, machine: Machine) -> int:
 
 
 def _words(dit: Dit) -> list[int]:
-    """Numbers that each text encoder gives of a video."""
+    """Numbers that each text encoder produces for a video."""
     return [n * channels for n, channels in zip(dit.text_tokens, dit.text, strict=True)]

@@ -1,4 +1,4 @@
-"""Measured times between which planners interpolate. No torch."""
+"""Measured times, and the interpolation between them that planners use. No torch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ class Link(Strict):
     def __post_init__(self) -> None:
         _ascending("bytes", self.bytes)
         if len(self.bytes) != len(self.seconds) or len(self.bytes) < 2:
-            raise ValueError(f"a link has {len(self.bytes)} bytes and {len(self.seconds)} seconds: two points or more")
+            raise ValueError(
+                f"a link has {len(self.bytes)} bytes and {len(self.seconds)} seconds: give two points or more, in pairs"
+            )
         if self.seconds[0] < 0 or min(np.diff(self.seconds)) < 0:
-            raise ValueError("seconds of a link must not fall with bytes, nor be negative")
+            raise ValueError("seconds of a link must not fall with bytes, nor be negative: measure the link again")
 
     @property
-    def least(self) -> float:
-        """Seconds a byte that no message goes below."""
+    def min_seconds_per_byte(self) -> float:
+        """Lower bound of the seconds that a byte takes in any message."""
         points = [second / byte for byte, second in zip(self.bytes, self.seconds, strict=True) if byte]
         return float(min(*points, np.diff(self.seconds)[-1] / np.diff(self.bytes)[-1]))
 
@@ -68,7 +70,7 @@ class Attention(Strict):
         if min(shape) < 2 or self.lengths[0] < 1 or self.sparsities[0] < 0 or self.sparsities[-1] > 1:
             raise ValueError("a table needs two lengths above 0 and two sparsities in [0, 1], or more")
         if not np.array(self.seconds).min() > 0 or np.diff(self.seconds).max() > 0:
-            raise ValueError("seconds must be above 0 and must not rise with sparsity")
+            raise ValueError("seconds must be above 0 and must not rise with sparsity: measure the table again")
 
     def time(self, length: float, sparsity: ArrayLike) -> NDArray[np.float64]:
         table, x = np.array(self.seconds), np.asarray(sparsity, float)
@@ -84,4 +86,4 @@ class Attention(Strict):
 
 def _ascending(name: str, values: Sequence[float]) -> None:
     if not np.isfinite(values).all() or any(b <= a for a, b in pairwise(values)):
-        raise ValueError(f"{name} must ascend, got {list(values)}")
+        raise ValueError(f"{name} must be finite and ascend, got {list(values)}: sort the measurements")

@@ -1,1 +1,1 @@
-"""What a run leaves behind: records in files, where they came from, tables and plots. No torch."""
+"""Reports of a run: records in files, their provenance, tables and plots."""

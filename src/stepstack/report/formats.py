@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX or HTML. No torch."""
+"""Tables as Markdown, LaTeX or HTML. No torch."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LATEX = {
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """``marks`` stand behind the text: † and ‡ raised, [1] as it is."""
+class TableCell:
+    """Cell of a table. ``marks`` follow the text: † and ‡ raised, [1] on the line."""
 
     text: str
     bold: bool = False
@@ -38,16 +38,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """``notes`` stand below, one paragraph each. Without ``head`` there is nothing but notes."""
+    """Table with ``notes`` below it, one paragraph each. Without ``head`` there is nothing but notes."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[str | TableCell]]
     notes: Sequence[str] = ()
     title: str = ""
 
 
 def render(tables: Sequence[Table], format: Format) -> str:
-    """All tables, one below the other."""
+    """All tables, one below the other, in one format."""
     maker = {"md": _markdown, "tex": _latex, "html": _html}[format]
     return "\n".join(maker(table) for table in tables)
 
@@ -61,8 +61,8 @@ def _markdown(table: Table) -> str:
     return "\n\n".join([*paragraphs, *(_escaped(note, MARKDOWN) for note in table.notes)]) + "\n"
 
 
-def _markdown_cell(cell: str | Cell) -> str:
-    cell = Cell(cell) if isinstance(cell, str) else cell
+def _markdown_cell(cell: str | TableCell) -> str:
+    cell = TableCell(cell) if isinstance(cell, str) else cell
     text = _escaped(cell.text, MARKDOWN)
     text = f"**{text}**" if cell.bold else f"*{text}*" if cell.italic else text
     return " ".join([text + "".join(_raised(cell)), *_plain(cell)])
@@ -82,12 +82,12 @@ def _latex(table: Table) -> str:
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 
 
-def _latex_row(row: Sequence[str | Cell]) -> str:
+def _latex_row(row: Sequence[str | TableCell]) -> str:
     return " & ".join(map(_latex_cell, row)) + " \\\\"
 
 
-def _latex_cell(cell: str | Cell) -> str:
-    cell = Cell(cell) if isinstance(cell, str) else cell
+def _latex_cell(cell: str | TableCell) -> str:
+    cell = TableCell(cell) if isinstance(cell, str) else cell
     text = _escaped(cell.text, LATEX)
     text = f"\\textbf{{{text}}}" if cell.bold else f"\\emph{{{text}}}" if cell.italic else text
     raised = "".join(f"\\textsuperscript{{{_escaped(mark, LATEX)}}}" for mark in _raised(cell))
@@ -103,21 +103,21 @@ def _html(table: Table) -> str:
     return grid + "".join(f"<p>{html.escape(note)}</p>\n" for note in table.notes)
 
 
-def _html_cell(cell: str | Cell) -> str:
-    cell = Cell(cell) if isinstance(cell, str) else cell
+def _html_cell(cell: str | TableCell) -> str:
+    cell = TableCell(cell) if isinstance(cell, str) else cell
     text = html.escape(cell.text)
     text = f"<strong>{text}</strong>" if cell.bold else f"<em>{text}</em>" if cell.italic else text
     return " ".join([text + "".join(f"<sup>{mark}</sup>" for mark in _raised(cell)), *map(html.escape, _plain(cell))])
 
 
 def _escaped(text: str, how: dict[str, str]) -> str:
-    """Each character once: what an escape puts in is not escaped again."""
+    """Text with each character escaped once, so that the output of an escape is not escaped again."""
     return re.sub("[" + re.escape("".join(how)) + "]", lambda match: how[match[0]], text)
 
 
-def _raised(cell: Cell) -> list[str]:
+def _raised(cell: TableCell) -> list[str]:
     return [mark for mark in cell.marks if not mark.startswith("[")]
 
 
-def _plain(cell: Cell) -> list[str]:
+def _plain(cell: TableCell) -> list[str]:
     return [mark for mark in cell.marks if mark.startswith("[")]

@@ -29,7 +29,7 @@ figcaption { font-size: .85rem; white-space: pre-wrap; }
 
 
 class Report:
-    """Add parts in reading order, then ``write``."""
+    """HTML page to which parts are added in reading order. ``write`` writes it."""
 
     def __init__(self, title: str):
         self.title = title
@@ -41,7 +41,7 @@ class Report:
         self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
 
     def pictures(self, title: str, items: Sequence[tuple[bytes, str]], width: int = 224) -> None:
-        """A grid of (PNG, caption), each ``width`` pixels wide."""
+        """Add a grid of (PNG, caption), each ``width`` pixels wide."""
         cells = "".join(
             f'<figure style="width: {width}px"><img alt="" src="data:image/png;base64,'
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
@@ -50,12 +50,12 @@ class Report:
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
 
     def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:
-        """A grid of finished SVG pictures by name."""
+        """Add a grid of finished SVG pictures by name."""
         cells = "".join(f'<img alt="{html.escape(name)}" src="{_embedded(svg)}">' for name, svg in svgs.items())
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid wide">{cells}</div>')
 
     def curves(self, title: str, rows: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> None:
-        """One small plot a group, of the metrics that the rows have; a group without any is left out."""
+        """Add one small plot a group, with the metrics that the rows have. A group without any is left out."""
         plots = []
         for name, metrics in groups.items():
             series = {m: _series(rows, m) for m in metrics}
@@ -65,7 +65,7 @@ class Report:
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(plots)}</div>')
 
     def stack(self, title: str, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
-        """Stacked areas of all metrics under ``prefix`` but the total."""
+        """Add stacked areas of all metrics under ``prefix`` except the total."""
         names = sorted({key for row in rows for key in row if key.startswith(prefix)} - {f"{prefix}step"})
         rows = [row for row in rows if f"{prefix}step" in row and row["step"] > 0]
         if rows and names:
@@ -77,19 +77,19 @@ class Report:
         self.parts.append(f"<h1>{html.escape(title)}</h1>")
 
     def figures(self, title: str, items: Sequence[tuple[str, Any]]) -> None:
-        """A grid of (what it shows, matplotlib figure), as SVG."""
+        """Add a grid of (alternative text, matplotlib figure), as SVG."""
         images = "".join(f'<img alt="{html.escape(alt)}" src="{_svg(figure)}">' for alt, figure in items)
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{images}</div>')
 
     def heatmaps(self, title: str, maps: Mapping[str, Sequence[Sequence[float]]], row: str, column: str) -> None:
-        """One picture a matrix of numbers between 0 and 1; ``row`` and ``column`` name its axes."""
+        """Add one picture for each matrix of numbers between 0 and 1; ``row`` and ``column`` name its axes."""
         images = [
             f'<img alt="{html.escape(name)}" src="{_heatmap(name, map, row, column)}">' for name, map in maps.items()
         ]
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(images)}</div>')
 
     def link(self, title: str, href: str) -> None:
-        """To another page, by a path from this one."""
+        """Add a link to another page, by a path from this one."""
         self.parts.append(f'<p><a href="{html.escape(href)}">{html.escape(title)}</a></p>')
 
     def details(self, title: str, value: Any) -> None:
@@ -106,9 +106,12 @@ class Report:
         return path
 
 
-def app(title: str, script: Path, body: str, policy: str = "") -> str:
-    """A page of markup whose own script alone may run, whatever stands in it. The style sheet is the file beside
-    ``script`` with its name; ``policy``: what else the Content-Security-Policy allows."""
+def script_page(title: str, script: Path, body: str, policy: str = "") -> str:
+    """HTML page of markup in which only its own script may run, whatever else is in it.
+
+    The style sheet is the file beside ``script`` with its name. ``policy``: further permissions in the
+    Content-Security-Policy.
+    """
     code, style = (path.read_text(encoding="utf-8") for path in (script, script.with_suffix(".css")))
     allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     policy = f"default-src 'none'; {policy}style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"

@@ -11,11 +11,11 @@ from typing import Any
 
 
 class JsonlError(ValueError):
-    """A line that is no JSON object where only the last one may be torn; names file and line."""
+    """Line that is no JSON object where only the last one may be torn. The message names file and line."""
 
 
-class Rows(list[dict[str, Any]]):
-    """The whole rows; ``torn`` counts the last lines (0 or 1) that a kill had left unfinished and that are not here."""
+class JsonRows(list[dict[str, Any]]):
+    """Complete rows. ``torn`` counts the last lines (0 or 1) that a kill had left unfinished and that are not here."""
 
     def __init__(self, rows: Iterable[dict[str, Any]], torn: int):
         super().__init__(rows)
@@ -23,10 +23,10 @@ class Rows(list[dict[str, Any]]):
 
 
 def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
-    """Add lines with one write, so that a kill tears at most one line. A torn last one is cut off first. ``sync`` waits
-    until they are on disk, where a loss of power cannot take them.
+    """Add lines with one write, so that a kill tears at most one line. A torn last line is cut off first.
 
-    TypeError where a value is no JSON; the file then is as it was. NaN and infinities are written as JavaScript names.
+    ``sync`` waits until they are on disk, where a loss of power cannot take them. TypeError where a value is no JSON;
+    the file is then unchanged. NaN and infinities are written by their JavaScript names.
     """
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
             os.fsync(handle.fileno())
 
 
-def read(path: Path) -> Rows:
-    """Every row. A last line without its newline is dropped and counted; any other bad line raises JsonlError."""
+def read(path: Path) -> JsonRows:
+    """Rows of a file. A last line without its newline is dropped and counted; any other bad line raises JsonlError."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -49,26 +49,26 @@ def read(path: Path) -> Rows:
         if not isinstance(row, dict):
             raise JsonlError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
         rows.append(row)
-    return Rows(rows, torn=1 if last else 0)
+    return JsonRows(rows, torn=1 if last else 0)
 
 
 def write_rows_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A whole file of rows at once."""
+    """Write a whole file of rows at once."""
     write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; readers see the old file or the new one, also after a loss of power."""
+    """Write ``value`` as indented JSON. Readers see the old file or the new one, also after a loss of power."""
     write_text_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Like ``write_json_atomic``, for any text."""
+    """Write a text like ``write_json_atomic``."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Like ``write_json_atomic``, for any content."""
+    """Write bytes like ``write_json_atomic``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,4 +1,4 @@
-"""Benchmark tables from evals/tables/<name>.yaml: rows are models, columns tasks. No torch.
+"""Benchmark tables from evals/tables/<name>.yaml, where rows are models and columns are tasks. No torch.
 
     title: orz-tiny on its held-out sets
     columns:
@@ -9,7 +9,7 @@
 
 ``results`` are names in evals/results (measured), ``reported`` is one in evals/reported (published, with source).
 
-A row is measured or reported, never both. Where measured results of a column are not comparable, the table says so.
+A row is measured or reported, never both. Where measured results of a column are not comparable, the table notes it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepstack.config import ROOT, ConfigError, Strict
 from stepstack.report import formats
-from stepstack.report.formats import Cell, Format, Table
+from stepstack.report.formats import Format, Table, TableCell
 from stepstack.report.provenance import describe
 
-SHOWN = 40  # characters of a value in a note: a hash is cut
+MAX_VALUE_CHARACTERS = 40  # of a value in a note; a longer one, such as a hash, is cut
 Some = Field(min_length=1)
 
 
@@ -43,7 +43,7 @@ class Column(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured(Strict):
+class MeasuredRow(Strict):
     """``results``: names of evals/results/<name>.json, one a seed. ``label``: which of the evaluations in them.
     ``task``: what the columns' tasks are called there, where a run was evaluated on a split of its own (test)."""
 
@@ -54,7 +54,7 @@ class Measured(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Published(Strict):
+class PublishedRow(Strict):
     """``reported``: the name of evals/reported/<name>.json. ``key``: a row in it."""
 
     model: str
@@ -62,8 +62,8 @@ class Published(Strict):
     key: str
 
 
-Row = Annotated[
-    Annotated[Measured, Tag("measured")] | Annotated[Published, Tag("reported")],
+LayoutRow = Annotated[
+    Annotated[MeasuredRow, Tag("measured")] | Annotated[PublishedRow, Tag("reported")],
     Discriminator(lambda row: "reported" if "reported" in row else "measured"),
 ]
 
@@ -74,7 +74,7 @@ class Layout(Strict):
 
     title: str
     columns: Annotated[tuple[Column, ...], Some]
-    rows: Annotated[tuple[Row, ...], Some]
+    rows: Annotated[tuple[LayoutRow, ...], Some]
     percent: bool = False
 
 
@@ -99,7 +99,7 @@ class Publication(Strict):
 
 @dataclass(slots=True)
 class Entry:
-    """A measured cell in the making. ``evals``: the results behind it, one a seed."""
+    """Measured cell under construction. ``evals``: the results behind it, one a seed."""
 
     model: str
     evals: Sequence[Mapping[str, Any]]
@@ -110,37 +110,37 @@ class Entry:
 
 
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
-    """The table of a layout as Markdown, LaTeX or HTML."""
+    """Table of a layout as Markdown, LaTeX or HTML."""
     return formats.render([build(name, root)], format)
 
 
 def names(root: Path = ROOT) -> list[str]:
-    """The layouts there are."""
+    """Names of the existing layouts."""
     return sorted(path.stem for path in (root / "evals" / "tables").glob("*.yaml"))
 
 
 def load(name: str, root: Path = ROOT) -> Layout:
-    """ConfigError that names file and key for what is no layout."""
+    """Layout in a file. ConfigError that names file and key for a file that is no layout."""
     file = root / "evals" / "tables" / f"{name}.yaml"
     if not file.is_file():
-        raise ConfigError(f"{_shown(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
+        raise ConfigError(f"{_relative(file, root)} does not exist; there are {', '.join(names(root)) or 'none'}")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_shown(file, root)}: not YAML: {error}") from None
+        raise ConfigError(f"{_relative(file, root)}: not YAML: {error}") from None
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
-    return valid(Layout, values, _shown(file, root))
+    return validate(Layout, values, _relative(file, root))
 
 
 def build(name: str, root: Path = ROOT) -> Table:
-    """The table of a layout. ConfigError for figures that are not there."""
+    """Table of a layout. ConfigError for results that do not exist."""
     layout = load(name, root)
     sources: dict[str, int] = {}  # in order of appearance: their number in the table
-    grid: list[list[Entry | Cell]] = []
+    grid: list[list[Entry | TableCell]] = []
     for row in layout.rows:
-        if isinstance(row, Measured):
+        if isinstance(row, MeasuredRow):
             grid.append(_measured(row, layout, name, root))
         else:
             grid.append(_published(row, layout, sources, root))
@@ -149,7 +149,7 @@ def build(name: str, root: Path = ROOT) -> Table:
     for column, entries in zip(layout.columns, by_column, strict=True):
         notes += _compare(column, entries)
     best = [id(entry) for column in zip(*grid, strict=True) for entry in _best(column)]
-    cells: list[list[str | Cell]] = [
+    cells: list[list[str | TableCell]] = [
         [row.model, *(_cell(entry, id(entry) in best, layout.percent) for entry in line)]
         for row, line in zip(layout.rows, grid, strict=True)
     ]
@@ -160,78 +160,82 @@ def build(name: str, root: Path = ROOT) -> Table:
 
 
 def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
-    """label -> results, of evals/results/<name>.json."""
+    """Results of evals/results/<name>.json by label."""
     file = root / "evals" / "results" / f"{name}.json"
     if not file.is_file():
-        raise ConfigError(f"{_shown(file, root)} does not exist: `stepstack record` makes it from a finished run")
+        raise ConfigError(f"{_relative(file, root)} does not exist: `stepstack record` makes it from a finished run")
     facts = json.loads(file.read_text())
     if "evals" not in facts:
-        raise ConfigError(f"{_shown(file, root)} has no key 'evals': record the run again (stepstack record)")
+        raise ConfigError(f"{_relative(file, root)} has no key 'evals': record the run again (stepstack record)")
     return facts["evals"]
 
 
 def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(result, metric) of a task under a label of evals/results/<name>.json. ConfigError where there is not one."""
+    """Result and metric of a task under a label of evals/results/<name>.json. ConfigError where there is not exactly
+    one."""
     by_label = evals(name, root)
     where = f"evals/results/{name}.json"
     if label not in by_label:
         raise ConfigError(f"{where} has no label {label!r}: there are {', '.join(by_label)}")
     results = [result for result in by_label[label] if result["task"] == task]
-    found = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
-    if not found:
+    matches = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
+    if not matches:
         have = [m["name"] for result in results for m in result["metrics"]]
-        said = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
-        raise ConfigError(f"{where}, {label}: {said}")
-    if len(found) > 1:
+        problem = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
+        raise ConfigError(f"{where}, {label}: {problem}")
+    if len(matches) > 1:
         raise ConfigError(
-            f"{where}, {label}: {task} was evaluated with {metric} {len(found)} times: remove all but one"
+            f"{where}, {label}: {task} was evaluated with {metric} {len(matches)} times: remove all but one"
         )
-    if found[0][1]["value"] is None:
+    if matches[0][1]["value"] is None:
         raise ConfigError(
             f"{where}, {label}: {metric} of {task} has no value: every sample failed; eval again, --retry"
         )
-    return found[0]
+    return matches[0]
 
 
-def _measured(row: Measured, layout: Layout, name: str, root: Path) -> list[Entry | Cell]:
-    """A cell is empty where none of the row's files has the task; where only some have, that is an error."""
-    line: list[Entry | Cell] = []
+def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[Entry | TableCell]:
+    """Cells of a measured row.
+
+    A cell is empty where none of the row's files has the task. It is an error where only some have it.
+    """
+    line: list[Entry | TableCell] = []
     for column in layout.columns:
         task = row.task or column.task
         tasks = [{r["task"] for r in evals(seed, root).get(row.label, [])} for seed in row.results]
         if any(tasks) and not any(task in there for there in tasks):
-            line.append(Cell("-"))
+            line.append(TableCell("-"))
             continue
-        found = [find(seed, row.label, task, column.metric, root) for seed in row.results]
-        values = [metric["value"] for _, metric in found]
-        stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else found[0][1]["stderr"]
-        results = [result for result, _ in found]
-        line.append(Entry(row.model, results, fmean(values), stderr, found[0][1]["higher_is_better"]))
+        matches = [find(seed, row.label, task, column.metric, root) for seed in row.results]
+        values = [metric["value"] for _, metric in matches]
+        stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else matches[0][1]["stderr"]
+        results = [result for result, _ in matches]
+        line.append(Entry(row.model, results, fmean(values), stderr, matches[0][1]["higher_is_better"]))
     return line
 
 
-def _published(row: Published, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | Cell]:
+def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root: Path) -> list[Entry | TableCell]:
     file = root / "evals" / "reported" / f"{row.reported}.json"
-    shown = _shown(file, root)
+    path = _relative(file, root)
     if not file.is_file():
-        raise ConfigError(f"{shown} does not exist: the row {row.model!r} names it")
-    published = valid(Publication, json.loads(file.read_text()), shown)
+        raise ConfigError(f"{path} does not exist: the row {row.model!r} names it")
+    published = validate(Publication, json.loads(file.read_text()), path)
     if published.percent != layout.percent:
-        raise ConfigError(f"{shown}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
+        raise ConfigError(f"{path}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}
     if row.key not in figures:
-        raise ConfigError(f"{shown} has no row {row.key!r}: there are {', '.join(figures)}")
+        raise ConfigError(f"{path} has no row {row.key!r}: there are {', '.join(figures)}")
     figure = figures[row.key]
     if figure.source not in published.sources:
-        raise ConfigError(f"{shown}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
+        raise ConfigError(f"{path}: {row.key}: no source {figure.source!r}: there are {', '.join(published.sources)}")
     number = sources.setdefault(published.sources[figure.source], len(sources) + 1)
     texts = {**figure.values, **{task: "-".join(map(str, counts)) for task, counts in figure.counts.items()}}
     values = [texts.get(column.task) for column in layout.columns]
-    return [Cell("-") if v is None else Cell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
+    return [TableCell("-") if v is None else TableCell(f"{v}", italic=True, marks=(f"[{number}]",)) for v in values]
 
 
 def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
-    """Mark what may not be compared (†) and what lost samples (‡); the notes that say so."""
+    """Mark cells that may not be compared (†) and cells that lost samples (‡), and return the notes on them."""
     notes = []
     if differ := differences([result for entry in entries for result in entry.evals]):
         notes.append(f"† {column.task}: {'; '.join(differ)}")
@@ -241,16 +245,19 @@ def _compare(column: Column, entries: Sequence[Entry]) -> list[str]:
         lost = {why: sum(result["failed"][why] for result in entry.evals) for why in ("engine", "grader")}
         if any(lost.values()):
             entry.marks.append("‡")
-            asked = sum(result["samples"] for result in entry.evals)
+            samples = sum(result["samples"] for result in entry.evals)
             why = ", ".join(f"{why} {count}" for why, count in lost.items() if count)
             lost_all = sum(lost.values())
-            notes.append(f"‡ {column.task}, {entry.model}: {lost_all} of {asked} samples failed ({why}), not counted")
+            notes.append(f"‡ {column.task}, {entry.model}: {lost_all} of {samples} samples failed ({why}), not counted")
     return notes
 
 
 def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In plain words, what keeps results of one task from being compared: its version, rows or sampling, or whatever
-    else their plans hold. Model, engine and seed may differ."""
+    """Sentences on what keeps results of one task from being compared: version, rows, sampling, or other parts of their
+    plans.
+
+    Model, engine and seed may differ.
+    """
     facts = []
     for result in results:
         plan = {
@@ -258,17 +265,17 @@ def differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
         }
         sampling = {"samples a question" if k == "n" else k: v for k, v in _sampling(result).items() if k != "seed"}
         facts.append(plan | sampling)
-    said: list[str] = []
+    texts: list[str] = []
     for key in dict.fromkeys(key for fact in facts for key in fact):
         values = list(dict.fromkeys(json.dumps(fact.get(key)) for fact in facts))
-        if len(values) > 1 and not (key == "rows" and said):  # another version or n has other rows by nature
-            shown = [value if len(value) <= SHOWN else value.strip('"')[:8] for value in values]
-            said.append(f"{key} differs ({', '.join(shown)})")
-    return said
+        if len(values) > 1 and not (key == "rows" and texts):  # another version or n has other rows by nature
+            short = [value if len(value) <= MAX_VALUE_CHARACTERS else value.strip('"')[:8] for value in values]
+            texts.append(f"{key} differs ({', '.join(short)})")
+    return texts
 
 
-def _best(column: Sequence[Entry | Cell]) -> list[Entry]:
-    """The best measured entries of a column of several; none where they cannot be compared."""
+def _best(column: Sequence[Entry | TableCell]) -> list[Entry]:
+    """Best measured entries of a column of several; none where they cannot be compared."""
     entries = [entry for entry in column if isinstance(entry, Entry)]
     if len(entries) < 2 or any("†" in entry.marks for entry in entries):
         return []
@@ -277,58 +284,68 @@ def _best(column: Sequence[Entry | Cell]) -> list[Entry]:
     return [entry for entry in entries if entry.value == best]
 
 
-def _cell(entry: Entry | Cell, best: bool, percent: bool) -> Cell:
-    if isinstance(entry, Cell):
+def _cell(entry: Entry | TableCell, best: bool, percent: bool) -> TableCell:
+    if isinstance(entry, TableCell):
         return entry
     scale, digits = (100, 1) if percent else (1, 3)
     seeds = f" ({len(entry.evals)} seeds)" if len(entry.evals) > 1 else ""
     spread = "" if entry.stderr is None else f" ± {scale * entry.stderr:.{digits}f}"
-    return Cell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
+    return TableCell(f"{scale * entry.value:.{digits}f}{spread}{seeds}", bold=best, marks=entry.marks)
 
 
 def _footer(columns: Sequence[Column], by_column: Sequence[Sequence[Entry]]) -> list[str]:
-    """How the measured figures came to be."""
-    said: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
+    """Notes on how the measured values were obtained."""
+    ways_of_task: dict[str, dict[str, None]] = {}  # task -> how it was sampled, each once
     for column, entries in zip(columns, by_column, strict=True):
         for result in (result for entry in entries for result in entry.evals):
-            facts = filter(None, (f"n={result['n']}, k={result['k']}", sampled(result)))
-            said.setdefault(column.task, {})[", ".join(facts)] = None
-    if not said:
+            facts = filter(None, (f"n={result['n']}, k={result['k']}", describe_sampling(result)))
+            ways_of_task.setdefault(column.task, {})[", ".join(facts)] = None
+    if not ways_of_task:
         return []
-    how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in said.items())
+    how = "; ".join(f"{task} {' or '.join(ways)}" for task, ways in ways_of_task.items())
     entries = [entry for column in by_column for entry in column]
     seeds = " over seeds (mean and its standard error)" if any(len(entry.evals) > 1 for entry in entries) else ""
-    return [f"measured, value ± standard error{seeds}: {how}; {origins([r for e in entries for r in e.evals])}"]
+    return [
+        f"measured, value ± standard error{seeds}: {how}; {describe_origins([r for e in entries for r in e.evals])}"
+    ]
 
 
-def sampled(result: Mapping[str, Any]) -> str:
-    """T=1, top_p=1, max_tokens=64: what decides a sample, but for seeds and stop strings."""
+def describe_sampling(result: Mapping[str, Any]) -> str:
+    """Settings that decide a sample, except seeds and stop strings, for example "T=1, top_p=1, max_tokens=64"."""
     facts = {"T" if k == "temperature" else k: v for k, v in _sampling(result).items()}
     facts["shots"] = result["plan"].get("shots")
-    shown = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
-    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in shown.items())
+    settings = {k: v for k, v in facts.items() if k not in ("n", "seed", "stop") and v not in (None, -1)}
+    return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in settings.items())
 
 
-def origins(results: Sequence[Mapping[str, Any]]) -> str:
-    """Where and when, once for results of one commit, day and machine."""
+def describe_origins(results: Sequence[Mapping[str, Any]]) -> str:
+    """Machine, commit and day of the results, once for equal ones."""
     days = [{**result["provenance"], "time": result["provenance"]["time"][:10]} for result in results]
     return "; ".join(dict.fromkeys(map(describe, days)))
 
 
 def _sampling(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tasks of lm-evaluation-harness sample as their own config says, whose digest is in the plan instead."""
+    """Sampling settings of a plan.
+
+    Tasks of lm-evaluation-harness sample by their own config, whose digest is in the plan instead.
+    """
     return result["plan"].get("sampling", {})
 
 
-def valid(cls: type, values: Any, file: str) -> Any:
-    """As JSON, because there strict still lets a list be a tuple and an int be a float."""
+def validate(cls: type, values: Any, file: str) -> Any:
+    """Value of a class from plain values, validated through JSON. ConfigError names file and keys.
+
+    In JSON, strict validation still lets a list be a tuple and an int be a float.
+    """
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{file}: {_said(item)}" for item in error.errors(include_url=False))) from None
+        raise ConfigError(
+            "\n".join(f"{file}: {_error_text(item)}" for item in error.errors(include_url=False))
+        ) from None
 
 
-def _said(item: Mapping[str, Any]) -> str:
+def _error_text(item: Mapping[str, Any]) -> str:
     place = [str(part) for i, part in enumerate(item["loc"]) if not (i == 2 and part in ("measured", "reported"))]
     key = ".".join(place) or "the file"
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -337,5 +354,5 @@ def _said(item: Mapping[str, Any]) -> str:
     return f"{key}: {item['msg']}"
 
 
-def _shown(file: Path, root: Path) -> str:
+def _relative(file: Path, root: Path) -> str:
     return str(file.relative_to(root))

@@ -1,6 +1,6 @@
-"""Two evaluations of the same questions: is the difference more than chance? No torch.
+"""Paired comparison of two evaluations of the same questions: is the difference more than chance? No torch.
 
-Questions are compared with themselves, which takes out how hard each is. A question's figure is its mean score over the
+Each question is compared with itself, which removes its difficulty. The value of a question is its mean score over the
 samples that have a verdict. The test flips the sign of each question's difference: where the two models are alike, each
 difference could as well have been the other way round (Fisher's randomisation test for pairs). With one 0/1 sample a
 question it is McNemar's exact test.
@@ -19,22 +19,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_WORK = 50_000_000  # additions that an exact test may take; beyond it signs are drawn at random
-DRAWS, BLOCK = 100_000, 1000
+MAX_EXACT_ADDITIONS = 50_000_000  # additions of an exact test; beyond it signs are drawn at random
+RANDOM_DRAWS, BLOCK = 100_000, 1000
 
-Row = Mapping[str, Any]  # of a samples.jsonl
+SampleRow = Mapping[str, Any]  # row of a samples.jsonl
 
 
 class NotPaired(ValueError):
-    """The two evaluations did not ask the same questions: says where they differ."""
+    """Two evaluations that did not answer the same questions. The message names the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """``b`` against ``a`` on ``n`` questions; ``unscored`` more have no verdict on one side and are left out.
+    """Comparison of ``b`` with ``a`` on ``n`` questions; ``unscored`` more have no verdict on one side and are left
+    out.
 
-    ``difference`` is mean(b) - mean(a), in scores; ``stderr`` that of a mean of n differences (0 where n is 1).
-    ``wins``: questions where b is better. ``p``: two-sided; ``exact`` or from 100,000 random sign flips.
+    ``difference`` is mean(b) - mean(a), in scores. ``stderr`` is that of a mean of n differences (0 where n is 1).
+    ``wins``: questions where b is better. ``p``: two-sided, ``exact`` or from 100,000 random sign flips.
     """
 
     n: int
@@ -50,20 +51,20 @@ class Paired:
     unscored: int
 
     def words(self, a: str, b: str) -> str:
-        """What it means, in a sentence or two."""
+        """Meaning of the comparison in a sentence or two."""
         better, worse = (b, a) if self.difference >= 0 else (a, b)
         test = "exact sign-flip test" if self.exact else "sign-flip test, 100,000 random draws"
         if self.difference == 0:
-            said = f"{a} and {b} score the same on average"
+            verdict = f"{a} and {b} score the same on average"
         else:
-            said = f"{better} is better than {worse} by {abs(self.difference):.3f} ± {self.stderr:.3f}"
+            verdict = f"{better} is better than {worse} by {abs(self.difference):.3f} ± {self.stderr:.3f}"
         counts = f"{b} wins {self.wins}, ties {self.ties}, loses {self.losses} of {self.n} questions"
         lost = f"; {self.unscored} without a verdict are left out" if self.unscored else ""
-        return f"{said}: {counts}{lost}. p = {self.p:.2g} ({test}): {_reading(self.p)}"
+        return f"{verdict}: {counts}{lost}. p = {self.p:.2g} ({test}): {_reading(self.p)}"
 
 
-def compare(a: Sequence[Row], b: Sequence[Row]) -> Paired:
-    """``a`` and ``b``: rows of samples.jsonl with index, problem, gold and score (None: no verdict).
+def compare(a: Sequence[SampleRow], b: Sequence[SampleRow]) -> Paired:
+    """Comparison of rows of samples.jsonl with index, problem, gold and score (None: no verdict).
 
     NotPaired where the questions differ, or where no question has a verdict on both sides.
     """
@@ -71,16 +72,18 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> Paired:
     if left.keys() != right.keys():
         odd = sorted(left.keys() ^ right.keys())
         side = "first" if odd[0] in left else "second"
-        raise NotPaired(f"{len(odd)} questions are in one only, as {odd[0]} in the {side}: evaluate the same rows")
+        raise NotPaired(f"{len(odd)} questions are in one only, such as {odd[0]} in the {side}: evaluate the same rows")
     for index in sorted(left):
         for key in ("problem", "gold"):
             one, other = left[index][0][key], right[index][0][key]
             if one != other:
-                raise NotPaired(f"question {index}: {key} differs: {one[:80]!r} and {other[:80]!r}: other rows")
+                raise NotPaired(
+                    f"question {index}: {key} differs: {one[:80]!r} and {other[:80]!r}: evaluate the same rows"
+                )
     pairs = [(_mean(left[index]), _mean(right[index])) for index in sorted(left)]
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not known:
-        raise NotPaired("no question has a verdict on both sides")
+        raise NotPaired("no question has a verdict on both sides: eval again, --retry")
     differences = [other - one for one, other in known]
     p, exact = sign_flip(differences)
     values = [float(d) for d in differences]
@@ -100,7 +103,7 @@ def compare(a: Sequence[Row], b: Sequence[Row]) -> Paired:
 
 
 def sign_flip(differences: Sequence[Fraction]) -> tuple[float, bool]:
-    """(two-sided p, whether it is exact): the chance that random signs give a sum at least as far from 0."""
+    """Two-sided p and whether it is exact: the probability that random signs give a sum at least as far from 0."""
     moved = [d for d in differences if d]
     if not moved:
         return 1.0, True
@@ -108,13 +111,13 @@ def sign_flip(differences: Sequence[Fraction]) -> tuple[float, bool]:
     whole = [int(d * scale) for d in moved]
     common = math.gcd(*whole)
     sizes = [abs(d) // common for d in whole]
-    if len(sizes) * (sum(sizes) + 1) <= MOST_WORK:
+    if len(sizes) * (sum(sizes) + 1) <= MAX_EXACT_ADDITIONS:
         return _exact(sizes, abs(sum(whole)) // common), True
     return _drawn(np.array([float(d) for d in moved])), False
 
 
-def _exact(sizes: Sequence[int], seen: int) -> float:
-    """P(|sum of ±sizes| >= seen). A sum is total - 2 x (what is negative), whose distribution grows size by size."""
+def _exact(sizes: Sequence[int], observed: int) -> float:
+    """P(|sum of ±sizes| >= observed). A sum is total - 2 x (negative part), whose distribution grows size by size."""
     total = sum(sizes)
     chance = np.zeros(total + 1)
     chance[0], reach = 1.0, 0
@@ -124,32 +127,34 @@ def _exact(sizes: Sequence[int], seen: int) -> float:
         chance[: reach + 1] /= 2
         chance[size : reach + 1] += shifted / 2
     sums = total - 2 * np.arange(total + 1)
-    p = float(chance[np.abs(sums) >= seen].sum())
+    p = float(chance[np.abs(sums) >= observed].sum())
     return min(1.0, max(p, sys.float_info.min))  # 2**-n of a thousand wins is below what a float holds
 
 
 def _drawn(differences: NDArray[np.float64]) -> float:
-    """The same from random signs; what was seen counts as one of the draws, so that p is never 0."""
+    """The same p from random signs. The observed value counts as one of the draws, so that p is never 0."""
     random = np.random.default_rng(0)
-    seen = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()  # sums in another order differ in the last bits
+    observed = (
+        abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    )  # sums in another order differ in the last bits
     hits = 0
-    for _ in range(DRAWS // BLOCK):
+    for _ in range(RANDOM_DRAWS // BLOCK):
         signs = random.integers(0, 2, (BLOCK, len(differences)), dtype=np.int8) * 2 - 1
-        hits += int((np.abs(signs @ differences) >= seen).sum())
-    return (hits + 1) / (DRAWS + 1)
+        hits += int((np.abs(signs @ differences) >= observed).sum())
+    return (hits + 1) / (RANDOM_DRAWS + 1)
 
 
-def _questions(rows: Sequence[Row], which: str) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
+def _questions(rows: Sequence[SampleRow], which: str) -> dict[int, list[SampleRow]]:
+    by_index: dict[int, list[SampleRow]] = {}
     for row in rows:
-        found.setdefault(row["index"], []).append(row)
-    if not found:
+        by_index.setdefault(row["index"], []).append(row)
+    if not by_index:
         raise NotPaired(f"the {which} evaluation has no samples")
-    return found
+    return by_index
 
 
-def _mean(rows: Sequence[Row]) -> Fraction | None:
-    """Of the scores there are, exactly: a float is a fraction."""
+def _mean(rows: Sequence[SampleRow]) -> Fraction | None:
+    """Exact mean of the existing scores, as a fraction."""
     scores = [Fraction(row["score"]) for row in rows if row["score"] is not None]
     return sum(scores, Fraction()) / len(scores) if scores else None
 

@@ -22,16 +22,18 @@ from pydantic import Field
 
 from stepstack.config import ROOT, ConfigError, Strict, to_dict
 from stepstack.report import jsonl
-from stepstack.report.layout import valid
+from stepstack.report.layout import validate
 
 Some = Field(min_length=1)
-SELECTED = "eval/accuracy"  # whatever a recipe selects by; eval/stderr is of it
+SELECTED = "eval/accuracy"  # key of the metric that a recipe selects by, whose error is eval/stderr
 
 
 @dataclass(frozen=True, slots=True)
 class Panel(Strict):
-    """``metric``: what ``value`` of the curve is; the selection set's first figure if not said. ``results``: names in
-    evals/results."""
+    """Panel of a plot. ``metric``: name of the plotted value in the title.
+
+    ``value``: key of the curve, by default the metric of the selection set. ``results``: names in evals/results.
+    """
 
     title: str
     metric: str
@@ -46,10 +48,10 @@ class Plot(Strict):
 
 
 def generate(check: bool = False, root: Path = ROOT) -> list[Path]:
-    """Draw the plots whose data is not what their file was drawn from; these files. With ``check`` nothing is drawn."""
+    """Draw the plots whose data changed since their file was drawn, and return these files. ``check``: draw nothing."""
     stale = []
     for source in sorted((root / "evals" / "plots").glob("*.yaml")):
-        plot: Plot = valid(Plot, yaml.safe_load(source.read_text(encoding="utf-8")), str(source.relative_to(root)))
+        plot: Plot = validate(Plot, yaml.safe_load(source.read_text(encoding="utf-8")), str(source.relative_to(root)))
         curves = {name: _curve(name, root) for panel in plot.panels for name in panel.results}
         facts = json.dumps([to_dict(plot), curves], sort_keys=True)
         out, mark = root / plot.file, hashlib.sha256(facts.encode()).hexdigest()

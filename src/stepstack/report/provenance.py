@@ -1,4 +1,4 @@
-"""Where a number came from: commit, machine, versions, time. No torch; who has a GPU adds it."""
+"""Provenance of a number: commit, machine, versions, time. No torch; callers with a GPU add it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ LIBRARIES = (
 
 
 def provenance(root: Path = ROOT, libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
-    """Plain JSON values: time (UTC, ISO 8601), commit, dirty, host, python, versions (of those installed)."""
+    """Provenance in plain JSON values: time (UTC, ISO 8601), commit, dirty, host, python, versions (of installed
+    libraries)."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **commit(root),
@@ -42,7 +43,7 @@ def provenance(root: Path = ROOT, libraries: Sequence[str] = LIBRARIES) -> dict[
 
 
 def commit(root: Path = ROOT) -> dict[str, Any]:
-    """commit (hash) and dirty (whether tracked files differ from it); both None where git knows no commit."""
+    """Hash of the commit, and dirty, whether tracked files differ from it; both None where git knows no commit."""
     head = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if head is None:
         return {"commit": None, "dirty": None}
@@ -50,7 +51,8 @@ def commit(root: Path = ROOT) -> dict[str, Any]:
 
 
 def host() -> dict[str, Any]:
-    """cpu (model name), cores (that this process may use), memory_gib, system; nothing that names the machine."""
+    """Facts of the machine that do not name it: cpu (model name), cores (that this process may use), memory_gib,
+    system."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count(),
@@ -60,18 +62,18 @@ def host() -> dict[str, Any]:
 
 
 def versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Installed versions by name, without importing anything; a library that is not installed has no entry."""
-    found = {}
+    """Installed versions by name, without importing anything. A library that is not installed has no entry."""
+    installed = {}
     for name in libraries:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """One line for a table's footer."""
+    """Provenance in one line, for the footer of a table."""
     mark = "+changes" if record["dirty"] else ""
     where = record["host"]
     return (
@@ -81,7 +83,7 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """git's answer, or None where there is no git, no repository or no commit."""
+    """Output of a git command, or None where there is no git, no repository or no commit."""
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):

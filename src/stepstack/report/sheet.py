@@ -1,4 +1,4 @@
-"""A contact sheet: rows of pictures with a line of text below each, as one PNG. No torch."""
+"""Contact sheet: rows of pictures with a line of text below each, in one PNG. No torch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-MARGIN, LINE = 8, 13  # pixels around a picture; of a line of text
+MARGIN, LINE = 8, 13  # pixels around a picture, and height of a line of text
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, PAPER = (34, 34, 34), (255, 255, 255)
 
 
 def sheet(rows: Mapping[str, Sequence[tuple[bytes, str]]], width: int = 160) -> bytes:
-    """A PNG with a titled row for each entry; its items are (PNG, caption), scaled to ``width``. Captions keep their
-    line breaks. ValueError where there is no picture."""
+    """PNG with a titled row for each entry, whose items are (PNG, caption), scaled to ``width``.
+
+    Captions keep their line breaks. ValueError where there is no picture.
+    """
     if not any(rows.values()):
-        raise ValueError("a sheet needs at least one picture")
+        raise ValueError("a sheet needs at least one picture: give one")
     font = ImageFont.load_default(11)
     columns = max(map(len, rows.values()))
     strips = [_strip(title, items, columns, width, font) for title, items in rows.items()]

@@ -1,7 +1,7 @@
-"""Tables in the READMEs, generated from evals/: a number in a table is in a file with its provenance. No torch.
+"""Tables in the READMEs, generated from evals/: each number in a table is in a file with its provenance. No torch.
 
-A table stands between ``<!-- table: name -->`` and ``<!-- end -->``. evals/tables holds a file for it: name.yaml, a
-layout (see ``layout``), or name.py, whose function ``table`` makes it (and ``part`` table name.part). ``measured``
+A table is the text between ``<!-- table: name -->`` and ``<!-- end -->``. evals/tables holds a file for it: name.yaml,
+a layout (see ``layout``), or name.py, whose function ``table`` builds it (and ``part`` table name.part). ``measured``
 (evals/results, ours) and ``reported`` (evals/reported, published, with source) never share a row of a layout.
 """
 
@@ -19,15 +19,15 @@ from stepstack.report import formats, jsonl, layout, plots
 from stepstack.report.formats import Format
 from stepstack.user_code import load_name
 
-MAKERS = ROOT / "evals" / "tables"  # x.py makes table x by ``table(root)``, and table x.y by ``y(root)``
+TABLE_FOLDER = ROOT / "evals" / "tables"  # x.py builds table x by ``table(root)``, and table x.y by ``y(root)``
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def record(run: Path, root: Path = ROOT) -> Path:
-    """evals/results/<name>.json of a run: config, provenance, its evaluations by label (before, after, model, ...), its
-    curve on the selection set, what a sweep has fitted, what DSV came to, and CPU seconds; no samples.
+    """Write evals/results/<name>.json of a run, without samples.
 
-    FileNotFoundError where nothing of the run was evaluated or fitted.
+    It has config, provenance, evaluations by label (before, after, model, ...), the curve on the selection set, the fit
+    of a sweep, the state of DSV, and CPU seconds. FileNotFoundError where nothing of the run was evaluated or fitted.
     """
     facts = json.loads((run / "config.json").read_text())
     evals: dict[str, list[dict[str, Any]]] = {}
@@ -39,29 +39,31 @@ def record(run: Path, root: Path = ROOT) -> Path:
     stages = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
     seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
-    kept = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
-    kept["curve"] = curve(jsonl.read(stages[-1]))
+    result = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
+    result["curve"] = curve(jsonl.read(stages[-1]))
     for extra in (fit, run / "dsv.json"):
         if extra.is_file():
-            kept[extra.stem] = json.loads(extra.read_text())
-    jsonl.write_json_atomic(out, kept)
+            result[extra.stem] = json.loads(extra.read_text())
+    jsonl.write_json_atomic(out, result)
     return out
 
 
 def curve(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
-    """What the selection set gave when, and the mean loss since the time before."""
+    """Metrics of the selection set by step, each with the mean loss since the step before."""
     points, losses = [], []
     for row in rows:
         losses += [row["loss"]] if "loss" in row else []
-        if found := {key: value for key, value in row.items() if key.startswith("eval/")}:
-            points.append({"step": row["step"], **found} | ({"loss": fmean(losses)} if losses else {}))
+        if figures := {key: value for key, value in row.items() if key.startswith("eval/")}:
+            points.append({"step": row["step"], **figures} | ({"loss": fmean(losses)} if losses else {}))
             losses = []
     return points
 
 
 def generate(check: bool = False, root: Path = ROOT) -> int:
-    """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare. Exit
-    status."""
+    """Rewrite every table block of the tracked READMEs and docs, and the plots; with ``check`` only compare.
+
+    Returns the exit status.
+    """
     stale = [path.relative_to(root) for path in plots.generate(check, root)]
     folders = ("recipes/*/README.md", "docs/*.md", "kernels/stepstack_kernels/*/README.md")
     for page in [root / "README.md", *(page for folder in folders for page in sorted(root.glob(folder)))]:
@@ -79,10 +81,10 @@ def generate(check: bool = False, root: Path = ROOT) -> int:
 def render(name: str, format: Format = "md", root: Path = ROOT) -> str:
     """One table, by its name, as Markdown, LaTeX or HTML."""
     stem, _, part = name.partition(".")
-    file = MAKERS / f"{stem.replace('-', '_')}.py"
+    file = TABLE_FOLDER / f"{stem.replace('-', '_')}.py"
     if file.is_file():
         return formats.render(load_name(file, part or "table")(root), format)
     if name not in layout.names(root):
-        have = [*sorted(path.stem.replace("_", "-") for path in MAKERS.glob("[a-z]*.py")), *layout.names(root)]
+        have = [*sorted(path.stem.replace("_", "-") for path in TABLE_FOLDER.glob("[a-z]*.py")), *layout.names(root)]
         raise ValueError(f"no table {name!r}: there are {', '.join(have)}")
     return layout.render(name, format, root)

@@ -1,4 +1,4 @@
-"""Every sample of one or two models' evaluations in one HTML page, which needs no network and no other file. No torch.
+"""Viewer of every sample of one or two models' evaluations: one HTML page without network or other files. No torch.
 
 The page carries its data as JSON and shows some fifty questions at a time (viewer.js), so that 500 questions with 16
 samples each stay fast. Only the page's own script may run in it, whatever a model wrote.
@@ -16,39 +16,41 @@ from typing import Any
 from urllib.parse import urlencode
 
 from stepstack.report import jsonl, paired
-from stepstack.report.html import app
+from stepstack.report.html import script_page
 
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
-MOST = 2  # models side by side
+MAX_MODELS = 2  # side by side on a page
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One folder as read. ``result``: result.json; ``rows``: those of samples.jsonl."""
+    """Evaluation in one folder. ``result``: result.json. ``rows``: those of samples.jsonl."""
 
     result: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
 
     @property
     def key(self) -> str:
-        """What it is compared by: the task, and where it is not one sample a question, how it was sampled."""
+        """Key of comparison: the task, and how it was sampled where that is not one sample a question."""
         greedy, k = self.result["plan"].get("sampling", {}).get("temperature") == 0, self.result["k"]
         return self.result["task"] + (" greedy" if greedy else f" x{k}" if k > 1 else "")
 
 
 def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
-    """One page of all evaluation ``folders``; the keys are the models' labels, at most two.
+    """Write one page of all evaluation ``folders``, whose keys are the models' labels, at most two.
 
-    Where two labels have the same task, their samples stand side by side, with the paired test of their difference.
-    ValueError for no folder, a third label, an evaluation that is not over, or two of one task under one label.
+    Where two labels have the same task, their samples are side by side, with the paired test of their difference.
+    ValueError for no folder, a third label, an evaluation that is not finished, or two of one task under one label.
     """
     if not any(folders.values()):
         raise ValueError("no evaluation to show: give folders with result.json and samples.jsonl")
-    if len(folders) > MOST:
-        raise ValueError(f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MOST}")
+    if len(folders) > MAX_MODELS:
+        raise ValueError(
+            f"{', '.join(folders)}: a page shows one model, or two side by side; give at most {MAX_MODELS}"
+        )
     by_label = {label: _read_all(places, label) for label, places in folders.items()}
-    keys = list(dict.fromkeys(key for found in by_label.values() for key in found))
-    tasks = [_task(key, {label: found.get(key) for label, found in by_label.items()}) for key in keys]
+    keys = list(dict.fromkeys(key for evaluations in by_label.values() for key in evaluations))
+    tasks = [_task(key, {label: evaluations.get(key) for label, evaluations in by_label.items()}) for key in keys]
     data = {"labels": list(by_label), "tasks": tasks}
     title = f"Samples: {' and '.join(by_label)}"
     jsonl.write_text_atomic(page, _page(title, _summary(keys, by_label), data))
@@ -56,21 +58,24 @@ def write(page: Path, folders: Mapping[str, Sequence[Path]]) -> Path:
 
 
 def _read_all(places: Sequence[Path], label: str) -> dict[str, Evaluation]:
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     where: dict[str, Path] = {}
     for place in places:
         file = place / "result.json"
         if not file.is_file():
-            raise ValueError(f"{file} does not exist: the evaluation is not over; the same command goes on with it")
+            raise ValueError(f"{file} does not exist: the evaluation is not finished; run its command again")
         one = Evaluation(json.loads(file.read_text()), jsonl.read(place / "samples.jsonl"))
-        if one.key in found:
+        if one.key in evaluations:
             raise ValueError(f"{label}: {place} and {where[one.key]} are both {one.key}: give one of them")
-        found[one.key], where[one.key] = one, place
-    return found
+        evaluations[one.key], where[one.key] = one, place
+    return evaluations
 
 
 def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]:
-    """What viewer.js reads. Questions are those of any label; ``by`` has an entry a label, None where it lacks it."""
+    """Data of a task for viewer.js.
+
+    Questions are those of any label. ``by`` has an entry a label, None where the label lacks the question.
+    """
     there = {label: one for label, one in by_label.items() if one is not None}
     questions: dict[tuple[int, str, str], dict[str, Any]] = {}
     for label, one in there.items():
@@ -84,30 +89,33 @@ def _task(key: str, by_label: Mapping[str, Evaluation | None]) -> dict[str, Any]
         "key": key,
         "paired": _paired(there),
         "questions": [
-            {"index": index, "problem": problem, "gold": gold, "by": _columns(found["by"])}
-            for (index, problem, gold), found in sorted(questions.items())
+            {"index": index, "problem": problem, "gold": gold, "by": _columns(columns["by"])}
+            for (index, problem, gold), columns in sorted(questions.items())
         ],
     }
 
 
 def _columns(by: Mapping[str, dict[str, Any] | None]) -> list[dict[str, Any] | None]:
-    """A question's columns; a prompt that equals the one before is left out."""
+    """Columns of a question, where a prompt that equals the one before is left out."""
     columns = [None if column is None else dict(column) for column in by.values()]
-    if len(columns) == MOST and columns[0] and columns[1] and columns[0]["prompt"] == columns[1]["prompt"]:
+    if len(columns) == MAX_MODELS and columns[0] and columns[1] and columns[0]["prompt"] == columns[1]["prompt"]:
         del columns[1]["prompt"]
     return columns
 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what the page does not show; keys of no value are left out, since there are thousands."""
-    kept = {key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None}
+    """Row without the parts that the page does not show. Keys without a value are left out, since there are thousands
+    of rows."""
+    fields = {
+        key: row[key] for key in ("text", "tokens", "finish", "answer", "score", "failure") if row[key] is not None
+    }
     parts = {name: value if math.isfinite(value) else str(value) for name, value in row["parts"].items()}
-    return kept | ({"parts": parts} if parts else {})
+    return fields | ({"parts": parts} if parts else {})
 
 
 def _paired(there: Mapping[str, Evaluation]) -> str | None:
-    """The test in words, for two models; where it cannot be made, why."""
-    if len(there) < MOST:
+    """Paired test in words, for two models, or the reason why it cannot be made."""
+    if len(there) < MAX_MODELS:
         return None
     (a, left), (b, right) = there.items()
     try:
@@ -117,20 +125,20 @@ def _paired(there: Mapping[str, Evaluation]) -> str | None:
 
 
 def _summary(keys: Sequence[str], by_label: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """The table on top, which also is there without JavaScript."""
+    """Table at the top, which is also there without JavaScript."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in SUMMARY)
     body = ""
     for key in keys:
-        for label, found in by_label.items():
-            if key in found:
+        for label, evaluations in by_label.items():
+            if key in evaluations:
                 link = f'<a href="#{html.escape(urlencode({"task": key}))}">{html.escape(key)}</a>'
-                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(label, found[key].result))
-                body += f"<tr><td>{link} <small>v{found[key].result['version']}</small></td>{cells}</tr>"
+                cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(label, evaluations[key].result))
+                body += f"<tr><td>{link} <small>v{evaluations[key].result['version']}</small></td>{cells}</tr>"
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _cells(label: str, result: Mapping[str, Any]) -> Iterator[str]:
-    """The columns of SUMMARY behind the task."""
+    """Cells of the columns of SUMMARY behind the task."""
     yield label
     yield "\n".join(_metric(metric, result["n"]) for metric in result["metrics"])
     yield f"{result['n']} x {result['k']}"
@@ -154,14 +162,18 @@ def _metric(metric: Mapping[str, Any], n: int) -> str:
 
 
 def _sampling(plan: Mapping[str, Any]) -> str:
-    """What was set, in a line; stop strings are the prompt's matter. Tasks of lm-evaluation-harness have their own."""
+    """Sampling settings in a line, without stop strings, which belong to the prompt.
+
+    Tasks of lm-evaluation-harness have their own settings.
+    """
     facts = dict(plan.get("sampling", {})) | {key: plan[key] for key in ("shots", "seed") if key in plan}
     known = {key: value for key, value in facts.items() if key not in ("n", "stop") and value not in (None, -1)}
     return ", ".join(f"{key}={json.dumps(value).removesuffix('.0')}" for key, value in known.items())
 
 
 def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
-    """No text of a model is ever markup: here it is JSON in which no tag can end, and viewer.js only sets text."""
+    """Page with its data as JSON in which no tag can end. No text of a model is ever markup, and viewer.js only sets
+    text."""
     # ASCII only: U+2028 and half surrogates too are escaped
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
     body = (
@@ -169,4 +181,4 @@ def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
         "<noscript><p>The samples need JavaScript.</p></noscript>"
         f'<script id="data" type="application/json">{text}</script>'
     )
-    return app(title, Path(__file__).with_name("viewer.js"), body)
+    return script_page(title, Path(__file__).with_name("viewer.js"), body)

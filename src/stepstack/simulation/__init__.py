@@ -1,1 +1,1 @@
-"""What plans come to: time, money, waste. Pure functions, no torch."""
+"""Simulations of plans: time, money, waste. Pure functions, no torch."""

@@ -15,10 +15,10 @@ def test_the_kernels_choose_what_the_reference_chooses(select):
     queries, keys = ragged(40, 16, seed=3), ragged(50, 16, seed=4)
     random = torch.Generator().manual_seed(0)
     q, k = torch.randn(1, 2, 40, 16, generator=random), torch.randn(1, 2, 50, 16, generator=random)
-    wanted, made = (select(q, k, queries, keys, [2, 5], impl=impl) for impl in ("reference", "triton"))
-    made.check()
-    assert torch.equal(made.mask(), wanted.mask())
-    assert torch.equal(made.offsets, wanted.offsets)
+    wanted, result = (select(q, k, queries, keys, [2, 5], impl=impl) for impl in ("reference", "triton"))
+    result.check()
+    assert torch.equal(result.mask(), wanted.mask())
+    assert torch.equal(result.offsets, wanted.offsets)
 
 
 def test_means_of_ragged_blocks():
@@ -36,8 +36,8 @@ def test_the_top_of_rows_longer_than_a_program_holds_with_ties_and_infinities():
     scores[2] = float("-inf")
     scores[2, 70] = float("inf")
     keep = torch.tensor([7, 64, 5, 100, 33], dtype=torch.int32)
-    made = top_blocks(scores, keep, int(keep.sum()), "triton")
-    assert torch.equal(made, top_blocks(scores, keep, int(keep.sum()), "reference"))
+    result = top_blocks(scores, keep, int(keep.sum()), "triton")
+    assert torch.equal(result, top_blocks(scores, keep, int(keep.sum()), "reference"))
 
 
 def test_even_blocks_of_one_token():

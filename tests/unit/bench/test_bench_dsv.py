@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from evals.bench import dsv, dsv_cpu
-from evals.bench.dsv import BLOCK, OURS, Shape
+from evals.bench.dsv import BLOCK, OURS, SequenceShape
 from stepstack.cli import main as cli
 from stepstack.ops.selection import Blocks, Selection
 
@@ -24,8 +24,8 @@ def test_an_unknown_option_is_named(capsys):
 
 
 def test_ragged_heads_keep_as_much_as_uniform_ones():
-    shape = Shape(64, 32768)
-    uniform, ragged = (dsv.kept(shape, 0.9, kind) for kind in ("uniform", "ragged"))
+    shape = SequenceShape(64, 32768)
+    uniform, ragged = (dsv.keep_counts(shape, 0.9, kind) for kind in ("uniform", "ragged"))
     assert set(uniform) == {51}
     assert (ragged[0], ragged[-1]) == (26, 77)
     assert sum(ragged) == pytest.approx(sum(uniform), rel=0.01)
@@ -47,9 +47,9 @@ def test_results_are_drawn_and_shown(tmp_path, monkeypatch, capsys):
     rows = [{**row, "tokens": t, "who": OURS, "ms": 1.0, "times_limit": 1.3} for t in (32768, 65536)]
     rows.append({**row, "tokens": 32768, "who": "SDPA cuDNN", "failed": "No available kernel."})
     dsv.show({"bench": "dsv", "gpu": "none", "rows": rows, "provenance": dsv.provenance()})
-    said = capsys.readouterr().out
-    assert "1.30" in said
-    assert "1.33" in said  # the goal
+    output = capsys.readouterr().out
+    assert "1.30" in output
+    assert "1.33" in output  # the goal
     assert (tmp_path / "evals" / "results" / "bench-dsv.png").stat().st_size > 0
 
 

@@ -22,9 +22,9 @@ def test_rounds_are_whole_turns():
 
 
 def test_figures_are_means_and_their_errors():
-    found = stepvideo.figures({"dense": [5.0, 7.0], "dsv": [2.0, 2.0]})
-    assert (found["dense_s"], found["dense_stderr"], found["dsv_stderr"]) == (6.0, 1.0, 0.0)
-    assert (found["ratio"], found["ratio_stderr"]) == (3.0, 0.5)
+    result = stepvideo.figures({"dense": [5.0, 7.0], "dsv": [2.0, 2.0]})
+    assert (result["dense_s"], result["dense_stderr"], result["dsv_stderr"]) == (6.0, 1.0, 0.0)
+    assert (result["ratio"], result["ratio_stderr"]) == (3.0, 0.5)
 
 
 def test_the_lengths_are_those_of_the_goal():
@@ -32,7 +32,7 @@ def test_the_lengths_are_those_of_the_goal():
 
 
 def test_the_cpus_part_trains_densely_and_sparsely(capsys, monkeypatch):
-    seen = []
+    observed = []
     inner = stepvideo.step
 
     def watched(model, optimizer, micro, dsv):
@@ -42,12 +42,12 @@ def test_the_cpus_part_trains_densely_and_sparsely(capsys, monkeypatch):
             not torch.equal(a, p)
             for a, p in zip(before, (p for p in model.parameters() if p.requires_grad), strict=True)
         )
-        seen.append((dsv is not None and all(dsv.sparse()), type(model.blocks[0].attn1.processor).__name__, moved))
+        observed.append((dsv is not None and all(dsv.sparse()), type(model.blocks[0].attn1.processor).__name__, moved))
         return spent
 
     monkeypatch.setattr(stepvideo, "step", watched)
     result = stepvideo_cpu.measure(rounds=4)
-    assert seen == [(False, "Dense", True), (True, "VideoDsv", True)] * 8
+    assert observed == [(False, "Dense", True), (True, "VideoDsv", True)] * 8
     [row] = result["rows"]
     assert (row["tokens"], row["n"], row["sparsity"]) == (256, 4, 0.75)
     assert row["ratio"] == pytest.approx(row["dense_s"] / row["dsv_s"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stepstack.core import muon, optim
-from stepstack.core.muon import Muon, orthogonalized
+from stepstack.core.muon import MuonOptimizer, orthogonalized
 
 SHAPES = ((6, 6), (12, 6), (6, 12), (5, 9), (6, 6), (12, 6), (96, 256), (256, 96))
 SETTINGS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}
@@ -92,24 +92,24 @@ def test_gradients_of_zeros_and_of_low_rank():
 
 def test_updates_are_those_of_float64():
     start = weights()
-    found = walk(Muon(weights(), **SETTINGS))
+    found = walk(MuonOptimizer(weights(), **SETTINGS))
     assert apart(found, reference(3, **SETTINGS), start) < 1e-4
 
 
 def test_matrices_are_stacked_and_a_stack_has_a_limit(monkeypatch):
     """The same steps, one matrix at a time; and what is stacked is what has one shape, lying or standing."""
-    found, start = walk(Muon(weights(), **SETTINGS)), weights()
+    found, start = walk(MuonOptimizer(weights(), **SETTINGS)), weights()
     stacks = []
     monkeypatch.setattr(
         muon, "orthogonalized", lambda x_BMN: stacks.append(tuple(x_BMN.shape)) or orthogonalized(x_BMN)
     )
-    walk(Muon(weights(), **SETTINGS), last=1)
+    walk(MuonOptimizer(weights(), **SETTINGS), last=1)
     assert sorted(stacks) == [(1, 5, 9), (2, 6, 6), (2, 96, 256), (3, 6, 12)]
     stacks.clear()
-    monkeypatch.setattr(muon, "TOGETHER", 2 * 6 * 12)
-    singly = walk(Muon(weights(), **SETTINGS), last=1)
+    monkeypatch.setattr(muon, "MAX_BATCH_ELEMENTS", 2 * 6 * 12)
+    singly = walk(MuonOptimizer(weights(), **SETTINGS), last=1)
     assert sorted(stacks) == [(1, 5, 9), (1, 6, 12), (1, 96, 256), (1, 96, 256), (2, 6, 6), (2, 6, 12)]
-    assert apart(singly, walk(Muon(weights(), **SETTINGS), last=1), start) < 1e-5
+    assert apart(singly, walk(MuonOptimizer(weights(), **SETTINGS), last=1), start) < 1e-5
     assert apart(found, singly, start) > 0.1  # a step is not three
 
 
@@ -117,7 +117,7 @@ def test_a_cpu_computes_in_float32_and_in_float64_where_the_weights_are():
     assert muon.precision(torch.zeros(1)) == torch.float32
     assert muon.precision(torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
     assert muon.precision(torch.zeros(1, dtype=torch.float64)) == torch.float64
-    found = walk(Muon(weights(dtype=torch.float64), **SETTINGS))
+    found = walk(MuonOptimizer(weights(dtype=torch.float64), **SETTINGS))
     assert apart(found, reference(3, **SETTINGS), weights()) < 1e-12
 
 
@@ -125,7 +125,7 @@ def test_weights_without_a_gradient_stay():
     parameters = weights()
     pull(parameters, 0)
     parameters[0].grad = None
-    optimizer = Muon(parameters, **SETTINGS)
+    optimizer = MuonOptimizer(parameters, **SETTINGS)
     optimizer.step()
     assert torch.equal(parameters[0], weights()[0])
     assert not torch.equal(parameters[1], weights()[1])
@@ -135,7 +135,7 @@ def test_weights_without_a_gradient_stay():
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])
 def test_other_than_matrices_are_refused(shape):
     with pytest.raises(ValueError, match=r"Muon is for matrices, not for a parameter of shape \("):
-        Muon([nn.Parameter(torch.zeros(shape))])
+        MuonOptimizer([nn.Parameter(torch.zeros(shape))])
 
 
 # -- beside torch's ----------------------------------------------------------------------------------------------------
@@ -146,11 +146,11 @@ def test_steps_are_torchs_within_bfloat16():
     start, want = weights(), reference(3, **SETTINGS)
     theirs = walk(torch.optim.Muon(weights(), **SETTINGS))
     assert 1e-3 < apart(theirs, want, start) < 0.03
-    assert apart(walk(Muon(weights(), **SETTINGS)), theirs, start) < 0.03
+    assert apart(walk(MuonOptimizer(weights(), **SETTINGS)), theirs, start) < 0.03
 
 
 def test_defaults_are_torchs():
-    ours, theirs = Muon(weights()), torch.optim.Muon(weights())
+    ours, theirs = MuonOptimizer(weights()), torch.optim.Muon(weights())
     assert ours.defaults.items() <= theirs.defaults.items()
     assert (theirs.defaults["nesterov"], theirs.defaults["ns_steps"], theirs.defaults["adjust_lr_fn"]) == (
         True,
@@ -162,12 +162,12 @@ def test_defaults_are_torchs():
 
 
 def test_a_state_dict_goes_on_where_it_was_written():
-    whole = walk(Muon(weights(), **SETTINGS), last=4)
-    first = Muon(weights(), **SETTINGS)
+    whole = walk(MuonOptimizer(weights(), **SETTINGS), last=4)
+    first = MuonOptimizer(weights(), **SETTINGS)
     walk(first, last=2)
     state = copy.deepcopy(first.state_dict())
     assert {name for of in state["state"].values() for name in of} == {"momentum_buffer"}
-    second = Muon([nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]], lr=9.0)
+    second = MuonOptimizer([nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]], lr=9.0)
     second.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(walk(second, 2, 4), whole, strict=True))
 
@@ -176,7 +176,7 @@ def test_a_state_dict_of_torchs_muon_goes_on_here():
     theirs = torch.optim.Muon(weights(), **SETTINGS)
     walk(theirs, last=2)
     start = [p.detach().clone() for p in theirs.param_groups[0]["params"]]
-    ours = Muon([nn.Parameter(p.clone()) for p in start])
+    ours = MuonOptimizer([nn.Parameter(p.clone()) for p in start])
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
     assert apart(walk(ours, 2, 4), walk(theirs, 2, 4), start) < 0.03
 
@@ -189,7 +189,7 @@ def test_groups_have_rates_of_their_own():
     one, two, free = weights([(6, 6)] * 3)
     start = [p.detach().clone() for p in (one, two)]
     groups = [{"params": [one]}, {"params": [two], "lr": 0.1, "weight_decay": 0.0}]
-    optimizer = Muon(groups, lr=0.05, weight_decay=0.0)
+    optimizer = MuonOptimizer(groups, lr=0.05, weight_decay=0.0)
     for parameter in (one, two, free):
         parameter.grad = torch.eye(6)
     optimizer.step()
@@ -201,7 +201,7 @@ def test_our_optimizers_give_it_hidden_matrices_and_remember_the_peak():
     module = nn.ModuleDict({"hidden": nn.Linear(4, 6), "embed": nn.Embedding(5, 4), "lm_head": nn.Linear(4, 5)})
     cfg = optim.Muon(lr=0.03, momentum=0.8, weight_decay=0.2, adamw_lr=0.001)
     by_matrix, rest = optim.optimizers(module, cfg)
-    assert isinstance(by_matrix, Muon)
+    assert isinstance(by_matrix, MuonOptimizer)
     [group] = by_matrix.param_groups
     assert group["params"] == [module["hidden"].weight]
     wanted = {"lr": 0.03, "peak_lr": 0.03, "momentum": 0.8, "weight_decay": 0.2}

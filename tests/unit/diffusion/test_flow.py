@@ -37,7 +37,7 @@ def test_the_path_leads_from_noise_to_data():
         t_B = torch.full((2,), t, dtype=torch.float64)
         x = flow.interpolate(data, noise, t_B)
         torch.testing.assert_close(x, expected)
-        torch.testing.assert_close(flow.data_of(x, flow.velocity(data, noise), t_B), data)
+        torch.testing.assert_close(flow.predicted_data(x, flow.velocity(data, noise), t_B), data)
 
 
 def test_the_shifted_schedule_and_its_steps_are_those_of_diffusers():
@@ -70,9 +70,9 @@ def test_guidance_moves_away_from_the_unconditional():
         cfg = SamplerConfig(steps=steps, guidance=3.0, shift=4.0)
         *_, end = flow.euler(noise, cfg, lambda x, t: up, lambda x, t: right)
         torch.testing.assert_close(end, right + 3 * (up - right))
-    asked = []
-    list(flow.euler(noise, SamplerConfig(steps=2, guidance=1.0), lambda x, t: up, lambda x, t: asked.append(t)))
-    assert asked == []
+    calls = []
+    list(flow.euler(noise, SamplerConfig(steps=2, guidance=1.0), lambda x, t: up, lambda x, t: calls.append(t)))
+    assert calls == []
 
 
 def test_the_error_is_summed_over_samples_and_weighed():

@@ -18,7 +18,7 @@ from stepstack.core.run import Run
 from stepstack.diffusion import flow
 from stepstack.diffusion.config import Conditions, DiffusionConfig, SamplerConfig
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
-from stepstack.diffusion.sample import noise_like, padded, sample
+from stepstack.diffusion.sample import noise_like, pad_first_frame, sample
 from stepstack.loops import diffusion
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
@@ -228,7 +228,7 @@ def test_sampling_stops_at_the_first_nan():
 def test_a_video_has_its_own_noise_and_a_padded_image():
     both = noise_like((2, 3), seeds=[4, 5])
     assert torch.equal(noise_like((2, 3), seeds=[5])[0], both[1])
-    image = padded(torch.ones(2, 3, 4, 4), 5)
+    image = pad_first_frame(torch.ones(2, 3, 4, 4), 5)
     assert image.shape == (2, 5, 3, 4, 4)
     assert float(image[:, 1:].abs().max()) == 0 < float(image[:, 0].min())
 

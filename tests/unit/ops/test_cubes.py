@@ -17,33 +17,35 @@ sides = st.tuples(*[st.integers(1, 7)] * 3)
 @settings(deadline=None)
 @given(sides, sides)
 def test_a_block_holds_exactly_one_cube(video, cube):
-    made = Cubes.of(video, cube)
-    made.blocks.check()
+    result = Cubes.build(video, cube)
+    result.blocks.check()
     positions = list(product(*map(range, video)))
-    found = [[tuple(p // c for p, c in zip(positions[t], cube, strict=True)) for t in part]
-             for part in made.order.split(made.blocks.lengths.tolist())]  # fmt: skip
-    assert all(len(set(block)) == 1 for block in found)
+    values = [
+        [tuple(p // c for p, c in zip(positions[t], cube, strict=True)) for t in part]
+        for part in result.order.split(result.blocks.lengths.tolist())
+    ]
+    assert all(len(set(block)) == 1 for block in values)
     counts = [-(-v // c) for v, c in zip(video, cube, strict=True)]
-    assert [block[0] for block in found] == list(product(*map(range, counts)))
-    assert made.blocks.size == made.blocks.lengths.max()
+    assert [block[0] for block in values] == list(product(*map(range, counts)))
+    assert result.blocks.size == result.blocks.lengths.max()
 
 
 @settings(deadline=None)
 @given(sides, sides)
 def test_there_and_back(video, cube):
-    made = Cubes.of(video, cube)
-    x = torch.arange(made.order.shape[0] * 2.0).view(1, -1, 2)
-    assert torch.equal(made.scatter(made.gather(x)), x)
-    assert torch.equal(made.gather(x.mT, dim=2), made.gather(x).mT)
+    result = Cubes.build(video, cube)
+    x = torch.arange(result.order.shape[0] * 2.0).view(1, -1, 2)
+    assert torch.equal(result.scatter(result.gather(x)), x)
+    assert torch.equal(result.gather(x.mT, dim=2), result.gather(x).mT)
 
 
 def test_wan_480p_needs_no_padding():
     """Wan's 21 x 30 x 52 latent: cubes of 64 tokens would pad 32,760 tokens to 39,936."""
-    blocks = Cubes.of((21, 30, 52)).blocks
+    blocks = Cubes.build((21, 30, 52)).blocks
     assert (blocks.tokens, blocks.count) == (32760, 6 * 8 * 13)
     assert set(blocks.lengths.tolist()) == {64, 32, 16, 8}
 
 
 def test_a_side_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
-        Cubes.of((4, 0, 4))
+        Cubes.build((4, 0, 4))

@@ -20,15 +20,15 @@ def test_the_top_is_torchs_and_ties_go_to_the_lower_block(data):
     rows = data.draw(st.lists(st.lists(st.integers(-2, 2), min_size=width, max_size=width), min_size=1, max_size=4))
     keep = data.draw(st.lists(st.integers(1, width), min_size=len(rows), max_size=len(rows)))
     scores = torch.tensor(rows, dtype=torch.float32)
-    made = top_blocks(scores, torch.tensor(keep, dtype=torch.int32), sum(keep), "reference").split(keep)
-    for row, k, taken in zip(scores, keep, made, strict=True):
+    result = top_blocks(scores, torch.tensor(keep, dtype=torch.int32), sum(keep), "reference").split(keep)
+    for row, k, taken in zip(scores, keep, result, strict=True):
         assert torch.equal(row[taken.long()].sort(descending=True).values, row.topk(k).values)
         assert taken.tolist() == sorted(sorted(range(width), key=lambda i: (-row[i], i))[:k])
 
 
 @pytest.fixture(params=[1 << 26, 1], ids=["all heads at once", "head by head"])
 def sequences(request, monkeypatch):
-    monkeypatch.setattr(select, "SCORES", request.param)
+    monkeypatch.setattr(select, "MAX_SCORES", request.param)
     random = torch.Generator().manual_seed(0)
     queries, keys = ragged(40, 9, seed=3), ragged(50, 12, seed=4)
     return torch.randn(2, 3, 40, 8, generator=random), torch.randn(2, 3, 50, 8, generator=random), queries, keys
@@ -51,16 +51,16 @@ def by_brute_force(score, q, k, queries, keys) -> torch.Tensor:
 
 def test_pooled_selection_multiplies_means(sequences):
     wanted = by_brute_force(lambda q, k: q.mean(0) @ k.mean(0), *sequences)
-    made = pooled_selection(*sequences, torch.tensor(KEEP))
-    made.check()
-    assert torch.equal(made.mask(), wanted)
+    result = pooled_selection(*sequences, torch.tensor(KEEP))
+    result.check()
+    assert torch.equal(result.mask(), wanted)
 
 
 def test_low_rank_selection_adds_up_exponentials(sequences):
     wanted = by_brute_force(lambda q, k: (0.5 * q.mean(0) @ k.T).exp().sum(), *sequences)
-    made = low_rank_selection(*sequences, KEEP, scale=0.5)
-    made.check()
-    assert torch.equal(made.mask(), wanted)
+    result = low_rank_selection(*sequences, KEEP, scale=0.5)
+    result.check()
+    assert torch.equal(result.mask(), wanted)
 
 
 def test_it_finds_the_mass_that_a_mean_hides():

@@ -62,7 +62,7 @@ def test_the_inverse_is_the_transpose_and_its_own_inverse(drawn):
 def test_density_counts_pairs_of_tokens(drawn):
     mask, queries, keys = drawn
     selection = Selection.from_mask(mask, queries, keys)
-    tokens = mask[:, :, queries.of_token][..., keys.of_token]
+    tokens = mask[:, :, queries.block_of_token][..., keys.block_of_token]
     torch.testing.assert_close(selection.density, tokens.float().mean((-1, -2)))
 
 
@@ -79,10 +79,10 @@ def test_check_passes_what_has_keys_in_every_head(drawn):
 
 
 def test_even_blocks_end_with_the_rest():
-    made = Blocks.even(10, 4)
-    assert made.starts.tolist() == [0, 4, 8, 10]
-    assert (made.count, made.tokens, made.lengths.tolist()) == (3, 10, [4, 4, 2])
-    assert made.of_token.tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    result = Blocks.even(10, 4)
+    assert result.starts.tolist() == [0, 4, 8, 10]
+    assert (result.count, result.tokens, result.lengths.tolist()) == (3, 10, [4, 4, 2])
+    assert result.block_of_token.tolist() == [0] * 4 + [1] * 4 + [2] * 2
 
 
 def test_dense_sees_all():

@@ -19,9 +19,9 @@ SELECTION = choose(BLOCKS, BLOCKS)
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("held", [1 << 24, 500])  # of scores: in one piece, and in many
-def test_output_and_every_gradient(monkeypatch, seed, held):
-    monkeypatch.setattr(reference, "SCORES", held)
+@pytest.mark.parametrize("scores_at_once", [1 << 24, 500])  # of scores: in one piece, and in many
+def test_output_and_every_gradient(monkeypatch, seed, scores_at_once):
+    monkeypatch.setattr(reference, "MAX_SCORES", scores_at_once)
     selection = choose(ragged(50, 12, seed), ragged(33, 20, seed + 9), batch=2, seed=seed)
     assert max(compare(selection, inputs(selection, 8, torch.float64, seed=seed), "reference").relative) < 1e-12
 
@@ -56,13 +56,13 @@ def test_a_query_that_sees_nothing_gives_0_and_gets_0():
 
 
 def test_auto_says_once_what_it_chose_and_why(caplog):
-    attention.say.cache_clear()
+    attention.log_choice.cache_clear()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             sparse_attention(*inputs(SELECTION, 16, torch.float32)[:3], SELECTION)
-    said = [record.getMessage() for record in caplog.records if record.name == attention.__name__]
-    assert len(said) == 1
-    assert said[0].startswith("sparse attention: reference (the tensors are on cpu, the kernels need a CUDA device")
+    message = [record.getMessage() for record in caplog.records if record.name == attention.__name__]
+    assert len(message) == 1
+    assert message[0].startswith("sparse attention: reference (the tensors are on cpu, the kernels need a CUDA device")
 
 
 def test_a_named_implementation_that_cannot_run_raises():

@@ -38,16 +38,17 @@ def drawn(rng: np.random.Generator, ranks: int, heads: int, layers: int = 1) -> 
         tuple(map(int, rng.integers(1, 7, blocks))), tuple(map(int, rng.integers(1, 7, blocks))), ranks
     )
     masks = [rng.random((2, heads, blocks, blocks)) < rng.random((1, heads, 1, 1)) ** 2 for _ in range(layers)]
-    made = tuple(Layer.of_mask(mask, layout) for mask in masks)
-    return Profile(layout=layout, head_dim=DIM, layers=made, element_bytes=BYTES), masks
+    result = tuple(Layer.from_mask(mask, layout) for mask in masks)
+    return Profile(layout=layout, head_dim=DIM, layers=result, element_bytes=BYTES), masks
 
 
 def all_grids(ranks: int, heads: int) -> list[tuple[int, int, problem.Inner]]:
     return [
         (hcp, ranks // hcp, inner)
-        for hcp in range(1, min(ranks, heads) + 1) if ranks % hcp == 0
+        for hcp in range(1, min(ranks, heads) + 1)
+        if ranks % hcp == 0
         for inner in ("hcp", "scp")
-    ]  # fmt: skip
+    ]
 
 
 class Messages:
@@ -75,7 +76,7 @@ class Messages:
 
     def seconds(self, messages: dict[tuple[int, int], float]) -> dict[int, float]:
         """Of one collective: bytes by (from, to)."""
-        found = {}
+        result = {}
         for rank in self.rank.values():
             slow = []
             for link, same in ((self.cluster.intra, True), (self.cluster.inter, False)):
@@ -84,8 +85,8 @@ class Messages:
                 sent = sum(n for (source, _), n in there.items() if source == rank)
                 received = sum(n for (_, target), n in there.items() if target == rank)
                 slow.append(float(link.time(max(sent, received))))
-            found[rank] = max(slow)
-        return found
+            result[rank] = max(slow)
+        return result
 
     def cost(self, heads: list[list[int]], passes: int = 2) -> dict[int, float]:
         unit, out = DIM * BYTES * self.samples, {}
@@ -109,8 +110,9 @@ class Messages:
             for sample, head in itertools.product(range(self.samples), heads[a]):
                 pairs = sum(
                     self.layout.queries[i] * self.layout.keys[j]
-                    for i in self.queries_of(b) for j in np.flatnonzero(self.mask[sample, head, i])
-                )  # fmt: skip
+                    for i in self.queries_of(b)
+                    for j in np.flatnonzero(self.mask[sample, head, i])
+                )
                 comp += float(TABLE.time(length, 1 - pairs / (rows * length))) * rows / whole
             out[rank] = comp + passes * sum(time[rank] for time in times)
         return out
@@ -129,9 +131,9 @@ def test_costs_are_those_of_counting_every_message(seed):
     cluster = cluster_of(ranks, int(rng.integers(1, ranks + 1)))
     hcp, scp, inner = all_grids(ranks, heads)[rng.integers(len(all_grids(ranks, heads)))]
     rows = placements(heads, hcp)[rng.integers(len(placements(heads, hcp)))]
-    made = planner.cost(profile, 0, cluster, PlanOptions(), inner, rows)
+    result = planner.cost(profile, 0, cluster, PlanOptions(), inner, rows)
     expected = Messages(masks[0], profile.layout, cluster, hcp, scp, inner).cost(rows)
-    assert {rank: cost.seconds for rank, cost in enumerate(made.ranks)} == pytest.approx(expected)
+    assert {rank: cost.seconds for rank, cost in enumerate(result.ranks)} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -173,7 +175,7 @@ def test_no_placement_is_below_the_bound_of_its_grid(seed):
         costs = [
             planner.cost(profile, 0, cluster, PlanOptions(), inner, rows).seconds for rows in placements(5, hcp)[::7]
         ]
-        assert grid.Grid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
+        assert grid.RankGrid(profile, 0, cluster, PlanOptions(), hcp, inner).bound <= min(costs) * (1 + 1e-9)
 
 
 # -- heads onto rows ---------------------------------------------------------------------------------------------------
@@ -222,10 +224,10 @@ def test_search_comes_within_two_per_cent_of_highs_where_it_cannot_try_all(seed)
         each = np.stack([np.bincount(of, burdens, rows) for of in rows_of])
         return each.max(axis=1), np.square(each).sum(axis=1)
 
-    found, tried_all = assignment.search(score, burdens, rows, exact=20_000, restarts=4, seed=0)
+    result, tried_all = assignment.search(score, burdens, rows, exact=20_000, restarts=4, seed=0)
     assert not tried_all
     best = makespan(burdens, rows)
-    assert best - 1e-6 <= max(loads(burdens, found, rows)) <= 1.02 * best
+    assert best - 1e-6 <= max(loads(burdens, result, rows)) <= 1.02 * best
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_search_comes_within_two_per_cent_of_highs_where_it_cannot_try_all(seed)
 def test_six_uneven_heads(ranks, expected):
     """Heads that keep 8, 6, 4, 3, 2 and 1 of their key blocks, four blocks a rank; on four ranks the first head alone
     is the floor."""
-    burdens = [kept * 4 * ranks for kept in (8, 6, 4, 3, 2, 1)]
+    burdens = [keys * 4 * ranks for keys in (8, 6, 4, 3, 2, 1)]
     assert loads(burdens, assignment.lpt(burdens, ranks), ranks) == expected
     assert max(expected) == pytest.approx(makespan(burdens, ranks))
 
@@ -242,30 +244,30 @@ def test_six_uneven_heads(ranks, expected):
 def test_the_papers_example_of_four_heads_on_two_gpus():
     """Figure 13 of v1: in order of number the GPUs have 0.38 and 0.19, balanced 0.28 and 0.29. What the single heads
     have is not printed; these give both sums."""
-    kept = [0.20, 0.18, 0.10, 0.09]
-    by_number = [sum(kept[h] for h in row) for row in planner.in_order(4, 2)]
+    densities = [0.20, 0.18, 0.10, 0.09]
+    by_number = [sum(densities[h] for h in row) for row in planner.in_order(4, 2)]
     assert by_number == pytest.approx([0.38, 0.19])
-    assert loads(kept, assignment.lpt(kept, 2), 2) == pytest.approx([0.29, 0.28])
+    assert loads(densities, assignment.lpt(densities, 2), 2) == pytest.approx([0.29, 0.28])
 
 
 # -- the paper's formulas ----------------------------------------------------------------------------------------------
 
 EVEN = Link((0.0, 1.0), (0.0, 1.0))  # a second a byte
-FREE = Attention((1, 2), (0.0, 1.0), ((1e-12, 1e-13), (2e-12, 1e-13)))
+FAST_COMPUTE = Attention((1, 2), (0.0, 1.0), ((1e-12, 1e-13), (2e-12, 1e-13)))
 
 
 def even(ranks: int, sparsity: list[float]) -> tuple[Profile, Cluster]:
     layout = BlockLayout((4,) * 12, (4,) * 12, ranks)
-    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.of_sparsity(sparsity, layout),), element_bytes=1)
-    return profile, replace(cluster_of(ranks, 8, intra=EVEN, inter=EVEN), compute=FREE)
+    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.from_sparsity(sparsity, layout),), element_bytes=1)
+    return profile, replace(cluster_of(ranks, 8, intra=EVEN, inter=EVEN), compute=FAST_COMPUTE)
 
 
 @pytest.mark.parametrize("heads", [[[0, 1, 2, 3], [4]], [[0], [1, 2, 3, 4]], [[0, 1], [2, 3, 4]]])
 def test_head_wise_communication_is_v3s_formula(heads):
     profile, cluster = even(2, [0.5] * 5)
-    made = planner.cost(profile, 0, cluster, PlanOptions(passes=1), "hcp", heads)
+    result = planner.cost(profile, 0, cluster, PlanOptions(passes=1), "hcp", heads)
     S, D, H, N = 48, DIM, 5, 2
-    for rank, own in zip(made.ranks, heads, strict=True):
+    for rank, own in zip(result.ranks, heads, strict=True):
         take, give = len(own) * (N - 1) / N, (H - len(own)) / N
         assert rank.comm == pytest.approx(3 * S * D * max(take, give) + S * D * max(give, take))
         assert (rank.hcp_sent, rank.hcp_received) == (
@@ -278,14 +280,14 @@ def test_head_wise_communication_is_v3s_formula(heads):
 def test_sequence_wise_communication_is_v1s_and_v3s_formula(ranks):
     sparsity = [0.5, 0.75, 0.25]
     profile, cluster = even(ranks, sparsity)
-    made = planner.cost(profile, 0, cluster, PlanOptions(passes=1), "scp", [[0, 1, 2]])
+    result = planner.cost(profile, 0, cluster, PlanOptions(passes=1), "scp", [[0, 1, 2]])
     S, D = 48, DIM
     remote = (ranks - 1) / ranks  # v1's sigma
     v1 = sum(2 * (1 - alpha) * remote * S * D for alpha in sparsity)
     v3 = sum(2 * D * S / ranks * (ranks - 1) * (1 - alpha) for alpha in sparsity)  # alpha_i^j equal for all i, j
     assert v1 == pytest.approx(v3)
-    assert [rank.comm for rank in made.ranks] == pytest.approx([v3] * ranks)
-    assert all(rank.scp_sent == rank.scp_received == round(v3) for rank in made.ranks)
+    assert [rank.comm for rank in result.ranks] == pytest.approx([v3] * ranks)
+    assert all(rank.scp_sent == rank.scp_received == round(v3) for rank in result.ranks)
 
 
 def test_a_gather_fetches_a_block_once_however_many_queries_see_it():
@@ -293,7 +295,7 @@ def test_a_gather_fetches_a_block_once_however_many_queries_see_it():
     mask = np.zeros((1, 2, 4, 4), bool)
     mask[0, 0, 0, 2] = mask[0, 0, 1, 2] = True  # both blocks of rank 0 see block 2 of rank 1
     mask[0, 1, 3] = True  # rank 1 sees all blocks with its second head
-    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.of_mask(mask, layout),), element_bytes=1)
+    profile = Profile(layout=layout, head_dim=DIM, layers=(Layer.from_mask(mask, layout),), element_bytes=1)
     ranks = planner.cost(profile, 0, cluster_of(2), PlanOptions(), "hcp", [[0, 1]]).ranks
     assert [(r.scp_received, r.scp_sent) for r in ranks] == [(2 * 2 * DIM, 2 * 6 * DIM), (2 * 6 * DIM, 2 * 2 * DIM)]
 
@@ -314,7 +316,7 @@ def test_an_outlier_head_is_shared_by_sequence_and_even_heads_are_exchanged():
 
     def planned(sparsity):
         return planner.plan(
-            Profile(layout=layout, head_dim=DIM, layers=(Layer.of_sparsity(sparsity, layout),)), cluster
+            Profile(layout=layout, head_dim=DIM, layers=(Layer.from_sparsity(sparsity, layout),)), cluster
         )
 
     assert shape(planned([0.05] + [0.9] * 7)) == (1, 4)
@@ -348,7 +350,7 @@ def test_each_layer_has_its_own_plan_and_the_same_arguments_give_the_same_plan()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"hcp": 2}, r"hcp \* scp = 2 \* 1 must be the 4 ranks"),
         ({"heads": ((0,), (1,), (2,))}, "3 rows of heads must be hcp = 4"),
@@ -358,10 +360,10 @@ def test_each_layer_has_its_own_plan_and_the_same_arguments_give_the_same_plan()
         ({"bound": 1e9}, "the bound must not be above the plan"),
     ],
 )
-def test_a_plan_that_could_not_be_carried_out_is_refused(change, said):
+def test_a_plan_that_could_not_be_carried_out_is_refused(change, message):
     profile, _ = drawn(np.random.default_rng(1), 4, 4)
     plan = planner.plan(profile, cluster_of(4), PlanOptions(shapes=((4, 1),)))
-    with pytest.raises(ValueError, match="plan of layer 0: .*" + said):
+    with pytest.raises(ValueError, match="plan of layer 0: .*" + message):
         replace(plan, layers=(replace(plan.layers[0], **change),)).check()
 
 
@@ -374,10 +376,10 @@ def test_arguments_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="3 query and 8 key blocks cannot be cut for 4 ranks"):
         BlockLayout((2,) * 3, (2,) * 8, 4)
     with pytest.raises(ValueError, match=r"sparsity must be one number in \[0, 1\] a head"):
-        Layer.of_sparsity([0.5, 1.5], profile.layout)
+        Layer.from_sparsity([0.5, 1.5], profile.layout)
     with pytest.raises(ValueError, match=r"mask .* must be"):
-        Layer.of_mask(np.ones((2, 3, 4), bool), profile.layout)
-    other = Layer.of_sparsity([0.5] * 4, profile.layout)
+        Layer.from_mask(np.ones((2, 3, 4), bool), profile.layout)
+    other = Layer.from_sparsity([0.5] * 4, profile.layout)
     with pytest.raises(ValueError, match="layer 1: need"):
         planner.plan(replace(profile, layers=(*profile.layers, other)), cluster_of(4))
 
@@ -400,13 +402,13 @@ EXAMPLE = str(CONFIGS / "plans" / "contextparallel-dsv.yaml")
 
 def test_the_example_is_planned_better_than_by_either_way_alone(capsys):
     assert cli.main(["plan", "contextparallel", EXAMPLE, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [tuple(part) for part in found["tokens"]][-1][1] == 125440
-    assert found["seconds"] == pytest.approx(sum(layer["seconds"] for layer in found["layers"]))
-    for layer in found["layers"]:
+    result = json.loads(capsys.readouterr().out)
+    assert [tuple(part) for part in result["tokens"]][-1][1] == 125440
+    assert result["seconds"] == pytest.approx(sum(layer["seconds"] for layer in result["layers"]))
+    for layer in result["layers"]:
         assert layer["seconds"] <= min(layer["alternatives"].values())
         assert sorted(itertools.chain(*layer["heads"])) == list(range(16))
-    assert len({(layer["hcp"], layer["scp"]) for layer in found["layers"]}) > 1
+    assert len({(layer["hcp"], layer["scp"]) for layer in result["layers"]}) > 1
 
 
 def test_the_table_has_a_row_a_layer(capsys):
@@ -417,7 +419,7 @@ def test_the_table_has_a_row_a_layer(capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("cluster.rank=2", "unknown key 'cluster.rank'; did you mean"),
         ("sparsity=[[0.5, 0.5], [0.5]]", "sparsity: every layer must have the same heads, got [1, 2]"),
@@ -427,9 +429,9 @@ def test_the_table_has_a_row_a_layer(capsys):
         ("block=100000", "2 query and 2 key blocks cannot be cut for 16 ranks"),
     ],
 )
-def test_a_file_that_cannot_be_planned_is_one_error(capsys, change, said):
+def test_a_file_that_cannot_be_planned_is_one_error(capsys, change, message):
     assert cli.main(["plan", "contextparallel", EXAMPLE, "options.restarts=0", change]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_one_error(capsys):
@@ -455,7 +457,7 @@ def test_attention_times_are_linear_in_sparsity_and_a_power_law_in_length():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Link((0.0, 1.0), (1.0, 0.5)), "must not fall"),
         (lambda: Link((1.0,), (1.0,)), "two points or more"),
@@ -465,6 +467,6 @@ def test_attention_times_are_linear_in_sparsity_and_a_power_law_in_length():
         (lambda: Attention((8,), (0.0, 0.5), ((1.0, 0.5),)), "two lengths"),
     ],
 )
-def test_tables_that_cannot_be_measurements_are_refused(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_tables_that_cannot_be_measurements_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

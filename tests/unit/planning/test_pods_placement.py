@@ -15,20 +15,20 @@ from stepstack.config import ConfigError, Launch, RunConfig
 from stepstack.core import launch
 from stepstack.planning.pods import exact, rankfile
 from stepstack.planning.pods.alignment import capacity, chains
-from stepstack.planning.pods.placement import Deployment, Job, crossings, follow, place
+from stepstack.planning.pods.placement import Deployment, Job, align_shards, crossings, place
 from stepstack.planning.pods.ring import Ring
 
 METHODS = ("greedy", "lines", "constrained", "aligned", "best")
 
 
-def sound(deployment, healthy, job, made) -> None:
-    nodes = made.nodes_SDM
+def sound(deployment, healthy, job, placement) -> None:
+    nodes = placement.nodes_SDM
     assert nodes.shape == (job.pp, job.dp, job.tp // 4)
     assert len(np.unique(nodes)) == nodes.size
     assert healthy[nodes].all()
     for group in nodes.reshape(-1, nodes.shape[2]):
         assert deployment.ring.buildable(deployment.ring.in_order(group)[None])[0]
-    assert made.crossings == crossings(nodes % deployment.tors)
+    assert placement.crossings == crossings(nodes % deployment.tors)
 
 
 @settings(max_examples=25, deadline=None)
@@ -38,11 +38,11 @@ def test_placements_use_each_healthy_node_once_and_rings_that_can_be_built(shape
     deployment, rng = Deployment(Ring(48, hops=hops), per_tor), np.random.default_rng(seed)
     healthy = rng.random(48) > 0.1
     job = Job(8, dp, int(0.6 * 24 / dp))
-    made = {method: place(deployment, healthy, job, method) for method in METHODS}
-    for placed in made.values():
+    result = {method: place(deployment, healthy, job, method) for method in METHODS}
+    for placed in result.values():
         sound(deployment, healthy, job, placed)
-    assert made["aligned"].crossings <= min(made["greedy"].crossings, made["lines"].crossings)
-    assert made["best"].crossings <= made["aligned"].crossings
+    assert result["aligned"].crossings <= min(result["greedy"].crossings, result["lines"].crossings)
+    assert result["best"].crossings <= result["aligned"].crossings
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
@@ -67,8 +67,8 @@ def test_dp_wider_than_a_tor_crosses_no_more_than_it_must():
 
 def brute_force(deployment, healthy, size, pairs) -> int:
     """Fewest hops between ToRs over all disjoint pairs of chains."""
-    found = [tuple(c) for c in exact.every_chain(deployment.ring, healthy, size).tolist()]
-    under = {c: {node % deployment.tors for node in c} for c in found}
+    chains = [tuple(c) for c in exact.every_chain(deployment.ring, healthy, size).tolist()]
+    under = {c: {node % deployment.tors for node in c} for c in chains}
 
     def least(left, open_):
         if not left:
@@ -80,7 +80,7 @@ def brute_force(deployment, healthy, size, pairs) -> int:
                 best = min(best, 2 * (size - len(under[a] & under[b])) + least(left - 1, rest))
         return best
 
-    pairs_of = [(a, b) for a, b in itertools.combinations(found, 2) if not set(a) & set(b)]
+    pairs_of = [(a, b) for a, b in itertools.combinations(chains, 2) if not set(a) & set(b)]
     return least(pairs, pairs_of)
 
 
@@ -118,12 +118,12 @@ def test_chains_of_a_line_have_the_greatest_worth(hops, bits, seed):
         c for c in itertools.combinations(np.flatnonzero(healthy[0]).tolist(), 2) if ring.buildable(np.array([c]))[0]
     ]
     options = [(a, b) for a in line for b in line if a[-1] < b[0]]
-    made = chains(healthy, worth, 2, hops)
-    if made is None:
+    result = chains(healthy, worth, 2, hops)
+    if result is None:
         assert not options
         return
     best = max(worth[0, 0, list(a)].sum() + worth[0, 1, list(b)].sum() for a, b in options)
-    assert np.take_along_axis(worth, made, 2).sum() == best
+    assert np.take_along_axis(worth, result, 2).sum() == best
     assert capacity(healthy, 2, hops)[0] >= 2
 
 
@@ -136,7 +136,7 @@ def test_odd_hops_never_meet_in_a_chain():
 def test_shards_follow_tors():
     sets = np.array([[[0, 1, 2, 3], [10, 12, 13, 14]]])  # ten ToRs: the second group has none in ToR 1
     assert crossings(sets % 10) == 6
-    followed = follow(sets, 10)
+    followed = align_shards(sets, 10)
     assert followed.tolist() == [[[0, 1, 2, 3], [10, 14, 12, 13]]]
     assert crossings(followed % 10) == 2
 
@@ -148,7 +148,7 @@ def test_hosts_and_positions_are_each_others_inverse():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"job": Job(16, 4, 4)},
@@ -159,9 +159,9 @@ def test_hosts_and_positions_are_each_others_inverse():
         ({"job": Job(400, 1, 1)}, "TP 400: the cluster has 192 GPUs"),
     ],
 )
-def test_what_cannot_be_placed_is_refused(change, said):
+def test_what_cannot_be_placed_is_refused(change, message):
     healthy = Ring(48).mask([5])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         place(Deployment(Ring(48), 4), healthy, **{"job": Job(8, 2, 2), **change})
 
 
@@ -211,15 +211,15 @@ def test_launch_takes_rank_and_head_from_the_placement(ranks):
 def test_dry_run_shows_the_line_of_every_machine(ranks, capsys):
     words = ["launch", "orz-32b", "launch.nodes=4", "--placement", str(ranks), "--dry-run"]
     assert cli.main(words) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.removeprefix("# ") for line in shown[::2]] == rankfile.read(ranks)
-    assert [line.split("--machine_rank ")[1].split()[0] for line in shown[1::2]] == ["0", "1", "2", "3"]
+    output = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("# ") for line in output[::2]] == rankfile.read(ranks)
+    assert [line.split("--machine_rank ")[1].split()[0] for line in output[1::2]] == ["0", "1", "2", "3"]
     assert cli.main([*words, "--host", rankfile.read(ranks)[2]]) == 0
     assert capsys.readouterr().out.count("--machine_rank 2") == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "nodes", "asked", "said"),
+    ("text", "nodes", "options", "message"),
     [
         ("a\nb\n", 4, {}, "has 2 machines, but launch.nodes is 4"),
         ("a\n", 1, {}, "a run on one machine has no placement"),
@@ -231,12 +231,12 @@ def test_dry_run_shows_the_line_of_every_machine(ranks, capsys):
         ("a.x\na.y\n", 2, {"host": "a"}, "matches a.x and a.y"),
     ],
 )
-def test_a_placement_that_does_not_fit_is_refused(tmp_path, text, nodes, asked, said):
+def test_a_placement_that_does_not_fit_is_refused(tmp_path, text, nodes, options, message):
     file = tmp_path / "ranks"
     file.write_text(text)
-    placement = launch.Placement(file, asked.get("host"))
-    with pytest.raises(ConfigError, match=said):
-        launch.command(config(nodes), "x", rank=asked.get("rank"), placement=placement, environ={})
+    placement = launch.Placement(file, options.get("host"))
+    with pytest.raises(ConfigError, match=message):
+        launch.command(config(nodes), "x", rank=options.get("rank"), placement=placement, environ={})
 
 
 def test_a_missing_rank_file_and_a_host_without_one(tmp_path, capsys):
@@ -248,10 +248,10 @@ def test_a_missing_rank_file_and_a_host_without_one(tmp_path, capsys):
 
 def test_plan_as_json_has_rings_and_paths(capsys):
     assert cli.main(["plan", "pods", "--nodes", "24", "--per-tor", "4", "--tp", "8", "--dp", "2", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert [len(ring["machines"]) for ring in made["rings"]] == [2, 2]
-    assert [path for ring in made["rings"] for row in ring["paths"] for path in row].count("loopback") == 4
-    assert sorted(made["ranks"]) == sorted(name for ring in made["rings"] for name in ring["machines"])
+    result = json.loads(capsys.readouterr().out)
+    assert [len(ring["machines"]) for ring in result["rings"]] == [2, 2]
+    assert [path for ring in result["rings"] for row in ring["paths"] for path in row].count("loopback") == 4
+    assert sorted(result["ranks"]) == sorted(name for ring in result["rings"] for name in ring["machines"])
 
 
 def test_plan_events_say_what_switches(capsys):
@@ -265,7 +265,7 @@ def test_plan_events_say_what_switches(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--tp", "8"], "--hosts FILE, or --nodes N"),
         (["--nodes", "24", "--tp", "8", "--faulty", "node99"], "no machine 'node99': there are node0 to node23"),
@@ -275,6 +275,6 @@ def test_plan_events_say_what_switches(capsys):
         (["--nodes", "24", "--tp", "8", "--hops", "9"], "hops=9"),
     ],
 )
-def test_a_plan_that_cannot_be_has_one_error(words, said, capsys):
+def test_a_plan_that_cannot_be_has_one_error(words, message, capsys):
     assert cli.main(["plan", "pods", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

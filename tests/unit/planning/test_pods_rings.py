@@ -23,7 +23,7 @@ def unpacked(case) -> tuple[Ring, int, np.ndarray]:
 
 def reachable(ring: Ring, healthy) -> list[set[int]]:
     """Connected components by walking links."""
-    left, found = set(np.flatnonzero(healthy).tolist()), []
+    left, components = set(np.flatnonzero(healthy).tolist()), []
     while left:
         part, todo = set(), [left.pop()]
         while todo:
@@ -32,8 +32,8 @@ def reachable(ring: Ring, healthy) -> list[set[int]]:
             near = {(node + hop) % ring.nodes for hop in range(-ring.hops, ring.hops + 1)}
             todo += near & left
             left -= near
-        found.append(part)
-    return found
+        components.append(part)
+    return components
 
 
 def most_groups(ring: Ring, healthy, size: int) -> int:
@@ -51,17 +51,17 @@ def most_groups(ring: Ring, healthy, size: int) -> int:
 
         yield from grow([node])
 
-    seen: dict[int, int] = {}
+    best_of: dict[int, int] = {}
 
     def most(used):
-        if used not in seen:
+        if used not in best_of:
             best = 0
             for node in range(ring.nodes):
                 if healthy[node] and not used >> node & 1:
                     for chain in chains(node, used):
                         best = max(best, 1 + most(used | sum(1 << n for n in chain)))
-            seen[used] = best
-        return seen[used]
+            best_of[used] = best
+        return best_of[used]
 
     return most(0)
 
@@ -69,16 +69,16 @@ def most_groups(ring: Ring, healthy, size: int) -> int:
 @given(cases)
 def test_components_are_what_walking_links_reaches(case):
     ring, _, healthy = unpacked(case)
-    made = [set(part.tolist()) for part in ring.components(healthy)]
-    assert sorted(map(sorted, made)) == sorted(map(sorted, reachable(ring, healthy)))
+    result = [set(part.tolist()) for part in ring.components(healthy)]
+    assert sorted(map(sorted, result)) == sorted(map(sorted, reachable(ring, healthy)))
 
 
 @given(cases)
 def test_capacity_of_many_states_is_that_of_each(case):
     ring, size, healthy = unpacked(case)
     states = np.array([healthy, ~healthy, np.ones_like(healthy), np.zeros_like(healthy)])
-    made = KHop(ring.hops).groups(states, size, 4)
-    assert made.tolist() == [sum(len(part) // size for part in reachable(ring, state)) for state in states]
+    result = KHop(ring.hops).groups(states, size, 4)
+    assert result.tolist() == [sum(len(part) // size for part in reachable(ring, state)) for state in states]
 
 
 @settings(max_examples=25)
@@ -191,15 +191,15 @@ def test_events_that_cannot_be_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("shape", "said"),
+    ("shape", "message"),
     [
         ({"nodes": 20, "hops": 1}, "hops=1: a node of 4 GPUs has room for 2 to 4"),
         ({"nodes": 20, "hops": 5}, "hops=5"),
         ({"nodes": 4, "hops": 2}, "nodes=4: a 2-hop ring needs at least 5 nodes"),
     ],
 )
-def test_impossible_rings_are_refused(shape, said):
-    with pytest.raises(ValueError, match=said):
+def test_impossible_rings_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
         Ring(**shape)
 
 
@@ -234,9 +234,9 @@ def test_rivals_count_as_their_definitions_say(group, seed):
         "DGX-8": sum(sum(block) // group for block in blocks(healthy, 2)),
     }
     for name, groups in expected.items():
-        made = largest_job(ARCHITECTURES[name], healthy[None], 4 * group)
-        if made is not None:
-            assert made[0] == 4 * group * groups
+        result = largest_job(ARCHITECTURES[name], healthy[None], 4 * group)
+        if result is not None:
+            assert result[0] == 4 * group * groups
             assert waste(ARCHITECTURES[name], healthy[None], 4 * group)[0] == pytest.approx(
                 (sum(healthy) - groups * group) / 144
             )

@@ -55,20 +55,20 @@ def test_flops_of_a_forward_pass_are_the_known_ones():
     and 4.40 of the rest; but keys and values of cross-attention are made of text tokens alone."""
     for frames, every, attention in ((102, 2.20, 1.70), (204, 4.40, 6.79)):
         count = tokens(frames, 544, 992)
-        made, d = cost(Dit(), count, Machine()), 6144
-        assert made.attention / 1e15 == pytest.approx(attention, rel=0.02)
+        result, d = cost(Dit(), count, Machine()), 6144
+        assert result.attention / 1e15 == pytest.approx(attention, rel=0.02)
         assert 2 * 48 * Dit().block * count / 1e15 == pytest.approx(every, rel=0.005)
         saved = 48 * 2 * 2 * d * d * (count - 397)
-        assert (made.linear + saved) / 1e15 == pytest.approx(every, rel=0.005)
+        assert (result.linear + saved) / 1e15 == pytest.approx(every, rel=0.005)
 
 
 @pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize("motion", [True, False])
 def test_parameters_are_those_of_the_model(image, motion):
     shape = {"layers": 2, "heads": 3, "head_width": 16, "channels": 4}
-    made = VideoDiT(**shape, text_channels=(10, 6), split=(8, 4, 4), with_image=image, with_motion=motion)
+    dit = VideoDiT(**shape, text_channels=(10, 6), split=(8, 4, 4), with_image=image, with_motion=motion)
     planned = Dit(**shape, text=(10, 6), with_image=image, with_motion=motion)
-    assert planned.parameters == sum(p.numel() for p in made.parameters())
+    assert planned.parameters == sum(p.numel() for p in dit.parameters())
     with torch.device("meta"):
         whole = VideoDiT()
     assert Dit().parameters == sum(p.numel() for p in whole.parameters())
@@ -76,9 +76,9 @@ def test_parameters_are_those_of_the_model(image, motion):
 
 def test_flops_are_those_that_torch_counts():
     for again in (False, True):
-        want = video_memory.planned(2, again)
+        want = video_memory.planned_cost(2, again)
         assert 2 * (want.forward + want.backward + want.recomputed) == video_memory.flops(2, again)
-    assert video_memory.planned(2).recomputed == 0 < want.recomputed < want.forward
+    assert video_memory.planned_cost(2).recomputed == 0 < want.recomputed < want.forward
 
 
 @pytest.mark.parametrize("image", [True, False])
@@ -87,28 +87,28 @@ def test_flops_without_a_condition(image, motion, monkeypatch):
     flags = {"with_image": image, "with_motion": motion}
     monkeypatch.setattr(video_memory, "SHAPE", {**video_memory.SHAPE, **flags})
     monkeypatch.setattr(video_memory, "PLANNED", dataclasses.replace(video_memory.PLANNED, **flags))
-    given = dict(video_memory.inputs(1))
+    arguments = dict(video_memory.inputs(1))
     for name, there in (("image_BFCHW", image), ("motion_B", motion)):
         if not there:
-            del given[name]
-    monkeypatch.setattr(video_memory, "inputs", lambda batch: given)
-    want = video_memory.planned(1)
+            del arguments[name]
+    monkeypatch.setattr(video_memory, "inputs", lambda batch: arguments)
+    want = video_memory.planned_cost(1)
     assert want.forward + want.backward == video_memory.flops(1, again=False)
 
 
 def test_states_are_the_bytes_that_a_step_leaves():
-    assert video_memory.states(2) == video_memory.planned(2).states
+    assert video_memory.states(2) == video_memory.planned_cost(2).states
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_activations_are_what_autograd_keeps(precision):
     """Within 2%: norms' statistics, the embedded time and rotary angles are not in the plan."""
-    planned = [video_memory.planned(4, again, precision).activations for again in (False, True)]
-    found = [video_memory.activations(4, precision), video_memory.recomputed(4, precision)]
-    for want, measured in zip(planned, found, strict=True):
+    planned = [video_memory.planned_cost(4, again, precision).activations for again in (False, True)]
+    result = [video_memory.activations(4, precision), video_memory.checkpointed_activations(4, precision)]
+    for want, measured in zip(planned, result, strict=True):
         assert measured == pytest.approx(want, rel=0.02)
         assert measured > want
-    assert found[1] < 0.45 * found[0]
+    assert result[1] < 0.45 * result[0]
 
 
 def test_memory_falls_with_gpus_and_rises_with_videos():
@@ -132,18 +132,18 @@ def test_gpus_that_share_a_video_share_its_tokens_and_its_time():
 
 def test_the_command_tells_it_for_a_config(capsys):
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--vae", "step-video", "--frames", "102"]) == 0
-    said = capsys.readouterr().out
-    assert f"{Dit().parameters:,}" in said
-    assert "37,944" in said
-    assert "sharded over 128" in said
-    assert "4,743 a video, 8 GPUs share one, 1 at a time" in said
+    output = capsys.readouterr().out
+    assert f"{Dit().parameters:,}" in output
+    assert "37,944" in output
+    assert "sharded over 128" in output
+    assert "4,743 a video, 8 GPUs share one, 1 at a time" in output
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b"]) == 0  # Wan's VAE, which the config has
     assert f"{26 * 68 * 124:,} (101 frames of 544 x 992, VAE 4 x 8 x 8)" in capsys.readouterr().out
     assert cli.main(["plan", "memory", "stepvideo-tiny"]) == 0
-    said = capsys.readouterr().out
-    assert "80 (9 frames of 32 x 32, VAE 2 x 8 x 8)" in said
+    output = capsys.readouterr().out
+    assert "80 (9 frames of 32 x 32, VAE 2 x 8 x 8)" in output
     tiny = VideoDiT(layers=4, heads=3, head_width=32, channels=16, text_channels=(32, 32), split=(16, 8, 8))
-    assert f"{sum(p.numel() for p in tiny.parameters()):,}\n" in said
+    assert f"{sum(p.numel() for p in tiny.parameters()):,}\n" in output
     assert cli.main(["plan", "memory", "orz-tiny"]) == 2
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err

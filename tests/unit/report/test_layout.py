@@ -8,7 +8,7 @@ import pytest
 
 from stepstack.config import ConfigError
 from stepstack.report import formats, jsonl, layout
-from stepstack.report.formats import Cell, Table
+from stepstack.report.formats import Table, TableCell
 from stepstack.report.provenance import provenance
 
 SAMPLING = {
@@ -122,7 +122,7 @@ def test_seeds_are_averaged(place):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "note"),
     [
         ({"n": 256, "rows": "b" * 64}, "n differs (1024, 256)"),
         ({"rows": "b" * 64}, "rows differs (aaaaaaaa, bbbbbbbb)"),
@@ -131,17 +131,17 @@ def test_seeds_are_averaged(place):
         ({"n_samples": 4}, None),
     ],
 )
-def test_what_may_not_be_compared_is_marked(place, changes, said):
+def test_what_may_not_be_compared_is_marked(place, changes, note):
     _, write, _ = place
     other = result("sums", 0.9)
-    if said is None:
+    if note is None:
         other["plan"]["sampling"]["n"] = changes["n_samples"]
-        said = "samples a question differs (1, 4)"
+        note = "samples a question differs (1, 4)"
     else:
         other = result("sums", 0.9, **changes)
     write("run1", before=[result("sums", 0.2)], after=[other])
     text = table(place)
-    assert f"\n\n† sums: {said}\n\n" in text
+    assert f"\n\n† sums: {note}\n\n" in text
     assert "| base | 0.200 ± 0.013† | - |" in text
     assert "| trained | 0.900 ± 0.013† | - |" in text  # and none is called the best
     assert "<sup>†</sup>" in table(place, "html")
@@ -150,7 +150,7 @@ def test_what_may_not_be_compared_is_marked(place, changes, said):
 
 def test_tasks_of_lm_eval_have_no_sampling_and_may_have_no_error(place):
     _, write, _ = place
-    made = []
+    built = []
     for value, shots in ((0.2, 0), (0.9, 5)):
         one = result("sums", value)
         one["metrics"][0]["stderr"] = None
@@ -163,11 +163,11 @@ def test_tasks_of_lm_eval_have_no_sampling_and_may_have_no_error(place):
             "shots": shots,
             "seed": value,
         }
-        made.append(one)
-    write("run1", before=made[:1], after=made[:1])
+        built.append(one)
+    write("run1", before=built[:1], after=built[:1])
     assert "| base | **0.200** | - |" in table(place)
     assert ": sums n=1024, k=1, shots=0; d076" in table(place)
-    write("run1", before=made[:1], after=made[1:])
+    write("run1", before=built[:1], after=built[1:])
     assert "† sums: shots differs (0, 5)\n" in table(place)
 
 
@@ -265,8 +265,10 @@ def test_the_layouts_of_the_repository_are_valid():
 
 def test_escapes():
     nasty = r"a|b*c<d>&_%$#{}~^\[1] ±"
-    made = Table(["x", nasty], [[Cell(nasty, bold=True), Cell("1", italic=True, marks=("†", "[1]"))]], [nasty], nasty)
-    md, tex, page = (formats.render([made], format) for format in ("md", "tex", "html"))
+    result = Table(
+        ["x", nasty], [[TableCell(nasty, bold=True), TableCell("1", italic=True, marks=("†", "[1]"))]], [nasty], nasty
+    )
+    md, tex, page = (formats.render([result], format) for format in ("md", "tex", "html"))
     assert r"| x | a\|b\*c&lt;d>&_%$#{}~^\\[1] ± |" in md
     escaped = r"a$|$b*c$<$d$>$\&\_\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}{[}1] $\pm$"
     assert f"x & {escaped} \\\\\n" in tex

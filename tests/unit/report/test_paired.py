@@ -26,9 +26,9 @@ def rows(*scores, problem="1+1"):
 
 def brute(differences):
     """All 2**n sign flips."""
-    seen = abs(sum(differences))
+    observed = abs(sum(differences))
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in _signs(len(differences))]
-    return sum(total >= seen for total in sums) / len(sums)
+    return sum(total >= observed for total in sums) / len(sums)
 
 
 def _signs(n):
@@ -39,23 +39,23 @@ def _signs(n):
 def test_one_sample_a_question_is_mcnemars_exact_test(wins, losses, ties):
     a = rows(*[[0.0]] * wins, *[[1.0]] * losses, *[[1.0]] * ties)
     b = rows(*[[1.0]] * wins, *[[0.0]] * losses, *[[1.0]] * ties)
-    found = compare(a, b)
-    assert (found.wins, found.losses, found.ties, found.exact) == (wins, losses, ties, True)
-    assert found.p == pytest.approx(stats.binomtest(wins, wins + losses, 0.5).pvalue, rel=1e-9)
-    assert found.difference == pytest.approx((wins - losses) / (wins + losses + ties))
+    result = compare(a, b)
+    assert (result.wins, result.losses, result.ties, result.exact) == (wins, losses, ties, True)
+    assert result.p == pytest.approx(stats.binomtest(wins, wins + losses, 0.5).pvalue, rel=1e-9)
+    assert result.difference == pytest.approx((wins - losses) / (wins + losses + ties))
 
 
 def test_several_samples_against_scipys_permutation_test():
     random = np.random.default_rng(0)
     a, b = (random.integers(0, 2, (9, 4)).astype(float) for _ in range(2))
-    found = compare(rows(*a.tolist()), rows(*b.tolist()))
+    result = compare(rows(*a.tolist()), rows(*b.tolist()))
     d = b.mean(1) - a.mean(1)
     oracle = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert found.exact
-    assert found.p == pytest.approx(oracle.pvalue, rel=1e-9)
-    assert found.difference == pytest.approx(d.mean())
-    assert found.stderr == pytest.approx(stats.sem(d))
-    assert (found.mean_a, found.mean_b) == (pytest.approx(a.mean()), pytest.approx(b.mean()))
+    assert result.exact
+    assert result.p == pytest.approx(oracle.pvalue, rel=1e-9)
+    assert result.difference == pytest.approx(d.mean())
+    assert result.stderr == pytest.approx(stats.sem(d))
+    assert (result.mean_a, result.mean_b) == (pytest.approx(a.mean()), pytest.approx(b.mean()))
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,22 +84,22 @@ def test_either_way_round_is_the_same(a, random):
 
 
 def test_no_difference_at_all():
-    found = compare(rows([1.0, 0.0], [0.0, 0.0]), rows([0.0, 1.0], [0.0, 0.0]))
-    assert (found.p, found.exact, found.ties, found.difference) == (1.0, True, 2, 0.0)
-    assert found.words("before", "after").startswith("before and after score the same on average: ")
+    result = compare(rows([1.0, 0.0], [0.0, 0.0]), rows([0.0, 1.0], [0.0, 0.0]))
+    assert (result.p, result.exact, result.ties, result.difference) == (1.0, True, 2, 0.0)
+    assert result.words("before", "after").startswith("before and after score the same on average: ")
 
 
 def test_samples_without_a_verdict_are_no_zeros():
-    found = compare(rows([1.0, None], [0.0, 0.0], [None, None]), rows([1.0, 1.0], [1.0, None], [1.0, 1.0]))
-    assert (found.n, found.unscored, found.ties, found.wins) == (2, 1, 1, 1)
-    assert found.difference == 0.5
-    assert "1 without a verdict are left out" in found.words("a", "b")
+    result = compare(rows([1.0, None], [0.0, 0.0], [None, None]), rows([1.0, 1.0], [1.0, None], [1.0, 1.0]))
+    assert (result.n, result.unscored, result.ties, result.wins) == (2, 1, 1, 1)
+    assert result.difference == 0.5
+    assert "1 without a verdict are left out" in result.words("a", "b")
 
 
 def test_thousands_of_wins_do_not_give_a_p_of_zero():
-    found = compare(rows(*[[0.0]] * 3000), rows(*[[1.0]] * 3000))
-    assert found.exact
-    assert 0 < found.p < 1e-300
+    result = compare(rows(*[[0.0]] * 3000), rows(*[[1.0]] * 3000))
+    assert result.exact
+    assert 0 < result.p < 1e-300
 
 
 def test_scores_of_no_common_denominator_are_drawn_and_say_so():
@@ -110,15 +110,15 @@ def test_scores_of_no_common_denominator_are_drawn_and_say_so():
     oracle = stats.permutation_test((d,), np.sum, permutation_type="samples", n_resamples=50_000, rng=2).pvalue
     assert p == pytest.approx(oracle, abs=0.01)
     assert sign_flip([-Fraction(x) for x in d]) == (p, False)
-    found = compare(rows(*[[0.0]] * 40), rows(*[[x] for x in d]))
-    assert not found.exact
-    assert "100,000 random draws" in found.words("a", "b")
+    result = compare(rows(*[[0.0]] * 40), rows(*[[x] for x in d]))
+    assert not result.exact
+    assert "100,000 random draws" in result.words("a", "b")
 
 
 def test_the_draws_agree_with_the_exact_test(monkeypatch):
     differences = [Fraction(n, 16) for n in np.random.default_rng(3).integers(-10, 14, 60).tolist()]
     exact, _ = sign_flip(differences)
-    monkeypatch.setattr(paired, "MOST_WORK", 0)
+    monkeypatch.setattr(paired, "MAX_EXACT_ADDITIONS", 0)
     drawn, is_exact = sign_flip(differences)
     assert not is_exact
     assert drawn == pytest.approx(exact, abs=4 * (exact * (1 - exact) / 1e5) ** 0.5)

@@ -16,11 +16,13 @@ def flat(colour: str, size=(20, 10)) -> bytes:
 
 def test_rows_and_columns_hold_their_pictures():
     rows = {"before": [(flat("red"), "a\nb"), (flat("lime"), "c")], "after": [(flat("blue"), "d")]}
-    with Image.open(io.BytesIO(sheet(rows, width=40))) as made:
-        made = made.convert("RGB")
-        assert made.width == MARGIN + 2 * (40 + MARGIN)
+    with Image.open(io.BytesIO(sheet(rows, width=40))) as result:
+        result = result.convert("RGB")
+        assert result.width == MARGIN + 2 * (40 + MARGIN)
         colours = {
-            made.getpixel((x, y)): (x > made.width // 2, y) for x in range(made.width) for y in range(made.height)
+            result.getpixel((x, y)): (x > result.width // 2, y)
+            for x in range(result.width)
+            for y in range(result.height)
         }
     red, lime, blue = (colours[c] for c in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
     assert (red[0], lime[0], blue[0]) == (False, True, False)

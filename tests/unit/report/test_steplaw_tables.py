@@ -9,8 +9,13 @@ import pytest
 from evals.tables import steplaw
 from stepstack.report import formats, tables
 
-PROVENANCE = {"time": "2026-01-02T03:04:05+00:00", "commit": "a" * 40, "dirty": False, "versions": {"torch": "2"},
-              "host": {"cores": 2, "cpu": "CPU", "memory_gib": 8, "system": "Linux"}}  # fmt: skip
+PROVENANCE = {
+    "time": "2026-01-02T03:04:05+00:00",
+    "commit": "a" * 40,
+    "dirty": False,
+    "versions": {"torch": "2"},
+    "host": {"cores": 2, "cpu": "CPU", "memory_gib": 8, "system": "Linux"},
+}
 CELL = {"params": 1e4, "tokens": 2e5, "runs": 9, "loss": 2.5, "best": {"lr": 0.01, "batch": 64.0}}
 FIT = {
     "cpu_s": 6.0,

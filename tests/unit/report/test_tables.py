@@ -51,17 +51,17 @@ def recorded(place):
 def test_record_keeps_results_and_provenance_but_no_samples(place):
     file = recorded(place)
     assert file == place / "evals" / "results" / "orz-tiny-seed7.json"
-    kept = json.loads(file.read_text())
-    assert kept["kind"] == "run"
-    assert kept["cpu_s"] == pytest.approx(150.4)
-    assert kept["cpu_s_by_stage"] == pytest.approx([60.0, 90.4])
-    assert {label: [r["task"] for r in results] for label, results in kept["evals"].items()} == {
+    stored = json.loads(file.read_text())
+    assert stored["kind"] == "run"
+    assert stored["cpu_s"] == pytest.approx(150.4)
+    assert stored["cpu_s_by_stage"] == pytest.approx([60.0, 90.4])
+    assert {label: [r["task"] for r in results] for label, results in stored["evals"].items()} == {
         "after": ["orz_tiny"],
         "before": ["orz_tiny", "orz_tiny_longer"],
     }
-    assert kept["evals"]["after"][0] == result("orz_tiny", 0.9) | {"length": 39.0}
+    assert stored["evals"]["after"][0] == result("orz_tiny", 0.9) | {"length": 39.0}
     assert "a sample" not in file.read_text()
-    assert kept["provenance"]["host"]["cores"] >= 1
+    assert stored["provenance"]["host"]["cores"] >= 1
 
 
 def test_record_of_a_run_that_was_not_evaluated(place):
@@ -92,12 +92,12 @@ def test_a_stale_table_is_found_and_then_written(place, capsys):
 
 def test_runs_that_were_measured_differently_are_not_put_together_in_silence(place):
     file = recorded(place)
-    kept = json.loads(file.read_text())
-    kept["evals"]["after"][0]["plan"]["n"] = 512
-    jsonl.write_json_atomic(file.with_name("orz-tiny-seed8.json"), kept)
+    stored = json.loads(file.read_text())
+    stored["evals"]["after"][0]["plan"]["n"] = 512
+    jsonl.write_json_atomic(file.with_name("orz-tiny-seed8.json"), stored)
     assert "\n\nnot comparable: n differs (1024, 512)\n" in tables.render("orz-tiny", root=place)
-    del kept["evals"]["after"]
-    jsonl.write_json_atomic(file.with_name("orz-tiny-seed8.json"), kept)
+    del stored["evals"]["after"]
+    jsonl.write_json_atomic(file.with_name("orz-tiny-seed8.json"), stored)
     with pytest.raises(ConfigError, match=r"orz-tiny-seed8.json has no label 'after': there are before"):
         tables.render("orz-tiny", root=place)
 
@@ -172,8 +172,8 @@ def test_a_plot_is_drawn_from_recorded_curves_and_a_stale_one_is_found(place):
     rows = [{"step": step, "eval/accuracy": step / 10, "eval/stderr": 0.01, "cpu_s": 1.0} for step in (0, 5, 10)]
     for row in rows:
         jsonl.append(place / "runs" / "orz-tiny-seed7" / "metrics.jsonl", row)
-    kept = json.loads(recorded(place).read_text())["curve"]
-    assert [row["eval/accuracy"] for row in kept] == [0.0, 0.5, 1.0]
+    stored = json.loads(recorded(place).read_text())["curve"]
+    assert [row["eval/accuracy"] for row in stored] == [0.0, 0.5, 1.0]
     assert tables.generate(check=True, root=place) == 1
     assert not (place / "docs" / "curves.svg").exists()
     assert tables.generate(root=place) == 0

@@ -105,9 +105,9 @@ def test_the_summary_says_what_was_measured_and_how(two):
 
 
 def test_two_models_are_tested_against_each_other(two):
-    said = data_of(two)["tasks"][0]["paired"]
-    assert "after is better than before by 0.160" in said
-    assert "of 119 questions; 1 without a verdict are left out" in said
+    text = data_of(two)["tasks"][0]["paired"]
+    assert "after is better than before by 0.160" in text
+    assert "of 119 questions; 1 without a verdict are left out" in text
 
 
 def test_other_questions_stand_side_by_side_but_are_not_tested(tmp_path):

@@ -35,9 +35,9 @@ def test_it_is_what_scipy_computes(dims):
 
 def test_fewer_clips_than_dimensions_still_have_a_distance():
     few, many = RNG.normal(size=(5, 30)), RNG.normal(size=(500, 30))
-    found = distance(gaussian(few), gaussian(many))
-    assert np.isfinite(found)
-    assert found > distance(gaussian(many[:250]), gaussian(many[250:]))
+    result = distance(gaussian(few), gaussian(many))
+    assert np.isfinite(result)
+    assert result > distance(gaussian(many[:250]), gaussian(many[250:]))
     assert distance(gaussian(few), gaussian(few)) == pytest.approx(0, abs=1e-6)
 
 

@@ -45,20 +45,20 @@ def write(tmp_path):
 
 def test_a_node_is_faulty_while_it_has_any_fault(write):
     trace = traces.load(write(EVENTS), nodes=4)
-    made = traces.states(trace.faults, 4, trace.days)
+    result = traces.states(trace.faults, 4, trace.days)
     assert (trace.events, len(trace.faults), trace.days) == (8, 4, 10)
-    assert made.start_S.tolist() == [0, 1, 2, 3, 4, 5, 9]
-    assert (~made.healthy_SN).sum(1).tolist() == [0, 1, 2, 2, 2, 1, 0]
+    assert result.start_S.tolist() == [0, 1, 2, 3, 4, 5, 9]
+    assert (~result.healthy_SN).sum(1).tolist() == [0, 1, 2, 2, 2, 1, 0]
     assert traces.statistics(trace)["faulty nodes, mean"] == pytest.approx((8 + 3) / 40)
 
 
 def test_quantiles_are_over_time():
-    made = traces.States(np.ones((3, 1), bool), np.array([1.0, 8.0, 1.0]), np.arange(3.0))
-    assert [made.quantile(np.array([3.0, 1.0, 2.0]), q) for q in (0.5, 0.85, 0.99)] == [1, 2, 3]
+    result = traces.States(np.ones((3, 1), bool), np.array([1.0, 8.0, 1.0]), np.arange(3.0))
+    assert [result.quantile(np.array([3.0, 1.0, 2.0]), q) for q in (0.5, 0.85, 0.99)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("events", "said"),
+    ("events", "message"),
     [
         ("[", "not JSON"),
         ([], "a list of events with at least one"),
@@ -77,17 +77,17 @@ def test_quantiles_are_over_time():
         ),
     ],
 )
-def test_what_is_no_trace_is_refused(write, events, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_trace_is_refused(write, events, message):
+    with pytest.raises(ValueError, match=message):
         traces.load(write(events), nodes=4)
 
 
 def test_halves_keep_faults_and_their_times(write):
     trace = traces.load(write(EVENTS), nodes=4)
-    made = traces.onto_halves(trace, 8, seed=1)
+    result = traces.onto_halves(trace, 8, seed=1)
     whole = traces.states(trace.faults, 4, trace.days)
-    assert (~made.healthy_SN).sum(1).max() >= 1
-    assert set(made.start_S) <= set(whole.start_S)
+    assert (~result.healthy_SN).sum(1).max() >= 1
+    assert set(result.start_S) <= set(whole.start_S)
     with pytest.raises(ValueError, match="nodes=9: the trace has 4 servers"):
         traces.onto_halves(trace, 9, seed=1)
 
@@ -130,12 +130,12 @@ def test_traffic_of_draws_that_do_not_fit_is_not_counted():
 
 
 def test_costs_are_the_published_ones_to_the_cent():
-    published = json.loads((ROOT / "evals" / "reported" / "pods-cost.json").read_text())
-    made = costs.table()
-    assert {row["key"] for row in published["rows"]} == made.keys()
+    published = json.loads((ROOT / "evals" / "reported" / "pods.cost.json").read_text())
+    result = costs.table()
+    assert {row["key"] for row in published["rows"]} == result.keys()
     for row in published["rows"]:
-        for unit, said in row["values"].items():
-            assert round(made[row["key"]][unit], 2) == said, (row["key"], unit)
+        for unit, reported in row["values"].items():
+            assert round(result[row["key"]][unit], 2) == reported, (row["key"], unit)
 
 
 def test_only_whole_units_are_bought():
@@ -159,11 +159,11 @@ def test_large_tp_pays_more_the_larger_the_cluster():
 
 
 def test_mfu_of_a_layout_by_hand():
-    model, machine = mfu.Model(layers=2, batch=4), mfu.Machine(memory=1e15, efficiency=0.5)
+    model, machine = mfu.Model(layers=2, batch=4), mfu.GpuSpec(memory=1e15, efficiency=0.5)
     assert mfu.step_mfu(model, machine, 1, 1, 1) == pytest.approx(0.5)
     assert mfu.step_mfu(model, machine, 2, 1, 2) == pytest.approx(0.5 * 4 / 5)  # a bubble of one in five slots
     assert mfu.step_mfu(model, machine, 3, 1, 1) is None
-    assert mfu.step_mfu(model, mfu.Machine(memory=1e6), 1, 1, 1) is None
+    assert mfu.step_mfu(model, mfu.GpuSpec(memory=1e6), 1, 1, 1) is None
 
 
 # -- commands --------------------------------------------------------------------------------------------------------
@@ -174,8 +174,8 @@ def test_the_study_writes_a_page_plots_and_json(write, tmp_path, capsys):
     small = ["--nodes", "144", "--draws", "20", "--rates", "0,.05", "--tor-nodes", "64", "--per-tor", "4", "--dp", "2"]
     events = write([*EVENTS[:6]])
     assert cli.main([*words, *small, "--tor-draws", "1", "--trace", str(events)]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert {"waste", "iid", "traffic", "gap", "cost", "mfu", "provenance"} <= shown.keys()
+    output = json.loads(capsys.readouterr().out)
+    assert {"waste", "iid", "traffic", "gap", "cost", "mfu", "provenance"} <= output.keys()
     page = (tmp_path / "page" / "index.html").read_text()
     for name in ("waste-over-time", "waste-by-tp", "waiting", "waste-by-fault-ratio", "traffic", "cost", "mfu"):
         assert (tmp_path / "page" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -184,7 +184,7 @@ def test_the_study_writes_a_page_plots_and_json(write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["wast"], "no part 'wast': there are waste, faults"),
         (["waste"], "--trace fault_trace.json"),
@@ -195,9 +195,9 @@ def test_the_study_writes_a_page_plots_and_json(write, tmp_path, capsys):
         (["cost", "--record"], "--record keeps all parts together"),
     ],
 )
-def test_a_study_that_cannot_be_has_one_error(words, said, capsys):
+def test_a_study_that_cannot_be_has_one_error(words, message, capsys):
     assert cli.main(["sim", "pods", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 HIDE = """

@@ -20,11 +20,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import track
 
     from stepstack import config
-    from stepstack.planning.contextparallel.job import Job, as_json, planned, table
+    from stepstack.planning.contextparallel.job import ContextJob, as_json, make_plan, table
 
-    job = config.read(Job, args.file, args.overrides)
+    job = config.read(ContextJob, args.file, args.overrides)
     # To stderr: a progress bar must not get into JSON.
     bar = Console(stderr=True)
-    plan = planned(job, lambda layers: track(layers, "layers", console=bar, transient=True))
+    plan = make_plan(job, lambda layers: track(layers, "layers", console=bar, transient=True))
     print(json.dumps(as_json(job, plan), indent=1) if args.json else table(job, plan), end="\n" if args.json else "")
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.protocol import load_config
 
 if TYPE_CHECKING:
-    from stepstack.planning.steplaw.laws import Point
+    from stepstack.planning.steplaw.laws import LawInputs
 
 HELP = "learning rate, batch and schedule of a pre-training run by its size (Step Law); fit such laws"
 TOKENS = 1  # columns: a batch that counts tokens
@@ -71,7 +71,7 @@ def _advise(args: argparse.Namespace) -> int:
             "Published laws", ("law", "peak learning rate", "batch, tokens", ""), advice.law_rows(advised.others)
         )
         report.figures(
-            "Laws by training tokens", list(zip(("learning rate", "batch"), figures.across(advised), strict=True))
+            "Laws by training tokens", list(zip(("learning rate", "batch"), figures.law_curves(advised), strict=True))
         )
         report.write(args.html)
     if args.json:
@@ -124,15 +124,15 @@ def _released(args: argparse.Namespace) -> int:
         jsonl.write_json_atomic(file, facts)
     if args.html:
         released.page(args.folder, facts, args.html)
-    print(json.dumps(facts, indent=1) if args.json else render(tables.released_of(facts), "md"))
+    print(json.dumps(facts, indent=1) if args.json else render(tables.released_tables(facts), "md"))
     return 0
 
 
-def _point(args: argparse.Namespace) -> Point:
+def _point(args: argparse.Namespace) -> LawInputs:
     """N and D as given, else of the config. ConfigError where one is said twice or not at all."""
     from stepstack.config import ConfigError
     from stepstack.planning.steplaw import count
-    from stepstack.planning.steplaw.laws import Point
+    from stepstack.planning.steplaw.laws import LawInputs
 
     if (args.params is None) == (args.config is None):
         raise ConfigError("give either --params or --config")
@@ -147,7 +147,7 @@ def _point(args: argparse.Namespace) -> Point:
             raise ConfigError(f"--config {args.config}: its recipe does not say how many parameters; give --params")
     if tokens is None:
         raise ConfigError("give --tokens: how many the model is trained on")
-    return Point(params, tokens, flops or 6.0 * params, args.loss)
+    return LawInputs(params, tokens, flops or 6.0 * params, args.loss)
 
 
 def _print(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 from stepstack.config import ConfigError
 from stepstack.harness.human.pairwise import Choice, Pair, Verdict, left_is_a
 from stepstack.report import jsonl
-from stepstack.report.html import app
+from stepstack.report.html import script_page
 
 STUDY, VOTES = "study.json", "votes.jsonl"
 LONGEST_NAME, LARGEST = 40, 1 << 16  # characters of an annotator's name, bytes of a vote
@@ -265,7 +265,7 @@ def serve(study: Study, port: int, show: bool) -> None:
 def page() -> str:
     """The page, with its script and style in it; only they may run."""
     policy = "connect-src 'self'; img-src blob:; media-src blob:; "
-    return app("Which clip?", Path(__file__).with_name("votes.js"), '<main id="main"></main>', policy)
+    return script_page("Which clip?", Path(__file__).with_name("votes.js"), '<main id="main"></main>', policy)
 
 
 def _content(file: Path) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""The policy: a causal LM that returns log-probabilities of chosen tokens, never a [B, T, V] tensor."""
+"""Policy: a causal LM that returns log-probabilities of chosen tokens, never a [B, T, V] tensor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-BEHIND_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some models still do to logits
-NEVER = -1e30  # a logit that no sampler takes; not -inf, whose product with probability 0 is NaN
-CHUNK = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
+LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+)  # config keys
+MIN_LOGIT = -1e30  # logit of a banned token; not -inf, whose product with probability 0 is NaN
+MAX_LOGIT_POSITIONS = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -25,15 +29,15 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0
 
 
 class Policy(nn.Module):
-    """Wraps a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
+    """Wrapper of a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
 
     def __init__(self, lm: PreTrainedModel, banned: Sequence[int] = ()):
         """``banned`` ids are never sampled, and have no part in the distribution here either."""
         super().__init__()
         self.banned = list(banned)
-        for key in BEHIND_HEAD:
+        for key in LOGIT_TRANSFORMS:
             if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
-                raise ValueError(f"{key}={value}: Policy takes the logits of {lm.config.model_type} as they are")
+                raise ValueError(f"{key}={value}: Policy does not scale logits; take a model without it")
         self.lm = lm
         self.config = lm.config
         self._no_split_modules = lm._no_split_modules  # what accelerate shards by under FSDP
@@ -41,10 +45,11 @@ class Policy(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, select: Tensor, labels: Tensor, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N].
+        """Log-probability [N] and entropy [N] in fp32 of the labels at the selected positions.
 
-        Rows are right-padded, or one row packs several sequences by restarting position_ids at 0; both need no mask
-        (``rl/batch.py`` says why). Returns (logprob [N], entropy [N]) in fp32.
+        input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N]. Rows are
+        right-padded, or one row packs several sequences by restarting position_ids at 0. Neither needs a mask
+        (``stepstack.batching.rows`` explains why).
         """
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False
@@ -52,17 +57,19 @@ class Policy(nn.Module):
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
 
     def scored(self, hidden_ND: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """(logprob [N], entropy [N]) of labels from the last hidden states before them."""
-        if len(labels) <= CHUNK:
+        """Log-probability [N] and entropy [N] of labels from the last hidden states before them."""
+        if len(labels) <= MAX_LOGIT_POSITIONS:
             return self._head(hidden_ND, labels, temperature)
         parts = [
             checkpoint(self._head, hidden, label, temperature, use_reentrant=False)
-            for hidden, label in zip(hidden_ND.split(CHUNK), labels.split(CHUNK), strict=True)
+            for hidden, label in zip(
+                hidden_ND.split(MAX_LOGIT_POSITIONS), labels.split(MAX_LOGIT_POSITIONS), strict=True
+            )
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _head(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits_NV = self.lm.get_output_embeddings()(hidden_ND)
         if self.banned:
-            logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), NEVER)
+            logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), MIN_LOGIT)
         return token_logprobs(logits_NV, labels_N, temperature)

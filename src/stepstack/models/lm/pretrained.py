@@ -1,4 +1,4 @@
-"""Models of transformers by hub name or folder: the weights, or the same model without them."""
+"""Models of transformers by hub name or folder: with their weights, or without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """The model with its weights; ``auto`` is the Auto class of its task.
+    """Model with its weights; ``auto`` is the Auto class of its task.
 
     ConfigError where the folder lacks weights of the model, or has them in another shape: transformers would draw them
     at random.
@@ -39,11 +39,11 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
 
 
 def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """The same model without its weights; on the meta device it takes no memory."""
+    """Model without its weights. On the meta device it takes no memory."""
     config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
     return auto.from_config(config, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype))
 
 
 def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer."""
+    """Tokenizer of the model."""
     return AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)

@@ -1,4 +1,4 @@
-"""Tiny models made on the spot: real architectures and real tokenizers, a few hundred thousand parameters."""
+"""Tiny models built on the spot: real architectures and real tokenizers, a few hundred thousand parameters."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ BOXES = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_e
 
 
 def tokenizer(max_length: int = 4096, pieces: Sequence[str] = PIECES, special: Sequence[str] = ()) -> Qwen2Tokenizer:
-    """Qwen2's byte-level tokenizer without merges: one id a byte and one a piece, so that every text encodes. Where
-    pieces overlap the longest counts.
+    """Byte-level Qwen2 tokenizer without merges: one id a byte and one a piece, so that every text encodes.
 
-    The architecture's own tokenizer class, because AutoTokenizer takes the class from the model type.
+    Where pieces overlap the longest counts. It is the architecture's own tokenizer class, because AutoTokenizer takes
+    the class from the model type.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate((PAD, EOS, *alphabet))}
-    made = Qwen2Tokenizer(
+    tiny_tokenizer = Qwen2Tokenizer(
         vocab=vocab, merges=[], pad_token=PAD, eos_token=EOS, unk_token=PAD, model_max_length=max_length
     )
-    made.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
-    made.add_tokens([AddedToken(name, normalized=False, special=True) for name in special], special_tokens=True)
-    return made
+    tiny_tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in pieces])
+    tiny_tokenizer.add_tokens(
+        [AddedToken(name, normalized=False, special=True) for name in special], special_tokens=True
+    )
+    return tiny_tokenizer
 
 
 def qwen2(
     vocab_size: int, *, hidden: int, layers: int, intermediate: int, seed: int, max_length: int = 4096
 ) -> Qwen2ForCausalLM:
-    """A Qwen2ForCausalLM with 4 heads, 2 KV heads and tied embeddings; ids 0 and 1 are <pad> and <eos>."""
+    """Qwen2ForCausalLM with 4 heads, 2 KV heads and tied embeddings; ids 0 and 1 are <pad> and <eos>."""
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -65,7 +67,7 @@ def qwen2(
 
 
 def qwen2_5_vl(
-    made: Qwen2Tokenizer,
+    tokenizer: Qwen2Tokenizer,
     *,
     hidden: int = 96,
     layers: int = 3,
@@ -78,16 +80,16 @@ def qwen2_5_vl(
     seed: int,
     max_length: int = 512,
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """Qwen2.5-VL in small, for ``made = tokenizer(special=(*CHAT, *VISION, ...))``.
+    """Small Qwen2.5-VL for ``tokenizer(special=(*CHAT, *VISION, ...))``.
 
-    ``theta``: small, because rows and columns of a few patches must differ in the slow half of RoPE that M-RoPE gives
-    them. ``spread``: standard deviation of the weights at the start; the usual 0.02 is far slower at this width.
+    ``theta`` is small, because rows and columns of a few patches must differ in the slow half of RoPE that M-RoPE gives
+    them. ``spread``: standard deviation of the initial weights; the usual 0.02 is far slower at this width.
     """
-    ids = {name: int(made.get_vocab()[name]) for name in (*CHAT, *VISION)}
-    pairs = hidden // 4 // 2  # of rotated numbers in a head
+    ids = {name: int(tokenizer.get_vocab()[name]) for name in (*CHAT, *VISION)}
+    pairs = hidden // 4 // 2  # rotated pairs of numbers in a head
     side = pairs // 3
     text = {
-        "vocab_size": len(made),
+        "vocab_size": len(tokenizer),
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "intermediate_size": intermediate,
@@ -122,7 +124,7 @@ def qwen2_5_vl(
 
 
 def _tower(hidden: int, depth: int, patch: int) -> dict[str, Any]:
-    """A vision tower that looks at the whole picture in each block."""
+    """Config of a vision tower that attends to the whole picture in each block."""
     return {
         "depth": depth,
         "hidden_size": hidden,
@@ -135,6 +137,6 @@ def _tower(hidden: int, depth: int, patch: int) -> dict[str, Any]:
 
 
 def image_processor(patch: int = 14) -> Qwen2VLImageProcessorPil:
-    """Takes pictures of any multiple of two patches as they are."""
+    """Image processor that keeps the size of pictures whose sides are multiples of two patches."""
     side = 2 * patch
     return Qwen2VLImageProcessorPil(patch_size=patch, merge_size=2, min_pixels=side * side, max_pixels=1 << 22)

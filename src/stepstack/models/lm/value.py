@@ -1,4 +1,4 @@
-"""The critic: a language model's body with a scalar head."""
+"""Critic: a language model's body with a scalar head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 class Value(nn.Module):
     """Body of a causal LM and ``value_head = Linear(hidden, 1, bias=False)``.
 
-    The head starts at N(0, 1/(hidden+1)) as in ORZ's code (the paper writes U(-sqrt5, sqrt5); recipes/orz/README.md).
+    The head starts at N(0, 1/(hidden+1)) like in ORZ's code (the paper writes U(-sqrt5, sqrt5); recipes/orz/README.md).
     """
 
     def __init__(self, lm: PreTrainedModel):
@@ -22,8 +22,11 @@ class Value(nn.Module):
         self._no_split_modules = lm._no_split_modules
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, select: Tensor) -> Tensor:
-        """input_ids, position_ids [B, T]; select [N] flat positions. Value [N] fp32 of the state *before* the token
-        that follows each position: the same positions as the logits that score the action."""
+        """Value [N] fp32 of the state *before* the token that follows each position.
+
+        These are the positions of the logits that score the action. input_ids, position_ids [B, T]; select [N] flat
+        positions.
+        """
         hidden_BTD = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         values_N1 = self.value_head(hidden_BTD.flatten(0, 1)[select])
         return values_N1[:, 0].to(torch.float32)

@@ -1,8 +1,8 @@
 """Step-Video's DiT (arXiv 2502.10248 §4.2, 2503.11251): text and image to video, a diffusers model that trains.
 
-A token is one voxel of the latent. Time and motion enter through adaLN-single: one shared projection and a table a
-block. The first frame enters by channels: its latent, and zeros for the other frames, beside the noisy latent. Two text
-encoders enter by cross-attention, CLIP's tokens before the language model's.
+A token is one voxel of the latent. Time and motion enter through adaLN-single, which has one shared projection and a
+table a block. The first frame enters by channels: its latent, and zeros for the other frames, beside the noisy latent.
+Two text encoders enter by cross-attention, CLIP's tokens before the language model's.
 
 Shapes: B batch, F latent frames, C channels, H W latent height and width, S = F*H*W tokens, L text tokens, D model
 width, N heads, E head width.
@@ -23,13 +23,13 @@ from torch.nn import functional as F
 
 from stepstack.models.video.grid import Grid
 
-STEPS = 1000  # the time in [0, 1] is embedded as this many steps
+STEPS = 1000  # steps in which the time in [0, 1] is embedded
 WAVES = 256  # channels of the sinusoids of time and motion
-Rotary = tuple[Tensor, Tensor]  # cos and sin [S, E] of every token's angles
+Rotary = tuple[Tensor, Tensor]  # cos and sin [S, E] of the angles of every token
 
 
 class Rope(nn.Module):
-    """Rotary positions of a grid, made once a forward pass: each part of a head turns with one coordinate."""
+    """Rotary positions of a grid, computed once a forward pass. Each part of a head turns with one coordinate."""
 
     def __init__(self, split: Sequence[int]):
         super().__init__()
@@ -41,7 +41,7 @@ class Rope(nn.Module):
 
 
 class Dense(nn.Module):
-    """Attention over all tokens of a video. Another processor (DSV's) may take its place."""
+    """Attention over all tokens of a video. Another processor, such as that of DSV, may replace it."""
 
     _attention_backend = None  # diffusers' name: torch chooses
 
@@ -50,7 +50,7 @@ class Dense(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """RMSNorm of q and k before the rotation (QK-norm); what attends is the processor."""
+    """Self-attention with RMSNorm of q and k before the rotation (QK-norm). The processor does the attending."""
 
     def __init__(self, width: int, heads: int, split: Sequence[int]):
         super().__init__()
@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
         return self.processor(self, x_BSD, rotary)
 
     def project(self, x_BSD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [B, N, S, E] as they attend: normed and rotated."""
+        """Normed and rotated q and k, and v, each [B, N, S, E]."""
         q, k, v = (_heads(to(x_BSD), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         return rotate(self.norm_q(q), rotary, self.split), rotate(self.norm_k(k), rotary, self.split), v
 
@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, modulated and gated by time; cross-attention as it is."""
+    """Self-attention and feed-forward, modulated and gated by time, and cross-attention without modulation."""
 
     def __init__(self, width: int, heads: int, split: Sequence[int], mlp: int):
         super().__init__()
@@ -107,15 +107,15 @@ class Block(nn.Module):
 
 
 class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Predicts the velocity of flow matching. The defaults are Step-Video-TI2V's 30B.
+    """DiT that predicts the velocity of flow matching. The defaults are Step-Video-TI2V's 30B.
 
-    ``text_channels``: widths of the language model's and of CLIP's tokens. ``split``: how a head's channels are shared
-    between frames, height and width. ``with_image``, ``with_motion``: which conditions it takes.
+    ``text_channels``: token widths of the language model and of CLIP. ``split``: channels of a head for frames, height
+    and width. ``with_image``, ``with_motion``: which conditions it takes.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # type: ignore[assignment] # noqa: RUF012
-    # DSV's predictors: whoever enables it after loading reads them himself.
+    # Weights of DSV's predictors, which are loaded by the code that enables DSV.
     _keys_to_ignore_on_load_unexpected = [r"\.processor\."]  # type: ignore[assignment] # noqa: RUF012
 
     @register_to_config
@@ -163,9 +163,12 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         image_BFCHW: Tensor | None = None,
         motion_B: Tensor | None = None,
     ) -> Tensor:
-        """The velocity, of the latents' shape. ``time_B`` in [0, 1]: 0 is noise. ``text_mask_BL``: true where there is
-        text (CLIP's tokens all count). ``image_BFCHW``: the first frame's latent and zeros. ValueError for a condition
-        that the model takes and does not get, or the reverse."""
+        """Velocity, in the shape of the latents.
+
+        ``time_B`` in [0, 1], where 0 is noise. ``text_mask_BL``: true where there is text (CLIP's tokens all count).
+        ``image_BFCHW``: the latent of the first frame, and zeros. ValueError for a condition that the model takes and
+        does not get, or the reverse.
+        """
         self._check(latents_BFCHW, image_BFCHW, motion_B)
         _, frames, _, height, width = latents_BFCHW.shape
         grid = (frames, height, width)
@@ -188,7 +191,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3)
 
     def _text(self, text_BLT: Tensor, mask_BL: Tensor, clip_BMT: Tensor) -> tuple[Tensor, Tensor]:
-        """CLIP's tokens, then the language model's: (keys, which of them are text)."""
+        """Keys [B, L, D] with CLIP's tokens before the language model's, and the mask of those that are text."""
         text_BLD = self.text_down(F.gelu(self.text_up(self.text_norm(text_BLT)), approximate="tanh"))
         clip_BMD = self.clip(clip_BMT)
         every_BM = torch.ones(clip_BMD.shape[:2], dtype=torch.bool, device=mask_BL.device)
@@ -196,10 +199,10 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check(self, latents: Tensor, image: Tensor | None, motion: Tensor | None) -> None:
         cfg: Any = self.config
-        for name, taken, given in (("image", cfg.with_image, image), ("motion", cfg.with_motion, motion)):
-            if taken != (given is not None):
-                found = "missing" if taken else "given"
-                raise ValueError(f"{name} is {found}: this model's config says with_{name}={taken}")
+        for name, taken, condition in (("image", cfg.with_image, image), ("motion", cfg.with_motion, motion)):
+            if taken != (condition is not None):
+                state = "missing" if taken else "given"
+                raise ValueError(f"{name} is {state}: this model's config says with_{name}={taken}")
         if latents.ndim != 5 or latents.shape[2] != cfg.channels:
             raise ValueError(f"latents must be [B, F, {cfg.channels}, H, W], found {list(latents.shape)}")
         if image is not None and image.shape != latents.shape:
@@ -207,7 +210,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def rotation(grid: Grid, split: Sequence[int], device: torch.device) -> Tensor:
-    """Angles [S, E/2 twice] of rotary positions: each part of a head turns with one coordinate of its token."""
+    """Angles [S, E] of rotary positions (each one twice); each part of a head turns with one coordinate of its
+    token."""
     return _angles(tuple(grid), tuple(split)).to(device)
 
 
@@ -222,7 +226,7 @@ def _angles(grid: Grid, split: tuple[int, ...]) -> Tensor:
 
 
 def rotate(x_BNSE: Tensor, rotary: Rotary, split: Sequence[int]) -> Tensor:
-    """Rotate by halves within each part of the head, in float32."""
+    """Rotation by halves within each part of the head, in float32."""
     turned = []
     parts = (y.split(list(split), -1) for y in (x_BNSE.float(), *rotary))
     for x, cos, sin in zip(*parts, strict=True):
@@ -239,8 +243,8 @@ def merge_heads(x_BNSE: Tensor) -> Tensor:
     return x_BNSE.transpose(1, 2).flatten(2)
 
 
-# Published name -> ours, for what is the same tensor; "{}" is a block's number.
-SAME = {
+# Map from published names to ours, for tensors that are the same.
+PUBLISHED_NAMES = {
     "pos_embed.proj.bias": "patch.bias",
     "adaln_single.emb.timestep_embedder.linear_1": "time.linear_1",
     "adaln_single.emb.timestep_embedder.linear_2": "time.linear_2",
@@ -253,11 +257,18 @@ SAME = {
     "scale_shift_table": "table_out",
     "proj_out": "out",
 }
-SAME_IN_BLOCK = {
-    "norm1": "norm1", "norm2": "norm2", "scale_shift_table": "table", "ff.net.0.proj": "up", "ff.net.2": "down",
-    **{f"attn{n}.{theirs}": f"attn{n}.{ours}" for n in (1, 2)
-       for theirs, ours in (("wo", "to_out"), ("q_norm", "norm_q"), ("k_norm", "norm_k"), ("wq", "to_q"))},
-}  # fmt: skip
+PUBLISHED_BLOCK_NAMES = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "scale_shift_table": "table",
+    "ff.net.0.proj": "up",
+    "ff.net.2": "down",
+    **{
+        f"attn{n}.{theirs}": f"attn{n}.{ours}"
+        for n in (1, 2)
+        for theirs, ours in (("wo", "to_out"), ("q_norm", "norm_q"), ("k_norm", "norm_k"), ("wq", "to_q"))
+    },
+}
 
 
 def from_published(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
@@ -275,7 +286,7 @@ def _placed(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     if name == "pos_embed.proj.weight":
         return {"patch.weight": tensor.flatten(1)}  # a 1 x 1 convolution
     if not name.startswith("transformer_blocks."):
-        return {_renamed(name, SAME, name): tensor}
+        return {_renamed(name, PUBLISHED_NAMES, name): tensor}
     _, number, inner = name.split(".", 2)
     if inner.endswith(("wqkv.weight", "wkv.weight")):
         layer, _, kind = inner.removesuffix(".weight").rpartition(".")
@@ -284,7 +295,7 @@ def _placed(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
             f"blocks.{number}.{layer}.to_{letter}.weight": part.flatten(0, 1)
             for letter, part in zip(kind[1:], parts, strict=True)
         }
-    return {f"blocks.{number}.{_renamed(inner, SAME_IN_BLOCK, name)}": tensor}
+    return {f"blocks.{number}.{_renamed(inner, PUBLISHED_BLOCK_NAMES, name)}": tensor}
 
 
 def _renamed(name: str, known: Mapping[str, str], whole: str) -> str:

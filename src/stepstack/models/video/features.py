@@ -1,4 +1,4 @@
-"""What a network makes of a clip, for distances between sets of clips."""
+"""Features of clips, for distances between sets of clips."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from stepstack.config import ConfigError
 
 
 class VideoFeatures(Protocol):
-    """Clips [B, F, H, W, RGB], uint8, to features [B, D]."""
+    """Function from clips [B, F, H, W, RGB], uint8, to features [B, D]."""
 
     def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]: ...
 
 
 class SavedFeatures:
-    """A network of ``torch.export.save`` from clips [B, 3, F, H, W] in [-1, 1] to features [B, D]: for FVD, I3D trained
-    on Kinetics-400 (arXiv 1812.01717), which is not part of this project."""
+    """Network saved by ``torch.export.save``, from clips [B, 3, F, H, W] in [-1, 1] to features [B, D].
+
+    FVD takes I3D trained on Kinetics-400 (arXiv 1812.01717), which is not part of this project.
+    """
 
     def __init__(self, file: Path):
-        """ConfigError where the file is not there."""
+        """Load the network. ConfigError where the file does not exist."""
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: torch.export.save a network from clips to features there")
         self.network = torch.export.load(file).module()
 
     @torch.no_grad()
     def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return self.network(as_input(clips_BFHWC)).double().numpy()
+        return self.network(to_network_input(clips_BFHWC)).double().numpy()
 
 
-def as_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
-    """[B, 3, F, H, W] in [-1, 1]."""
+def to_network_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
+    """Clips as [B, 3, F, H, W] in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(clips_BFHWC)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def of_clips(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
-    """[N, D] of clips of one shape, some at a time. ValueError where there are none."""
+def clip_features(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
+    """Features [N, D] of clips of one shape, computed batch by batch. ValueError where there are none."""
     left = iter(clips)
     some = iter(lambda: list(islice(left, batch)), [])
     return np.concatenate([features(np.stack(part)) for part in some])

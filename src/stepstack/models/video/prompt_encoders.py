@@ -1,6 +1,6 @@
-"""Prompts to the two sequences that Step-Video's DiT attends to: a language model's tokens, and CLIP's.
+"""Encoders of prompts to the two sequences that Step-Video's DiT attends to: tokens of a language model, and of CLIP.
 
-Shapes: B prompts, L tokens, T width of a token. CLIP's sequence always has its full length, whose tokens all count.
+Shapes: B prompts, L tokens, T width of a token. CLIP's sequence always has its full length, and all its tokens count.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")  # a character of Chinese or 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """``mask_BL``: true where there is text."""
+    """Encoded prompts. ``mask_BL``: true where there is text."""
 
     text_BLT: Tensor
     mask_BL: Tensor
@@ -29,20 +29,21 @@ class Encoded:
 
 
 class PromptEncoder(Protocol):
-    """``widths``: of the two kinds of tokens, what the DiT calls text_channels."""
+    """Encoder of prompts. ``widths``: widths of the two kinds of tokens, called text_channels by the DiT."""
 
     widths: tuple[int, int]
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
-        """ValueError for an empty list."""
+        """Encoded prompts. ValueError for an empty list."""
         ...
 
 
 class WordHashes:
-    """Frozen random vectors, one a word, with sinusoids of its place: any prompt encodes, nothing is learned or loaded.
+    """Frozen random vectors, one a word, plus sinusoids of its place. Any prompt encodes, and nothing is learned or
+    loaded.
 
-    Two of them, as there are two encoders: another word gets another vector, and a prompt longer than its ``lengths``
-    is cut, as the real ones cut it.
+    There are two of them, like the two encoders. Another word gets another vector. A prompt longer than ``lengths`` is
+    cut, like by the real encoders.
     """
 
     def __init__(self, widths: tuple[int, int] = (32, 32), lengths: tuple[int, int] = (16, 8)):
@@ -58,7 +59,7 @@ class WordHashes:
         return Encoded(text, mask, clip)
 
     def _sequences(self, prompts: list[list[str]], kind: str, width: int, length: int) -> tuple[Tensor, Tensor]:
-        """Padded by an end token, which is text too: the empty prompt has one."""
+        """Sequences padded by an end token, which counts as text: the empty prompt has one."""
         rows = [(words[: length - 1] + [""] * length)[:length] for words in prompts]
         vectors = torch.stack([torch.stack([self._vector(word, kind, width) for word in row]) for row in rows])
         ends = torch.tensor([min(len(words), length - 1) for words in prompts])
@@ -73,8 +74,7 @@ class WordHashes:
 
 
 class TransformersEncoders:
-    """A language model and a CLIP-like text model of transformers, by their last hidden states. Step-Video takes 320
-    and 77 tokens."""
+    """Last hidden states of a language model and of a CLIP-like text model. Step-Video takes 320 and 77 tokens."""
 
     def __init__(
         self,
@@ -97,18 +97,22 @@ class TransformersEncoders:
 def _states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int
 ) -> tuple[Tensor, Tensor]:
-    """Padded at the right to ``length``, so that a prompt's encoding does not depend on its batch."""
+    """Hidden states padded at the right to ``length``, so that a prompt's encoding does not depend on its batch."""
     batch = tokenizer(
-        list(prompts), padding="max_length", truncation=True, max_length=length, padding_side="right",
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        padding_side="right",
         return_tensors="pt",
-    ).to(model.device)  # fmt: skip
+    ).to(model.device)
     body = model.base_model
     hidden = body(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     return hidden, batch["attention_mask"].bool()
 
 
 def _places(length: int, width: int) -> Tensor:
-    """Sinusoids [length, width]."""
+    """Sinusoids of the places, [length, width]."""
     speeds = torch.exp(-math.log(100.0) * torch.arange(width // 2) / (width // 2))
     angles = torch.arange(length)[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos(), torch.zeros(length, width % 2)], 1)

@@ -1,7 +1,7 @@
-"""Videos to latents and back: a small causal VAE that trains, and diffusers' behind the same protocol.
+"""Codecs from videos to latents and back: a small causal VAE that trains, and those of diffusers behind one protocol.
 
-Shapes: B batch, F frames, C channels, H W height and width. Videos are floats in [-1, 1], RGB; latents are normalised
-to mean 0 and deviation 1 a channel, as the DiT sees them.
+Shapes: B batch, F frames, C channels, H W height and width. Videos are floats in [-1, 1], RGB. Latents are normalised
+to mean 0 and deviation 1 a channel, for the DiT.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from torch.nn import functional as F
 
 from stepstack.models.video.grid import Grid, grid_of
 
-KEEP = 0.6  # of a frame at a border of two chunks; the rest is its neighbour's (Step-Video's decoder)
+BORDER_WEIGHT = 0.6  # weight of a frame at a border of two chunks; its neighbour has the rest (Step-Video's decoder)
 
 
 class VideoCodec(Protocol):
-    """What turns videos into latents. ``stride``: frames, rows and columns of a latent voxel."""
+    """Codec from videos to latents. ``stride``: frames, rows and columns of a latent voxel."""
 
     channels: int
     stride: Grid
 
     def grid(self, frames: int, height: int, width: int) -> Grid:
-        """Of the latents. ValueError for a size that it cannot encode, with the nearest that it can."""
+        """Grid of the latents. ValueError for a size that it cannot encode, with the nearest one that it can."""
         ...
 
     def encode(self, video_BFCHW: Tensor) -> Tensor:
-        """The posterior's mean; a single frame gives a single latent frame, the same as that of a video's first."""
+        """Mean of the posterior. A single frame gives a single latent frame, equal to the first one of a video that
+        begins with it."""
         ...
 
     def decode(self, latents_BFCHW: Tensor) -> Tensor: ...
 
 
 class Norm(nn.Module):
-    """RMS over channels, voxel by voxel: a norm over frames would let the future in."""
+    """RMS over channels, voxel by voxel. A norm over frames would leak the future."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -48,7 +49,7 @@ class Norm(nn.Module):
 
 
 class CausalConv(nn.Conv3d):
-    """3 x 3 x 3, that sees this frame and the two before it."""
+    """Convolution of 3 x 3 x 3 that sees this frame and the two before it."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=(0, 1, 1))
@@ -69,9 +70,11 @@ class Residual(nn.Module):
 
 
 class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """A causal VAE of patches: ``patch`` frames, rows and columns become a voxel, the first frame one by itself, behind
-    frames of zeros. So 1 + n * patch[0] frames give 1 + n latent frames. Beside the network a linear shortcut leads in
-    and out, without which a small form is not seen for long."""
+    """Causal VAE of patches: ``patch`` frames, rows and columns become a voxel.
+
+    The first frame is a voxel by itself, behind frames of zeros, so 1 + n * patch[0] frames give 1 + n latent frames.
+    Beside the network a linear shortcut leads in and out, without which a small form is not learned for long.
+    """
 
     @register_to_config
     def __init__(
@@ -79,7 +82,7 @@ class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.patch: Grid = (patch[0], patch[1], patch[2])  # a list, where it was loaded
+        self.patch: Grid = (patch[0], patch[1], patch[2])  # a list in a loaded config
         voxel = 3 * patch[0] * patch[1] * patch[2]
         self.patch_in, self.patch_out = nn.Linear(voxel, width), nn.Linear(width, voxel)
         self.encoder, self.decoder = (nn.Sequential(*(Residual(width) for _ in range(blocks))) for _ in range(2))
@@ -90,7 +93,7 @@ class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_buffer("std_C", torch.ones(channels))
 
     def posterior(self, video_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, log-variance) [B, C, F, H, W], not normalised. ValueError for a size that is no whole number of
+        """Mean and log-variance [B, C, F, H, W], not normalised. ValueError for a size that is no whole number of
         patches."""
         grid_of(video_BFCHW.shape[1], video_BFCHW.shape[3], video_BFCHW.shape[4], self.patch)
         t, h, w = self.patch
@@ -102,7 +105,7 @@ class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return mean + self.short_in(flat).permute(0, 4, 1, 2, 3), logvar.clamp(-20, 10)
 
     def reconstruct(self, z_BCFHW: Tensor) -> Tensor:
-        """The video of latents that are not normalised."""
+        """Video of latents that are not normalised."""
         x = F.silu(self.norm_decoder(self.decoder(self.widen(z_BCFHW))))
         t, h, w = self.patch
         flat = self.patch_out(x.permute(0, 2, 3, 4, 1)) + self.short_out(z_BCFHW.permute(0, 2, 3, 4, 1))
@@ -111,21 +114,22 @@ class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return video.flatten(6).flatten(4, 5).flatten(1, 2)[:, t - 1 :]
 
     def forward(self, video_BFCHW: Tensor, noise_BCFHW: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, mean, log-variance); of a sample where ``noise`` is given, else of the mean."""
+        """Reconstruction, mean and log-variance. It reconstructs a sample where ``noise`` is given, otherwise the
+        mean."""
         mean, logvar = self.posterior(video_BFCHW)
         z = mean if noise_BCFHW is None else mean + (0.5 * logvar).exp() * noise_BCFHW
         return self.reconstruct(z), mean, logvar
 
     @torch.no_grad()
     def calibrate(self, video_BFCHW: Tensor) -> None:
-        """Take the latents' mean and deviation from a batch of videos."""
+        """Set the mean and deviation of the latents from a batch of videos."""
         mean = self.posterior(video_BFCHW)[0]
         self.mean_C.copy_(mean.mean((0, 2, 3, 4)))
         self.std_C.copy_(mean.std((0, 2, 3, 4)))
 
 
 class TinyCodec:
-    """``TinyVae`` as a codec."""
+    """Codec around ``TinyVae``."""
 
     def __init__(self, vae: TinyVae):
         self.vae, self.channels, self.stride = vae, vae.channels, vae.patch
@@ -145,7 +149,7 @@ class TinyCodec:
 
 
 class WanCodec:
-    """diffusers' AutoencoderKLWan: causal, 4 frames x 8 x 8, the first frame by itself."""
+    """Codec around diffusers' AutoencoderKLWan: causal, 4 frames x 8 x 8, the first frame by itself."""
 
     def __init__(self, vae: Any):
         self.vae, cfg = vae, vae.config
@@ -169,7 +173,7 @@ class WanCodec:
 
 
 class DcCodec:
-    """diffusers' AutoencoderDC, a deep-compression VAE of images: every frame by itself."""
+    """Codec around diffusers' AutoencoderDC, a deep-compression VAE of images, which encodes every frame by itself."""
 
     def __init__(self, vae: Any):
         self.vae = vae
@@ -191,8 +195,11 @@ class DcCodec:
 
 
 class ChunkedCodec:
-    """Step-Video's layout: chunks of 17 frames that know nothing of each other, 3 latent frames each, whose border
-    frames are mixed on decoding. ``inner`` must encode a chunk, and a frame by itself."""
+    """Step-Video's layout: independent chunks of 17 frames, 3 latent frames each, whose border frames are mixed on
+    decoding.
+
+    ``inner`` must encode a chunk, and a frame by itself.
+    """
 
     def __init__(self, inner: VideoCodec, frames: int = 17):
         self.inner, self.frames = inner, frames
@@ -224,17 +231,19 @@ class ChunkedCodec:
 
 
 def mix(chunks_BNFCHW: Tensor) -> Tensor:
-    """Chunks end to end, the last frame of one and the first of the next drawn towards each other: 0.6 of itself and
-    0.4 of the other's, the later one first, as Step-Video's decoder does."""
+    """Concatenated chunks, where the last frame of one and the first frame of the next are drawn towards each other.
+
+    Each is 0.6 of itself and 0.4 of the other, the later one first, like in Step-Video's decoder.
+    """
     chunks = chunks_BNFCHW.clone()
     back, front = chunks[:, 1:, 0].clone(), chunks[:, :-1, -1].clone()
-    back = KEEP * back + (1 - KEEP) * front
+    back = BORDER_WEIGHT * back + (1 - BORDER_WEIGHT) * front
     chunks[:, 1:, 0] = back
-    chunks[:, :-1, -1] = KEEP * front + (1 - KEEP) * back
+    chunks[:, :-1, -1] = BORDER_WEIGHT * front + (1 - BORDER_WEIGHT) * back
     return chunks.flatten(1, 2)
 
 
 def _wide(values_C: Tensor, like: Tensor | None = None) -> Tensor:
-    """For latents [B, F, C, H, W]."""
+    """Channel values broadcast over latents [B, F, C, H, W]."""
     values_C = values_C if like is None else values_C.to(like)
     return values_C[:, None, None]

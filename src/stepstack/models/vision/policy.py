@@ -1,6 +1,6 @@
 """Qwen2-VL and Qwen2.5-VL as policies: pictures in prompts, three-part positions, image tokens that are never sampled.
 
-No torchvision: transformers' PIL image processors.
+Images are read by transformers' PIL processors, without torchvision.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from stepstack.records import Picture
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-KEPT = 1 << 28  # bytes of patches that a patcher remembers
+MAX_CACHED_BYTES = 1 << 28  # bytes of patches in the cache of a patcher
 Grid = tuple[int, int, int]  # patches of a picture: frames, rows, columns
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """One picture as the vision tower takes it: pixels [rows * columns, channels * 2 * patch * patch]."""
+    """Input of the vision tower for one picture: pixels [rows * columns, channels * 2 * patch * patch]."""
 
     pixels: Tensor
     grid: Grid
 
 
 class ImagePatcher:
-    """Pictures -> patches, by the model's own image processor; the latest are remembered."""
+    """Patches of pictures by the model's own image processor, with a cache of the latest ones."""
 
     def __init__(self, processor: Any):
         """``processor``: a Qwen2VLImageProcessorPil."""
@@ -43,7 +43,7 @@ class ImagePatcher:
         self._bytes = 0
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """Of a picture of (width, height) pixels, without reading it."""
+        """Grid of patches of a picture of (width, height) pixels, computed without reading it."""
         p = self.processor
         width, height = smart_resize(
             *size, p.patch_size * p.merge_size, p.size["shortest_edge"], p.size["longest_edge"]
@@ -52,32 +52,33 @@ class ImagePatcher:
 
     @property
     def merge(self) -> int:
-        """Patches a side that become one token."""
+        """Number of patches a side that become one token."""
         return self.processor.merge_size
 
     def patches(self, picture: Picture) -> Patches:
         if picture in self._kept:
             self._kept.move_to_end(picture)
             return self._kept[picture]
-        made = self.processor(images=[picture.image()], return_tensors="pt")
-        frames, rows, columns = made["image_grid_thw"][0].tolist()
-        found = self._kept[picture] = Patches(made["pixel_values"], (frames, rows, columns))
-        self._bytes += found.pixels.nbytes
-        while self._bytes > KEPT and len(self._kept) > 1:
+        inputs = self.processor(images=[picture.image()], return_tensors="pt")
+        frames, rows, columns = inputs["image_grid_thw"][0].tolist()
+        image_patches = self._kept[picture] = Patches(inputs["pixel_values"], (frames, rows, columns))
+        self._bytes += image_patches.pixels.nbytes
+        while self._bytes > MAX_CACHED_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
-        return found
+        return image_patches
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """Image tokens of a picture of (width, height) pixels."""
+        """Number of image tokens of a picture of (width, height) pixels."""
         frames, rows, columns = self.grid(size)
         return frames * rows * columns // self.merge**2
 
 
 def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge: int) -> Tensor:
-    """[3, T] frame, row and column position of each token (Qwen2-VL, section 2.1: M-RoPE).
+    """Frame, row and column position of each token, [3, T] (Qwen2-VL, section 2.1: M-RoPE).
 
-    Text counts up in all three; a picture's tokens count from where the text stopped, each in its own direction, and
-    text goes on after the longest. ValueError where image tokens and pictures do not match: cut, or sampled.
+    Text counts up in all three. A picture's tokens count from where the text stopped, each in its own direction, and
+    text continues after the longest. ValueError where the numbers of image tokens and of pictures do not match, because
+    a text was cut or an image token was sampled.
     """
     is_image = torch.tensor(ids) == image_token
     wanted = sum(frames * rows * columns // merge**2 for frames, rows, columns in grids)
@@ -97,20 +98,20 @@ def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge
 
 
 def features(tower: torch.nn.Module, patcher: ImagePatcher, pictures: Sequence[Sequence[Picture]]) -> Tensor:
-    """[image tokens, D] of all pictures, row by row; one that several rows show goes through the tower once."""
+    """Features [image tokens, D] of all pictures, row by row. A picture of several rows goes through the tower once."""
     once = list(dict.fromkeys(picture for row in pictures for picture in row))
-    found = [patcher.patches(picture) for picture in once]
+    patches = [patcher.patches(picture) for picture in once]
     place = next(tower.parameters())
-    pixels = torch.cat([p.pixels for p in found]).to(place.device, place.dtype)
-    grid = torch.tensor([p.grid for p in found], device=place.device)
-    made = tower(pixels, grid_thw=grid).pooler_output
-    parts = made.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
+    pixels = torch.cat([p.pixels for p in patches]).to(place.device, place.dtype)
+    grid = torch.tensor([p.grid for p in patches], device=place.device)
+    embedded = tower(pixels, grid_thw=grid).pooler_output
+    parts = embedded.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
     of = dict(zip(once, parts, strict=True))
     return torch.cat([of[picture] for row in pictures for picture in row])
 
 
 class VisionPolicy(Policy):
-    """``Policy`` of a Qwen2-VL or Qwen2.5-VL model; rows are padded at the right, never packed."""
+    """``Policy`` of a Qwen2-VL or Qwen2.5-VL model. Rows are padded at the right, never packed."""
 
     def __init__(self, lm: PreTrainedModel, patcher: ImagePatcher, banned: Sequence[int]):
         if lm.config.model_type not in FAMILIES:
@@ -127,8 +128,10 @@ class VisionPolicy(Policy):
         temperature: float = 1.0,
         pictures: Sequence[Sequence[Picture]] = (),
     ) -> tuple[Tensor, Tensor]:
-        """As ``Policy.forward``; ``pictures`` row by row. ``position_ids`` [B, T] count the tokens; the model's own
-        three are made here."""
+        """Log-probability [N] and entropy [N], like ``Policy.forward``; ``pictures`` row by row.
+
+        ``position_ids`` [B, T] count the tokens. The model's own three positions are derived from them here.
+        """
         body = self.lm.model
         embedded_BTD = self.lm.get_input_embeddings()(input_ids)
         position_3BT = position_ids.expand(3, -1, -1)
@@ -141,8 +144,8 @@ class VisionPolicy(Policy):
                 ],
                 dim=1,
             ).to(input_ids.device)
-            seen_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
-            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], seen_ND)
+            features_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
+            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], features_ND)
         hidden_BTD = body.language_model(
             inputs_embeds=embedded_BTD, position_ids=position_3BT, use_cache=False
         ).last_hidden_state

@@ -1,4 +1,4 @@
-"""What stands between texts and pictures and a vision-language model."""
+"""Tokenizer and image processor of a vision-language model."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from stepstack.models.vision.policy import ImagePatcher
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """A tokenizer and an image processor that belong together."""
+    """Tokenizer and image processor that belong together."""
 
     tokenizer: PreTrainedTokenizerBase
     patcher: ImagePatcher
 
     @property
     def banned(self) -> list[int]:
-        """Tokens that stand for pictures: one that was sampled would have no picture."""
+        """Tokens that stand for pictures, which must not be sampled because they would have no picture."""
         ids = self.tokenizer.get_vocab()
         return [ids[name] for name in VISION]
 
     @property
     def image_token(self) -> int:
-        """The token that stands for a piece of a picture."""
+        """Token that stands for a piece of a picture."""
         return self.tokenizer.get_vocab()["<|image_pad|>"]
 
     @property
     def pixels(self) -> tuple[int, int]:
-        """(least, most) pixels that a picture is resized to."""
+        """Least and largest number of pixels that a picture is resized to."""
         size = self.patcher.processor.size
         return size["shortest_edge"], size["longest_edge"]
 

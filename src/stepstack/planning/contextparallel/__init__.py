@@ -1,1 +1,1 @@
-"""Which process attends with which heads over which blocks."""
+"""Plans of context parallelism: which process attends with which heads over which blocks."""

@@ -1,4 +1,4 @@
-"""The cost of one grid of ranks for one layer. No torch."""
+"""Cost of one grid of ranks for one layer. No torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def ranks_of(hcp: int, scp: int, inner: Inner) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row * scp + column for column in range(scp)) for row in range(hcp))
 
 
-class Grid:
-    """Costs of one layer on one grid. Axes of its arrays: rows a (P of them), columns b (G), heads h."""
+class RankGrid:
+    """Costs of one layer on one grid of ranks. Axes of the arrays: rows a (P of them), columns b (G), heads h."""
 
     def __init__(self, profile: Profile, layer: int, cluster: Cluster, options: PlanOptions, hcp: int, inner: Inner):
         layout, data = profile.layout, profile.layers[layer]
@@ -41,14 +41,14 @@ class Grid:
         # Bytes of k and v of a head [H, G, G] that column b fetches from column c.
         self.kv = 2 * unit * shards[:, :, self.at].sum(axis=2) * (1 - np.eye(self.scp))
         rows, length = queries.sum(axis=0), float(sum(layout.keys))
-        kept = data.pairs[:, :, self.at].sum(axis=2) / (rows * length)  # [B, H, G]
+        density = data.pairs[:, :, self.at].sum(axis=2) / (rows * length)  # [B, H, G]
         share = rows / sum(layout.queries)
-        self.comp = (cluster.compute.time(length, 1 - kept) * share).sum(axis=0)  # [H, G]
+        self.comp = (cluster.compute.time(length, 1 - density) * share).sum(axis=0)  # [H, G]
         node = self.at // cluster.ranks_per_node
         same = node[:, None] == node[None]  # [P, P, G]
         others = ~np.eye(hcp, dtype=bool)[:, :, None]
-        # For each kind of link that columns have: seconds by bytes, and for both tensors the bytes a rank sends for one
-        # head of row q, [q, P, G], and receives for one head of its own, [P, G].
+        # For each kind of link and both tensors: the bytes that a rank sends for one head of row q, [q, P, G], and
+        # receives for one head of its own, [P, G].
         self.exchanges = [
             [((mask * bytes[:, None]).transpose(1, 0, 2), (mask * bytes[None]).sum(axis=1)) for bytes in self.tensors]
             for mask in (same & others, ~same)
@@ -58,8 +58,11 @@ class Grid:
         self.links = (cluster.intra, cluster.inter)
 
     def score(self, rows: NDArray[np.intp]) -> tuple[Array, Array]:
-        """For M assignments [M, H] of heads to rows, two numbers each, the smaller the better: the slowest rank's
-        seconds, with a penalty that outweighs all where memory does not suffice; and how uneven ranks are."""
+        """Two costs [M] of M assignments [M, H] of heads to rows, the smaller the better.
+
+        The first is the seconds of the slowest rank, plus a penalty that outweighs everything where memory does not
+        suffice. The second measures how uneven the ranks are.
+        """
         parts = self._parts(rows)
         seconds = parts["comm"] + parts["comp"]
         excess = np.maximum(parts["memory"].max(axis=(1, 2)) / self.cluster.memory - 1, 0.0)
@@ -67,8 +70,11 @@ class Grid:
 
     @cached_property
     def bound(self) -> float:
-        """No assignment is faster: the average of the ranks of a column, and the heaviest head alone, each with the
-        least that exchanging heads can cost."""
+        """Lower bound of the seconds of any assignment.
+
+        It is the larger of two bounds: the average over the ranks of a column, and the heaviest head alone, each with
+        the least that exchanging heads can cost.
+        """
         if self.hcp == 1:
             return float(self.score(np.zeros((1, self.heads), np.intp))[0][0])
         counts = np.arange(1, self.heads - self.hcp + 2)[:, None, None]
@@ -79,7 +85,7 @@ class Grid:
         received = received.min(axis=0)  # [P, G], whatever the other rows' counts are
         each = self._fetch(self.kv[:, None]).min(axis=1)  # [H, G]
         together = [
-            link.least * (self.kv[:, None] * mask).sum(axis=axis).min(axis=1).sum(axis=0)
+            link.min_seconds_per_byte * (self.kv[:, None] * mask).sum(axis=axis).min(axis=1).sum(axis=0)
             for link, mask in zip(self.links, self.fetches, strict=True)
             for axis in (2, 3)
         ]  # of all rows [G]
@@ -87,8 +93,8 @@ class Grid:
         alone = self.options.passes * (received.min(axis=0) + each) + self.comp
         return float(max((average + self.comp.sum(axis=0) / self.hcp).max(), alone.max()))
 
-    def planned(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
-        """The record of one assignment; ``bound`` None: its own time, for the best of all."""
+    def layer_plan(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
+        """Plan with one assignment of heads. ``bound`` None takes the assignment's own time, for the best of all."""
         parts = {name: part[0] for name, part in self._parts(rows[None]).items()}
         names = ("hcp_sent", "hcp_received", "scp_sent", "scp_received", "memory")
         ranks = {
@@ -103,14 +109,14 @@ class Grid:
         return LayerPlan(self.hcp, self.scp, self.inner, heads, costs, least)
 
     def search(self, restarts: int) -> tuple[LayerPlan, float]:
-        """The best placement of heads found, and its score with the penalty for memory."""
+        """Best assignment of heads found, and its score with the penalty for memory."""
         rows, tried_all = assignment.search(
             self.score, self.burdens, self.hcp, self.options.exact, restarts, self.options.seed
         )
-        return self.planned(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
+        return self.layer_plan(rows, None if tried_all else self.bound), float(self.score(rows[None])[0][0])
 
-    def fits(self, made: LayerPlan) -> bool:
-        return max(rank.memory for rank in made.ranks) <= self.cluster.memory
+    def fits(self, layer_plan: LayerPlan) -> bool:
+        return max(rank.memory for rank in layer_plan.ranks) <= self.cluster.memory
 
     def _parts(self, rows: NDArray[np.intp]) -> dict[str, Array]:
         """Seconds and bytes [M, P, G] of M assignments."""
@@ -120,7 +126,7 @@ class Grid:
         others = (self.heads - counts)[:, :, None]
         own, (qkv, out) = counts[:, :, None], self.tensors
         column_qkv, column_out = qkv.sum(axis=0), out.sum(axis=0)
-        held = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
+        exchanged = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
         return {
             "comm": self.options.passes * (self._exchange(counts) + self._fetch(kv)),
             "comp": onehot @ self.comp,
@@ -128,12 +134,15 @@ class Grid:
             "hcp_received": own * (column_qkv - qkv) + others * out,
             "scp_sent": kv.sum(axis=2),
             "scp_received": kv.sum(axis=3),
-            "memory": self.heads * (qkv + out) + held + kv.sum(axis=3),
+            "memory": self.heads * (qkv + out) + exchanged + kv.sum(axis=3),
         }
 
     def _exchange(self, counts: Array) -> Array:
-        """Seconds [M, P, G] of both all-to-alls in columns, each v3's max(H_i^r (N-1)/N, (H - H_i^r)/N) S D a tensor,
-        for shards of any size. On the way back the two directions change places, and the max is the same."""
+        """Seconds [M, P, G] of both all-to-alls in columns.
+
+        Each takes max(H_i^r (N-1)/N, (H - H_i^r)/N) S D a tensor in v3 of the paper; here for shards of any size. On
+        the way back the two directions change places, so the maximum is the same.
+        """
         total = np.zeros((len(counts), *self.at.shape))
         for tensor in range(2):
             times = []
@@ -145,7 +154,8 @@ class Grid:
         return total
 
     def _fetch(self, kv: Array) -> Array:
-        """Seconds [M, P, G] of gathering ``kv`` [M, P, G, G]: v3's (2 H D S / N) max(sum_j a_i^j, sum_j a_j^i)."""
+        """Seconds [M, P, G] of gathering ``kv`` [M, P, G, G], (2 H D S / N) max(sum_j a_i^j, sum_j a_j^i) in v3 of the
+        paper."""
         times = []
         for link, mask in zip(self.links, self.fetches, strict=True):
             there = kv * mask
@@ -155,8 +165,11 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One rank in one layer. Seconds of all passes; bytes are of the forward pass, whose adjoint moves the same bytes
-    the other way; ``memory`` in bytes."""
+    """Cost of one rank in one layer.
+
+    Seconds count all passes. Bytes are those of the forward pass, whose adjoint moves the same bytes the other way.
+    ``memory`` is in bytes.
+    """
 
     comm: float
     comp: float
@@ -173,8 +186,11 @@ class Rank:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """``heads[a]``: of the ranks in row a. ``bound``: no assignment of heads to these rows takes fewer seconds, and so
-    ``gap`` is the most that the plan could be above the best one of its shape; 0 where all were tried."""
+    """Plan of one layer: ``heads[a]`` are the heads of the ranks in row a.
+
+    No assignment of heads to these rows takes fewer seconds than ``bound``, so the best plan of this shape is at most
+    ``gap`` faster (a fraction; 0 where all were tried).
+    """
 
     hcp: int
     scp: int
@@ -193,7 +209,7 @@ class LayerPlan:
 
     @property
     def grid(self) -> tuple[tuple[int, ...], ...]:
-        """The ranks: ``hcp`` rows of ``scp``. A column shares queries, a row shares heads."""
+        """Ranks as ``hcp`` rows of ``scp``. A column shares queries, a row shares heads."""
         return ranks_of(self.hcp, self.scp, self.inner)
 
     def place(self, rank: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A file that asks for a plan of context parallelism, and the plan beside what it is compared with. No torch."""
+"""Planning job read from a file, and its plan beside simpler alternatives. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepstack.report.formats import Table, render
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job(Strict):
+class ContextJob(Strict):
     """``length``: tokens of a sample. ``block``: tokens of a block of queries or keys. ``sparsity``: a row of heads for
     each layer, as a profile of a run has it."""
 
@@ -32,31 +32,35 @@ class Job(Strict):
     def __post_init__(self) -> None:
         counts = {len(row) for row in self.sparsity}
         if len(counts) != 1 or 0 in counts:
-            raise ValueError(f"sparsity: every layer must have the same heads, got {sorted(counts)}")
+            raise ValueError(
+                f"sparsity: every layer must have the same number of heads, not {sorted(counts)}: complete the rows"
+            )
 
     @property
     def profile(self) -> Profile:
+        """Profile of the job: an even cut of the sequence with the given sparsity of each layer's heads."""
         blocks, rest = divmod(self.length, self.block)
         sizes = (self.block,) * blocks + ((rest,) if rest else ())
         layout = BlockLayout(sizes, sizes, self.cluster.ranks)
-        layers = tuple(Layer.of_sparsity(row, layout) for row in self.sparsity)
+        layers = tuple(Layer.from_sparsity(row, layout) for row in self.sparsity)
         return Profile(layout=layout, head_dim=self.head_dim, layers=layers, element_bytes=self.element_bytes)
 
 
-def planned(job: Job, watch: Callable[[range], Iterable[int]] = iter) -> Plan:
+def make_plan(job: ContextJob, watch: Callable[[range], Iterable[int]] = iter) -> Plan:
+    """Plan of the job. ``watch`` wraps the layers' numbers, for example in a progress bar."""
     return plan.plan(job.profile, job.cluster, job.options, watch)
 
 
-def alternatives(job: Job, layer: int) -> dict[str, LayerPlan]:
-    """What knows nothing of sparsity or of grids: heads by number over all ranks, and no exchange of heads."""
+def alternatives(job: ContextJob, layer: int) -> dict[str, LayerPlan]:
+    """Costs of one layer without the planner: heads by number over all ranks, and no exchange of heads at all."""
     profile, heads, ranks = job.profile, len(job.sparsity[0]), job.cluster.ranks
     counts = {"head-wise, by number": ranks, "sequence-wise": 1}
     rows = {name: plan.in_order(heads, count) for name, count in counts.items() if count <= heads}
     return {name: plan.cost(profile, layer, job.cluster, job.options, "hcp", own) for name, own in rows.items()}
 
 
-def table(job: Job, plan: Plan) -> str:
-    """Markdown, a row a layer; times in milliseconds of the slowest rank."""
+def table(job: ContextJob, plan: Plan) -> str:
+    """Plan as a Markdown table, one row a layer, with times of the slowest rank in milliseconds."""
     others = [alternatives(job, number) for number in range(len(plan.layers))]
     rows = []
     for number, layer in enumerate(plan.layers):
@@ -76,8 +80,8 @@ def table(job: Job, plan: Plan) -> str:
     return render([Table(head, rows, [note])], "md")
 
 
-def as_json(job: Job, plan: Plan) -> dict[str, Any]:
-    """The plan, and by layer the seconds of it and of its alternatives."""
+def as_json(job: ContextJob, plan: Plan) -> dict[str, Any]:
+    """Plan as JSON values, with the seconds of each layer and of its alternatives."""
     layers = [
         {**asdict(layer), "seconds": layer.seconds, "gap": layer.gap}
         | {"alternatives": {name: other.seconds for name, other in alternatives(job, number).items()}}

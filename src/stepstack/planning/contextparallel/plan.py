@@ -1,12 +1,11 @@
-"""Context parallelism for sparse attention: which rank computes which heads of which queries (DSV, arXiv 2502.07590 v3,
-section 7; v1 has the same section with simpler formulas). No torch.
+"""Context parallelism for sparse attention: which rank computes which heads of which queries. No torch.
 
-N ranks hold one shard each of the sequence, all heads. For each transformer block ("layer" here, since the paper's word
-also names blocks of keys) they form a grid of ``hcp`` rows and ``scp`` columns. Within a column heads are exchanged for
-queries (head-wise: uneven all-to-all), so that a rank has the queries of all its column and the heads of its row;
-within a row it then fetches the keys and values that those queries attend to and it lacks (sequence-wise: selective
-gather).
-(hcp, scp) = (N, 1) is Ulysses with heads placed by work, (1, N) is a gather of critical KV alone.
+It follows section 7 of DSV (arXiv 2502.07590 v3; v1 has the same section with simpler formulas). Each of N ranks holds
+one shard of the sequence with all heads. For each transformer block (a "layer" here, since the paper's word also names
+blocks of keys) the ranks form a grid of ``hcp`` rows and ``scp`` columns. Within a column, heads are exchanged for
+queries by an uneven all-to-all (head-wise), so that a rank has the queries of its whole column and the heads of its
+row. Within a row, it then fetches the keys and values that those queries attend to and it lacks (sequence-wise, a
+selective gather). (hcp, scp) = (N, 1) is Ulysses with heads placed by work, (1, N) is a gather of critical KV alone.
 
 ``plan`` minimises, layer by layer, the largest communication plus computation time of any rank, subject to its memory,
 with hcp * scp = N and hcp <= heads (v1 section 7.2, whose constraint (b) prints that bound on scp, its text on hcp).
@@ -21,14 +20,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepstack.planning.contextparallel.grid import Grid, LayerPlan
+from stepstack.planning.contextparallel.grid import LayerPlan, RankGrid
 from stepstack.planning.contextparallel.problem import BlockLayout, Cluster, Inner, PlanOptions, Profile
 
-CLOSE = 1.25  # times the best so far: a quick search that ends further off is not repeated thoroughly
+THOROUGH_SEARCH_FACTOR = 1.25  # a grid whose quick search ends above this multiple of the best is not searched again
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """Plan of all layers, for one cut of the sequence over the ranks."""
+
     layout: BlockLayout
     heads: int
     head_dim: int
@@ -40,11 +41,11 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """The same for equal plans, in every process."""
+        """Hash of the plan, the same for equal plans in every process."""
         return hashlib.sha256(repr((self.layout, self.heads, self.head_dim, self.layers)).encode()).hexdigest()[:16]
 
     def check(self) -> None:
-        """Raises ValueError for a plan that could not be carried out, naming layer and rule."""
+        """Raise ValueError, naming layer and rule, for a plan that cannot be carried out."""
         for number, layer in enumerate(self.layers):
             if len(layer.ranks) != self.layout.ranks:
                 raise ValueError(f"plan of layer {number}: every rank must have its costs, {len(layer.ranks)} have")
@@ -76,17 +77,17 @@ def plan(
     options: PlanOptions | None = None,
     watch: Callable[[range], Iterable[int]] = iter,
 ) -> Plan:
-    """The fastest grid and placement of heads for each layer; pure: the same arguments give the same plan. ``watch``
-    passes the layers' numbers on, e.g. past a progress bar.
+    """Fastest grid and placement of heads for each layer; the same arguments always give the same plan.
 
-    Raises ValueError for ranks or heads that do not agree and for a layer that fits into no grid's memory.
+    ``watch`` wraps the layers' numbers, for example in a progress bar. ValueError for ranks or heads that do not agree
+    and for a layer that fits into no grid's memory.
     """
     options = options or PlanOptions()
     layout = profile.layout
     if layout.ranks != cluster.ranks:
         raise ValueError(f"the profile is cut for {layout.ranks} ranks, the cluster has {cluster.ranks}")
     if not profile.layers:
-        raise ValueError("the profile has no layers")
+        raise ValueError("the profile has no layers: give the sparsity of at least one")
     heads = profile.layers[0].need.shape[1]
     for number, layer in enumerate(profile.layers):
         if layer.need.shape[1:] != (heads, layout.ranks, len(layout.keys)) or layer.pairs.shape != layer.need.shape[:3]:
@@ -98,44 +99,45 @@ def plan(
     if not shapes:
         raise ValueError(f"no grid (hcp, scp) in {options.shapes} has hcp * scp = {cluster.ranks} and hcp <= {heads}")
     layers = tuple(_best(profile, number, cluster, options, shapes) for number in watch(range(len(profile.layers))))
-    made = Plan(layout, heads, profile.head_dim, layers)
-    made.check()
-    return made
+    result = Plan(layout, heads, profile.head_dim, layers)
+    result.check()
+    return result
 
 
 def cost(
     profile: Profile, layer: int, cluster: Cluster, options: PlanOptions, inner: Inner, heads: Sequence[Sequence[int]]
 ) -> LayerPlan:
-    """A layer with heads placed as told, e.g. in order of their numbers: what a plan is compared with. Its ``bound`` is
-    its own time."""
-    grid = Grid(profile, layer, cluster, options, len(heads), inner)
+    """Plan of one layer with the given placement of heads, to compare a searched plan with. Its ``bound`` is its own
+    time."""
+    grid = RankGrid(profile, layer, cluster, options, len(heads), inner)
     rows = np.empty(grid.heads, int)
     for row, own in enumerate(heads):
         rows[list(own)] = row
-    return grid.planned(rows, None)
+    return grid.layer_plan(rows, None)
 
 
 def in_order(heads: int, rows: int) -> list[list[int]]:
-    """Heads placed by number, as evenly as may be: what head-wise parallelism does that knows nothing of sparsity."""
+    """Heads placed by number, as evenly as possible, which is head-wise parallelism that ignores sparsity."""
     return [list(range(row * heads // rows, (row + 1) * heads // rows)) for row in range(rows)]
 
 
 def _shapes(ranks: int, heads: int, options: PlanOptions) -> list[tuple[int, Inner]]:
-    found: list[tuple[int, Inner]] = []
+    shapes: list[tuple[int, Inner]] = []
     for hcp in range(1, min(ranks, heads) + 1):
         if ranks % hcp == 0 and (options.shapes is None or (hcp, ranks // hcp) in options.shapes):
-            found.append((hcp, "hcp"))
+            shapes.append((hcp, "hcp"))
             if 1 < hcp < ranks:  # else both are the same grid
-                found.append((hcp, "scp"))
-    return found
+                shapes.append((hcp, "scp"))
+    return shapes
 
 
 def _best(
     profile: Profile, layer: int, cluster: Cluster, options: PlanOptions, shapes: list[tuple[int, Inner]]
 ) -> LayerPlan:
-    """First a quick search on every grid whose bound allows it, then a thorough one on those that came close."""
-    grids = [Grid(profile, layer, cluster, options, hcp, inner) for hcp, inner in shapes]
-    quick: list[tuple[float, Grid]] = []
+    """Best plan of a layer: a quick search on every grid whose bound allows it, then a thorough one on those that came
+    close."""
+    grids = [RankGrid(profile, layer, cluster, options, hcp, inner) for hcp, inner in shapes]
+    quick: list[tuple[float, RankGrid]] = []
     least = np.inf
     for grid in sorted(grids, key=lambda grid: grid.bound):
         if grid.bound < least:
@@ -143,10 +145,10 @@ def _best(
             least = min(least, quick[-1][0])
     best: LayerPlan | None = None
     for value, grid in sorted(quick, key=lambda pair: pair[0]):
-        if best is None or (value <= CLOSE * best.seconds and grid.bound < best.seconds):
-            found = grid.search(options.restarts)[0]
-            if grid.fits(found) and (best is None or found.seconds < best.seconds):
-                best = found
+        if best is None or (value <= THOROUGH_SEARCH_FACTOR * best.seconds and grid.bound < best.seconds):
+            layer_plan = grid.search(options.restarts)[0]
+            if grid.fits(layer_plan) and (best is None or layer_plan.seconds < best.seconds):
+                best = layer_plan
     if best is None:
         needed = min(max(rank.memory for rank in grid.search(0)[0].ranks) for grid in grids)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is planned: machines, the blocks of a sample, the sparsity of each layer's heads. No torch."""
+"""Input of the planner: machines, the blocks of a sample, and the sparsity of each layer's heads. No torch."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ class PlanOptions(Strict):
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
-    """How the sequence is cut: tokens of each block of queries and of keys, and the first block of each rank's shard
-    (ranks + 1 of them). Shards of k ranks in a row are the shards of a layout with a k-th of the ranks."""
+    """Cut of the sequence into blocks and of the blocks into one shard a rank.
+
+    ``queries`` and ``keys``: tokens of each block. Shards of k consecutive ranks are the shards of a layout with a k-th
+    of the ranks.
+    """
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
@@ -65,12 +68,12 @@ class BlockLayout:
             )
 
     def blocks(self, kind: Literal["queries", "keys"], rank: int) -> range:
-        """The blocks of a rank's shard."""
+        """Blocks of a rank's shard."""
         count = len(self.queries if kind == "queries" else self.keys)
         return range(rank * count // self.ranks, (rank + 1) * count // self.ranks)
 
     def tokens(self, kind: Literal["queries", "keys"], rank: int) -> range:
-        """The tokens of a rank's shard: what it holds of the sequence."""
+        """Tokens of the sequence in a rank's shard."""
         sizes = self.queries if kind == "queries" else self.keys
         blocks = self.blocks(kind, rank)
         start = sum(sizes[: blocks.start])
@@ -79,18 +82,18 @@ class BlockLayout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """What the queries of each rank's shard attend to, of B samples and H heads.
+    """Attended keys of each rank's queries, for B samples and H heads.
 
-    ``pairs`` [B, H, N]: (query, key) token pairs kept. ``need`` [B, H, N, K]: the share of each of K key blocks that
-    some query of the shard keeps, 0 or 1 where the lists are known.
+    ``pairs`` [B, H, N]: number of (query, key) token pairs that are kept. ``need`` [B, H, N, K]: for each of K key
+    blocks the share that some query of the shard keeps, 0 or 1 where the lists are known.
     """
 
     pairs: Array
     need: Array
 
     @classmethod
-    def of_mask(cls, mask: NDArray[np.bool_], layout: BlockLayout) -> Layer:
-        """Of a selection: ``mask`` [B, H, query blocks, key blocks], true where the block of keys is kept."""
+    def from_mask(cls, mask: NDArray[np.bool_], layout: BlockLayout) -> Layer:
+        """Layer of a selection: ``mask`` [B, H, query blocks, key blocks] is true where the block of keys is kept."""
         if mask.ndim != 4 or mask.shape[2:] != (len(layout.queries), len(layout.keys)):
             raise ValueError(
                 f"mask {list(mask.shape)} must be [samples, heads, {len(layout.queries)} query blocks, "
@@ -101,26 +104,29 @@ class Layer:
         return cls(np.add.reduceat(rows, starts, axis=2), np.logical_or.reduceat(mask, starts, axis=2).astype(float))
 
     @classmethod
-    def of_sparsity(cls, sparsity: Sequence[float], layout: BlockLayout) -> Layer:
-        """Of a profile of heads: every query of a head keeps the same ``1 - sparsity`` of all keys, spread evenly, as
-        in v1's formulas. Queries that differ need more remote KV than this says."""
-        kept = 1.0 - np.array(sparsity, float)
-        if kept.ndim != 1 or not (kept.size and kept.min() >= 0 and kept.max() <= 1):
+    def from_sparsity(cls, sparsity: Sequence[float], layout: BlockLayout) -> Layer:
+        """Layer of a profile of heads: every query of a head keeps the same ``1 - sparsity`` of all keys, spread
+        evenly.
+
+        It is the assumption of the formulas in v1. Queries that differ need more remote KV than this estimate.
+        """
+        density = 1.0 - np.array(sparsity, float)
+        if density.ndim != 1 or not (density.size and density.min() >= 0 and density.max() <= 1):
             raise ValueError(f"sparsity must be one number in [0, 1] a head, got {list(sparsity)}")
         queries = np.array([len(layout.tokens("queries", rank)) for rank in range(layout.ranks)], float)
-        pairs = kept[:, None] * queries * sum(layout.keys)
-        need = np.broadcast_to(kept[:, None, None], (len(kept), layout.ranks, len(layout.keys)))
+        pairs = density[:, None] * queries * sum(layout.keys)
+        need = np.broadcast_to(density[:, None, None], (len(density), layout.ranks, len(layout.keys)))
         return cls(pairs[None], need[None])
 
     @property
     def burdens(self) -> Array:
-        """[H]: what a head costs wherever it goes; 1 - sparsity in other units."""
+        """Cost of each head [H] wherever it is placed, proportional to 1 - sparsity."""
         return self.pairs.sum(axis=(0, 2))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Profile:
-    """What is to be planned. ``element_bytes``: of an element of q, k and v."""
+    """Layers to plan for. ``element_bytes``: size of an element of q, k and v."""
 
     layout: BlockLayout
     head_dim: PositiveInt

@@ -1,8 +1,8 @@
-"""Chains of several lines in the same columns: where data-parallel peers sit under one ToR switch.
+"""Chains of several lines in the same columns, where data-parallel peers sit under one ToR switch.
 
-A line is the stretch of the ring that visits every ToR once (its columns); all lines visit them in the same order. Set
-i of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use; a
-column in which they do not costs a hop between ToRs. ``align`` chooses the chains for the most agreement.
+A line is the stretch of the ring that visits every ToR once (its columns), and all lines visit them in the same order.
+Set i of a job takes the i-th chain of every line. Two neighbouring chains of a set agree in a column that both use. A
+column in which they do not agree costs a hop between ToRs. ``align`` chooses the chains for the most agreement.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 Columns = NDArray[np.int64]
 Line = NDArray[np.bool_]
-SWEEPS = 12  # over the lines; agreement never falls, and rarely grows after four
+MAX_SWEEPS = 12  # over the lines; agreement never falls, and rarely grows after four
 
 
 def capacity(healthy_LT: Line, size: int, hops: int) -> NDArray[np.int64]:
-    """[L]: chains of ``size`` nodes that each line holds by itself."""
+    """Number of chains of ``size`` nodes that each line holds by itself, [L]."""
     counts = []
     for line in healthy_LT:
         at = np.flatnonzero(line)
@@ -26,10 +26,10 @@ def capacity(healthy_LT: Line, size: int, hops: int) -> NDArray[np.int64]:
 
 
 def align(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | None:
-    """[sets, L, size]: columns of each chain, ascending; None where a line does not hold that many chains.
+    """Columns of each chain [sets, L, size], ascending; None where a line does not hold that many chains.
 
-    Starts from columns chosen for all lines at once, which leaves out those with most faults, and then improves every
-    second line in turn by dynamic programming, until nothing improves.
+    The search starts from columns chosen for all lines at once, which leaves out those with most faults. It then
+    improves every second line in turn by dynamic programming, until nothing improves.
     """
     if not sets:
         return np.empty((0, len(healthy_LT), size), np.int64)
@@ -39,34 +39,36 @@ def align(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | None:
         if common is None:
             return None
         marks = np.repeat(_marks(common, healthy_LT.shape[1]), len(healthy_LT), 0)
-        made = chains(healthy_LT, marks, size, hops)
-        if made is None:
+        columns = chains(healthy_LT, marks, size, hops)
+        if columns is None:
             return None
-        made, agreed = _improve(healthy_LT, made, hops)
+        columns, agreed = _improve(healthy_LT, columns, hops)
         if best is None or agreed > best[0]:
-            best = agreed, made
+            best = agreed, columns
     assert best is not None
     return best[1].transpose(1, 0, 2)
 
 
 def leftmost(healthy_LT: Line, sets: int, size: int, hops: int) -> Columns | None:
-    """As ``align``, but every line by itself: its first chains."""
+    """First chains of every line by itself, in the form of ``align``."""
     if not sets:
         return np.empty((0, len(healthy_LT), size), np.int64)
-    made = chains(healthy_LT, np.zeros((len(healthy_LT), sets, healthy_LT.shape[1])), size, hops)
-    return None if made is None else made.transpose(1, 0, 2)
+    columns = chains(healthy_LT, np.zeros((len(healthy_LT), sets, healthy_LT.shape[1])), size, hops)
+    return None if columns is None else columns.transpose(1, 0, 2)
 
 
 def _costs(healthy_LT: Line) -> list[NDArray[np.float64]]:
-    """[T] each: what it costs to use a column. Hops between ToRs around its faults, of which each also needs another
-    column; nothing."""
+    """Two costs [T] of using a column: one counts the hops between ToRs around its faults, the other is zero."""
     faults = (~healthy_LT).sum(0).astype(float)
     edges = (healthy_LT != np.roll(healthy_LT, 1, 0)).sum(0).astype(float)
     return [edges + 0.5 * faults, np.zeros_like(faults)]
 
 
 def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, int]:
-    """Sweeps of every second line against its two neighbours. (chains, agreement: columns shared by neighbours)"""
+    """Chains and their agreement after sweeps over every second line against its two neighbours.
+
+    The agreement is the number of columns that neighbours share.
+    """
     lines, columns = healthy_LT.shape
     size = made_LSM.shape[2]
     agreed = -1
@@ -74,7 +76,7 @@ def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, i
         [np.array([lines - 1])] if lines % 2 else []
     )
     turns = [turn for turn in turns if turn.size]  # a single line has no second one
-    for _ in range(SWEEPS):
+    for _ in range(MAX_SWEEPS):
         for turn in turns:
             marks = _marks(made_LSM, columns)
             wish = marks[(turn - 1) % lines] + marks[(turn + 1) % lines]
@@ -90,19 +92,19 @@ def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, i
 
 
 def _marks(made_LSM: Columns, columns: int) -> NDArray[np.float64]:
-    """[L, S, T]: 1 where a chain uses the column."""
+    """Array [L, S, T] that is 1 where a chain uses the column."""
     marks = np.zeros((*made_LSM.shape[:2], columns))
     np.put_along_axis(marks, made_LSM, 1.0, 2)
     return marks
 
 
 def chains(healthy_LT: Line, worth_LST: NDArray[np.float64], size: int, hops: int) -> Columns | None:
-    """[L, S, size]: on every line S chains behind one another of the greatest worth.
+    """Most valuable S consecutive chains on every line, [L, S, size]; None where a line does not hold S chains.
 
-    Dynamic programming over columns; its state says that column t is the u-th node used, counted over all chains. A
-    node inside a chain follows one at most ``hops`` columns before; the first of a chain may follow anywhere. With odd
-    ``hops`` (see ``Ring.wiring``) two longest hops never meet, so states reached by shorter ones are kept beside the
-    best. None where a line does not hold S chains.
+    It is a dynamic program over columns whose state says that column t is the u-th node used, counted over all chains.
+    A node inside a chain follows one at most ``hops`` columns before. The first node of a chain may follow anywhere.
+    With odd ``hops`` two longest hops never meet (see ``Ring.wiring``), so states reached by shorter ones are kept
+    beside the best.
     """
     lines, columns = healthy_LT.shape
     used = worth_LST.shape[1] * size
@@ -111,7 +113,7 @@ def chains(healthy_LT: Line, worth_LST: NDArray[np.float64], size: int, hops: in
     worth = np.where(healthy_LT[:, None], worth, -np.inf)
     opens = np.arange(used) % size == 0
     best, short = [never] * hops, [never] * hops  # of the columns before the first
-    back = np.zeros((2, columns, lines, used), np.int16)  # [best or short]: column of the node before
+    back = np.zeros((2, columns, lines, used), np.int16)  # column of the node before; first axis: best or short
     ahead, place = never, np.zeros((lines, used), np.int16)  # best over all columns so far, and which
     for t in range(columns):
         start, start_at = _shift(ahead, 0.0), _shift(place, 0)
@@ -133,21 +135,21 @@ def chains(healthy_LT: Line, worth_LST: NDArray[np.float64], size: int, hops: in
 
 
 def _walk(back: NDArray[np.int16], last: NDArray[np.int16], hops: int) -> Columns:
-    """[L, used]: from the last node back to the first."""
+    """Nodes [L, used], traced from the last one back to the first."""
     _, _, lines, used = back.shape
     row = np.arange(lines)
     at, kind = last.astype(np.int64), np.zeros(lines, np.int64)
-    found = np.empty((lines, used), np.int64)
+    nodes = np.empty((lines, used), np.int64)
     for u in range(used - 1, -1, -1):
-        found[:, u] = at
+        nodes[:, u] = at
         before = back[kind, at, row, u].astype(np.int64)
         kind = ((hops % 2 == 1) & (at - before == hops)).astype(np.int64)
         at = before
-    return found
+    return nodes
 
 
 def _shift(values: NDArray, first: float) -> NDArray:
-    """One node later."""
+    """Values moved by one node, with ``first`` at the start."""
     moved = np.empty_like(values)
     moved[:, 0], moved[:, 1:] = first, values[:, :-1]
     return moved

@@ -1,8 +1,8 @@
-"""How many TP groups each architecture hosts around faulty nodes, for many fault states at once.
+"""Number of TP groups that each architecture hosts around faulty nodes, for many fault states at once.
 
-A fault state is a row of ``healthy_SN`` (S states, N nodes of R GPUs). An architecture's ``groups(healthy_SN, m)`` is
-the number [S] of TP groups of m nodes that it can form. Healthy GPUs outside any group are wasted; faulty ones are not
-counted as waste (the definition that reproduces the figures of arXiv 2502.03885).
+A fault state is a row of ``healthy_SN`` (S states, N nodes of R GPUs). ``groups(healthy_SN, m)`` of an architecture is
+the number [S] of TP groups of m nodes that it can form. Healthy GPUs outside any group are wasted. Faulty ones are not
+counted as waste, the definition that reproduces the figures of arXiv 2502.03885.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ States = NDArray[np.bool_]
 
 
 class Architecture(Protocol):
+    """Interconnect that groups nodes into TP groups."""
+
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         """Whether a TP group of that many nodes fits into one domain at all."""
         ...
 
     def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        """[S] groups of ``group`` nodes."""
+        """Number [S] of groups of ``group`` nodes."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BigSwitch:
-    """The ideal: any healthy nodes form a group."""
+    """Ideal switch: any healthy nodes form a group."""
 
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= nodes
@@ -43,7 +45,7 @@ class BigSwitch:
 
 @dataclass(frozen=True, slots=True)
 class KHop:
-    """InfinitePOD: a component of the K-hop ring hosts its size over the group's."""
+    """InfinitePOD: a component of the K-hop ring hosts its size over the group's size."""
 
     hops: int
 
@@ -56,12 +58,12 @@ class KHop:
         row, column = np.nonzero(healthy_SN)
         if not len(row):
             return np.zeros(states, np.int64)
-        begins = np.ones(len(row), bool)  # of a component, as if the ring were a line
+        begins = np.ones(len(row), bool)  # where a component begins, as if the ring were a line
         begins[1:] = (row[1:] != row[:-1]) | (column[1:] - column[:-1] > self.hops)
         name = np.cumsum(begins) - 1
         size = np.bincount(name)
         owner = row[begins]
-        first = np.flatnonzero(np.append(True, row[1:] != row[:-1]))  # of each state that has a healthy node
+        first = np.flatnonzero(np.append(True, row[1:] != row[:-1]))  # first healthy node of each state that has one
         last = np.append(first[1:], len(row)) - 1
         joined = (column[first] + nodes - column[last] <= self.hops) & (name[first] != name[last])
         size[name[first[joined]]] += size[name[last[joined]]]
@@ -71,7 +73,8 @@ class KHop:
 
 @dataclass(frozen=True, slots=True)
 class Domains:
-    """Switched domains of ``size`` GPUs: DGX-8, NVL-36, NVL-72, NVL-576. What is left over is a smaller domain."""
+    """Switched domains of ``size`` GPUs, such as DGX-8, NVL-36, NVL-72 and NVL-576. Left-over nodes form a smaller
+    domain."""
 
     size: int
 
@@ -84,13 +87,15 @@ class Domains:
 
     def _nodes(self, gpus: int) -> int:
         if self.size % gpus:
-            raise ValueError(f"a domain of {self.size} GPUs holds no whole nodes of {gpus} GPUs")
+            raise ValueError(
+                f"a domain of {self.size} GPUs holds no whole nodes of {gpus} GPUs: take nodes whose GPUs divide it"
+            )
         return self.size // gpus
 
 
 @dataclass(frozen=True, slots=True)
 class FixedRings:
-    """SiP-Ring: rings of the group's size at fixed places; a fault takes its ring."""
+    """SiP-Ring: rings of the group's size at fixed places, of which a fault takes the whole ring."""
 
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= nodes
@@ -100,9 +105,11 @@ class FixedRings:
 
 
 @dataclass(frozen=True, slots=True)
-class Cubes:
-    """TPUv4: cubes of ``size`` chips, joined by circuit switches cube by cube. Groups up to a cube are fixed blocks in
-    it, larger ones take whole, fully healthy cubes."""
+class CubeDomains:
+    """TPUv4: cubes of ``size`` chips, joined by circuit switches cube by cube.
+
+    Groups up to a cube are fixed blocks in it. Larger ones take whole, fully healthy cubes.
+    """
 
     size: int = 64
 
@@ -118,7 +125,7 @@ class Cubes:
 
 
 def _whole(healthy_SN: States, size: int) -> NDArray[np.bool_]:
-    """Which blocks of ``size`` nodes have no fault; [S, N // size]."""
+    """Mask [S, N // size] of the blocks of ``size`` nodes that have no fault."""
     states, nodes = healthy_SN.shape
     blocks = nodes // size
     return np.asarray(healthy_SN[:, : blocks * size].reshape(states, blocks, size).all(2))
@@ -132,7 +139,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "NVL-36": Domains(36),
     "NVL-72": Domains(72),
     "NVL-576": Domains(576),
-    "TPUv4": Cubes(),
+    "TPUv4": CubeDomains(),
     "SiP-Ring": FixedRings(),
 }
 
@@ -144,7 +151,7 @@ def find(name: str) -> Architecture:
 
 
 def waste(architecture: Architecture, healthy_SN: States, tp: int, gpus: int = 4) -> NDArray[np.float64] | None:
-    """[S]: healthy GPUs outside any TP group, as a fraction of all GPUs. None where the architecture cannot host TP."""
+    """Healthy GPUs outside any TP group [S], as a fraction of all GPUs; None where the architecture cannot host TP."""
     capacity = largest_job(architecture, healthy_SN, tp, gpus)
     if capacity is None:
         return None
@@ -152,7 +159,7 @@ def waste(architecture: Architecture, healthy_SN: States, tp: int, gpus: int = 4
 
 
 def largest_job(architecture: Architecture, healthy_SN: States, tp: int, gpus: int = 4) -> Counts | None:
-    """[S]: GPUs of the largest job of whole TP groups. None where the architecture cannot host TP.
+    """GPUs of the largest job of whole TP groups [S]; None where the architecture cannot host TP.
 
     ValueError where TP is no multiple of a node's GPUs or exceeds the cluster.
     """

@@ -1,10 +1,11 @@
-"""A job of TP x DP x PP on the nodes of a K-hop ring under ToR switches, with little traffic between ToRs.
+"""Placement of a job of TP x DP x PP on the nodes of a K-hop ring under ToR switches, with little traffic between ToRs.
 
-TP runs inside the rings. DP peers, the same shard of every group of a set (one pipeline stage), talk through the data
-centre network: least under one ToR. Nodes are deployed so that ring neighbours sit under different ToRs (a line of the
-ring visits each ToR once, the next line again) and the nodes at one place of all lines share a ToR.
+TP runs inside the rings. DP peers are the same shard of every group of a set (one pipeline stage), and talk through the
+data centre network, which costs least under one ToR. Nodes are deployed so that ring neighbours sit under different
+ToRs. A line of the ring visits each ToR once, and the nodes at one place of all lines share a ToR.
 
-Cross-ToR rate: of the hops of all DP rings, which go through a set's groups in order, the part that joins two ToRs.
+The cross-ToR rate is the fraction of the hops of all DP rings that join two ToRs. A DP ring goes through the groups of
+a set in order.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from stepstack.planning.pods import alignment, exact
 from stepstack.planning.pods.ring import Chains, Healthy, Ring
 
 Method = Literal["greedy", "lines", "constrained", "aligned", "exact", "best"]
-WORK = 2_000  # nodes times ToRs at which lines are begun, but two ToRs in any case
-SMALL = 4  # up to this many lines, all their orders are tried
+MAX_VIEW_WORK = 2_000  # nodes times ToRs at which lines are begun, but two ToRs in any case
+MAX_PERMUTED_LINES = 4  # up to this many lines, all their orders are tried
 Sets = NDArray[np.int64]  # [S, D, M]: ring positions of M nodes, of D groups, of S sets
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """``ring`` under ToR switches of ``per_tor`` nodes. Host h, counted ToR by ToR, is at place (h mod per_tor) of ToR
-    h // per_tor, and at position place * tors + ToR of the ring."""
+    """Nodes of ``ring`` under ToR switches of ``per_tor`` nodes.
+
+    Host h, counted ToR by ToR, is at place (h mod per_tor) of ToR h // per_tor, and at position place * tors + ToR of
+    the ring.
+    """
 
     ring: Ring
     per_tor: int
@@ -53,7 +57,7 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """``tp`` in GPUs. Each of ``pp`` stages is a set of ``dp`` groups."""
+    """Job of ``pp`` stages, each a set of ``dp`` groups of ``tp`` GPUs."""
 
     tp: int
     dp: int
@@ -70,8 +74,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """``nodes_SDM``: ring positions, in the order of shards within a group."""
+class JobPlacement:
+    """Placed job. ``nodes_SDM``: ring positions, in the order of shards within a group."""
 
     method: str
     nodes_SDM: Sets
@@ -84,16 +88,16 @@ class Placement:
         return self.crossings / self.hops if self.hops else 0.0
 
 
-def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "best") -> Placement:
-    """The job on healthy nodes.
+def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "best") -> JobPlacement:
+    """Place the job on healthy nodes.
 
-    greedy: rings cut off in ring order, those in a row are DP peers. lines: each line cut by itself, its i-th ring in
-    set i. constrained: as lines, but in the first columns a ToR with a fault is left out by all lines, as far as the
-    job still fits (binary search; the paper's idea). aligned: ours, see ``alignment``; shards follow ToRs. exact: the
-    optimum of a small job with dp=2 (HiGHS). best: aligned, and where that leaves traffic between ToRs, exact if it
-    can be.
+    greedy: rings cut off in ring order, and consecutive ones are DP peers. lines: each line is cut by itself, and its
+    i-th ring joins set i. constrained: like lines, but in the first columns a ToR with a fault is left out by all
+    lines, as far as the job still fits (binary search; the paper's idea). aligned: our method, see ``alignment``, with
+    shards that follow ToRs. exact: the optimum of a small job with dp=2 (HiGHS). best: aligned, and exact where aligned
+    leaves traffic between ToRs and the program is small enough.
 
-    ValueError where the job does not fit: it names what would.
+    ValueError where the job does not fit; the message names a job that would.
     """
     size = deployment.ring.group_nodes(job.tp)
     makers: dict[Method, Callable[[], Sets | None]] = {
@@ -110,11 +114,11 @@ def place(deployment: Deployment, healthy: Healthy, job: Job, method: Method = "
     sets = makers[method]()
     if sets is None:  # the lines by themselves hold too few rings; the whole ring holds them
         sets = _greedy(deployment, healthy, job, size)
-    return Placement(method, sets, crossings(sets % deployment.tors), sets.size if job.dp > 1 else 0)
+    return JobPlacement(method, sets, crossings(sets % deployment.tors), sets.size if job.dp > 1 else 0)
 
 
 def crossings(tors_SDM: Sets) -> int:
-    """DP ring hops between ToRs."""
+    """Number of hops of DP rings between ToRs."""
     return int((tors_SDM != np.roll(tors_SDM, -1, 1)).sum())
 
 
@@ -129,7 +133,7 @@ def _check_fits(deployment: Deployment, healthy: Healthy, job: Job, size: int) -
 
 
 def _cut(ring: Ring, healthy: Healthy, size: int) -> Chains:
-    """[G, size]: as many rings as the components hold, in ring order."""
+    """Rings [G, size] in ring order, as many as the components hold."""
     cut = [ring.cut(component, size) for component in ring.components(healthy)]
     return np.concatenate([np.empty((0, size), np.int64), *cut])
 
@@ -140,15 +144,17 @@ def _greedy(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Se
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The ring as lines of T columns, begun ``offset`` ToRs late and taken in ``order``: which stretches are lines, and
-    which of them make a bundle, is free, and some choices meet the faults better than others."""
+    """Ring as lines of T columns, which begin ``offset`` ToRs late and are taken in ``order``.
+
+    Which stretches are lines, and which lines make a bundle, is a free choice, and some choices suit the faults better.
+    """
 
     deployment: Deployment
     offset: int
     order: tuple[int, ...]
 
     def lines(self, of_N: Healthy) -> Healthy:
-        """[L, T]"""
+        """Mask of the healthy nodes by line and column, [L, T]."""
         return np.roll(of_N, -self.offset).reshape(len(self.order), -1)[list(self.order)]
 
     def positions(self, first: int, columns_SLM: Sets) -> Sets:
@@ -162,13 +168,13 @@ Choose = Callable[[Healthy, int, int, int], NDArray[np.int64] | None]  # (lines,
 
 
 def _width(deployment: Deployment, job: Job) -> int | None:
-    """Lines that a set needs; None where sets of DP groups do not fill the lines."""
+    """Number of lines that a set needs; None where sets of DP groups do not fill the lines."""
     width = min(job.dp, deployment.per_tor)
     return None if deployment.per_tor % width or job.dp % width else width
 
 
 def _by_lines(view: View, healthy: Healthy, job: Job, size: int, choose: Choose) -> Sets | None:
-    """Every bundle of lines takes its share of the sets."""
+    """Sets of the whole job, where every bundle of lines takes its share of the sets."""
     width, hops = _width(view.deployment, job), view.deployment.ring.hops
     if width is None:
         return None
@@ -178,17 +184,17 @@ def _by_lines(view: View, healthy: Healthy, job: Job, size: int, choose: Choose)
     shares = _shares(room, job.groups // width)
     if shares is None:
         return None
-    made = []
+    sets = []
     for number, (bundle, share) in enumerate(zip(bundles, shares.tolist(), strict=True)):
         columns = choose(bundle, share, size, hops)
         if columns is None:
             return None
-        made.append(view.positions(number * width, columns))
-    return np.concatenate(made).reshape(job.pp, job.dp, size)
+        sets.append(view.positions(number * width, columns))
+    return np.concatenate(sets).reshape(job.pp, job.dp, size)
 
 
 def _shares(room: NDArray[np.int64], sets: int) -> NDArray[np.int64] | None:
-    """How many sets each bundle takes: evenly, as far as it has room."""
+    """Number of sets that each bundle takes, as even as its capacity allows."""
     if room.sum() < sets:
         return None
     shares = np.zeros_like(room)
@@ -206,25 +212,27 @@ def _lines(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Set
 
 
 def _constrained(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets | None:
-    """Binary search for the most leading columns in which a ToR with a fault is left out."""
+    """Placement with the most leading columns in which a ToR with a fault is left out, by binary search."""
     rows = healthy.reshape(deployment.per_tor, -1)
     low, high = 0, deployment.tors
-    found = _lines(deployment, healthy, job, size)
-    while low < high and found is not None:
+    best = _lines(deployment, healthy, job, size)
+    while low < high and best is not None:
         middle = (low + high + 1) // 2
-        kept = rows.copy()
-        kept[:, :middle] &= rows[:, :middle].all(0)
-        made = _lines(deployment, kept.ravel(), job, size)
-        if made is None:
+        usable = rows.copy()
+        usable[:, :middle] &= rows[:, :middle].all(0)
+        sets = _lines(deployment, usable.ravel(), job, size)
+        if sets is None:
             high = middle - 1
         else:
-            low, found = middle, made
-    return found
+            low, best = middle, sets
+    return best
 
 
 def _aligned(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets | None:
-    """The best over several views of all sets aligned within their lines; where the lines do not hold the job, as many
-    leading columns aligned as leave room for the rest elsewhere."""
+    """Best of several views of all sets aligned within their lines.
+
+    Where the lines do not hold the job, as many leading columns are aligned as leave room for the rest elsewhere.
+    """
     views = _views(deployment, healthy, job)
     best = _best(deployment, (_by_lines(view, healthy, job, size, alignment.align) for view in views))
     if best is None:
@@ -233,12 +241,12 @@ def _aligned(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> S
 
 
 def _best(deployment: Deployment, tries: Iterable[Sets | None]) -> Sets | None:
-    """With the fewest hops between ToRs, shards following ToRs; the first without any ends the search."""
+    """Sets with the fewest hops between ToRs once shards follow ToRs. The first without any ends the search."""
     best, least = None, -1
     for sets in tries:
         if sets is None:
             continue
-        followed = follow(sets, deployment.tors)
+        followed = align_shards(sets, deployment.tors)
         cost = crossings(followed % deployment.tors)
         if best is None or cost < least:
             best, least = followed, cost
@@ -250,7 +258,7 @@ def _best(deployment: Deployment, tries: Iterable[Sets | None]) -> Sets | None:
 def _exact(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets:
     if job.dp != 2:
         raise exact.TooLarge(f"dp={job.dp}: the exact optimum is for pairs of groups")
-    return follow(exact.optimum(deployment.ring, deployment.tors, healthy, size, job.pp), deployment.tors)
+    return align_shards(exact.optimum(deployment.ring, deployment.tors, healthy, size, job.pp), deployment.tors)
 
 
 def _aligned_or_exact(deployment: Deployment, healthy: Healthy, job: Job, size: int) -> Sets | None:
@@ -264,23 +272,25 @@ def _aligned_or_exact(deployment: Deployment, healthy: Healthy, job: Job, size: 
 
 
 def _views(deployment: Deployment, healthy: Healthy, job: Job) -> list[View]:
-    """As they are; with the lines bundled that have the same faults; begun at other ToRs."""
+    """Views to try: the lines as they are, those with the same faults bundled, and lines that begin at other ToRs."""
     lines = deployment.per_tor
     width = _width(deployment, job) or lines
-    found = []
-    count = max(2, min(deployment.tors, WORK // deployment.ring.nodes))
+    views = []
+    count = max(2, min(deployment.tors, MAX_VIEW_WORK // deployment.ring.nodes))
     for offset in np.linspace(0, deployment.tors, count, endpoint=False).astype(int).tolist():
         view = View(deployment, offset, tuple(range(lines)))
         orders = [view.order, _alike(view.lines(healthy), width)]
-        if lines <= SMALL:
+        if lines <= MAX_PERMUTED_LINES:
             orders += permutations(range(lines))
-        found += [View(deployment, offset, order) for order in dict.fromkeys(orders)]
-    return found
+        views += [View(deployment, offset, order) for order in dict.fromkeys(orders)]
+    return views
 
 
 def _alike(lines_LT: Healthy, width: int) -> tuple[int, ...]:
-    """An order of the lines in which each is followed by the one whose faults are most like its own; bundles begin with
-    the lowest line that is left."""
+    """Order of the lines in which each is followed by the one with the most similar faults.
+
+    A bundle begins with the lowest line that is left.
+    """
     apart = (lines_LT[:, None] != lines_LT[None]).sum(2)
     left, order = list(range(len(lines_LT))), list[int]()
     while left:
@@ -291,36 +301,39 @@ def _alike(lines_LT: Healthy, width: int) -> tuple[int, ...]:
 
 
 def _mixed(view: View, healthy: Healthy, job: Job, size: int) -> Sets:
-    """Aligned sets in the first columns, the other groups from what is left of the ring; as many aligned as leave room
-    for the others (binary search)."""
+    """Aligned sets in the first columns, and the other groups from the rest of the ring.
+
+    As many sets are aligned as leave room for the others (binary search).
+    """
     deployment = view.deployment
     best, low, high = _rest(deployment, healthy, job, size, job.pp), 0, deployment.tors // size
     while low < high and _width(deployment, job) == job.dp:
         middle = (low + high + 1) // 2
-        made = _leading(view, healthy, job, size, middle * size)
+        aligned = _leading(view, healthy, job, size, middle * size)
         free = healthy.copy()
-        free[made.ravel()] = False
-        if len(made) < job.pp and len(_cut(deployment.ring, free, size)) >= (job.pp - len(made)) * job.dp:
+        free[aligned.ravel()] = False
+        if len(aligned) < job.pp and len(_cut(deployment.ring, free, size)) >= (job.pp - len(aligned)) * job.dp:
             low = middle
-            best = np.concatenate([made, _rest(deployment, free, job, size, job.pp - len(made))])
+            best = np.concatenate([aligned, _rest(deployment, free, job, size, job.pp - len(aligned))])
         else:
             high = middle - 1
     return best
 
 
 def _leading(view: View, healthy: Healthy, job: Job, size: int, columns: int) -> Sets:
-    """As many aligned sets as the first columns hold."""
-    hops, made = view.deployment.ring.hops, []
+    """Aligned sets in the first columns, as many as fit."""
+    hops, sets = view.deployment.ring.hops, []
     part = view.lines(healthy)[:, :columns]
     for first in range(0, len(part), job.dp):
         bundle = part[first : first + job.dp]
         chosen = alignment.align(bundle, int(alignment.capacity(bundle, size, hops).min()), size, hops)
-        made += [] if chosen is None else [view.positions(first, chosen)]
-    return np.concatenate([np.empty((0, job.dp, size), np.int64), *made])[: job.pp]
+        sets += [] if chosen is None else [view.positions(first, chosen)]
+    return np.concatenate([np.empty((0, job.dp, size), np.int64), *sets])[: job.pp]
 
 
 def _rest(deployment: Deployment, free: Healthy, job: Job, size: int, sets: int) -> Sets:
-    """The first chains of what is free; each set begins with the first one left and goes on with the most alike."""
+    """Sets of the first chains of the free nodes. Each set begins with the first one left and continues with the most
+    alike."""
     chains = _cut(deployment.ring, free, size)
     chains = chains[np.argsort(chains[:, 0] % deployment.tors, kind="stable")]
     under = np.zeros((len(chains), deployment.tors))
@@ -335,9 +348,11 @@ def _rest(deployment: Deployment, free: Healthy, job: Job, size: int, sets: int)
     return chains[taken].reshape(sets, job.dp, size)
 
 
-def follow(sets_SDM: Sets, tors: int) -> Sets:
-    """Shards follow ToRs: within each group the same nodes in another order, so that a shard stays under its ToR from
-    group to group wherever the group has a node there. The ring of a group does not depend on this order."""
+def align_shards(sets_SDM: Sets, tors: int) -> Sets:
+    """Reorder the nodes of each group so that a shard stays under its ToR from group to group where possible.
+
+    The ring of a group does not depend on this order.
+    """
     ordered = sets_SDM.copy()
     for groups in ordered:
         last = {int(node) % tors: shard for shard, node in enumerate(groups[0])}  # ToR -> the shard last seen there
@@ -348,14 +363,14 @@ def follow(sets_SDM: Sets, tors: int) -> Sets:
 
 
 def _matched(nodes: list[int], before: list[int], last: dict[int, int], tors: int) -> list[int]:
-    """The nodes by shard: first those under the ToR of the shard's node in the group before, then those whose ToR held
-    a shard in an earlier group, then the others."""
+    """Nodes by shard: those under the ToR of the shard's node in the group before, then those whose ToR held a shard in
+    an earlier group, then the others."""
     shard_of = {tor: shard for shard, tor in enumerate(before)}
-    given: dict[int, int] = {}
+    node_of_shard: dict[int, int] = {}
     for wish in (shard_of, last):
         for node in nodes:
             shard = wish.get(node % tors)
-            if shard is not None and shard not in given and node not in given.values():
-                given[shard] = node
-    left = iter([node for node in nodes if node not in given.values()])
-    return [given[shard] if shard in given else next(left) for shard in range(len(nodes))]
+            if shard is not None and shard not in node_of_shard and node not in node_of_shard.values():
+                node_of_shard[shard] = node
+    left = iter([node for node in nodes if node not in node_of_shard.values()])
+    return [node_of_shard[shard] if shard in node_of_shard else next(left) for shard in range(len(nodes))]

@@ -1,7 +1,8 @@
-"""The order of machines of a run: `stepstack launch --placement FILE` takes a machine's rank from its place in it.
+"""Rank file: the order of a run's machines, read by `stepstack launch --placement FILE`.
 
-One machine a line, `#` begins a comment. Machines of one TP group stand in a row in the order of its shards, the groups
-of one DP set in a row, then the next pipeline stage: collectives that follow ranks meet neighbours of the ring.
+It has one machine a line, and `#` begins a comment. Machines of one TP group are consecutive in the order of its
+shards, then the groups of one DP set, then the next pipeline stage, so that collectives that follow ranks meet
+neighbours of the ring.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING
 from stepstack.config import ConfigError
 
 if TYPE_CHECKING:
-    from stepstack.planning.pods.placement import Deployment, Placement
+    from stepstack.planning.pods.placement import Deployment, JobPlacement
 
 
-def lines(deployment: Deployment, placement: Placement, hosts: Sequence[str]) -> Iterator[str]:
-    """The text of a rank file. ``hosts``: names ToR by ToR, as ``Deployment`` counts them."""
+def lines(deployment: Deployment, placement: JobPlacement, hosts: Sequence[str]) -> Iterator[str]:
+    """Lines of a rank file. ``hosts``: names ToR by ToR, as ``Deployment`` counts them."""
     stages, groups, size = placement.nodes_SDM.shape
     yield f"# pp {stages} x dp {groups} x {size} machines a TP group, placed by {placement.method}"
     for stage in range(stages):
@@ -29,7 +30,7 @@ def lines(deployment: Deployment, placement: Placement, hosts: Sequence[str]) ->
 
 
 def read(file: Path) -> list[str]:
-    """Names of machines, by rank. ConfigError, which names the line, for a file that is none."""
+    """Names of machines, by rank. ConfigError, which names the line, for a file that is no rank file."""
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: `stepstack plan pods --out FILE` writes a rank file")
     names: list[str] = []
@@ -46,10 +47,11 @@ def read(file: Path) -> list[str]:
 
 
 def rank(names: Sequence[str], host: str, file: Path) -> int:
-    """The place of a machine; a full name finds its short one and the other way. ConfigError where it has none."""
-    found = [i for i, name in enumerate(names) if name == host]
-    found = found or [i for i, name in enumerate(names) if name.partition(".")[0] == host.partition(".")[0]]
-    if len(found) == 1:
-        return found[0]
-    said = "is not in it" if not found else f"matches {' and '.join(names[i] for i in found)}"
-    raise ConfigError(f"{file}: this machine, {host!r}, {said}: say --host NAME as the file has it")
+    """Rank of a machine. A full name matches its short form and the other way round. ConfigError where it has no
+    rank."""
+    ranks = [i for i, name in enumerate(names) if name == host]
+    ranks = ranks or [i for i, name in enumerate(names) if name.partition(".")[0] == host.partition(".")[0]]
+    if len(ranks) == 1:
+        return ranks[0]
+    problem = "is not in it" if not ranks else f"matches {' and '.join(names[i] for i in ranks)}"
+    raise ConfigError(f"{file}: this machine, {host!r}, {problem}: give --host NAME as the file has it")

@@ -1,9 +1,9 @@
-"""The K-hop ring: which nodes reach each other, over which path of which transceiver bundle.
+"""K-hop ring: which nodes reach each other, over which path of which transceiver bundle.
 
 A node has R GPUs on an inner ring of R gaps. K gaps hold bundles of OCS transceivers, the others copper. A bundle has
-two outer paths and a loopback that closes its gap, one at a time at full rate; K bundles give 2K paths, to the nodes up
-to K positions before and behind. Healthy nodes in a row form a ring of any length: each opens the bundle towards its
-neighbour, the two ends loop back (InfinitePOD, section 4 of arXiv 2502.03885).
+two outer paths and a loopback that closes its gap, one at a time at full rate. K bundles give 2K paths, to the nodes up
+to K positions before and behind. Consecutive healthy nodes form a ring of any length: each opens the bundle towards its
+neighbour, and the two ends loop back (InfinitePOD, section 4 of arXiv 2502.03885).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Chains = NDArray[np.int64]  # [C, M]: the nodes of C rings of M nodes each, in r
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """``nodes`` on a closed line, ``gpus`` (R) in each, ``hops`` (K) of reach.
+    """Closed line of ``nodes`` with ``gpus`` (R) each and a reach of ``hops`` (K).
 
-    ValueError for what cannot be built: K bundles need K of a node's R gaps; with K = 1 the only bundle has both
-    neighbours on it, so that no ring could pass through a node; under 2K + 1 nodes two fibres would join the same pair.
+    ValueError for a ring that cannot be built. K bundles need K of a node's R gaps. With K = 1 the only bundle has both
+    neighbours on it, so that no ring could pass through a node. Under 2K + 1 nodes two fibres would join the same pair.
     """
 
     nodes: int
@@ -46,8 +46,11 @@ class Ring:
         return group_nodes(tp, self.gpus, self.nodes)
 
     def wiring(self) -> dict[int, tuple[int, int]]:
-        """hop (-K to K, without 0) -> (bundle, path). Hops of one direction share a bundle in pairs: a ring that passes
-        a node needs one path each way, at once. With an odd K the two longest hops are left over and share the last."""
+        """Map from hop (-K to K, without 0) to (bundle, path).
+
+        Hops of one direction share a bundle in pairs, because a ring that passes a node needs one path each way at
+        once. With an odd K the two longest hops are left over and share the last bundle.
+        """
         paths = {}
         for hop in range(1, self.hops + 1):
             bundle, path = (hop - 1) // 2 * 2, PATH1 if hop % 2 else PATH2
@@ -57,7 +60,7 @@ class Ring:
         return paths
 
     def mask(self, faulty: Iterable[int]) -> Healthy:
-        """[nodes], False at the faulty ones. ValueError for a node that does not exist."""
+        """Mask [nodes] of the healthy nodes, False at the faulty ones. ValueError for a node that does not exist."""
         healthy = np.ones(self.nodes, bool)
         for node in faulty:
             self.check_node(node)
@@ -69,8 +72,10 @@ class Ring:
             raise ValueError(f"node {node} does not exist: the ring has nodes 0 to {self.nodes - 1}")
 
     def components(self, healthy: Healthy) -> list[NDArray[np.int64]]:
-        """The healthy nodes that can form one chain, in ring order; K or more faulty nodes in a row break it. A
-        component that passes the last node starts behind its break."""
+        """Groups of healthy nodes that can form one chain, in ring order. K or more consecutive faulty nodes break it.
+
+        A component that passes the last node starts behind its break.
+        """
         order = np.flatnonzero(healthy)
         if not len(order):
             return []
@@ -82,30 +87,33 @@ class Ring:
         ends = np.flatnonzero(np.roll(ahead, turn) > self.hops)
         return np.split(np.roll(order, turn), ends[:-1] + 1)
 
-    def hops_of(self, chains_CM: Chains) -> NDArray[np.int64]:
-        """[C, M-1]: positions from each node of a chain to the next."""
+    def hop_lengths(self, chains_CM: Chains) -> NDArray[np.int64]:
+        """Positions from each node of a chain to the next, [C, M-1]."""
         return (chains_CM[:, 1:] - chains_CM[:, :-1]) % self.nodes
 
     def buildable(self, chains_CM: Chains) -> NDArray[np.bool_]:
-        """[C]: whether the wiring holds the chain: hops of at most K, and, where K is odd, never the longest hop on
-        both sides of a node, whose two paths share a bundle."""
-        hops = self.hops_of(chains_CM)
+        """Whether the wiring holds each chain [C].
+
+        Hops must be at most K. Where K is odd, the longest hop must not be on both sides of a node, whose two paths
+        share a bundle.
+        """
+        hops = self.hop_lengths(chains_CM)
         good = np.all((hops >= 1) & (hops <= self.hops), axis=1)
         if self.hops % 2:
             good = good & ~np.any((hops[:, 1:] == self.hops) & (hops[:, :-1] == self.hops), axis=1)
         return np.asarray(good)
 
     def paths(self, chains_CM: Chains) -> NDArray[np.int8]:
-        """[C, M, K]: the state of each bundle of each node, for rings along disjoint chains.
+        """State of each bundle of each node, [C, M, K], for rings along disjoint chains.
 
         ValueError for a chain that is not buildable.
         """
         if not (good := self.buildable(chains_CM)).all():
             bad = chains_CM[~good][:1]
             raise ValueError(
-                f"nodes {bad[0].tolist()} form no ring: hops {self.hops_of(bad)[0].tolist()}, K={self.hops}"
+                f"nodes {bad[0].tolist()} form no ring: hops {self.hop_lengths(bad)[0].tolist()}, K={self.hops}"
             )
-        hops = self.hops_of(chains_CM)
+        hops = self.hop_lengths(chains_CM)
         bundle, path = np.zeros((2, 2 * self.hops + 1), np.int8)  # by hop; a negative one counts from the end
         for hop, (number, way) in self.wiring().items():
             bundle[hop], path[hop] = number, way
@@ -116,28 +124,29 @@ class Ring:
         return states
 
     def in_order(self, nodes_M: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The nodes of one ring as they follow one another: ascending, begun behind the widest gap."""
+        """Nodes of one ring in ascending order, beginning behind the widest gap."""
         nodes = np.sort(nodes_M)
         ahead = np.append(nodes[1:], nodes[0] + self.nodes) - nodes
         return np.roll(nodes, -(int(np.argmax(ahead)) + 1))
 
     def cut(self, component_N: NDArray[np.int64], size: int) -> Chains:
-        """[C, size] rings of ``size`` nodes, one behind the other: as many as there can be."""
+        """Consecutive rings of ``size`` nodes [C, size], as many as the component holds."""
         fit = len(component_N) // size
         chains = component_N[: fit * size].reshape(fit, size)
         if self.buildable(chains).all():
             return chains
-        found, at = [], 0
+        rings, at = [], 0
         while at + size <= len(component_N):
             chain = component_N[at : at + size]
             good = self.buildable(chain[None])[0]
-            found += [chain] if good else []
+            rings += [chain] if good else []
             at += size if good else 1
-        return np.array(found, np.int64).reshape(-1, size)
+        return np.array(rings, np.int64).reshape(-1, size)
 
 
 def group_nodes(tp: int, gpus: int, nodes: int) -> int:
-    """Nodes of ``gpus`` GPUs in a TP group of ``tp``."""
+    """Nodes of ``gpus`` GPUs in a TP group of ``tp``. ValueError where that is no whole number, or exceeds the
+    cluster."""
     if tp < 1 or tp % gpus:
         raise ValueError(f"TP {tp}: must be a multiple of the {gpus} GPUs of a node")
     if tp > nodes * gpus:

@@ -1,4 +1,4 @@
-"""What to train a model with: Step Law's learning rate, batch and schedule, how far one may stray, what others say."""
+"""Advice for a training run: Step Law's learning rate, batch and schedule, their tolerance, and the rival laws."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stepstack.planning.steplaw import laws
-from stepstack.planning.steplaw.laws import Answer, Point
+from stepstack.planning.steplaw.laws import LawAnswer, LawInputs
 
-# By what factor the learning rate (down, up) and the batch (down, up) may leave a grid's optimum alone until the loss
-# has grown by 0.1 %: medians over the 17 released dense grids, docs/steplaw.md.
+# Factors by which the learning rate, and the batch, may each leave a grid's optimum until the loss has grown by 0.1 %:
+# medians over the 17 released dense grids, docs/steplaw.md.
 PLATEAU = 1e-3
 PLATEAU_LR, PLATEAU_BATCH = 1.484, 1.497
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """``batch`` in tokens; ``sequences`` is the batch that can be run: a multiple of ``multiple`` sequences.
+    """Settings of a training run: ``batch`` in tokens, and ``sequences``, the batch that can be run.
 
-    ``lr_range`` and ``batch_range``: within them the loss stays under +0.1 %. ``others``: every law, Step Law first.
+    ``sequences`` is a multiple of ``multiple``. Within ``lr_range`` and ``batch_range`` the loss stays under +0.1 %.
+    ``others``: every law, Step Law first.
     """
 
-    at: Point
+    at: LawInputs
     sequence: int
     multiple: int
     lr: float
@@ -34,12 +35,14 @@ class Advice:
     lr_range: tuple[float, float]
     batch_range: tuple[float, float]
     warnings: list[str]
-    others: list[Answer]
+    others: list[LawAnswer]
 
 
-def advise(at: Point, sequence: int, multiple: int = 1) -> Advice:
-    """ValueError for what is not above 0. ``multiple``: sequences that a step takes at least, data-parallel processes
-    x micro-batch."""
+def advise(at: LawInputs, sequence: int, multiple: int = 1) -> Advice:
+    """Advice for a model size, token count and sequence length. ValueError for a number that is not above 0.
+
+    ``multiple``: least number of sequences in a step, which is data-parallel processes x micro-batch.
+    """
     for name, value in (("params", at.params), ("tokens", at.tokens), ("sequence", sequence), ("multiple", multiple)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} = {value} must be above 0")
@@ -71,7 +74,7 @@ def advise(at: Point, sequence: int, multiple: int = 1) -> Advice:
 
 
 def rows(advice: Advice) -> list[tuple[str, str]]:
-    """Of the table that the command prints."""
+    """Rows of the table that the command prints."""
     low, high = advice.lr_range
     small, large = advice.batch_range
     return [
@@ -87,7 +90,8 @@ def rows(advice: Advice) -> list[tuple[str, str]]:
     ]
 
 
-def law_rows(answers: Sequence[Answer]) -> list[tuple[str, str, str, str]]:
+def law_rows(answers: Sequence[LawAnswer]) -> list[tuple[str, str, str, str]]:
+    """Rows of the table of laws: name, learning rate, batch, remark."""
     return [
         (a.law, "-" if a.lr is None else f"{a.lr:.4g}", "-" if a.batch is None else f"{a.batch:,.0f}", a.why)
         for a in answers

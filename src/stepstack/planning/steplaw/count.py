@@ -1,7 +1,7 @@
 """Parameters of a causal LM, counted from the fields of its transformers config. No torch.
 
-Step Law's N is what stands between the embedding and the head; a mixture of experts counts whole. The authors count
-the matrices of the blocks alone, which is ``matrices``; norms and biases add less than a thousandth.
+Step Law's N is the number of parameters between the embedding and the head, where a mixture of experts counts whole.
+The authors count the matrices of the blocks alone (``matrices``). Norms and biases add less than a thousandth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stepstack.config import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Parameters by part, of the whole model. ``active``: of ``matrices``, those that a token passes."""
+    """Parameters of the whole model by part. ``active``: those of ``matrices`` that a token passes."""
 
     attention: int
     feed_forward: int  # experts and shared experts included
@@ -42,7 +42,7 @@ class Count:
         return self.non_embedding + self.embedding + self.head
 
     def flops_per_token(self, sequence: int) -> float:
-        """Of training: 6 a weight that the token passes, and attention over ``sequence`` tokens."""
+        """Training FLOPs of a token: 6 for each weight that it passes, and attention over ``sequence`` tokens."""
         return 6.0 * self.active + 12.0 * sequence * self.attention_width
 
 
@@ -50,9 +50,12 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """What a model type has besides the blocks that all share: whether q, k and v (o) have biases, whether q and k are
-    normalised, how many experts there are under which name, and the default of tying head to embedding."""
+class ModelFamily:
+    """Properties of a model type beyond the blocks that all share.
+
+    They are: biases of q, k and v and of o, normalised q and k, the number of experts and the name of its field, and
+    the default of tying head to embedding.
+    """
 
     qkv_bias: Callable[[Fields], bool] = lambda f: bool(f.get("attention_bias", False))
     o_bias: Callable[[Fields], bool] = lambda f: bool(f.get("attention_bias", False))
@@ -68,26 +71,26 @@ def _never(_: Fields) -> bool:
 
 
 FAMILIES = {
-    "llama": Family(mlp_bias=lambda f: bool(f.get("mlp_bias", False))),
-    "mistral": Family(qkv_bias=_never, o_bias=_never),
-    "qwen2": Family(qkv_bias=lambda f: True, o_bias=_never),
-    "qwen3": Family(qk_norm=True),
-    "mixtral": Family(qkv_bias=_never, o_bias=_never, experts=("num_local_experts",)),
-    "qwen2_moe": Family(
+    "llama": ModelFamily(mlp_bias=lambda f: bool(f.get("mlp_bias", False))),
+    "mistral": ModelFamily(qkv_bias=_never, o_bias=_never),
+    "qwen2": ModelFamily(qkv_bias=lambda f: True, o_bias=_never),
+    "qwen3": ModelFamily(qk_norm=True),
+    "mixtral": ModelFamily(qkv_bias=_never, o_bias=_never, experts=("num_local_experts",)),
+    "qwen2_moe": ModelFamily(
         qkv_bias=lambda f: bool(f.get("qkv_bias", True)),
         o_bias=_never,
         experts=("num_experts", "num_local_experts"),
         expert_width="moe_intermediate_size",
         shared_width="shared_expert_intermediate_size",
     ),
-    "qwen3_moe": Family(
+    "qwen3_moe": ModelFamily(
         qk_norm=True, experts=("num_experts", "num_local_experts"), expert_width="moe_intermediate_size"
     ),
 }
 
 
 def count(fields: Fields, where: str = "the config") -> Count:
-    """From the fields of a config.json. ConfigError for a model type not known here and for a missing field."""
+    """Count from the fields of a config.json. ConfigError for a model type not known here and for a missing field."""
     kind = fields.get("model_type")
     if kind not in FAMILIES:
         raise ConfigError(
@@ -129,29 +132,29 @@ def count(fields: Fields, where: str = "the config") -> Count:
 
 
 def read(path: Path) -> Count:
-    """``count`` of a config.json, or of a model folder that holds one. ConfigError where it is none."""
+    """Count of a config.json, or of a model folder that holds one. ConfigError where there is none."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: give a transformers config.json or a folder with one")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from None
+        raise ConfigError(f"{file}: not JSON: {error}; get the file again") from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"{file}: must be an object, not {type(fields).__name__}")
+        raise ConfigError(f"{file}: must be an object, not {type(fields).__name__}: give a transformers config.json")
     return count(fields, str(file))
 
 
-def _sparse_layers(fields: Fields, family: Family, layers: int, where: str) -> int:
-    """How many layers have experts: every ``decoder_sparse_step``-th, but those named in ``mlp_only_layers``."""
+def _sparse_layers(fields: Fields, family: ModelFamily, layers: int, where: str) -> int:
+    """Number of layers with experts: every ``decoder_sparse_step``-th, except those named in ``mlp_only_layers``."""
     if not family.experts or _experts(fields, family, where) == 0:
         return 0
     step, dense = int(fields.get("decoder_sparse_step") or 1), set(fields.get("mlp_only_layers") or ())
     return sum((layer + 1) % step == 0 and layer not in dense for layer in range(layers))
 
 
-def _experts(fields: Fields, family: Family, where: str) -> int:
-    """Newer versions of transformers write the number under another name."""
+def _experts(fields: Fields, family: ModelFamily, where: str) -> int:
+    """Number of experts, which newer versions of transformers write under another name."""
     return _number(fields, next((name for name in family.experts if name in fields), family.experts[0]), where)
 
 

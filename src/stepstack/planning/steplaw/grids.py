@@ -1,4 +1,4 @@
-"""Tables of training runs: one row a run, with N, D, learning rate, batch and final loss. Grouped by (N, D)."""
+"""Tables of training runs, one row a run with N, D, learning rate, batch and final loss, grouped by (N, D)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from stepstack.config import ConfigError
 
 Values = NDArray[np.float64]
-SHOWN = 5  # bad rows that an error names
+MAX_ERROR_ROWS = 5  # largest number of bad rows that an error names
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of a table's columns. ``batch`` counts sequences of ``sequence`` tokens (1: it counts tokens); ``model``
-    tells models apart that share N and D ("": none do)."""
+    """Names of a table's columns.
+
+    ``batch`` counts sequences of ``sequence`` tokens (1: it counts tokens). ``model`` distinguishes models that share N
+    and D ("": none do).
+    """
 
     params: str = "N"
     tokens: str = "D"
@@ -40,10 +43,10 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """The runs of one (``params``, ``tokens``): peak learning rates, batches in tokens and losses, all [runs].
+class LossGrid:
+    """Runs of one (``params``, ``tokens``): peak learning rates, batches in tokens and losses, all [runs].
 
-    ``diverged`` counts rows whose loss is not finite; they are in no array.
+    ``diverged`` counts runs whose loss is not finite. They are in no array.
     """
 
     params: float
@@ -60,22 +63,22 @@ class Grid:
 
     @property
     def x(self) -> Values:
-        """(ln lr, ln batch) [runs, 2]."""
+        """Coordinates (ln lr, ln batch) of the runs, [runs, 2]."""
         return np.log(np.stack([self.lr, self.batch], axis=1))
 
     @property
     def excess(self) -> Values:
-        """Loss over the smallest one, minus 1 [runs]."""
+        """Loss over the smallest one, minus 1, [runs]."""
         return self.loss / self.loss.min() - 1
 
-    def within(self, tolerance: float) -> Grid:
-        """Only the runs whose excess is at most ``tolerance``."""
+    def within(self, tolerance: float) -> LossGrid:
+        """Grid of only the runs whose excess is at most ``tolerance``."""
         keep = self.excess <= tolerance
         return replace(self, lr=self.lr[keep], batch=self.batch[keep], loss=self.loss[keep])
 
 
 def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
-    """A CSV's rows. ConfigError for a file that lacks one of the columns, or has no row."""
+    """Rows of a CSV file. ConfigError for a file that lacks one of the columns, or has no row."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: give a CSV with a row a run")
     with path.open(newline="", encoding="utf-8") as file:
@@ -85,16 +88,16 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
             raise ConfigError(
                 f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}"
             )
-        found = list(reader)
-    if not found:
-        raise ConfigError(f"{path} has a head and no rows")
-    return found
+        table = list(reader)
+    if not table:
+        raise ConfigError(f"{path} has a head and no rows: add a row a run")
+    return table
 
 
-def read(paths: Sequence[Path], columns: Columns) -> list[Grid]:
-    """The grids of several tables as one, by model, N and D. A loss of nan or inf is a run that diverged.
+def read(paths: Sequence[Path], columns: Columns) -> list[LossGrid]:
+    """Grids of several tables together, by model, N and D. A loss of nan or inf is a run that diverged.
 
-    One ConfigError names the bad rows: a value that is no number or not above 0, or a run that stands twice.
+    One ConfigError names the bad rows: a value that is no number or not above 0, or a run that occurs twice.
     """
     bad: list[str] = []
     groups: dict[tuple[str, float, float], dict[tuple[float, float], float]] = {}
@@ -105,7 +108,7 @@ def read(paths: Sequence[Path], columns: Columns) -> list[Grid]:
                 n, d, lr, batch, loss = values
                 runs = groups.setdefault((row[columns.model] if columns.model else "", n, d), {})
                 why = (
-                    f"the run {columns.lr}={lr:g}, {columns.batch}={batch:g} stands twice"
+                    f"the run {columns.lr}={lr:g}, {columns.batch}={batch:g} occurs twice"
                     if (lr, batch) in runs
                     else ""
                 )
@@ -113,8 +116,8 @@ def read(paths: Sequence[Path], columns: Columns) -> list[Grid]:
             if why:
                 bad.append(f"{path}:{number}: {why}")
     if bad:
-        more = f"\n... and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        raise ConfigError("\n".join(bad[:SHOWN]) + more + "\nRepair or remove these rows.")
+        more = f"\n... and {len(bad) - MAX_ERROR_ROWS} more" if len(bad) > MAX_ERROR_ROWS else ""
+        raise ConfigError("\n".join(bad[:MAX_ERROR_ROWS]) + more + "\nRepair or remove these rows.")
     return [_grid(*key, runs, columns.sequence) for key, runs in sorted(groups.items())]
 
 
@@ -132,10 +135,10 @@ def _numbers(row: dict[str, str], columns: Columns) -> tuple[list[float], str]:
     return values, ""
 
 
-def _grid(model: str, params: float, tokens: float, runs: dict[tuple[float, float], float], sequence: int) -> Grid:
+def _grid(model: str, params: float, tokens: float, runs: dict[tuple[float, float], float], sequence: int) -> LossGrid:
     whole = {key: loss for key, loss in runs.items() if math.isfinite(loss)}
     if not whole:
-        raise ConfigError(f"every run of N={params:g}, D={tokens:g} diverged: there is nothing to fit")
+        raise ConfigError(f"every run of N={params:g}, D={tokens:g} diverged: add runs that did not")
     lr, batch = np.array(list(whole)).T
     losses = np.array(list(whole.values()))
-    return Grid(params, tokens, lr, batch * sequence, losses, model, len(runs) - len(whole))
+    return LossGrid(params, tokens, lr, batch * sequence, losses, model, len(runs) - len(whole))

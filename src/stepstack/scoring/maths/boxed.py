@@ -25,7 +25,7 @@ _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\\\(?=[{}])|\\[{}]|(?P<br
 def last_box(text: str) -> str | None:
     r"""Content of the balanced ``\boxed{}`` or ``\fbox{}`` that opens last, stripped; None when there is none.
 
-    The last one to open, so ``\boxed{\boxed{3}}`` is ``3``.
+    The last one to open counts, so ``\boxed{\boxed{3}}`` is ``3``.
     """
     stack: list[re.Match[str] | None] = []
     best: tuple[int, int] | None = None
@@ -42,15 +42,15 @@ def last_box(text: str) -> str | None:
 
 
 def unbox(text: str) -> str:
-    """The content of the last box where there is one, else the text itself; stripped."""
+    """Content of the last box where there is one, otherwise the text itself; stripped."""
     box = last_box(text)
     return text.strip() if box is None else box
 
 
 def extract_orz(response: str, *, parity: bool = False) -> str | None:
-    r"""The answer of a response that begins right after the prompt's ``<think>``; None when there is none.
+    r"""Answer of a response that begins right after the prompt's ``<think>``; None when there is none.
 
-    No box, an unbalanced box, a missing tag and a box that stands only outside answer blocks are all None. An empty
+    No box, an unbalanced box, a missing tag and a box that is only outside answer blocks are all None. An empty
     ``\boxed{}`` is the empty string, which every grader calls wrong.
     """
     if parity:
@@ -68,7 +68,7 @@ def extract_orz(response: str, *, parity: bool = False) -> str | None:
 
 
 def _orz_span(response: str) -> str | None:
-    """ORZ's pick: one greedy span over all blocks, then its last box by plain brace counting."""
+    """Answer by ORZ's rule: one greedy span over all blocks, then its last box by plain brace counting."""
     box = "\\boxed{"
     start = response.find(OPEN)
     end = response.rfind(CLOSE)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from stepstack.scoring.maths import orz_legacy
 from stepstack.scoring.maths.boxed import extract_orz, unbox
 
-__all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "quick", "unbox"]
+__all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "grade_without_algebra", "unbox"]
 
 GRADERS = ("math_verify", "orz_legacy", "exact", "choice")
 MAX_ANSWER = 1024  # characters of an answer or gold that algebra is tried on
@@ -38,7 +38,7 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|boldsymbol)\s*\{([
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One verdict. ``extracted`` is the answer as it was compared; ``seconds`` is the grader's own time.
+    """Verdict on one answer. ``extracted`` is the answer in the compared form; ``seconds`` is the grader's own time.
 
     ``reason``: "equal", "different", "no answer", "too long", "timeout", or "error: ..." with the exception's text.
     """
@@ -56,7 +56,7 @@ def grade(grader: str, gold: str, answer: str | None) -> Grade:
     still be boxed. Raises ValueError for an unknown grader, an empty gold and a gold that is no choice, and whatever
     the grader raises.
     """
-    verdict = quick(grader, gold, answer)
+    verdict = grade_without_algebra(grader, gold, answer)
     if verdict is not None or answer is None:
         return verdict or _no_answer()
     start = time.perf_counter()
@@ -64,8 +64,8 @@ def grade(grader: str, gold: str, answer: str | None) -> Grade:
     return Grade(correct, unbox(answer), "equal" if correct else "different", time.perf_counter() - start)
 
 
-def quick(grader: str, gold: str, answer: str | None) -> Grade | None:
-    """The verdict where no algebra is needed, in bounded time; None where ``find(grader)`` has to be asked."""
+def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade | None:
+    """Verdict where no algebra is needed, in bounded time; None where the function ``find(grader)`` has to decide."""
     expected = unbox(gold)
     if not expected:
         raise ValueError("empty gold: it would call every empty answer correct; drop the problem when preparing data")
@@ -73,21 +73,21 @@ def quick(grader: str, gold: str, answer: str | None) -> Grade | None:
         raise ValueError(f"gold {gold!r} is not one letter A-J: grade this problem with another grader than 'choice'")
     if grader not in GRADERS and ":" not in grader:
         raise ValueError(f"no grader {grader!r}: there are {', '.join(GRADERS)} and package.module:function")
-    given = None if answer is None else unbox(answer)
-    if not given:
+    bare = None if answer is None else unbox(answer)
+    if not bare:
         return _no_answer()
     if grader == "choice":
-        return _verdict(read_choice(given) == read_choice(expected), given)
-    if len(given) > MAX_ANSWER or len(expected) > MAX_ANSWER:
-        return Grade(True, given, "equal") if given == expected else Grade(False, given[:MAX_ANSWER], "too long")
+        return _verdict(read_choice(bare) == read_choice(expected), bare)
+    if len(bare) > MAX_ANSWER or len(expected) > MAX_ANSWER:
+        return Grade(True, bare, "equal") if bare == expected else Grade(False, bare[:MAX_ANSWER], "too long")
     if ":" in grader:
         return None
-    same = orz_legacy.spelling(expected) == orz_legacy.spelling(given) != ""
-    return _verdict(same, given) if same or grader == "exact" else None
+    same = orz_legacy.spelling(expected) == orz_legacy.spelling(bare) != ""
+    return _verdict(same, bare) if same or grader == "exact" else None
 
 
 def find(grader: str) -> Function:
-    """The function of a grader that needs algebra, or of a dotted name."""
+    """Function of a grader that needs algebra, or of a dotted name."""
     if grader == "math_verify":
         return _math_verify
     if grader == "orz_legacy":
@@ -99,7 +99,7 @@ def find(grader: str) -> Function:
 
 
 def read_choice(text: str) -> str | None:
-    r"""The capital letter of a multiple-choice answer; None when it is anything else."""
+    """Capital letter of a multiple-choice answer; None when it is anything else."""
     text = text.strip().strip("$").strip()
     while (inner := _WRAPPER.fullmatch(text)) is not None:
         text = inner[1].strip()
@@ -108,21 +108,24 @@ def read_choice(text: str) -> str | None:
 
 
 def _math_verify(gold: str, answer: str) -> bool:
-    """math-verify, gold first (its comparison is asymmetric), without its SIGALRM: that works in main threads only."""
+    """Equality by math-verify, gold first (its comparison is asymmetric).
+
+    Its SIGALRM is off, because it works in main threads only.
+    """
     parse, verify, boxed = _math_verify_setup()
     expected = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    given = parse(
+    parsed = parse(
         f"\\boxed{{{orz_legacy.ascii_digits(answer)}}}",
         extraction_config=[boxed],
         extraction_mode="first_match",
         parsing_timeout=None,
     )
-    return verify(expected, given, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
+    return verify(expected, parsed, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
 
 
 @functools.cache
 def _math_verify_setup() -> tuple[Callable, Callable, object]:
-    """Imported at first use: a second of start-up that string graders need not pay."""
+    """Functions of math-verify, imported at first use: a second of start-up that string graders need not pay."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import sympy
 
 MAX_DEPTH = 40
-MAX_BITS = 1 << 14  # of an integer power or factorial: larger ones are refused, not computed
+MAX_BITS = 1 << 14  # bits of an integer power or factorial, above which it is refused and not computed
 
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -53,20 +53,20 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """``sides[0] signs[0] sides[1] signs[1] ...``; an expression alone has one side and no sign."""
+    """Relation ``sides[0] signs[0] sides[1] signs[1] ...``; an expression alone has one side and no sign."""
 
     sides: tuple[sympy.Expr, ...]
     signs: tuple[str, ...]
 
     def equals(self, other: Relation) -> bool:
-        """Same signs, and side by side the same."""
+        """Whether the signs are the same, and the sides equal one by one."""
         if self.signs != other.signs:
             return False
         return all(_same(a, b) for a, b in zip(self.sides, other.sides, strict=True))
 
 
 def read(text: str) -> Relation:
-    """Read all of ``text``. Raises Unreadable naming the place."""
+    """Relation or expression of the whole ``text``. Unreadable names the place."""
     text = text.replace("\\left", "").replace("\\right", "")
     return _Reader(text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")).relation()
 
@@ -92,7 +92,7 @@ class _Reader:
         return Unreadable(f"cannot read {self.text!r} at character {self.at}")
 
     def peek(self) -> str:
-        """The next character after spaces; empty at the end."""
+        """Next character after spaces; empty at the end."""
         if space := _SPACE.match(self.text, self.at):
             self.at = space.end()
         return self.text[self.at : self.at + 1]
@@ -139,12 +139,13 @@ class _Reader:
 
     def signed(self) -> sympy.Expr:
         sign = 1
-        while (found := self.take("+", "-")) is not None:
-            sign = -sign if found == "-" else sign
+        while (symbol := self.take("+", "-")) is not None:
+            sign = -sign if symbol == "-" else sign
         return sign * self.factor()
 
     def starts_factor(self) -> bool:
-        """Whether a product goes on without an operator. A number before a number or a fraction of numbers does not."""
+        """Whether a product continues without an operator. It does not for a number, or a fraction of numbers, after a
+        number."""
         character = self.peek()
         after_number = self.text[: self.at].rstrip()[-1:].isdigit()
         if character.isascii() and character.isdigit():
@@ -165,11 +166,11 @@ class _Reader:
         return base
 
     def argument(self) -> sympy.Expr:
-        """A braced group, or as TeX does one token: a letter, a command, or here a whole number."""
+        """Braced group, or one token like in TeX: a letter, a command, or here a whole number."""
         return self.group("{") if self.peek() == "{" else self.atom()
 
     def digit_or_group(self) -> sympy.Expr:
-        r"""As ``argument`` with a single digit: ``\frac12`` is one half."""
+        r"""Argument that may be a single digit: ``\frac12`` is one half."""
         character = self.peek()
         if character.isascii() and character.isdigit():
             self.at += 1
@@ -201,11 +202,11 @@ class _Reader:
         raise self.error()
 
     def subscript(self) -> str:
-        found = _SUBSCRIPT.match(self.text, self.at)
-        if found is None:
+        match = _SUBSCRIPT.match(self.text, self.at)
+        if match is None:
             return ""
-        self.at = found.end()
-        return f"_{found[1] or found[2]}"
+        self.at = match.end()
+        return f"_{match[1] or match[2]}"
 
     def command(self, name: str) -> sympy.Expr:
         if _GREEK.fullmatch(name):
@@ -228,7 +229,7 @@ class _Reader:
         raise self.error()
 
     def applied(self) -> sympy.Expr:
-        r"""A function's argument: a group, else the factors up to the next operator (``\sin 2x``)."""
+        r"""Argument of a function: a group, otherwise the factors up to the next operator (``\sin 2x``)."""
         if self.peek() in ("(", "{"):
             return self.group(self.peek())
         inside = self.factor()
@@ -238,7 +239,8 @@ class _Reader:
 
 
 def _same(a: sympy.Expr, b: sympy.Expr) -> bool:
-    """Structurally equal or equal at 15 digits; two exact rationals only if exactly equal."""
+    """Whether two expressions are structurally equal or equal at 15 digits. Two exact rationals must be exactly
+    equal."""
     if a == b:
         return True
     return not (a.is_Rational and b.is_Rational) and bool(a.evalf() == b.evalf())

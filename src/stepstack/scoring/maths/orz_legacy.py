@@ -20,7 +20,7 @@ from decimal import Decimal
 
 from stepstack.scoring.maths.latex import Unreadable, read
 
-GUARD_LENGTH, GUARD_SCORE = 128, 0.2
+MAX_REPETITIVE_LENGTH, MAX_REPETITION_SCORE = 128, 0.2
 MAX_REPETITION = 1024  # characters; longer texts are refused by the graders' own cap
 
 # Minerva's table of words and commands that carry no value.
@@ -51,7 +51,7 @@ def ascii_digits(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    r"""Without a final full stop and ``\left``, ``\right`` (the unit "ft" would otherwise be found in "\left")."""
+    r"""Text without a final full stop and ``\left``, ``\right`` (the unit "ft" would otherwise match in "\left")."""
     return re.sub(r"\\(?:left|right)(?![a-z])", "", ascii_digits(text)).strip().removesuffix(".")
 
 
@@ -67,7 +67,7 @@ def spelling(text: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """The Hendrycks form: also without degrees, currency, percent, units at the end and a head such as ``x=``."""
+    """Hendrycks form: also without degrees, currency, percent, units at the end and a head such as ``x=``."""
     text = _bare(text).replace("\\\\", "\\").replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "")
     text = text.split("\\text{ ")[0] if text.count("\\text{ ") == 1 else text
     text = text.replace("\\%", "").replace(" .", " 0.").replace("{.", "{0.")
@@ -79,7 +79,7 @@ def tidy(text: str) -> str:
 
 
 def minerva(text: str) -> str:
-    """Minerva's normal form: articles, unit words and text commands dropped, fraction and root braces added."""
+    """Normal form of Minerva: articles, unit words and text commands dropped, fraction and root braces added."""
     text = _bare(text)
     for before, after in _REWRITES:
         text = text.replace(before, after)
@@ -93,7 +93,7 @@ def minerva(text: str) -> str:
 
 
 def repetition(text: str) -> float:
-    """Share of repeated substrings in [0, 1]: the sum of common prefixes of neighbouring suffixes over n(n+1)/2."""
+    """Fraction of repeated substrings in [0, 1]: the sum of common prefixes of neighbouring suffixes over n(n+1)/2."""
     text = text[:MAX_REPETITION]
     if len(text) < 2:
         return 0.0
@@ -108,14 +108,14 @@ def _common_prefix(a: str, b: str) -> int:
 
 
 def equal(gold: str, answer: str) -> bool:
-    """The verdict on two non-empty answers without their boxes."""
+    """Whether two non-empty answers without their boxes are equal."""
     left, right = tidy(gold), tidy(answer)
     if _DECIMAL.fullmatch(left) and _DECIMAL.fullmatch(right):
         if Decimal(left) == Decimal(right):
             return True
     elif left == right:
         return True
-    if any(len(text) > GUARD_LENGTH and repetition(text) > GUARD_SCORE for text in (gold, answer)):
+    if any(len(text) > MAX_REPETITIVE_LENGTH and repetition(text) > MAX_REPETITION_SCORE for text in (gold, answer)):
         return False
     if _same_value(_bare(gold), _bare(answer)) is True:
         return True

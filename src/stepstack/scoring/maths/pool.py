@@ -14,27 +14,26 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 
-from stepstack.scoring.maths.grade import Grade, quick
+from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
 
-STARTUP = 120.0  # seconds a worker may take to import sympy on a busy machine
-GRACE = 60.0  # seconds after the timeout at which an orphaned worker ends itself
+MAX_START_SECONDS = 120.0  # in which a worker imports sympy on a busy machine
+ORPHAN_SECONDS = 60.0  # after the timeout, when an orphaned worker ends itself
 
 
 class GraderError(RuntimeError):
-    """The pool itself cannot work: a worker that does not start, or use after ``close``."""
+    """Failure of the pool itself: a worker that does not start, or use after ``close``."""
 
 
 class GraderPool:
-    """``workers`` processes; an item that runs longer than ``timeout`` seconds is wrong with reason "timeout".
+    """Pool of ``workers`` processes. An item that runs longer than ``timeout`` seconds is wrong with reason "timeout".
 
     Its worker is killed and replaced, so neither SIGALRM nor the calling thread matters. Answers that need no algebra
-    never leave this process; workers start with the first that does and stay. Verdicts, timeouts included, are cached
-    by (grader, gold, answer), the ``cache`` most recent.
-
-    ``timeouts`` and ``errors`` count graded items (not their cached repeats); an error's text is the reason of its
-    Grade. Use as a context manager or ``close()``. POSIX only.
+    are graded in this process. Workers start with the first answer that needs it, and stay. Verdicts, timeouts
+    included, are cached by (grader, gold, answer), the ``cache`` most recent. ``timeouts`` and ``errors`` count graded
+    items (not their cached repeats). The text of an error is the reason of its Grade. Use as a context manager or call
+    ``close()``. POSIX only.
     """
 
     def __init__(self, workers: int = 4, timeout: float = 5.0, *, cache: int = 1 << 16, memory_gib: float = 4.0):
@@ -56,11 +55,11 @@ class GraderPool:
     def map(self, items: Sequence[Item]) -> list[Grade]:
         """Grades in the order of ``items``; equal items are graded once. Raises ValueError as ``maths.grade`` does."""
         if self._closed:
-            raise GraderError("the grader pool is closed")
+            raise GraderError("the grader pool is closed: open a new one")
         grades: dict[Item, Grade] = {}
         waiting: list[Item] = []
         for item in dict.fromkeys(items):
-            known = self._cached(item) or quick(*item)
+            known = self._cached(item) or grade_without_algebra(*item)
             if known is None:
                 waiting.append(item)
             else:
@@ -71,7 +70,7 @@ class GraderPool:
         return [grades[item] for item in items]
 
     def grade(self, grader: str, gold: str, answer: str | None) -> Grade:
-        """One item."""
+        """Grade of one item."""
         return self.map([(grader, gold, answer)])[0]
 
     def close(self) -> None:
@@ -88,7 +87,7 @@ class GraderPool:
         self.close()
 
     def _start(self) -> None:
-        """All workers at once, so that their imports overlap; once."""
+        """Start all workers once, and at the same time so that their imports overlap."""
         with self._lock:
             while len(self._all) < self.workers:
                 self._all.append(_Worker(self.timeout, self._memory))
@@ -119,7 +118,7 @@ class GraderPool:
 
 
 class _Worker:
-    """One child process and its pipe; asked by one thread at a time, closed from any."""
+    """One child process and its pipe. One thread at a time uses it; any thread may close it."""
 
     def __init__(self, timeout: float, memory: int):
         self._timeout = timeout
@@ -129,7 +128,7 @@ class _Worker:
         self._start()
 
     def ask(self, item: Item) -> Grade:
-        """Grade within the timeout. A worker that hangs or dies is replaced. Raises GraderError once closed."""
+        """Grade within the timeout. A worker that hangs or dies is replaced. GraderError once closed."""
         self._wait_ready()
         begin = time.perf_counter()
         try:
@@ -150,9 +149,9 @@ class _Worker:
             self._process.wait()
 
     def _start(self) -> None:
-        """Returns at once; the child imports meanwhile."""
+        """Start the process without waiting for its imports."""
         self._pipe, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(self._timeout + GRACE), str(self._memory)]
+        arguments = [str(theirs.fileno()), str(self._timeout + ORPHAN_SECONDS), str(self._memory)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stepstack.scoring.maths.worker", *arguments],
             pass_fds=[theirs.fileno()],
@@ -175,8 +174,11 @@ class _Worker:
         if self._ready:
             return
         try:
-            if not self._pipe.poll(STARTUP):
-                raise GraderError(f"a grader's process did not start within {STARTUP:.0f} s: raise pool.STARTUP")
+            if not self._pipe.poll(MAX_START_SECONDS):
+                raise GraderError(
+                    f"a grader's process did not start within {MAX_START_SECONDS:.0f} s: raise MAX_START_SECONDS in "
+                    "stepstack/scoring/maths/pool.py"
+                )
             self._pipe.recv_bytes()
         except (EOFError, OSError):
             code = self._process.wait()

@@ -1,8 +1,8 @@
-"""The child process of ``pool.GraderPool``: grades what it is sent until its pipe closes. Never imports torch.
+"""Child process of ``pool.GraderPool``: it grades items until its pipe closes. Never imports torch.
 
-Started as ``python -m stepstack.scoring.maths.worker FD WATCHDOG_SECONDS MEMORY_BYTES``, so neither fork nor the
-parent's main module (which imports torch) is involved. A message is a JSON list [grader, gold, answer]; the reply is a
-Grade's fields.
+It is started by ``python -m stepstack.scoring.maths.worker FD WATCHDOG_SECONDS MEMORY_BYTES``, so neither fork nor the
+parent's main module (which imports torch) is involved. A message is a JSON list [grader, gold, answer]. The reply is
+the fields of a Grade.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from stepstack.scoring.maths.grade import Grade, grade
 
 
 def reply(message: bytes) -> Grade:
-    """Grade one message. An exception becomes the reason of a wrong verdict, which the pool counts."""
+    """Grade of one message. An exception becomes the reason of a wrong verdict, which the pool counts."""
     grader, gold, answer = json.loads(message)
     try:
         return grade(grader, gold, answer)
-    except Exception as error:  # what hostile input makes a grader raise is that item's verdict
+    except Exception as error:  # an exception from hostile input is the verdict of that item
         return Grade(False, answer, f"error: {type(error).__name__}: {str(error)[:500]}")
 
 

@@ -1,1 +1,1 @@
-"""How near one text is to another."""
+"""Similarity and overlap of texts."""

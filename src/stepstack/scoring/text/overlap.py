@@ -1,4 +1,4 @@
-"""Which questions of evaluations a training set holds: whole texts and word n-grams. No torch."""
+"""Overlap of a training set with the questions of evaluations: whole texts and word n-grams. No torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ Place = tuple[str, int]  # (eval, number of the question in it)
 
 
 class Index:
-    """Whole texts and word n-grams of the questions of several evals. ``short``: questions of each eval that have fewer
-    than ``n`` words, so no n-gram."""
+    """Index of whole texts and word n-grams of the questions of several evals.
+
+    ``short``: number of questions of each eval that have fewer than ``n`` words, so no n-gram.
+    """
 
     def __init__(self, evals: Mapping[str, Sequence[str]], n: int):
         if n < 1:
-            raise ValueError(f"ngram={n} must be at least 1")
+            raise ValueError(f"ngram={n}: set it to at least 1")
         self.n = n
         self.whole: dict[str, set[Place]] = {}
         self.grams: dict[tuple[str, ...], set[Place]] = {}
@@ -36,9 +38,9 @@ class Index:
                     self.grams.setdefault(gram, set()).add((name, number))
 
     def hits(self, text: str) -> tuple[set[Place], dict[Place, str]]:
-        """(questions with the same text, questions that share an n-gram and the first one that they share)."""
+        """Questions with the same text, and questions that share an n-gram with the first one that they share."""
         parts: dict[Place, str] = {}
-        # Nearly every row shares none, and isdisjoint finds that out without a loop of ours.
+        # Nearly every row shares none, which isdisjoint decides without a Python loop.
         if not self.grams.keys().isdisjoint(_grams(text, self.n)):
             for gram in _grams(text, self.n):
                 for place in self.grams.get(gram, ()):
@@ -51,22 +53,23 @@ def overlap(
 ) -> list[dict[str, Any]]:
     """Contamination table, one row an eval: how many of its questions share their text or an ``n``-gram with ``train``.
 
-    Keys: eval, questions, short (under ``n`` words: only an equal text can find them), exact, ngram (questions hit; an
-    exact one is not counted again), train_rows (rows that hit), share (of the questions), examples (up to ``examples``
-    questions that are hit: train and question, row numbers from 0; kind, exact or ngram; text, what both hold).
+    Keys of a row: eval, questions, short (questions under ``n`` words, which only an equal text can match), exact,
+    ngram (questions hit; an exact one is not counted again), train_rows (rows that hit), share (fraction of the
+    questions) and examples (up to ``examples`` questions that are hit). An example has train and question (row numbers
+    from 0), kind (exact or ngram) and text (the common part).
     """
     index = Index(evals, n)
     hit: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in evals}
     rows = dict.fromkeys(evals, 0)
     for row, text in enumerate(train):
         whole, parts = index.hits(text)
-        found = parts | dict.fromkeys(whole, text)
-        for name, number in sorted(found):
+        hits = parts | dict.fromkeys(whole, text)
+        for name, number in sorted(hits):
             kind = "exact" if (name, number) in whole else "ngram"
             known = hit[name].get(number)
             if known is None or (known["kind"] == "ngram" and kind == "exact"):
-                hit[name][number] = {"train": row, "question": number, "kind": kind, "text": found[name, number]}
-        for name in {name for name, _ in found}:
+                hit[name][number] = {"train": row, "question": number, "kind": kind, "text": hits[name, number]}
+        for name in {name for name, _ in hits}:
             rows[name] += 1
     return [
         {
@@ -84,12 +87,12 @@ def overlap(
 
 
 def normal_text(text: str) -> str:
-    """The key of exact duplicates: Unicode NFC, runs of white space as one space."""
+    """Key of exact duplicates: Unicode NFC, runs of white space as one space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _squeezed(text: str) -> str:
-    """The key of whole-text overlap: also without case, white space and dollar signs; operators stay."""
+    """Key of whole-text overlap: also without case, white space and dollar signs. Operators stay."""
     return re.sub(r"[\s$]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -1,6 +1,6 @@
-"""How near a text is to another: edit distance, word overlap, BLEU-4, METEOR without synonyms. No torch.
+"""Similarity of two texts: edit distance, word overlap, BLEU-4, METEOR without synonyms. No torch.
 
-Words are the caller's: split at white space (``str.split``) unless the language needs more.
+The caller splits words: at white space (``str.split``) unless the language needs more.
 """
 
 from __future__ import annotations
@@ -14,45 +14,48 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-ORDER = 4  # of BLEU's n-grams
+ORDER = 4  # largest n of the n-grams of BLEU
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # METEOR: weight of precision, power and weight of the fragmentation penalty
 
 
 def normalised_edit_distance(a: Sequence[str], b: Sequence[str]) -> float:
-    """Levenshtein distance, of characters or of words, over the length of the longer: 0 for equal texts, two empty ones
-    too; 1 where nothing is shared."""
+    """Levenshtein distance of characters or words over the length of the longer: 0 for equal texts, 1 without a common
+    part.
+
+    Two empty texts are equal.
+    """
     return Levenshtein.normalized_distance(a, b)
 
 
 def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """``precision``, ``recall`` and ``f1`` of the sets of words, as Perception-R1's OCR evaluation takes them.
+    """Word sets compared by ``precision``, ``recall`` and ``f1``, the metric of Perception-R1's OCR evaluation.
 
-    Order and repetition do not count. Two empty texts agree (1); an empty one shares nothing with another (0).
+    Order and repetition do not count. Two empty texts agree (1). An empty one shares nothing with another (0).
     """
-    said, meant = set(prediction), set(gold)
-    if not said and not meant:
+    predicted, expected = set(prediction), set(gold)
+    if not predicted and not expected:
         return {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-    common = len(said & meant)
+    common = len(predicted & expected)
     return {
-        "precision": common / len(said) if said else 0.0,
-        "recall": common / len(meant) if meant else 0.0,
-        "f1": 2 * common / (len(said) + len(meant)),
+        "precision": common / len(predicted) if predicted else 0.0,
+        "recall": common / len(expected) if expected else 0.0,
+        "f1": 2 * common / (len(predicted) + len(expected)),
     }
 
 
 def bleu(prediction: Sequence[str], gold: Sequence[str]) -> float:
     """BLEU-4 against one reference with uniform weights and no smoothing, NLTK's default.
 
-    So it is 0 wherever an order has no n-gram in common, for equal texts of fewer than four words too. (NLTK puts the
-    smallest float for such an order and comes to about 1e-77 or more.)
+    It is 0 wherever an order has no n-gram in common, even for equal texts of fewer than four words. (NLTK takes the
+    smallest float for such an order, which gives about 1e-77 or more.)
     """
     logs = []
     for n in range(1, ORDER + 1):
-        said, meant = _ngrams(prediction, n), _ngrams(gold, n)
-        common = sum((said & meant).values())
+        predicted, expected = _ngrams(prediction, n), _ngrams(gold, n)
+        common = sum((predicted & expected).values())
         if not common:
             return 0.0
-        logs.append(math.log(common / sum(said.values())))
+        logs.append(math.log(common / sum(predicted.values())))
     brevity = min(0.0, 1 - len(gold) / len(prediction))
     return math.exp(brevity + math.fsum(logs) / ORDER)
 
@@ -64,17 +67,17 @@ def meteor(prediction: Sequence[str], gold: Sequence[str]) -> float:
     has a third stage, WordNet synonyms, so figures of the two are not to be compared. An exact copy of n words scores
     1 - 0.5 / n**3.
     """
-    said, meant = [word.lower() for word in prediction], [word.lower() for word in gold]
-    pairs = _align(said, meant, [*range(len(said))], [*range(len(meant))])
+    predicted, expected = [word.lower() for word in prediction], [word.lower() for word in gold]
+    pairs = _align(predicted, expected, [*range(len(predicted))], [*range(len(expected))])
     used, taken = {i for i, _ in pairs}, {j for _, j in pairs}
-    left = [i for i in range(len(said)) if i not in used]
-    free = [j for j in range(len(meant)) if j not in taken]
-    pairs += _align([_stem(word) for word in said], [_stem(word) for word in meant], left, free)
+    left = [i for i in range(len(predicted)) if i not in used]
+    free = [j for j in range(len(expected)) if j not in taken]
+    pairs += _align([_stem(word) for word in predicted], [_stem(word) for word in expected], left, free)
     if not pairs:
         return 0.0
     pairs.sort()
     chunks = 1 + sum((i + 1, j + 1) != after for (i, j), after in pairwise(pairs))
-    precision, recall = len(pairs) / len(said), len(pairs) / len(meant)
+    precision, recall = len(pairs) / len(predicted), len(pairs) / len(expected)
     mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
     return mean * (1 - GAMMA * (chunks / len(pairs)) ** BETA)
 
@@ -83,13 +86,17 @@ def _ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def _align(said: Sequence[str], meant: Sequence[str], left: list[int], free: list[int]) -> list[tuple[int, int]]:
-    """Pairs of equal words among the places ``left`` and ``free``, both ascending: each word from the end backwards
-    takes the last place that is still free."""
+def _align(
+    predicted: Sequence[str], expected: Sequence[str], left: list[int], free: list[int]
+) -> list[tuple[int, int]]:
+    """Pairs of equal words among the places ``left`` and ``free``, both ascending.
+
+    Each word from the end backwards takes the last place that is still free.
+    """
     places: dict[str, list[int]] = {}
     for j in free:
-        places.setdefault(meant[j], []).append(j)
-    return [(i, places[said[i]].pop()) for i in reversed(left) if places.get(said[i])]
+        places.setdefault(expected[j], []).append(j)
+    return [(i, places[predicted[i]].pop()) for i in reversed(left) if places.get(predicted[i])]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -99,6 +106,6 @@ def _stem(word: str) -> str:
 
 @cache
 def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # an extra: imported where it is asked for
+    from nltk.stem.porter import PorterStemmer  # an extra: imported only where it is needed
 
     return PorterStemmer()

@@ -22,7 +22,7 @@ BOX, BOX_END = "<|box_start|>", "<|box_end|>"
 THINK, THINK_END, ANSWER, ANSWER_END = "<think>", "</think>", "<answer>", "</answer>"
 ENDS = ("<|im_end|>", "<|endoftext|>")
 
-Form = Literal["tokens", "json", "plain"]  # of boxes
+Form = Literal["tokens", "json", "plain"]  # how boxes are written
 
 MAX_COORDINATE = 1e9  # a larger number is no coordinate: products of two must stay finite
 _NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?"  # bounded, so that no search rereads a long row of digits
@@ -30,7 +30,7 @@ _COMMA = r" ?, ?"
 _PAIR = rf"\( ?({_NUMBER}){_COMMA}({_NUMBER}) ?\)"
 _CORNERS = rf"{_PAIR}{_COMMA}{_PAIR}"
 _FOUR = _COMMA.join([rf"({_NUMBER})"] * 4)
-# A label ends before the next special token, whichever it is: one that is never closed costs no second reading.
+# A label ends before any next special token, so that an unclosed one is not read twice.
 _TOKENS = re.compile(
     rf"{re.escape(REF)}(?P<label>(?:[^<]|<(?!\|))*+){re.escape(REF_END)}"
     rf"|{re.escape(BOX)} ?{_CORNERS} ?{re.escape(BOX_END)}"
@@ -42,15 +42,15 @@ _FENCE = re.compile(r"```(?:json)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A box, and what the text calls it (None: it does not say)."""
+class LabelledBox:
+    """Box, and its label in the text (None where there is none)."""
 
     box: Box
     label: str | None = None
 
 
-def boxes(text: str, form: Form) -> tuple[list[Found], bool]:
-    """The reader of a form."""
+def boxes(text: str, form: Form) -> tuple[list[LabelledBox], bool]:
+    """Boxes by the reader of a form."""
     match form:
         case "tokens":
             return token_boxes(text)
@@ -60,14 +60,15 @@ def boxes(text: str, form: Form) -> tuple[list[Found], bool]:
             return plain_boxes(text)
 
 
-def token_boxes(text: str) -> tuple[list[Found], bool]:
-    """Qwen2-VL's: ``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``, any number.
+def token_boxes(text: str) -> tuple[list[LabelledBox], bool]:
+    """Boxes of Qwen2-VL: ``<|object_ref_start|>label<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``, any
+    number.
 
-    A label names all boxes up to the next one; a box may have none. Well-formed: only these, one after another, and
-    each label with a box. No text is well-formed too: it says that there is no box.
+    A label names all boxes up to the next label; a box may have none. Well-formed: only these, one after another, and
+    each label with a box. Empty text is well-formed too and means that there is no box.
     """
-    text = without_end(text)
-    found: list[Found] = []
+    text = strip_end_token(text)
+    items: list[LabelledBox] = []
     label, unused, well, at = None, False, True, 0
     for match in _TOKENS.finditer(text):
         well &= not text[at : match.start()].strip()
@@ -76,18 +77,18 @@ def token_boxes(text: str) -> tuple[list[Found], bool]:
             well &= not unused
             label, unused = match["label"].strip(), True
         else:
-            found.append(Found(_box(match.groups()[1:]), label))
+            items.append(LabelledBox(_box(match.groups()[1:]), label))
             unused = False
-    return found, well and not unused and not text[at:].strip()
+    return items, well and not unused and not text[at:].strip()
 
 
-def json_boxes(text: str) -> tuple[list[Found], bool]:
-    """Qwen2.5-VL's: a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": "..."}``, in a ```json fence or not.
+def json_boxes(text: str) -> tuple[list[LabelledBox], bool]:
+    """Boxes of Qwen2.5-VL: a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": "..."}``, in a ```json fence or not.
 
-    With a fence, the list is what stands in the first one. Well-formed: nothing around it, all entries have these two
-    keys and no others, and four finite numbers. Entries that are not so give no item. ``[]`` says there is no box.
+    With a fence, the list is the content of the first one. Well-formed: nothing around it, all entries have these two
+    keys and no others, and four finite numbers. Other entries give no item. ``[]`` means that there is no box.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     well = True
     if fence := _FENCE.search(text):
         close = text.find("```", fence.end())
@@ -102,32 +103,36 @@ def json_boxes(text: str) -> tuple[list[Found], bool]:
     if not isinstance(entries, list):
         return [], False
     read = [_entry(entry) for entry in entries]
-    found = [item for item in read if item is not None]
-    return found, well and len(found) == len(read)
+    items = [item for item in read if item is not None]
+    return items, well and len(items) == len(read)
 
 
-def plain_boxes(text: str) -> tuple[list[Found], bool]:
-    """``[x1, y1, x2, y2]``, ``(x1, y1, x2, y2)`` or ``(x1,y1),(x2,y2)``, any number of them, in order.
+def plain_boxes(text: str) -> tuple[list[LabelledBox], bool]:
+    """Boxes ``[x1, y1, x2, y2]``, ``(x1, y1, x2, y2)`` or ``(x1,y1),(x2,y2)``, any number of them, in order.
 
     Well-formed: at least one, and only commas and white space between.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     matches = list(_ANY_PLAIN.finditer(text))
-    found = [Found(_box([group for group in match.groups() if group is not None])) for match in matches]
-    return found, _only(text, matches)
+    items = [LabelledBox(_box([group for group in match.groups() if group is not None])) for match in matches]
+    return items, _only(text, matches)
 
 
 def points(text: str) -> tuple[list[Point], bool]:
-    """``(x,y)``, any number of them. Well-formed: only commas and white space between; no text says: no point."""
-    text = without_end(text)
+    """Points ``(x,y)``, any number of them. Well-formed: only commas and white space between; empty text means no
+    point."""
+    text = strip_end_token(text)
     matches = list(_POINT.finditer(text))
-    found = [(float(match[1]), float(match[2])) for match in matches]
-    return found, not text or _only(text, matches)
+    items = [(float(match[1]), float(match[2])) for match in matches]
+    return items, not text or _only(text, matches)
 
 
 def first_box(text: str) -> Box | None:
-    """The box of an answer in any form, as Perception-R1 reads it: the first ``[4 numbers]`` in the text, else the
-    first ``(4 numbers)``, else the first ``(x1,y1),(x2,y2)``; None when there is none."""
+    """Box of an answer in any form, by the rule of Perception-R1.
+
+    It is the first ``[4 numbers]`` in the text, otherwise the first ``(4 numbers)``, otherwise the first
+    ``(x1,y1),(x2,y2)``; None when there is none.
+    """
     for pattern in _PLAIN:
         if match := pattern.search(text):
             return _box(match.groups())
@@ -135,12 +140,12 @@ def first_box(text: str) -> Box | None:
 
 
 def unwrap(text: str) -> tuple[str, bool]:
-    """The answer in ``<think>...</think><answer>...</answer>``, and whether the text is that and nothing else.
+    """Answer in ``<think>...</think><answer>...</answer>``, and whether the text is that and nothing else.
 
-    The answer is what stands in the last ``<answer>``, closed or not; without one, what follows the last
+    The answer is the content of the last ``<answer>``, closed or not. Without one, it is the text after the last
     ``</think>``, or the whole text.
     """
-    text = without_end(text)
+    text = strip_end_token(text)
     head, opened, tail = text.rpartition(ANSWER)
     if not opened:
         return text.rpartition(THINK_END)[2].strip(), False
@@ -151,14 +156,15 @@ def unwrap(text: str) -> tuple[str, bool]:
     return answer.strip(), well
 
 
-def write_tokens(found: Sequence[Found]) -> str:
-    """The text that ``token_boxes`` reads as these; boxes in a row with the same label share it. Rounds to integers.
+def write_tokens(items: Sequence[LabelledBox]) -> str:
+    """Text that ``token_boxes`` reads as these items. Consecutive boxes with the same label share it. Rounds to
+    integers.
 
-    Raises ValueError for a label that would not be read as it is, and for a box without a label after one with.
+    ValueError for a label that would not be read unchanged, and for a box without a label after one with.
     """
     parts: list[str] = []
     label: str | None = None
-    for item in found:
+    for item in items:
         if item.label != label:
             label = _writable(item.label, "<|")
             parts.append(f"{REF}{label}{REF_END}")
@@ -167,12 +173,12 @@ def write_tokens(found: Sequence[Found]) -> str:
     return "".join(parts)
 
 
-def write_json(found: Sequence[Found]) -> str:
-    """The text that ``json_boxes`` reads as these, in a fence, an entry a line. Rounds to integers.
+def write_json(items: Sequence[LabelledBox]) -> str:
+    """Text that ``json_boxes`` reads as these items, in a fence, an entry a line. Rounds to integers.
 
-    Raises ValueError for a missing label and for one that would not be read as it is.
+    ValueError for a missing label and for one that would not be read unchanged.
     """
-    entries = [{"bbox_2d": [round(x) for x in item.box], "label": _writable(item.label, "```")} for item in found]
+    entries = [{"bbox_2d": [round(x) for x in item.box], "label": _writable(item.label, "```")} for item in items]
     lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
     return "```json\n[" + ",\n ".join(lines) + "]\n```"
 
@@ -183,8 +189,8 @@ def _writable(label: str | None, forbidden: str) -> str:
     return label
 
 
-def _entry(entry: Any) -> Found | None:
-    """One entry of a JSON list; None when it is not as it should be. Numbers are floats here, booleans are not."""
+def _entry(entry: Any) -> LabelledBox | None:
+    """Item of one entry of a JSON list; None when it is malformed. Numbers are floats here, booleans are not."""
     if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
         return None
     box, label = entry["bbox_2d"], entry["label"]
@@ -192,11 +198,11 @@ def _entry(entry: Any) -> Found | None:
         return None
     if not all(isinstance(x, float) and abs(x) <= MAX_COORDINATE for x in box):
         return None
-    return Found((box[0], box[1], box[2], box[3]), label.strip())
+    return LabelledBox((box[0], box[1], box[2], box[3]), label.strip())
 
 
 def _number(literal: str) -> float:
-    """A JSON number as float; a literal longer than any coordinate, and NaN or Infinity, as NaN."""
+    """JSON number as float; a literal longer than any coordinate, and NaN or Infinity, as NaN."""
     return float(literal) if len(literal) <= 32 else math.nan
 
 
@@ -212,7 +218,7 @@ def _only(text: str, matches: Sequence[re.Match[str]]) -> bool:
     return bool(matches) and all(not text[a:b].strip(", \t\r\n") for a, b in zip(ends, starts, strict=True))
 
 
-def without_end(text: str) -> str:
-    """Without white space around it and the end-of-turn token after it: generation stops at the first."""
+def strip_end_token(text: str) -> str:
+    """Text without white space around it and the end-of-turn token after it, where generation stops."""
     text = text.strip()
     return text[: text.rindex("<|")].rstrip() if text.endswith(ENDS) else text

@@ -1,8 +1,8 @@
-"""Figures of boxes: COCO's average precision without confidences, accuracy at an IoU, counts. No torch.
+"""Metrics of boxes: COCO's average precision without confidences, accuracy at an IoU, counts. No torch.
 
-Average precision is pycocotools' own (bbox, all areas, at most 100 boxes of a class in an image, 101 recalls) where
-every box has the same confidence, because language models give none: boxes count in the order they were written,
-images in the order they come. The tests hold it to COCOeval.
+Average precision is that of pycocotools (bbox, all areas, at most 100 boxes of a class in an image, 101 recalls) where
+every box has the same confidence, because language models give none. Boxes count in the order in which they were
+written, images in their given order. The tests compare it with COCOeval.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ Labelled = tuple[Box, str]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MAX_BOXES = 100  # of one class in one image that count; what is written after them is ignored
+MAX_BOXES = 100  # boxes of one class in one image that count; later ones are ignored
 ACCURACIES = (0.5, 0.75, 0.95)
 
 
 class ClassHits(NamedTuple):
-    """One class in one image: how many targets, and which predictions [10 thresholds, predictions] hit one."""
+    """Matches of one class in one image: the number of targets, and which predictions [10 thresholds, predictions] hit
+    one."""
 
     targets: int
     hits: NDArray[np.bool_]
@@ -35,26 +36,30 @@ Compared = Mapping[str, ClassHits]  # one image, by label
 
 
 def compare(targets: Sequence[Labelled], predictions: Sequence[Labelled]) -> Compared:
-    """Match one image. A bootstrap does this once an image and then calls ``precision_of`` on any draw of images.
+    """Matches of one image by label. A bootstrap does this once an image, then calls ``precision_of`` on any draw of
+    images.
 
-    Boxes of both in any one space; a target without area is never hit. Labels are compared as they stand.
+    Boxes of both are in one space. A target without area is never hit. Labels are compared exactly.
     """
-    truth, said = _by_label(targets), _by_label(predictions)
-    made = {}
-    for label in truth.keys() | said.keys():
+    truth, by_label = _by_label(targets), _by_label(predictions)
+    hits = {}
+    for label in truth.keys() | by_label.keys():
         boxes = truth.get(label, [])
-        made[label] = ClassHits(len(boxes), _hits(ious(said.get(label, [])[:MAX_BOXES], boxes)))
-    return made
+        hits[label] = ClassHits(len(boxes), _hits(ious(by_label.get(label, [])[:MAX_BOXES], boxes)))
+    return hits
 
 
 def precision_of(images: Sequence[Compared]) -> dict[str, float] | None:
-    """``ap`` (mean over thresholds .5 to .95), ``ap50``, ``ap75``: means over the classes that have a target somewhere;
-    predictions of other classes do not count. None when no image has a target."""
+    """Average precisions ``ap`` (mean over thresholds .5 to .95), ``ap50`` and ``ap75``; None when no image has a
+    target.
+
+    They are means over the classes that have a target somewhere. Predictions of other classes do not count.
+    """
     classes: dict[str, list[ClassHits]] = {}
     for image in images:
-        for label, found in image.items():
-            classes.setdefault(label, []).append(found)
-    precisions = [_precision(found) for found in classes.values() if any(one.targets for one in found)]
+        for label, hits in image.items():
+            classes.setdefault(label, []).append(hits)
+    precisions = [_precision(hits) for hits in classes.values() if any(one.targets for one in hits)]
     if not precisions:
         return None
     mean = np.mean(precisions, axis=0)
@@ -64,13 +69,17 @@ def precision_of(images: Sequence[Compared]) -> dict[str, float] | None:
 def average_precision(
     images: Sequence[tuple[Sequence[Labelled], Sequence[Labelled]]],
 ) -> dict[str, float] | None:
-    """``precision_of`` the (targets, predictions) of each image."""
+    """Average precisions of ``precision_of`` for the (targets, predictions) of each image."""
     return precision_of([compare(targets, predictions) for targets, predictions in images])
 
 
 def box_figures(predicted: Box | None, target: Box) -> dict[str, float]:
-    """Of one box: ``iou``, ``acc50``, ``acc75``, ``acc95`` (1 where IoU >= that), their mean ``acc_mean``, and
-    ``centre_acc`` (1 where its centre lies in the target). None: the answer had no box."""
+    """Metrics of one box: ``iou``, ``acc50``, ``acc75``, ``acc95`` (1 where IoU >= that), ``acc_mean`` and
+    ``centre_acc``.
+
+    ``acc_mean`` is the mean of the three, ``centre_acc`` is 1 where the box's centre lies in the target. ``predicted``
+    None: the answer had no box.
+    """
     overlap = 0.0 if predicted is None else iou(predicted, target)
     right = {f"acc{round(100 * level)}": float(overlap >= level) for level in ACCURACIES}
     inside = predicted is not None and contains(target, centre(predicted))
@@ -78,20 +87,22 @@ def box_figures(predicted: Box | None, target: Box) -> dict[str, float]:
 
 
 def count_figures(predicted: int, target: int) -> dict[str, float]:
-    """Of one image: ``exact`` and ``absolute_error``, whose mean over images is the MAE."""
+    """Metrics of one count: ``exact`` and ``absolute_error``, whose mean over images is the MAE."""
     return {"exact": float(predicted == target), "absolute_error": float(abs(predicted - target))}
 
 
 def _by_label(items: Sequence[Labelled]) -> dict[str, list[Box]]:
-    made: dict[str, list[Box]] = {}
+    boxes: dict[str, list[Box]] = {}
     for box, label in items:
-        made.setdefault(label, []).append(box)
-    return made
+        boxes.setdefault(label, []).append(box)
+    return boxes
 
 
 def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[thresholds, D]: each prediction in turn takes the free target it overlaps most, if by the threshold at least;
-    of equals the last one, as COCOeval does."""
+    """Hits [thresholds, D]: each prediction in turn takes the free target that it overlaps most, from the threshold on.
+
+    Of equal overlaps it takes the last one, like COCOeval.
+    """
     D, M = overlaps_DM.shape
     hits = np.zeros((len(THRESHOLDS), D), bool)
     if not M:
@@ -105,22 +116,22 @@ def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
     return hits
 
 
-def _precision(found: Sequence[ClassHits]) -> NDArray[np.float64]:
-    """AP of a class at each threshold.
+def _precision(classes: Sequence[ClassHits]) -> NDArray[np.float64]:
+    """Average precision of a class at each threshold.
 
     Precision at a recall is the highest at that recall or a larger one. It changes only where a target is hit, so the
     mean over 101 recalls is a sum over hits, each weighted by how many recalls it is the first to reach.
     """
-    hits = np.concatenate([one.hits for one in found], axis=1)
+    hits = np.concatenate([one.hits for one in classes], axis=1)
     reached = hits.cumsum(axis=1)
     precision = reached / np.arange(1, hits.shape[1] + 1)
     highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    weights = _recalls(sum(one.targets for one in found))
+    weights = _recalls(sum(one.targets for one in classes))
     return (hits * weights[reached] * highest).sum(axis=1) / len(RECALLS)
 
 
 @lru_cache(maxsize=1 << 12)
 def _recalls(targets: int) -> NDArray[np.int64]:
-    """[targets + 1]: of the recalls, how many the k-th hit is the first to reach."""
+    """Number of recalls that the k-th hit is the first to reach, [targets + 1]."""
     first = np.searchsorted(np.arange(targets + 1) / targets, RECALLS)
     return np.bincount(np.maximum(first, 1), minlength=targets + 1)

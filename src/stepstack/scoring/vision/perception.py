@@ -1,11 +1,11 @@
 """Rewards of visual perception: grounding, counting, OCR, detection, after Perception-R1 (arXiv 2504.07954). No torch.
 
 Each function scores one text and returns its parts by name, each in [0, 1] (``missing`` of detection in [-1, 0]) for
-any text; ``total`` weighs them. Perception-R1 published the code of grounding alone; counting, OCR and detection
-follow its description, and the numbers that it does not give (TAU, the aggregation) are ours.
+any text; ``total`` weighs them. Perception-R1 published the code of grounding alone. Counting, OCR and detection follow
+its description. The numbers that it does not give (MAX_POINT_DISTANCE, the aggregation) are ours.
 
-Targets are in pixels of the image as it lies in the data and have passed ``spatial.check``; ``Frame`` says which
-space the model writes in.
+Targets are in pixels of the stored image and have passed ``spatial.check``. ``Frame`` has the space that the model
+writes in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stepstack.scoring.text.similarity import normalised_edit_distance
 from stepstack.scoring.vision import answers
-from stepstack.scoring.vision.answers import Form, Found
+from stepstack.scoring.vision.answers import Form, LabelledBox
 from stepstack.scoring.vision.matching import in_order, match
 from stepstack.scoring.vision.spatial import (
     Box,
@@ -35,15 +35,17 @@ from stepstack.scoring.vision.spatial import (
     point_distance,
 )
 
-TAU = 0.1  # of the image's diagonal: a point that far from its target is worth nothing
-TRUE_POSITIVE = 0.5  # IoU
-SAME_LABEL = 1e-6  # decides between matchings of equal IoU, and too small to change others
+MAX_POINT_DISTANCE = 0.1  # in diagonals of the image, from which on a point is worth nothing
+MIN_TRUE_POSITIVE_IOU = 0.5
+LABEL_BONUS = 1e-6  # decides between matchings of equal IoU, and too small to change others
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where the numbers of an answer lie: their space, the (width, height) of the image in the data, and the same of
-    the image as the model saw it, which space "model" needs."""
+    """Space of the numbers of an answer, with the (width, height) of the stored image.
+
+    ``model_size``: the same of the image that the model saw, which space "model" needs.
+    """
 
     space: Space
     size: Size
@@ -57,16 +59,18 @@ class Frame:
 
 
 def total(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The weighted sum. Raises ValueError unless every part has a weight (0 leaves it out) and every weight a part."""
+    """Weighted sum of the parts. ValueError unless every part has a weight (0 leaves it out) and every weight a
+    part."""
     if parts.keys() != weights.keys():
         raise ValueError(f"the weights {sorted(weights)} must name the parts of the reward, {sorted(parts)}")
     return math.fsum(weights[name] * value for name, value in parts.items())
 
 
-def grounded(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
-    """The one box of an answer, in pixels: the first in its form, else the first in any (``answers.first_box``)."""
-    found, _ = answers.boxes(text, form)
-    box = found[0].box if found else answers.first_box(text)
+def grounding_box(text: str, frame: Frame, form: Form = "tokens") -> Box | None:
+    """One box of an answer, in pixels: the first in its form, otherwise the first in any form
+    (``answers.first_box``)."""
+    items, _ = answers.boxes(text, form)
+    box = items[0].box if items else answers.first_box(text)
     return None if box is None else frame.pixels(box)
 
 
@@ -80,14 +84,15 @@ def grounding(
     squared: bool = False,
     thinking: bool = False,
 ) -> dict[str, float]:
-    """``format``: one box and nothing else, in form tokens with its label. ``iou``: of that box, or of the first.
+    """Parts of the grounding reward, ``format`` and ``iou``.
 
-    ``squared``: IoU squared, as in Perception-R1's code. ``finished``: the model ended its answer itself.
+    ``format``: one box and nothing else, in form tokens with its label. ``iou``: IoU of that box, or of the first one.
+    ``squared``: IoU squared, like in Perception-R1's code. ``finished``: the model ended its answer itself.
     """
     text, well = _open(text, thinking, finished)
-    found, formed = answers.boxes(text, form)
-    well &= formed and len(found) == 1 and (form != "tokens" or found[0].label is not None)
-    box = grounded(text, frame, form)
+    items, formed = answers.boxes(text, form)
+    well &= formed and len(items) == 1 and (form != "tokens" or items[0].label is not None)
+    box = grounding_box(text, frame, form)
     overlap = 0.0 if box is None else iou(box, target)
     return {"format": float(well), "iou": overlap**2 if squared else overlap}
 
@@ -100,51 +105,55 @@ def counting(
     finished: bool,
     form: Form | Literal["points"] = "tokens",
     matching: bool = True,
-    tau: float = TAU,
+    tau: float = MAX_POINT_DISTANCE,
     thinking: bool = False,
 ) -> dict[str, float]:
-    """Detect, then count. ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance
-    to its target in diagonals; the sum over matched pairs over max(predictions, targets). ``exact``: the count is
-    right. ``format``: boxes and nothing else.
+    """Parts of the counting reward, ``format``, ``points`` and ``exact``: the model detects objects, then counts them.
 
-    An image without objects asks for an empty answer that is well-formed; any text without boxes will not do.
+    ``points``: each box's centre (or point) is worth max(0, 1 - d / tau), d being its distance to its target in
+    diagonals; the sum over matched pairs is divided by max(predictions, targets). ``exact``: the count is right.
+    ``format``: boxes and nothing else. An image without objects requires an empty, well-formed answer; another text
+    without boxes does not count.
     """
     text, well = _open(text, thinking, finished)
-    said, formed = _points(text, frame, form)
+    predicted, formed = _points(text, frame, form)
     well &= formed
-    meant = [_middle(target) for target in targets]
-    if not said and not meant:
+    expected = [_middle(target) for target in targets]
+    if not predicted and not expected:
         return dict.fromkeys(("format", "points", "exact"), float(well))
     if matching:  # in an order of their own, so that the text's order cannot matter, not even between equal matchings
-        said, meant = sorted(said), sorted(meant)
-    near = np.zeros((len(said), len(meant)))
-    for i, point in enumerate(said):
-        for j, target in enumerate(meant):
+        predicted, expected = sorted(predicted), sorted(expected)
+    near = np.zeros((len(predicted), len(expected)))
+    for i, point in enumerate(predicted):
+        for j, target in enumerate(expected):
             near[i, j] = max(0.0, 1 - point_distance(point, target, frame.size) / tau)
     worth = sum(near[pair] for pair in _pairs(near, matching))
     return {
         "format": float(well),
-        "points": float(worth) / max(len(said), len(meant)),
-        "exact": float(len(said) == len(meant)),
+        "points": float(worth) / max(len(predicted), len(expected)),
+        "exact": float(len(predicted) == len(expected)),
     }
 
 
 def ocr(text: str, gold: str, *, finished: bool, thinking: bool = False) -> dict[str, float]:
-    """``similarity``: 1 - edit distance over the longer length, of texts without white space around them, characters
-    as they stand. ``format``: finished, and not empty unless the gold text is."""
+    """Parts of the OCR reward, ``format`` and ``similarity``.
+
+    ``similarity``: 1 - edit distance over the longer length, of texts without surrounding white space, characters
+    unchanged. ``format``: finished, and not empty unless the gold text is.
+    """
     text, well = _open(text, thinking, finished)
-    text, gold = answers.without_end(text), gold.strip()
+    text, gold = answers.strip_end_token(text), gold.strip()
     return {
         "format": float(well and (bool(text) or not gold)),
         "similarity": 1 - normalised_edit_distance(text, gold),
     }
 
 
-def detected(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
-    """The labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
-    found, well = answers.boxes(text, form)
-    labelled = [(frame.pixels(item.box), item.label) for item in found if item.label is not None]
-    return labelled, well and len(labelled) == len(found)
+def detected_boxes(text: str, frame: Frame, form: Form = "json") -> tuple[list[tuple[Box, str]], bool]:
+    """Labelled boxes of an answer, in pixels, and whether it is well-formed: every box has a label."""
+    items, well = answers.boxes(text, form)
+    labelled = [(frame.pixels(item.box), item.label) for item in items if item.label is not None]
+    return labelled, well and len(labelled) == len(items)
 
 
 def detection(
@@ -155,45 +164,45 @@ def detection(
     finished: bool,
     form: Form = "json",
     matching: bool = True,
-    label_bonus: float = SAME_LABEL,
+    label_bonus: float = LABEL_BONUS,
     same_label: bool = False,
     over: Literal["matched", "all"] = "matched",
     thinking: bool = False,
 ) -> dict[str, float]:
-    """Of N boxes and M targets, matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap):
+    """Parts of the detection reward for N boxes and M targets.
 
-    ``format``; ``location``: mean IoU of matched pairs; ``cls``: share of matched pairs with the same label (both
-    means ``over`` matched pairs alone, which one good box maximises, or over all, max(N, M)); ``count_f1``:
-    2 TP / (N + M), TP being matched with IoU >= 0.5, and with the same label if ``same_label``;
-    ``missing``: -(M - matched) / M.
+    They are matched by IoU + ``label_bonus`` where labels agree (only boxes that overlap). ``location``: mean IoU of
+    matched pairs. ``cls``: fraction of matched pairs with the same label. Both means are ``over`` matched pairs alone,
+    which one good box maximises, or over all, max(N, M). ``count_f1``: 2 TP / (N + M), TP being matched with IoU >=
+    0.5, and with the same label if ``same_label``. ``missing``: -(M - matched) / M. ``format``: well-formed.
 
-    An image without objects asks for an empty answer that is well-formed: all full. Any box there leaves 0 but for
-    the format.
+    An image without objects requires an empty, well-formed answer, whose parts are all full. Any box there leaves 0
+    except for the format.
     """
     text, well = _open(text, thinking, finished)
-    said, formed = detected(text, frame, form)
+    predicted, formed = detected_boxes(text, frame, form)
     well &= formed
-    if not said and not targets:
+    if not predicted and not targets:
         return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
-    meant = list(targets)
+    expected = list(targets)
     if matching:  # as in counting
-        said, meant = sorted(said), sorted(meant)
-    overlaps = ious([box for box, _ in said], [box for box, _ in meant])
-    same = np.array([[a == b for _, b in meant] for _, a in said], bool).reshape(overlaps.shape)
+        predicted, expected = sorted(predicted), sorted(expected)
+    overlaps = ious([box for box, _ in predicted], [box for box, _ in expected])
+    same = np.array([[a == b for _, b in expected] for _, a in predicted], bool).reshape(overlaps.shape)
     pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
-    hits = [pair for pair in pairs if overlaps[pair] >= TRUE_POSITIVE and (same[pair] or not same_label)]
-    count = max(len(pairs), 1) if over == "matched" else max(len(said), len(meant))
+    hits = [pair for pair in pairs if overlaps[pair] >= MIN_TRUE_POSITIVE_IOU and (same[pair] or not same_label)]
+    count = max(len(pairs), 1) if over == "matched" else max(len(predicted), len(expected))
     return {
         "format": float(well),
         "location": float(sum(overlaps[pair] for pair in pairs)) / count,
         "cls": float(sum(same[pair] for pair in pairs)) / count,
-        "count_f1": 2 * len(hits) / (len(said) + len(meant)),
-        "missing": (len(pairs) - len(meant)) / len(meant) if meant else 0.0,
+        "count_f1": 2 * len(hits) / (len(predicted) + len(expected)),
+        "missing": (len(pairs) - len(expected)) / len(expected) if expected else 0.0,
     }
 
 
 def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
-    """The answer's text, and whether what is around it is as it should be."""
+    """Text of the answer, and whether the text around it is well-formed."""
     if not thinking:
         return text, finished
     answer, wrapped = answers.unwrap(text)
@@ -201,11 +210,11 @@ def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:
 
 
 def _points(text: str, frame: Frame, form: Form | Literal["points"]) -> tuple[list[Point], bool]:
-    """What an answer points at, in pixels."""
+    """Points of an answer, in pixels."""
     if form == "points":
-        found, well = answers.points(text)
-        return [frame.pixels_of_point(point) for point in found], well
-    items: list[Found]
+        points, well = answers.points(text)
+        return [frame.pixels_of_point(point) for point in points], well
+    items: list[LabelledBox]
     items, well = answers.boxes(text, form)
     return [centre(frame.pixels(item.box)) for item in items], well
 

@@ -1,6 +1,6 @@
-"""Boxes and points, and the one place where their coordinates change from one space to another. No torch.
+"""Boxes and points, and the only place where their coordinates change from one space to another. No torch.
 
-A box is (x1, y1, x2, y2), a point (x, y), an image size (width, height); y grows downwards. Nothing here rounds.
+A box is (x1, y1, x2, y2), a point (x, y), an image size (width, height). The y axis points down. Nothing here rounds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 Size = tuple[float, float]
 
-# pixels: of the image as it lies in the data; model: of the image as resized for the model (Qwen2.5-VL writes these);
+# pixels: those of the stored image; model: those of the image resized for the model (Qwen2.5-VL writes these);
 # thousand: 0..1000 of width and height (Qwen2-VL); unit: 0..1 of them.
 Space = Literal["pixels", "model", "thousand", "unit"]
 
-MAX_ASPECT = 200  # of an image that Qwen2-VL takes
+MAX_ASPECT = 200  # largest ratio of sides that Qwen2-VL takes
 
 
 def convert(box: Box, source: Space, target: Space, size: Size | None = None, model_size: Size | None = None) -> Box:
-    """The box in another space. ``size`` is needed from or to pixels, ``model_size`` from or to model.
+    """Box in another space. ``size`` is needed from or to pixels, ``model_size`` from or to model.
 
-    Raises ValueError for a size that is needed and missing or not positive, and for an unknown space.
+    ValueError for a size that is needed and missing or not positive, and for an unknown space.
     """
     x, y = _scale(source, target, size, model_size)
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
@@ -35,7 +35,7 @@ def convert(box: Box, source: Space, target: Space, size: Size | None = None, mo
 def convert_point(
     point: Point, source: Space, target: Space, size: Size | None = None, model_size: Size | None = None
 ) -> Point:
-    """As ``convert``, of a point."""
+    """Point in another space, like ``convert``."""
     x, y = _scale(source, target, size, model_size)
     return point[0] * x, point[1] * y
 
@@ -65,7 +65,8 @@ def _extent(space: Space, size: Size | None, model_size: Size | None) -> Size:
 
 
 def check(box: Box, size: Size) -> str | None:
-    """Why a box is no box of an image of that size, in the same pixels; None when it is one. For data, not answers."""
+    """Reason why a box is no box of an image of that size, in the same pixels; None when it is one. For data, not
+    answers."""
     x1, y1, x2, y2 = box
     width, height = size
     if not all(map(math.isfinite, box)):
@@ -80,23 +81,23 @@ def check(box: Box, size: Size) -> str | None:
 
 
 def clip(box: Box, size: Size) -> Box:
-    """The part of a box within the image; a box wholly outside ends without area."""
+    """Part of a box within the image. A box wholly outside ends without area."""
     (x1, y1, x2, y2), (width, height) = box, size
     return min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)
 
 
 def area(box: Box) -> float:
-    """0 for a box that is reversed, degenerate or not finite; a box reversed both ways has none either."""
+    """Area of a box; 0 for a box that is reversed (in one or both directions), degenerate or not finite."""
     width, height = box[2] - box[0], box[3] - box[1]
-    made = width * height
-    return made if width > 0 and height > 0 and math.isfinite(made) else 0.0
+    product = width * height
+    return product if width > 0 and height > 0 and math.isfinite(product) else 0.0
 
 
 def iou(a: Box, b: Box) -> float:
     """Intersection over union in [0, 1], symmetric; 0 where a box has no ``area``, never NaN.
 
-    Also 0 where the sum of the areas overflows, which no image comes near. Scaling both boxes along an axis changes
-    nothing, so any common space will do.
+    It is also 0 where the sum of the areas overflows, which no image comes near. Scaling both boxes along an axis
+    changes nothing, so any common space works.
     """
     one, two = area(a), area(b)
     if not one or not two:
@@ -107,7 +108,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def ious(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:
-    """``iou`` of all pairs, [len(a), len(b)]."""
+    """Intersection over union of all pairs, [len(a), len(b)]."""
     one, two = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
     common = _areas(np.concatenate([np.maximum(one, two)[..., :2], np.minimum(one, two)[..., 2:]], axis=-1))
     areas, others = _areas(one), _areas(two)
@@ -118,11 +119,11 @@ def ious(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:
 
 
 def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``area`` of [..., 4]."""
+    """Areas of boxes [..., 4]."""
     with np.errstate(over="ignore", invalid="ignore"):
         width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-        made = width * height
-        return np.where((width > 0) & (height > 0) & np.isfinite(made), made, 0.0)
+        products = width * height
+        return np.where((width > 0) & (height > 0) & np.isfinite(products), products, 0.0)
 
 
 def centre(box: Box) -> Point:
@@ -130,14 +131,14 @@ def centre(box: Box) -> Point:
 
 
 def contains(box: Box, point: Point) -> bool:
-    """Edges belong to the box."""
+    """Whether a point lies in the box. Edges belong to the box."""
     return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
 
 def point_distance(a: Point, b: Point, size: Size) -> float:
-    """Distance in units of the image's diagonal; points and size in the same space.
+    """Distance in units of the image's diagonal, where points and size are in the same space.
 
-    Not the same in pixels and in unit or thousand coordinates, which stretch an image that is no square.
+    It differs between pixels and unit or thousand coordinates, which stretch an image that is no square.
     """
     return math.hypot(a[0] - b[0], a[1] - b[1]) / math.hypot(*size)
 
@@ -145,10 +146,11 @@ def point_distance(a: Point, b: Point, size: Size) -> float:
 def smart_resize(
     width: int, height: int, factor: int = 28, min_pixels: int = 56 * 56, max_pixels: int = 28 * 28 * 1280
 ) -> tuple[int, int]:
-    """(width, height) of the image as Qwen2-VL and Qwen2.5-VL see it: multiples of ``factor`` (patch times merge) of
-    about the same shape, with between ``min_pixels`` and ``max_pixels`` in all. Its own image processor is the oracle.
+    """Width and height of the image that Qwen2-VL and Qwen2.5-VL see.
 
-    Raises ValueError for an image more than 200 times as long as wide, or without pixels.
+    They are multiples of ``factor`` (patch times merge) of about the same shape, with between ``min_pixels`` and
+    ``max_pixels`` in all. The tests compare it with the models' own image processor. ValueError for an image more than
+    200 times as long as wide, or without pixels.
     """
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"an image of {width} x {height}: sides must be at least 1 and at most {MAX_ASPECT}:1")

@@ -1,5 +1,6 @@
-"""InfinitePOD in simulation: the published fault trace and made-up faults on every architecture; cost, power and MFU.
+"""InfinitePOD in simulation: the published fault trace and random faults on every architecture, and cost, power and
+MFU.
 
 ``trace`` reads and maps the trace, ``waste`` replays fault states, ``traffic`` measures cross-ToR rates, ``costs`` has
-the bill of materials, ``mfu`` the analytic trend. docs/infinitepod.md has the formulas and what they come to. No torch.
+the bill of materials, ``mfu`` the analytic trend. docs/infinitepod.md has the formulas and results. No torch.
 """

@@ -1,7 +1,7 @@
 """Cost and power of the interconnect, from bills of materials.
 
-Unit prices and parts are those of the paper's cost study (recalled from arXiv 2502.03885 section 6.5, not read in its
-text; every total that it prints is met to the cent). Power of the 1.6T active copper cable is not known.
+Unit prices and parts are those of the paper's cost study. They are recalled from arXiv 2502.03885 section 6.5, not read
+in its text, and reproduce every total that it prints to the cent. Power of the 1.6T active copper cable is not known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``dollars`` and ``watts`` of one; ``watts`` None: not known."""
+    """Price in ``dollars`` and power in ``watts`` of one part; ``watts`` None where it is not known."""
 
     dollars: float
     watts: float | None
@@ -35,25 +35,25 @@ PARTS: Mapping[str, Part] = {
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """The smallest unit that is sold: ``gpus`` in it, ``bandwidth`` of each in GB/s, ``parts`` by name."""
+    """Smallest unit that is sold: ``gpus`` in it, ``bandwidth`` of each in GB/s, ``parts`` by name."""
 
     gpus: int
     bandwidth: float
     parts: Mapping[str, int]
 
     def dollars(self) -> float:
-        """Per GPU."""
+        """Price per GPU."""
         return sum(PARTS[name].dollars * count for name, count in self.parts.items()) / self.gpus
 
     def watts(self) -> float | None:
-        """Per GPU; None where a part's power is not known."""
+        """Power per GPU; None where a part's power is not known."""
         used = [(PARTS[name].watts, count) for name, count in self.parts.items()]
         known = [watts * count for watts, count in used if watts is not None]
         return sum(known) / self.gpus if len(known) == len(used) else None
 
 
 def infinitepod(hops: int, gpus: int = 4) -> Bill:
-    """A node: 8 transceivers and 8 fibres a bundle, two cables for each gap that is copper: 8K, 8K and 2(R-K)."""
+    """Bill of one node: 8 transceivers and 8 fibres a bundle, two cables for each copper gap (8K, 8K and 2(R-K))."""
     parts = {"OCSTrx 800G": 8 * hops, "DAC 1.6T": 2 * (gpus - hops), "fibre": 8 * hops}
     return Bill(gpus, 800, parts)
 
@@ -72,24 +72,27 @@ BILLS: Mapping[str, Bill] = {
 
 
 def table() -> dict[str, dict[str, float | None]]:
-    """architecture -> $/GPU, $/GPU/GBps, W/GPU, W/GPU/GBps."""
-    made: dict[str, dict[str, float | None]] = {}
+    """Map from architecture to $/GPU, $/GPU/GBps, W/GPU and W/GPU/GBps."""
+    costs: dict[str, dict[str, float | None]] = {}
     for name, bill in BILLS.items():
         watts = bill.watts()
-        made[name] = {
+        costs[name] = {
             "$/GPU": bill.dollars(),
             "$/GPU/GBps": bill.dollars() / bill.bandwidth,
             "W/GPU": watts,
             "W/GPU/GBps": None if watts is None else watts / bill.bandwidth,
         }
-    return made
+    return costs
 
 
 def by_size(sizes: Sequence[int], waste: Mapping[str, float] | None = None) -> dict[str, list[float]]:
-    """architecture -> interconnect dollars per wanted GPU at each cluster size, whole units bought; with ``waste`` (a
-    fraction of GPUs by architecture) enough units that as many GPUs are of use."""
+    """Map from architecture to interconnect dollars per wanted GPU at each cluster size, where whole units are bought.
+
+    With ``waste`` (a fraction of GPUs by architecture) enough units are bought that the wanted number of GPUs is
+    usable.
+    """
     if any(size < 1 for size in sizes):
-        raise ValueError(f"cluster sizes {list(sizes)}: must be 1 GPU or more")
+        raise ValueError(f"cluster sizes {list(sizes)}: give sizes of 1 GPU or more")
     lines = {}
     for name, bill in BILLS.items():
         if waste is not None and name not in waste:

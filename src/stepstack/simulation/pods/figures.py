@@ -14,8 +14,8 @@ GPUS = "GPUs"
 
 
 def draw(study: Mapping[str, Any]) -> dict[str, Figure]:
-    """name -> figure, of the parts that the study has."""
-    made: dict[str, Figure] = {}
+    """Map from name to figure, for the parts that the study has."""
+    figures: dict[str, Figure] = {}
     makers: dict[str, tuple[str, Callable[[Axes, Any], None]]] = {
         "waste-over-time": ("over_time", _over_time),
         "waste-by-tp": ("waste", _by_tp),
@@ -27,12 +27,12 @@ def draw(study: Mapping[str, Any]) -> dict[str, Figure]:
     }
     for name, (part, maker) in makers.items():
         if study.get(part):
-            made[name] = _figure(maker, study[part])
-    return made
+            figures[name] = _figure(maker, study[part])
+    return figures
 
 
 def encode(figure: Figure, format: str) -> bytes:
-    """``format``: svg or png."""
+    """Figure as bytes. ``format``: svg or png."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=format, dpi=150, metadata={"Date": None} if format == "svg" else None)
     return buffer.getvalue()
@@ -68,9 +68,9 @@ def _by_tp(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     tps = sorted({row["tp"] for row in rows})
     width = 0.8 / len(names)
     for place, name in enumerate(names):
-        found = {row["tp"]: 100 * row["waste"] for row in rows if row["architecture"] == name}
-        at = [i + place * width for i, tp in enumerate(tps) if tp in found]
-        axes.bar(at, list(found.values()), width, label=name)
+        percents = {row["tp"]: 100 * row["waste"] for row in rows if row["architecture"] == name}
+        at = [i + place * width for i, tp in enumerate(tps) if tp in percents]
+        axes.bar(at, list(percents.values()), width, label=name)
     axes.set_xticks([i + 0.4 for i in range(len(tps))], [f"TP-{tp}" for tp in tps])
     _label(axes, "Mean GPU waste over the published trace", "", "wasted GPUs, %")
 
@@ -99,8 +99,10 @@ def _traffic(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     for dp in sorted({row["dp"] for row in rows}):
         for method in dict.fromkeys(row["method"] for row in rows):
             if dp == widest or method == "aligned":
-                kept = [row for row in rows if (row["dp"], row["method"]) == (dp, method) and row["cross"] is not None]
-                line = [(100 * row["rate"], 100 * row["cross"]) for row in kept]
+                chosen_rows = [
+                    row for row in rows if (row["dp"], row["method"]) == (dp, method) and row["cross"] is not None
+                ]
+                line = [(100 * row["rate"], 100 * row["cross"]) for row in chosen_rows]
                 if line:
                     axes.plot(
                         *zip(*line, strict=True), label=f"{method}, DP {dp}", marker="o", markersize=3, linewidth=1.3

@@ -1,4 +1,4 @@
-"""Everything that `stepstack sim pods` measures, as one record; its tables and its page."""
+"""Study of `stepstack sim pods`: all measurements as one record, its tables and its page."""
 
 from __future__ import annotations
 
@@ -26,8 +26,11 @@ Progress = Callable[[str, int], Callable[[], None]]  # (what, units) -> advance 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """``nodes`` and ``tor_nodes`` of 4 GPUs: of the waste and of the traffic study; the latter's job takes ``share`` of
-    them. ``draws``: fault states at each ratio; ``tor_draws``, ``gap_draws``: placements at each."""
+    """Settings of the study.
+
+    ``nodes`` and ``tor_nodes``: nodes of 4 GPUs in the waste and in the traffic study. The latter's job takes ``share``
+    of them. ``draws``: fault states at each ratio. ``tor_draws`` and ``gap_draws``: placements at each ratio.
+    """
 
     trace: Path | None = None
     nodes: int = 720
@@ -46,7 +49,7 @@ class Settings:
 
 
 def run(parts: Sequence[str], settings: Settings, progress: Progress) -> dict[str, Any]:
-    """The asked parts. ValueError for an unknown part, or waste without a trace."""
+    """Record of the requested parts. ValueError for an unknown part, or waste without a trace."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
     makers: dict[str, Callable[[Settings, Progress], dict[str, Any]]] = {
@@ -56,12 +59,12 @@ def run(parts: Sequence[str], settings: Settings, progress: Progress) -> dict[st
         "cost": _cost,
         "mfu": _mfu,
     }
-    made: dict[str, Any] = {"kind": "pods", "seconds": {}}
+    study: dict[str, Any] = {"kind": "pods", "seconds": {}}
     for part in parts:
         began = time.process_time()
-        made |= makers[part](settings, progress)
-        made["seconds"][part] = time.process_time() - began
-    return made | {"provenance": provenance()}
+        study |= makers[part](settings, progress)
+        study["seconds"][part] = time.process_time() - began
+    return study | {"provenance": provenance()}
 
 
 def _waste(settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -116,12 +119,12 @@ def _mfu(settings: Settings, progress: Progress) -> dict[str, Any]:
 
 
 def record(study: Mapping[str, Any], file: Path) -> None:
-    """Without the curves over time, which the trace gives again."""
+    """Write the study without the curves over time, which the trace gives again."""
     jsonl.write_json_atomic(file, {key: value for key, value in study.items() if key != "over_time"})
 
 
 def write_page(study: Mapping[str, Any], folder: Path) -> Path:
-    """index.html with tables and plots, and each plot as SVG and PNG beside it."""
+    """Write index.html with tables and plots, and each plot as SVG and PNG beside it."""
     page = Report("InfinitePOD: rings of GPUs around faults")
     drawn = figures.draw(study)
     for name, figure in drawn.items():
@@ -135,36 +138,36 @@ def write_page(study: Mapping[str, Any], folder: Path) -> Path:
 
 
 def tables(study: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """(title, head, rows) of what was measured."""
-    made = []
+    """Tables of the study as (title, head, rows)."""
+    parts = []
     if "trace" in study:
-        made.append(("The trace", ["", ""], [[key, _text(value)] for key, value in study["trace"].items()]))
+        parts.append(("The trace", ["", ""], [[key, _text(value)] for key, value in study["trace"].items()]))
     if "waste" in study:
         tps = sorted({row["tp"] for row in study["waste"]})
         rows = _grid(study["waste"], "tp", "waste")
-        made.append(("GPU waste over the trace, %", ["", *(f"TP-{tp}" for tp in tps)], rows))
+        parts.append(("GPU waste over the trace, %", ["", *(f"TP-{tp}" for tp in tps)], rows))
     if "iid" in study:
         rates = sorted({row["rate"] for row in study["iid"]})
         rows = _grid(study["iid"], "rate", "waste")
-        made.append(("GPU waste at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
+        parts.append(("GPU waste at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
     if "traffic" in study:
         rates = sorted({row["rate"] for row in study["traffic"]})
         named = [{**row, "architecture": f"{row['method']}, DP {row['dp']}"} for row in study["traffic"]]
         rows = _grid(named, "rate", "cross")
-        made.append(("DP hops between ToRs at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
+        parts.append(("DP hops between ToRs at a fault ratio, %", ["", *(f"{rate:.0%}" for rate in rates)], rows))
         head = list(study["gap"][0])
         rows = [[str(row[key]) for key in head] for row in study["gap"]]
-        made.append(("DP hops between ToRs on small rings, DP 2, beside the optimum", head, rows))
+        parts.append(("DP hops between ToRs on small rings, DP 2, beside the optimum", head, rows))
     if "cost" in study:
         units = list(next(iter(study["cost"].values())))
         rows = [[name, *(_text(row[unit]) for unit in units)] for name, row in study["cost"].items()]
-        made.append(("Cost and power of the interconnect", ["", *units], rows))
+        parts.append(("Cost and power of the interconnect", ["", *units], rows))
     if "mfu" in study:
         rows = [
             [str(row["gpus"]), _layout(row["dgx"]), _layout(row["best"]), f"{row['ratio']:.2f}"] for row in study["mfu"]
         ]
-        made.append(("MFU in %, analytic", ["GPUs", "TP-8", "best TP", "ratio"], rows))
-    return made
+        parts.append(("MFU in %, analytic", ["GPUs", "TP-8", "best TP", "ratio"], rows))
+    return parts
 
 
 def _layout(best: Mapping[str, Any]) -> str:
@@ -172,13 +175,13 @@ def _layout(best: Mapping[str, Any]) -> str:
 
 
 def _grid(rows: Sequence[Mapping[str, Any]], column: str, value: str) -> list[list[str]]:
-    """A line an architecture, in percent; - where there is no figure."""
+    """Lines by architecture, in percent; - where there is no figure."""
     columns = sorted({row[column] for row in rows})
     lines = []
     for name in dict.fromkeys(row["architecture"] for row in rows):
-        found = {row[column]: row[value] for row in rows if row["architecture"] == name}
-        shown = ["-" if found.get(at) is None else f"{100 * found[at]:.2f}" for at in columns]
-        lines.append([name, *shown])
+        values = {row[column]: row[value] for row in rows if row["architecture"] == name}
+        cells = ["-" if values.get(at) is None else f"{100 * values[at]:.2f}" for at in columns]
+        lines.append([name, *cells])
     return lines
 
 

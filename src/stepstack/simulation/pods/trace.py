@@ -1,7 +1,7 @@
-"""The published fault trace (stepfun-ai/InfiniteHBD-Trace): 400 servers of 8 GPUs over 348 days.
+"""Published fault trace (stepfun-ai/InfiniteHBD-Trace): 400 servers of 8 GPUs over 348 days.
 
-A list of events {node_id, event_time (days), event_type: fault_start | fault_end, fault_type}, by time. A node may have
-several faults at once; it is faulty while it has any.
+It is a list of events {node_id, event_time (days), event_type: fault_start | fault_end, fault_type}, by time. A node
+may have several faults at once, and is faulty while it has any.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SERVERS = 400  # that were watched; 231 of them ever appear in the published trace
+SERVERS = 400  # watched servers, of which 231 ever appear in the published trace
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """``node`` from 0; ``start`` and ``end`` in days."""
+    """One fault: ``node`` counts from 0, ``start`` and ``end`` are in days."""
 
     node: int
     start: float
@@ -31,7 +31,8 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """``days``: its length, from 0 to the last event. ``nodes``: also those without a fault."""
+    """Faults of a cluster. ``days``: its length, from 0 to the last event. ``nodes``: the number with and without
+    faults."""
 
     faults: tuple[Fault, ...]
     nodes: int
@@ -41,32 +42,35 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """``healthy_SN`` in time order and how long each state lasts, in days."""
+    """Fault states ``healthy_SN`` in time order, with the start and the length of each in days."""
 
     healthy_SN: NDArray[np.bool_]
     days_S: NDArray[np.float64]
     start_S: NDArray[np.float64]
 
     def mean(self, values_S: NDArray) -> float:
-        """Over time."""
+        """Mean over time."""
         return float((values_S * self.days_S).sum() / self.days_S.sum())
 
     def quantile(self, values_S: NDArray, q: float) -> float:
-        """The least value that is not exceeded for a fraction q of the time."""
+        """Least value that is not exceeded for a fraction q of the time."""
         order = np.argsort(values_S, kind="stable")
         passed = np.cumsum(self.days_S[order]) / self.days_S.sum()
         return float(values_S[order][np.searchsorted(passed, q)])
 
 
 def load(file: Path, nodes: int = SERVERS) -> Trace:
-    """ValueError, which names file and event, for what is no trace: no list of events, a field that is missing or no
-    number, times out of order, an end without a start or a start without an end, more nodes than ``nodes``."""
+    """Trace in a file. ValueError, which names file and event, for a file that is no trace.
+
+    Refused are: no list of events, a field that is missing or no number, times out of order, an end without a start or
+    a start without an end, and more nodes than ``nodes``.
+    """
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give fault_trace.json of stepfun-ai/InfiniteHBD-Trace")
     try:
         events = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
+        raise ValueError(f"{file}: not JSON: {error}; download it again") from None
     if not isinstance(events, list) or not events:
         raise ValueError(f"{file}: must be a list of events with at least one")
     faults, last = [], 0.0
@@ -97,7 +101,7 @@ def _fields(event: Any, where: str) -> tuple[str, float, str, str, str]:
         raise ValueError(f"{where}: must be an object, not {type(event).__name__}")
     missing = [key for key in ("node_id", "event_time", "event_type", "fault_type") if key not in event]
     if missing:
-        raise ValueError(f"{where}: no {missing[0]}")
+        raise ValueError(f"{where}: no {missing[0]}: add it, or remove the event")
     time, kind = event["event_time"], event["event_type"]
     if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < float("inf"):
         raise ValueError(f"{where}: event_time {time!r} must be a number of days from 0 on")
@@ -109,21 +113,22 @@ def _fields(event: Any, where: str) -> tuple[str, float, str, str, str]:
 
 
 def states(faults: tuple[Fault, ...] | list[Fault], nodes: int, days: float) -> States:
-    """Who is healthy between any two events, from day 0 on; at the time of an event it has happened."""
+    """Healthy nodes between any two events, from day 0 on. At the time of an event, the event has happened."""
     times = np.unique(np.array([0.0, *(f.start for f in faults), *(f.end for f in faults)]))
     change = np.zeros((len(times) + 1, nodes), np.int16)
     node = np.array([f.node for f in faults], int)
     np.add.at(change, (np.searchsorted(times, [f.start for f in faults]), node), 1)
     np.add.at(change, (np.searchsorted(times, [f.end for f in faults]), node), -1)
     lasting = np.diff(np.append(times, days))
-    kept = lasting > 0
-    return States((np.cumsum(change, 0)[:-1] == 0)[kept], lasting[kept], times[kept])
+    lasts = lasting > 0
+    return States((np.cumsum(change, 0)[:-1] == 0)[lasts], lasting[lasts], times[lasts])
 
 
 def statistics(trace: Trace) -> dict[str, float]:
-    """What the repository says of its trace, from the events; ratios of faulty nodes are over time."""
-    seen = states(trace.faults, trace.nodes, trace.days)
-    ratio = 1 - seen.healthy_SN.mean(1)
+    """Statistics that the repository prints of its trace, computed from the events. Ratios of faulty nodes are over
+    time."""
+    history = states(trace.faults, trace.nodes, trace.days)
+    ratio = 1 - history.healthy_SN.mean(1)
     lasted = np.array([f.end - f.start for f in trace.faults])
     levels = Counter(f.level.split()[0] for f in trace.faults)
     return {
@@ -131,10 +136,10 @@ def statistics(trace: Trace) -> dict[str, float]:
         "faults": len(trace.faults),
         "nodes ever faulty": len({f.node for f in trace.faults}),
         "days": trace.days,
-        "faulty nodes, mean": seen.mean(ratio),
-        "faulty nodes, P50": seen.quantile(ratio, 0.5),
-        "faulty nodes, P90": seen.quantile(ratio, 0.9),
-        "faulty nodes, P99": seen.quantile(ratio, 0.99),
+        "faulty nodes, mean": history.mean(ratio),
+        "faulty nodes, P50": history.quantile(ratio, 0.5),
+        "faulty nodes, P90": history.quantile(ratio, 0.9),
+        "faulty nodes, P99": history.quantile(ratio, 0.99),
         "faulty nodes, max": float(ratio.max()),
         "duration in days, mean": float(lasted.mean()),
         "duration in days, median": float(np.median(lasted)),
@@ -143,18 +148,19 @@ def statistics(trace: Trace) -> dict[str, float]:
 
 
 def onto_halves(trace: Trace, nodes: int, seed: int) -> States:
-    """The trace on ``nodes`` nodes of 4 GPUs: each server is two, shuffled over the ring; the rest drop out.
+    """Trace on ``nodes`` nodes of 4 GPUs: each server is two nodes, shuffled over the ring, and the rest drop out.
 
-    By Bayes: with p8 the mean ratio of faulty servers, a half is faulty with p4 = 1 - sqrt(1 - p8), and, given a faulty
-    server, each half alone with (p8 - p4) / p8 and both with p4^2 / p8. ValueError for more nodes than halves.
+    By Bayes: with p8 the mean ratio of faulty servers, a half is faulty with p4 = 1 - sqrt(1 - p8). Given a faulty
+    server, each half alone is faulty with (p8 - p4) / p8, and both with p4^2 / p8. ValueError for more nodes than
+    halves.
     """
     if not 0 < nodes <= 2 * trace.nodes:
         raise ValueError(
             f"nodes={nodes}: the trace has {trace.nodes} servers, which are {2 * trace.nodes} nodes of 4 GPUs"
         )
     rng = np.random.default_rng(seed)
-    seen = states(trace.faults, trace.nodes, trace.days)
-    p8 = seen.mean(1 - seen.healthy_SN.mean(1))
+    history = states(trace.faults, trace.nodes, trace.days)
+    p8 = history.mean(1 - history.healthy_SN.mean(1))
     both = (1 - (1 - p8) ** 0.5) ** 2 / p8
     place = rng.permutation(2 * trace.nodes)
     halves = []

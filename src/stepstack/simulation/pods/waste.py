@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from stepstack.planning.pods import closed
-from stepstack.planning.pods.architectures import ARCHITECTURES, Cubes, largest_job
+from stepstack.planning.pods.architectures import ARCHITECTURES, CubeDomains, largest_job
 from stepstack.planning.pods.ring import group_nodes
 from stepstack.simulation.pods.trace import States, Trace, onto_halves
 
-Row = dict[str, Any]
+WasteRow = dict[str, Any]
 Step = Callable[[], None]  # one unit of progress
 
 
@@ -25,30 +25,31 @@ def replay(
     jobs: Sequence[float],
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
-) -> list[Row]:
-    """The trace on every architecture and TP size: time means over ``seeds`` shufflings of servers onto the ring.
+) -> list[WasteRow]:
+    """Waste of every architecture and TP size over the trace, as time means over ``seeds`` shufflings of servers.
 
     A row has architecture, tp, waste (mean over time, of all GPUs), waste_stderr (over shufflings), waste_p99 (over
     time), largest_p01 (GPUs of the largest job that fits for 99% of the time, as a fraction of all) and waiting (by job
-    size as a fraction of all GPUs: the part of time in which it does not fit). What cannot host a TP size has no row.
+    size as a fraction of all GPUs: the part of time in which it does not fit). A TP size that an architecture cannot
+    host has no row.
     """
-    seen = []
+    shufflings = []
     for seed in seeds:
-        seen.append(onto_halves(trace, nodes, seed))
+        shufflings.append(onto_halves(trace, nodes, seed))
         step()
     rows = []
     for name in names:
         for tp in tps:
-            made = [_one(states, name, tp, jobs) for states in seen]
+            results = [_one(states, name, tp, jobs) for states in shufflings]
             step()
-            found = [row for row in made if row is not None]
-            if found:
-                rows.append({"architecture": name, "tp": tp, **_mean(found)})
+            wastes = [row for row in results if row is not None]
+            if wastes:
+                rows.append({"architecture": name, "tp": tp, **_mean(wastes)})
     return rows
 
 
 def over_time(trace: Trace, *, nodes: int, tp: int, seed: int, names: Sequence[str]) -> dict[str, Any]:
-    """day, and the waste of each architecture from that day on, of one shuffling."""
+    """Days, and the waste of each architecture from that day on, of one shuffling."""
     states = onto_halves(trace, nodes, seed)
     lines = {name: _waste(states, name, tp) for name in names}
     return {"day": states.start_S.tolist(), **{name: line.tolist() for name, line in lines.items() if line is not None}}
@@ -63,9 +64,11 @@ def iid(
     seed: int = 0,
     names: Sequence[str] = tuple(ARCHITECTURES),
     step: Step = lambda: None,
-) -> list[Row]:
-    """Every node faulty on its own with each of ``rates``: mean waste over ``draws`` states, its standard error, and
-    the closed form where there is one."""
+) -> list[WasteRow]:
+    """Mean waste over ``draws`` states at each of ``rates``, where every node is faulty independently.
+
+    Rows have its standard error, and the closed form where there is one.
+    """
     rows = []
     for rate in rates:
         if not 0 <= rate < 1:
@@ -86,8 +89,10 @@ def iid(
 
 
 def expected(name: str, rate: float, nodes: int, tp: int, gpus: int = 4) -> float | None:
-    """The closed form of an architecture's waste at a fault ratio; None where there is none, or where it is no good
-    approximation (a K-hop ring in many pieces)."""
+    """Closed form of an architecture's waste at a fault ratio.
+
+    None where there is none, or where it is no good approximation (a K-hop ring in many pieces).
+    """
     group = group_nodes(tp, gpus, nodes)
     match name:
         case "ideal":
@@ -98,7 +103,7 @@ def expected(name: str, rate: float, nodes: int, tp: int, gpus: int = 4) -> floa
         case "SiP-Ring":
             return closed.fixed_blocks(rate, group)
         case "TPUv4":
-            cube = Cubes().size // gpus
+            cube = CubeDomains().size // gpus
             return closed.fixed_blocks(rate, group) if group <= cube else closed.cubes(rate, nodes, cube, group)
         case _:
             size = int(name.partition("-")[2]) // gpus
@@ -111,7 +116,7 @@ def _waste(states: States, name: str, tp: int, gpus: int = 4) -> Any:
     return None if capacity is None else states.healthy_SN.mean(1) - capacity / (nodes * gpus)
 
 
-def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 4) -> Row | None:
+def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 4) -> WasteRow | None:
     nodes = states.healthy_SN.shape[1]
     capacity = largest_job(ARCHITECTURES[name], states.healthy_SN, tp, gpus)
     if capacity is None:
@@ -126,8 +131,8 @@ def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 
     }
 
 
-def _mean(rows: Sequence[Row]) -> Row:
-    """Over shufflings."""
+def _mean(rows: Sequence[WasteRow]) -> WasteRow:
+    """Mean of the rows over shufflings."""
     values = [row["waste"] for row in rows]
     waiting = {job: float(np.mean([row["waiting"][job] for row in rows])) for job in rows[0]["waiting"]}
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("waste", "waste_p99", "largest_p01")}

@@ -29,8 +29,8 @@ def clip(**changes) -> Clip:
 def test_a_form_is_where_it_should_be_in_every_frame():
     """An independent drawing: sub-pixels counted one by one."""
     for form in ("circle", "square"):
-        made = clip(form=form, direction="down", score=5.0)
-        frames = moving.render(made, CFG)
+        drawn = clip(form=form, direction="down", score=5.0)
+        frames = moving.render(drawn, CFG)
         assert frames.shape == (9, 32, 32, 3)
         fine = (np.arange(32 * 16) + 0.5) / 16
         for k in (0, 3, 8):
@@ -43,10 +43,10 @@ def test_a_form_is_where_it_should_be_in_every_frame():
 
 
 def test_no_form_leaves_the_frame_and_all_motions_occur():
-    for made in moving.clips(CFG, "train"):
-        track = made.track(9)
-        assert (track >= made.radius - 1e-6).all()
-        assert (track <= 32 - made.radius + 1e-6).all()
+    for drawn in moving.clips(CFG, "train"):
+        track = drawn.track(9)
+        assert (track >= drawn.radius - 1e-6).all()
+        assert (track <= 32 - drawn.radius + 1e-6).all()
     kinds = Counter((c.direction, c.score) for c in moving.clips(CFG, "train"))
     assert len(kinds) == 12
 
@@ -62,8 +62,10 @@ def test_the_first_frame_tells_neither_direction_nor_speed():
         for feature in (lambda c: c.start[0], lambda c: c.start[1], lambda c: c.radius, lambda c: c.grey):
             for a, b in itertools.combinations(groups.values(), 2):
                 assert stats.ks_2samp([feature(c) for c in a], [feature(c) for c in b]).pvalue > 1e-3
-        table = [[sum((c.colour, c.form) == kind for c in g) for g in groups.values()]
-                 for kind in itertools.product(PALETTE, ("circle", "square"))]  # fmt: skip
+        table = [
+            [sum((c.colour, c.form) == kind for c in g) for g in groups.values()]
+            for kind in itertools.product(PALETTE, ("circle", "square"))
+        ]
         assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
@@ -73,55 +75,55 @@ def test_splits_share_no_clip_and_some_prompts_are_never_trained():
     assert all(split_of(c.write()) == name for name, rows in splits.items() for c in rows)
     assert moving.clips(CFG, "train") == splits["train"]
     prompts = {c.prompt for c in moving.clips(Moving(train=3000), "train")}
-    kept = {c.prompt for c in moving.clips(Moving(test=600), "test")} - prompts
-    assert kept
-    assert all(moving.unseen(p) for p in kept)
-    assert not any(moving.unseen(p) for p in prompts)
+    stored = {c.prompt for c in moving.clips(Moving(test=600), "test")} - prompts
+    assert stored
+    assert all(moving.is_held_out_prompt(p) for p in stored)
+    assert not any(moving.is_held_out_prompt(p) for p in prompts)
     for word in ("right", "left", "up", "down", "red", "green", "blue", "yellow", "circle", "square"):
         assert any(word in p.split() for p in prompts), word
 
 
 def test_the_checker_is_right_about_every_true_clip():
-    for made in moving.clips(Moving(test=300), "test"):
-        frames = moving.render(made, CFG)
-        seen = video.see(frames, PALETTE)
-        assert seen.direction == (made.direction if made.score else None), made
-        assert set(seen.colours) == {made.colour}
-        assert video.trajectory_error(seen.track, made.track(9)) < 0.35
-        assert seen.moved == pytest.approx(0.8 * made.score, abs=0.15)
+    for drawn in moving.clips(Moving(test=300), "test"):
+        frames = moving.render(drawn, CFG)
+        motion = video.track_motion(frames, PALETTE)
+        assert motion.direction == (drawn.direction if drawn.score else None), drawn
+        assert set(motion.colours) == {drawn.colour}
+        assert video.trajectory_error(motion.track, drawn.track(9)) < 0.35
+        assert motion.moved == pytest.approx(0.8 * drawn.score, abs=0.15)
 
 
 def test_the_checker_is_right_in_noise_of_a_decoder():
     rng = np.random.default_rng(0)
-    for made in moving.clips(Moving(test=60), "test"):
-        noisy = np.clip(moving.render(made, CFG) / 255 + rng.normal(0, 0.04, (9, 32, 32, 3)), 0, 1)
-        seen = video.see(noisy, PALETTE)
-        assert seen.direction == (made.direction if made.score else None)
-        assert set(seen.colours) == {made.colour}
-        assert video.trajectory_error(seen.track, made.track(9)) < 0.5
+    for drawn in moving.clips(Moving(test=60), "test"):
+        noisy = np.clip(moving.render(drawn, CFG) / 255 + rng.normal(0, 0.04, (9, 32, 32, 3)), 0, 1)
+        motion = video.track_motion(noisy, PALETTE)
+        assert motion.direction == (drawn.direction if drawn.score else None)
+        assert set(motion.colours) == {drawn.colour}
+        assert video.trajectory_error(motion.track, drawn.track(9)) < 0.5
 
 
 def test_the_checker_tells_wrong_clips():
-    made = clip()
-    frames, true = moving.render(made, CFG), made.track(9)
+    drawn = clip()
+    frames, true = moving.render(drawn, CFG), drawn.track(9)
     for way, change in {"left": frames[:, :, ::-1], "down": frames.swapaxes(1, 2)}.items():
-        seen = video.see(change, PALETTE)
-        assert seen.direction == way
-        assert video.trajectory_error(seen.track, true) > 3
-    backwards = video.see(frames[::-1], PALETTE)
+        motion = video.track_motion(change, PALETTE)
+        assert motion.direction == way
+        assert video.trajectory_error(motion.track, true) > 3
+    backwards = video.track_motion(frames[::-1], PALETTE)
     assert backwards.direction == "left"
-    still = video.see(np.repeat(frames[:1], 9, 0), PALETTE)
+    still = video.track_motion(np.repeat(frames[:1], 9, 0), PALETTE)
     assert still.direction is None
     assert still.moved == pytest.approx(0)
     changed = np.concatenate([frames[:5], moving.render(clip(colour="blue"), CFG)[5:]])
-    assert video.see(changed, PALETTE).colours == ("red",) * 5 + ("blue",) * 4
+    assert video.track_motion(changed, PALETTE).colours == ("red",) * 5 + ("blue",) * 4
 
 
 def test_an_empty_clip_has_no_form_and_a_large_error():
-    seen = video.see(np.full((9, 32, 32, 3), 120, np.uint8), PALETTE)
-    assert not seen.whole
-    assert (seen.direction, seen.moved, set(seen.colours)) == (None, 0.0, {""})
-    assert video.trajectory_error(seen.track, clip().track(9)) == pytest.approx(16)
+    motion = video.track_motion(np.full((9, 32, 32, 3), 120, np.uint8), PALETTE)
+    assert not motion.whole
+    assert (motion.direction, motion.moved, set(motion.colours)) == (None, 0.0, {""})
+    assert video.trajectory_error(motion.track, clip().track(9)) == pytest.approx(16)
     partly = np.array(clip().track(9))
     partly[4:] = np.nan
     assert video.trajectory_error(partly, clip().track(9)) == pytest.approx(16 * 5 / 9)
@@ -144,12 +146,12 @@ def test_figures_against_other_implementations():
 
 def test_swapped_and_graded_clips_keep_their_first_frame():
     rows = moving.clips(CFG, "test")
-    other = moving.swapped(rows)
+    other = moving.with_other_directions(rows)
     assert all(a.direction != b.direction for a, b in zip(rows, other, strict=True))
-    assert other == moving.swapped(rows)
-    made = moving.graded(rows[:3], CFG.scores)
-    assert [c.score for c in made] == [0, 5, 10] * 3
-    for a, b in [*zip(rows, other, strict=True), *zip(np.repeat(rows[:3], 3), made, strict=True)]:
+    assert other == moving.with_other_directions(rows)
+    drawn = moving.with_each_score(rows[:3], CFG.scores)
+    assert [c.score for c in drawn] == [0, 5, 10] * 3
+    for a, b in [*zip(rows, other, strict=True), *zip(np.repeat(rows[:3], 3), drawn, strict=True)]:
         assert (moving.render(a, CFG)[0] == moving.render(b, CFG)[0]).all()
 
 
@@ -158,7 +160,7 @@ def test_a_clip_survives_its_gold():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"size": 24}, "leaves the frame"),
         ({"scores": (-1.0, 5.0)}, "must not be negative"),
@@ -166,13 +168,13 @@ def test_a_clip_survives_its_gold():
         ({"grey": (0, 300)}, "within 0 to 255"),
     ],
 )
-def test_impossible_clips_are_refused(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_impossible_clips_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         Moving(**change)
 
 
 def test_too_many_clips_are_refused(monkeypatch):
-    monkeypatch.setattr(moving, "PATIENCE", 200)
+    monkeypatch.setattr(moving, "MAX_FAILED_DRAWS", 200)
     few = Moving(radius=(4.0, 4.0), scores=(120.0,), frames=2, test=500, grey=(100, 101))
     with pytest.raises(ConfigError, match=r"data\.test=500"):
         moving.clips(few, "test")
@@ -181,6 +183,6 @@ def test_too_many_clips_are_refused(monkeypatch):
 @pytest.mark.parametrize("shape", [(9, 32, 32), (9, 32, 32, 4)])
 def test_what_is_no_clip_is_refused(shape):
     with pytest.raises(ValueError, match="must be"):
-        video.see(np.zeros(shape, np.uint8), PALETTE)
+        video.track_motion(np.zeros(shape, np.uint8), PALETTE)
     with pytest.raises(ValueError, match="NaN"):
-        video.see(np.full((1, 2, 2, 3), np.nan), PALETTE)
+        video.track_motion(np.full((1, 2, 2, 3), np.nan), PALETTE)

@@ -88,8 +88,10 @@ def test_grounding_asks_for_exactly_one_object():
     for cfg in CONFIGS[:2]:
         records = problems(cfg, "train")
         for record in records:
-            names = [thing.colour if cfg.named_by == "colour" else f"{thing.colour} {thing.shape}" for thing in
-                     record.pictures[0].scene.things]  # fmt: skip
+            names = [
+                thing.colour if cfg.named_by == "colour" else f"{thing.colour} {thing.shape}"
+                for thing in record.pictures[0].scene.things
+            ]
             assert names.count(record.question) == 1
             (target,) = record.targets
             assert target.label == record.question
@@ -124,9 +126,13 @@ def test_words_lie_whole_within_the_picture(cfg):
         scene = record.pictures[0].scene
         assert record.text == "\n".join(line.text for line in scene.lines)
         assert set(record.text) <= {*cfg.characters, " ", "\n"}
-        far = Scene((cfg.size[0] + 60, cfg.size[1] + 60), scene.background, lines=tuple(
-            dataclasses.replace(line, corner=(line.corner[0] + 30, line.corner[1] + 30)) for line in scene.lines
-        ))  # fmt: skip
+        far = Scene(
+            (cfg.size[0] + 60, cfg.size[1] + 60),
+            scene.background,
+            lines=tuple(
+                dataclasses.replace(line, corner=(line.corner[0] + 30, line.corner[1] + 30)) for line in scene.lines
+            ),
+        )
         ink = np.argwhere((np.array(render(far)) != RGB["white"]).any(-1))
         (top, left), (bottom, right) = ink.min(0) - 30, ink.max(0) - 30
         assert 0 <= left < right < cfg.size[0]
@@ -140,8 +146,8 @@ def test_no_split_holds_a_scene_of_another(cfg):
     splits = {name: problems(cfg, name) for name in ("train", "select", "test")}
     assert {name: len(records) for name, records in splits.items()} == SMALL
     scenes = {name: {r.pictures[0].scene for r in records} for name, records in splits.items()}
-    assert {name: len(found) for name, found in scenes.items()} == SMALL
-    pixels = {name: {render(s).tobytes() for s in found} for name, found in scenes.items()}
+    assert {name: len(split_scenes) for name, split_scenes in scenes.items()} == SMALL
+    pixels = {name: {render(s).tobytes() for s in split_scenes} for name, split_scenes in scenes.items()}
     for one, other in itertools.combinations(splits, 2):
         assert not scenes[one] & scenes[other]
         assert not pixels[one] & pixels[other]

@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import BadRow
 from data.prepare.config import IntakeOptions
-from data.prepare.conventions import Convention, settle
+from data.prepare.conventions import Convention, normalise_numbers
 from data.sets import coco, pixmo_count, refcoco
 from stepstack.scoring.vision import spatial
 from tests.unit.data.photos import SIZE, as_written, errors_of, expressions, instances, photos, png, some_boxes, write
@@ -15,27 +15,27 @@ from tests.unit.data.photos import SIZE, as_written, errors_of, expressions, ins
 @pytest.mark.parametrize("declared", ["pixels", "thousand", "percent", "unit"])
 @pytest.mark.parametrize("written", ["pixels", "thousand", "percent", "unit"])
 @pytest.mark.parametrize("layout", ["xyxy", "xywh"])
-@pytest.mark.parametrize("asked", ["xyxy", "xywh"])
-def test_every_wrong_convention_is_refused_and_named(tmp_path_factory, declared, written, layout, asked):
+@pytest.mark.parametrize("declared_options", ["xyxy", "xywh"])
+def test_every_wrong_convention_is_refused_and_named(tmp_path_factory, declared, written, layout, declared_options):
     """The trap of PR1's issue 27: pixels of a 640 x 480 picture are valid thousandths too."""
     folder = tmp_path_factory.mktemp("refs")
     source = expressions(folder, [as_written(box, written, layout) for box in some_boxes(30)], same=True)
 
     def prepare():
-        return refcoco.prepare(folder / "out", source, [], IntakeOptions(space=declared, layout=asked))
+        return refcoco.prepare(folder / "out", source, [], IntakeOptions(space=declared, layout=declared_options))
 
-    if (declared, asked) == (written, layout):
+    if (declared, declared_options) == (written, layout):
         prepare()
         records = refcoco.load(folder / "out", "train")
         for record, box in zip(records, some_boxes(30), strict=True):
-            found = spatial.convert(record.targets[0].box, record.space, "pixels", SIZE)
-            assert spatial.iou(found, tuple(box)) > (0.5 if written == "percent" else 0.95)
+            result = spatial.convert(record.targets[0].box, record.space, "pixels", SIZE)
+            assert spatial.iou(result, tuple(box)) > (0.5 if written == "percent" else 0.95)
         return
     message = errors_of(prepare)[0]
     assert not (folder / "out").exists()
-    assert f"{source}: its numbers are not space={declared} layout={asked}" in message
+    assert f"{source}: its numbers are not space={declared} layout={declared_options}" in message
     assert f"They look like space={written} layout={layout}" in message
-    changes = [f"space={written}"] * (declared != written) + [f"layout={layout}"] * (asked != layout)
+    changes = [f"space={written}"] * (declared != written) + [f"layout={layout}"] * (declared_options != layout)
     assert f"set {' and '.join(changes)}." in message
     assert "train.json row" in message
 
@@ -69,13 +69,21 @@ def test_objects_in_the_middle_are_no_other_layout(tmp_path):
 
 def test_a_pixel_of_rounding_is_clipped():
     pixels = Convention("pixels", "xyxy")
-    assert settle((-0.4, 0, 640.9, 480), SIZE, pixels) == ((0, 0, 640, 480), "pixels", True)
-    assert settle((0, 0, 1001.5, 1000), SIZE, Convention("thousand", "xyxy")) == ((0, 0, 1000, 1000), "thousand", True)
-    assert settle((10, 20, 30, 40), SIZE, Convention("pixels", "xywh")) == ((10, 20, 40, 60), "pixels", False)
-    assert settle((10, 20), SIZE, Convention("percent", "xyxy")) == ((100, 200), "thousand", False)
+    assert normalise_numbers((-0.4, 0, 640.9, 480), SIZE, pixels) == ((0, 0, 640, 480), "pixels", True)
+    assert normalise_numbers((0, 0, 1001.5, 1000), SIZE, Convention("thousand", "xyxy")) == (
+        (0, 0, 1000, 1000),
+        "thousand",
+        True,
+    )
+    assert normalise_numbers((10, 20, 30, 40), SIZE, Convention("pixels", "xywh")) == (
+        (10, 20, 40, 60),
+        "pixels",
+        False,
+    )
+    assert normalise_numbers((10, 20), SIZE, Convention("percent", "xyxy")) == ((100, 200), "thousand", False)
     for outside in ((0, 0, 641.1, 480), (641, 0, 642, 10)):
         with pytest.raises(BadRow, match=r"reaches outside|has no area"):
-            settle(outside, SIZE, pixels)
+            normalise_numbers(outside, SIZE, pixels)
 
 
 def test_points_in_percent_are_found_and_read(tmp_path):

@@ -32,8 +32,10 @@ def letters(count: int) -> list[dict]:
 
 def pairs(count: int) -> bytes:
     """As math-ai/aime25 has them; an answer that is a number is one that JSON readers guessed."""
-    made = [{"problem": f"Wie viel ist ½·{i}?", "answer": str(i) if i % 2 else i, "id": str(i)} for i in range(count)]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made).encode()
+    entries = [
+        {"problem": f"Wie viel ist ½·{i}?", "answer": str(i) if i % 2 else i, "id": str(i)} for i in range(count)
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in entries).encode()
 
 
 def write(path: Path, value) -> Path:
@@ -45,8 +47,8 @@ def write(path: Path, value) -> Path:
 def served(monkeypatch, name: str, path: Path, content: bytes, sha256: str | None = None) -> None:
     """The benchmark's URL becomes a file's."""
     path.write_bytes(content)
-    found = sha256 or hashlib.sha256(content).hexdigest()
-    changed = dataclasses.replace(benchmark(name), url=path.as_uri(), sha256=found)
+    digest = sha256 or hashlib.sha256(content).hexdigest()
+    changed = dataclasses.replace(benchmark(name), url=path.as_uri(), sha256=digest)
     monkeypatch.setattr(benchmarks, "BENCHMARKS", [changed if b.name == name else b for b in BENCHMARKS])
 
 
@@ -116,8 +118,8 @@ def test_what_cannot_be_fetched_from(tmp_path):
 def test_pairs_become_orzs_schema(tmp_path):
     (tmp_path / "test.jsonl").write_bytes(pairs(30))
     [path] = fetch(["aime25"], tmp_path / "out", str(tmp_path / "test.jsonl"))
-    found = load("aime25", tmp_path / "out")
-    assert [(p.index, p.text, p.gold) for p in found] == [(i, f"Wie viel ist ½·{i}?", str(i)) for i in range(30)]
+    result = load("aime25", tmp_path / "out")
+    assert [(p.index, p.text, p.gold) for p in result] == [(i, f"Wie viel ist ½·{i}?", str(i)) for i in range(30)]
     assert json.loads(path.read_text())[1] == {
         "prompt": [{"from": "user", "value": "Wie viel ist ½·1?"}],
         "final_answer": "1",
@@ -125,7 +127,7 @@ def test_pairs_become_orzs_schema(tmp_path):
     with pytest.raises(DataError, match=r'x.jsonl line 2: expected {"problem": text, "answer": text}'):
         from_pairs(Path("x.jsonl"), pairs(1) + b'{"question": "q", "answer": 1}\n')
     fetch(["aime25"], tmp_path / "again", str(tmp_path / "out"))  # a folder that was fetched is a source
-    assert load("aime25", tmp_path / "again") == found
+    assert load("aime25", tmp_path / "again") == result
 
 
 def test_download(tmp_path, monkeypatch):
@@ -142,8 +144,8 @@ def test_other_bytes_than_the_published_are_refused(tmp_path, monkeypatch):
     served(monkeypatch, "aime24", tmp_path / "a.json", content, sha256="0" * 64)
     with pytest.raises(DataError) as caught:
         fetch(["aime24"], tmp_path / "out")
-    found = hashlib.sha256(content).hexdigest()
-    assert f"came with sha256 {found}, expected {'0' * 64}" in str(caught.value)
+    result = hashlib.sha256(content).hexdigest()
+    assert f"came with sha256 {result}, expected {'0' * 64}" in str(caught.value)
     assert "nothing written" in str(caught.value)
     assert not (tmp_path / "out").exists()
 

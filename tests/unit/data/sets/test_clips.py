@@ -34,8 +34,8 @@ def textured(count: int, height: int, width: int, speed: float) -> np.ndarray:
     x = np.arange(width)[None, :, None]
     y = np.arange(height)[:, None, None]
     waves = [(rng.uniform(0.1, 0.5, 3), rng.uniform(0.1, 0.5, 3), rng.uniform(0, 6, 3)) for _ in range(5)]
-    made = [sum(np.sin(a * (x - speed * k) + b * y + c) for a, b, c in waves) for k in range(count)]
-    return np.clip(127 + 25 * np.stack(made), 0, 255).astype(np.uint8)
+    waves_of_frames = [sum(np.sin(a * (x - speed * k) + b * y + c) for a, b, c in waves) for k in range(count)]
+    return np.clip(127 + 25 * np.stack(waves_of_frames), 0, 255).astype(np.uint8)
 
 
 def video(folder: Path, name: str, count=9, size=(64, 96), speed=1.0) -> str:
@@ -58,15 +58,18 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
     ]
     manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
     assert manifest.counts == {
-        "read": 4, "kept": 3, "dropped": {"duplicate": 1}, "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1}
-    }  # fmt: skip
+        "read": 4,
+        "kept": 3,
+        "dropped": {"duplicate": 1},
+        "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1},
+    }
     assert read_manifest(tmp_path / "out" / "manifest.json", "clips").files == manifest.files
-    made = Latents(tmp_path / "out")
-    assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
-    assert sorted(v.motion for v in made)[-1] == 40.0
+    result = Latents(tmp_path / "out")
+    assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
+    assert sorted(v.motion for v in result)[-1] == 40.0
     fitted = frames.fit(frames.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
     pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-    [row] = [v for v in made if v.latents_FCHW.shape[0] == 3]
+    [row] = [v for v in result if v.latents_FCHW.shape[0] == 3]
     torch.testing.assert_close(row.latents_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(row.image_CHW, row.latents_FCHW[0], atol=1e-4, rtol=1e-4)
 
@@ -77,9 +80,9 @@ def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
         {"video": "good.mp4", "loser": video(tmp_path, "other.mp4", count=9, speed=2.0), "caption": "x"},
     ]
     clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
-    made = Latents(tmp_path / "out")
-    assert {grid: len(rows) for grid, rows in made.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
-    for row, name in zip(made, ("bad.mp4", "other.mp4"), strict=True):
+    result = Latents(tmp_path / "out")
+    assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
+    for row, name in zip(result, ("bad.mp4", "other.mp4"), strict=True):
         count = 1 + 2 * (len(row.latents_FCHW) - 1)
         fitted = frames.fit(frames.read_video(tmp_path / name)[0][:count], (32, 48))
         pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
@@ -130,11 +133,11 @@ def test_clips_out_of_the_range_of_motion_are_dropped_and_counted(tmp_path):
         {"video": video(tmp_path, f"{speed}.mp4", speed=speed), "caption": f"at {speed}"} for speed in (0.0, 0.5, 1.5)
     ]
     options = ClipOptions(sizes=((32, 48),), lengths=(9,), every=4, motion=(1.0, 4.0))
-    found, counts = clips.checked(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
-    assert [row.caption for row in found] == ["at 0.5"]
+    result, counts = clips.check_rows(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
+    assert [row.caption for row in result] == ["at 0.5"]
     assert counts["dropped"] == {"motion": 2}
     with pytest.raises(DataError, match="every clip was dropped"):
-        clips.checked([("row 1", rows[0])], tmp_path, options)
+        clips.check_rows([("row 1", rows[0])], tmp_path, options)
 
 
 def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
@@ -155,14 +158,22 @@ def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
     options = ClipOptions(sizes=((32, 48),), lengths=(5, 9))
     with pytest.raises(DataError) as caught:
         clips.prepare(tmp_path / "out", source(tmp_path, *rows), options, codec(), ENCODER)
-    said = str(caught.value).splitlines()
-    assert said[0].startswith("7 bad rows")
+    message = str(caught.value).splitlines()
+    assert message[0].startswith("7 bad rows")
     for number, words in enumerate(
-        ["caption is missing", "caption is empty", "broken.mp4 cannot be read", "none.mp4 does not exist",
-         "short.mp4 has 3 frames", "tall.mp4 is 32 x 128", "key motion is 'fast'"], 1,
-    ):  # fmt: skip
-        assert f"line {number}" in said[number]
-        assert words in said[number]
+        [
+            "caption is missing",
+            "caption is empty",
+            "broken.mp4 cannot be read",
+            "none.mp4 does not exist",
+            "short.mp4 has 3 frames",
+            "tall.mp4 is 32 x 128",
+            "key motion is 'fast'",
+        ],
+        1,
+    ):
+        assert f"line {number}" in message[number]
+        assert words in message[number]
     assert not (tmp_path / "out").exists()
 
 
@@ -184,11 +195,11 @@ def test_latents_that_are_nan_are_named_by_their_row(tmp_path):
 
 def test_fitting_keeps_the_middle_and_the_shape():
     ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, None, :, None], (2, 64, 96, 3)).copy()
-    made = frames.fit(ramp, (32, 32))
-    assert made.shape == (2, 32, 32, 3)
-    assert int(made[0, 0, 0, 0]) == pytest.approx(16, abs=2)
-    assert int(made[0, 0, -1, 0]) == pytest.approx(79, abs=2)
-    assert frames.kept((64, 96), (32, 32)) == pytest.approx(2 / 3)
+    result = frames.fit(ramp, (32, 32))
+    assert result.shape == (2, 32, 32, 3)
+    assert int(result[0, 0, 0, 0]) == pytest.approx(16, abs=2)
+    assert int(result[0, 0, -1, 0]) == pytest.approx(79, abs=2)
+    assert frames.crop_fraction((64, 96), (32, 32)) == pytest.approx(2 / 3)
     assert frames.nearest((100, 150), [(32, 32), (32, 48), (48, 32)]) == (32, 48)
 
 
@@ -209,6 +220,6 @@ def test_pictures_are_read_over_white_and_bad_ones_named(tmp_path):
     assert (frames.read_image(tmp_path / "clear.png") == 255).all()
     assert frames.read_image(tmp_path / "clear.png").shape == (2, 4, 3)
     (tmp_path / "bad.png").write_bytes(b"x")
-    for name, said in (("bad.png", "cannot be read as a picture"), ("none.png", "does not exist")):
-        with pytest.raises(DataError, match=said):
+    for name, message in (("bad.png", "cannot be read as a picture"), ("none.png", "does not exist")):
+        with pytest.raises(DataError, match=message):
             frames.read_image(tmp_path / name)

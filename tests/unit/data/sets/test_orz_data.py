@@ -176,15 +176,15 @@ def test_rows_of_the_hub_are_the_same_pairs(tmp_path, monkeypatch):
 
     local = write(tmp_path / "rows.json", [train_row("p", "1"), train_row("q", "2")])
     read = datasets.load_dataset
-    asked = []
+    requests = []
 
     def load_dataset(name, split):
-        asked.append((name, split))
+        requests.append((name, split))
         return read("json", data_files=local, split="train", cache_dir=str(tmp_path / "cache"))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     manifest = prepare(tmp_path / "out", "hf:Open-Reasoner-Zero/orz_math_57k_collection", [])
-    assert asked == [("Open-Reasoner-Zero/orz_math_57k_collection", "train")]
+    assert requests == [("Open-Reasoner-Zero/orz_math_57k_collection", "train")]
     assert [p.gold for p in load(tmp_path / "out", "train")] == ["1", "2"]
     assert list(manifest.sources[0]["sha256"]) == ["Open-Reasoner-Zero/orz_math_57k_collection"]
 

@@ -29,14 +29,20 @@ CUP = {"solution": [64, 48, 320, 240], "normalized_solution": [100, 100, 500, 50
 
 def test_refcoco_in_its_published_forms(tmp_path):
     photos(tmp_path / "coco", 3)
-    train = write(tmp_path / "train.json", [
-        {"image": "0.png", "problem": "left man", "solution": "[100, 200, 500, 1000]"},
-        {"image": "1.png", "problem": "dog", "solution": [0, 0, 250.5, 400]},
-        {"image": "1.png", "problem": "cat", "solution": "(10,20,30,40)"},
-    ])  # fmt: skip
-    val = write(tmp_path / "refcoco_val.jsonl", [
-        {"image": "2.png", "problem": "cup", **CUP},
-    ])  # fmt: skip
+    train = write(
+        tmp_path / "train.json",
+        [
+            {"image": "0.png", "problem": "left man", "solution": "[100, 200, 500, 1000]"},
+            {"image": "1.png", "problem": "dog", "solution": [0, 0, 250.5, 400]},
+            {"image": "1.png", "problem": "cat", "solution": "(10,20,30,40)"},
+        ],
+    )
+    val = write(
+        tmp_path / "refcoco_val.jsonl",
+        [
+            {"image": "2.png", "problem": "cup", **CUP},
+        ],
+    )
     out = tmp_path / "out"
     manifest = refcoco.prepare(out, train, [val], IntakeOptions(images=(str(tmp_path / "coco"),)))
     first, dog, cat = refcoco.load(out, "train")
@@ -188,10 +194,10 @@ def test_pictures_are_upright_and_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     picture.save(tmp_path / "a.png", exif=exif)
-    shown = FilePicture(str(tmp_path / "a.png")).image()
-    assert (shown.size, shown.mode) == ((20, 40), "RGB")
-    assert (shown.getpixel((5, 2)), shown.getpixel((5, 35))) == ((255, 255, 255), (0, 0, 0))
-    assert BytesPicture((tmp_path / "a.png").read_bytes()).image().tobytes() == shown.tobytes()
+    output = FilePicture(str(tmp_path / "a.png")).image()
+    assert (output.size, output.mode) == ((20, 40), "RGB")
+    assert (output.getpixel((5, 2)), output.getpixel((5, 35))) == ((255, 255, 255), (0, 0, 0))
+    assert BytesPicture((tmp_path / "a.png").read_bytes()).image().tobytes() == output.tobytes()
     source = write(tmp_path / "t.json", [{"image": "a.png", "problem": "edge", "solution": [0, 0, 20, 10]}])
     refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(space="pixels"))
     assert refcoco.load(tmp_path / "out", "train")[0].size == (20, 40)
@@ -241,10 +247,13 @@ def test_each_source_has_its_own_pictures_and_images_are_searched_in_order(tmp_p
         str(tmp_path / "one" / "0.png"),
         str(tmp_path / "two" / "1.png"),
     ]
-    absolute = write(tmp_path / "one" / "abs.json", [
-        {"image": str(tmp_path / "one" / "0.png"), "problem": "x", "solution": [10, 10, 50, 50]},
-        {"image": str(tmp_path / "two" / "0.png"), "problem": "x", "solution": [10, 10, 50, 50]},
-    ])  # fmt: skip
+    absolute = write(
+        tmp_path / "one" / "abs.json",
+        [
+            {"image": str(tmp_path / "one" / "0.png"), "problem": "x", "solution": [10, 10, 50, 50]},
+            {"image": str(tmp_path / "two" / "0.png"), "problem": "x", "solution": [10, 10, 50, 50]},
+        ],
+    )
     _, line = errors_of(lambda: refcoco.prepare(tmp_path / "abs", absolute, [], IntakeOptions(space="pixels")))
     assert f"row 2: the picture {tmp_path / 'two' / '0.png'} is not below {tmp_path / 'one'}" in line
 
@@ -259,9 +268,13 @@ def test_pictures_inside_of_parquet_rows(tmp_path, monkeypatch):
         }
         for colour, problem in ((0, "a"), (1, "b"), (1, "c"))
     ]
-    features = datasets.Features({
-        "image": datasets.Image(), "problem": datasets.Value("string"), "solution": datasets.Value("string"),
-    })  # fmt: skip
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "problem": datasets.Value("string"),
+            "solution": datasets.Value("string"),
+        }
+    )
     (tmp_path / "refs").mkdir()
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "refs" / "train.parquet")
     manifest = refcoco.prepare(tmp_path / "out", f"hf:{tmp_path / 'refs'}@train", [], IntakeOptions())
@@ -306,12 +319,15 @@ def test_pixmo_count_in_its_published_forms(tmp_path):
     (tmp_path / names[2]).rename(tmp_path / digest)
     points = [{"x": 10, "y": 20}, {"x": 600.5, "y": 470}]
     of_the_hub = {"image_sha256": digest, "image_url": "http://x", "label": "dogs", "count": 2}
-    train = write(tmp_path / "train.jsonl", [
-        {"image_path": "0.png", "question": "birds", "ground_truth": 2, "points": points},
-        {"image": "1.png", "label": "cups", "count": "1", "clicks": [[5, 6]]},
-        {**of_the_hub, "points": {"x": [1, 2], "y": [3, 4]}},
-        {"image": "1.png", "label": "forks", "count": 0, "points": []},
-    ])  # fmt: skip
+    train = write(
+        tmp_path / "train.jsonl",
+        [
+            {"image_path": "0.png", "question": "birds", "ground_truth": 2, "points": points},
+            {"image": "1.png", "label": "cups", "count": "1", "clicks": [[5, 6]]},
+            {**of_the_hub, "points": {"x": [1, 2], "y": [3, 4]}},
+            {"image": "1.png", "label": "forks", "count": 0, "points": []},
+        ],
+    )
     evals = write(tmp_path / "test.jsonl", [{"image_path": "3.png", "question": "people", "ground_truth": 7}])
     pixmo_count.prepare(tmp_path / "out", train, [f"test540={evals}"], IntakeOptions())
     birds, cups, dogs, forks = pixmo_count.load(tmp_path / "out", "train")

@@ -13,7 +13,7 @@ from PIL import Image
 from data.errors import DataError
 from data.media import frames
 from data.sets import ti2v_eval
-from data.sets.ti2v_eval import FirstFrame
+from data.sets.ti2v_eval import FirstFrameJudge
 from stepstack.report import jsonl
 
 NAMES = ("ti2v_eval_real/H/011", "ti2v_eval_real/V/002", "ti2v_eval_ani/S/032")
@@ -40,10 +40,12 @@ def made(place: Path, shades: dict[str, int], ending: str = ".mp4") -> Path:
 
 
 def test_items_have_domain_shape_and_prompt(folder):
-    found = ti2v_eval.read(folder)
-    assert [(item.name, item.domain, item.shape, item.prompt) for item in found] == [
-        (NAMES[0], "real", "H", "提示 0"), (NAMES[1], "real", "V", "提示 1"), (NAMES[2], "anime", "S", "提示 2"),
-    ]  # fmt: skip
+    result = ti2v_eval.read(folder)
+    assert [(item.name, item.domain, item.shape, item.prompt) for item in result] == [
+        (NAMES[0], "real", "H", "提示 0"),
+        (NAMES[1], "real", "V", "提示 1"),
+        (NAMES[2], "anime", "S", "提示 2"),
+    ]
     rows = ti2v_eval.problems(folder, "all")
     assert [(row.index, row.text, row.gold, row.meta["motion"]) for row in rows] == [
         (i, f"提示 {i}", name, 5.0) for i, name in enumerate(NAMES)
@@ -79,9 +81,13 @@ def test_the_published_set_is_read_whole():
         pytest.skip("STEPSTACK_SHARED does not lead to data/ti2v_eval")
     counts = Counter((item.domain, item.shape) for item in ti2v_eval.read(place))
     assert counts == {
-        ("real", "H"): 95, ("real", "S"): 11, ("real", "V"): 72,
-        ("anime", "H"): 10, ("anime", "S"): 20, ("anime", "V"): 90,
-    }  # fmt: skip
+        ("real", "H"): 95,
+        ("real", "S"): 11,
+        ("real", "V"): 72,
+        ("anime", "H"): 10,
+        ("anime", "S"): 20,
+        ("anime", "V"): 90,
+    }
     assert len(ti2v_eval.problems(place, "there")) == 6
     with pytest.raises(DataError, match=r"292 of 298 prompts have no picture: .* and 272 more"):
         ti2v_eval.problems(place, "all")
@@ -109,10 +115,10 @@ def test_pairs_of_an_evaluation_and_of_another_engines_files(folder, tmp_path):
         for n in range(2)
     ]
     jsonl.write_rows_atomic(tmp_path / "evaluation" / "samples.jsonl", rows)
-    found = ti2v_eval.pairs(folder, tmp_path / "evaluation", other)
-    assert [(pair.name, pair.group) for pair in found] == [(NAMES[0], "real"), (NAMES[1], "real"), (NAMES[2], "anime")]
-    assert (found[0].a, found[0].b) == (mine / f"{NAMES[0]}.mp4", other / f"{NAMES[0]}.mp4")
-    assert found[2].picture == folder / f"{NAMES[2]}.png"
+    result = ti2v_eval.pairs(folder, tmp_path / "evaluation", other)
+    assert [(pair.name, pair.group) for pair in result] == [(NAMES[0], "real"), (NAMES[1], "real"), (NAMES[2], "anime")]
+    assert (result[0].a, result[0].b) == (mine / f"{NAMES[0]}.mp4", other / f"{NAMES[0]}.mp4")
+    assert result[2].picture == folder / f"{NAMES[2]}.png"
     (mine / f"{NAMES[0]}.mp4").unlink()
     with pytest.raises(DataError, match="1 clips are gone"):
         ti2v_eval.pairs(folder, tmp_path / "evaluation", other)
@@ -146,7 +152,9 @@ def test_the_measured_judge_prefers_the_clip_that_begins_with_its_picture(folder
         Image.new("RGB", (32, 32), (100, 100, 100)).save(folder / f"{name}.png")
     a = made(tmp_path / "a", {NAMES[0]: 100, NAMES[1]: 20, NAMES[2]: 90})
     b = made(tmp_path / "b", {NAMES[0]: 20, NAMES[1]: 100, NAMES[2]: 110})
-    said = FirstFrame(tie=4.0).verdicts(ti2v_eval.pairs(folder, a, b))
-    assert [(v.pair, v.dimension, v.choice) for v in said] == [
-        (NAMES[0], "consistency", "a"), (NAMES[1], "consistency", "b"), (NAMES[2], "consistency", "tie"),
-    ]  # fmt: skip
+    message = FirstFrameJudge(tie=4.0).verdicts(ti2v_eval.pairs(folder, a, b))
+    assert [(v.pair, v.dimension, v.choice) for v in message] == [
+        (NAMES[0], "consistency", "a"),
+        (NAMES[1], "consistency", "b"),
+        (NAMES[2], "consistency", "tie"),
+    ]

@@ -39,8 +39,8 @@ def reference(lm, rows, temperature=1.0):
 def test_packed_and_padded_rows_equal_each_row_alone(make, attention, pack):
     lm = make()
     lm.set_attn_implementation(attention)
-    for found, expected in zip(logprobs(lm, ROWS, pack), reference(lm, ROWS), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for result, expected in zip(logprobs(lm, ROWS, pack), reference(lm, ROWS), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("leak", ["use_cache", "ones mask", "no positions"])
@@ -49,35 +49,35 @@ def test_what_would_leak_across_packed_rows(leak):
     """Why Policy.forward passes use_cache=False and no mask: each of these attends to the rows before, by nats."""
     lm = tools.qwen2()
     micro = collate(ROWS, True, "cpu")
-    given = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, "use_cache": False}
+    batch = {"input_ids": micro.input_ids, "position_ids": micro.position_ids, "use_cache": False}
     change = {
         "use_cache": {"use_cache": True},
         "ones mask": {"attention_mask": torch.ones_like(micro.input_ids)},
         "no positions": {"position_ids": None},
     }[leak]
-    logits = lm(**{**given, **change}).logits[0]
-    found = token_logprobs(logits[micro.select], micro.labels)[0]
-    assert (found - reference(lm, ROWS)[0]).abs().max() > 0.1
+    logits = lm(**{**batch, **change}).logits[0]
+    result = token_logprobs(logits[micro.select], micro.labels)[0]
+    assert (result - reference(lm, ROWS)[0]).abs().max() > 0.1
 
 
 def test_the_chunked_head_equals_the_whole_one_and_so_do_its_gradients(monkeypatch):
-    lm, found = tools.qwen2(), []
+    lm, result = tools.qwen2(), []
     for chunk in (4096, 5):
-        monkeypatch.setattr(policy_module, "CHUNK", chunk)
+        monkeypatch.setattr(policy_module, "MAX_LOGIT_POSITIONS", chunk)
         lm.zero_grad()
         logp, entropy = logprobs(lm, ROWS, True, temperature=0.7)
         (logp.sum() + 0.3 * entropy.sum()).backward()
-        found.append([logp, entropy, *(p.grad.clone() for p in lm.parameters())])
+        result.append([logp, entropy, *(p.grad.clone() for p in lm.parameters())])
     assert len(ROWS[0].ids + ROWS[1].ids + ROWS[2].ids) > 4 * 5  # more than one chunk
-    for whole, chunked in zip(*found, strict=True):
+    for whole, chunked in zip(*result, strict=True):
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_log_probabilities_are_those_of_the_tempered_distribution():
     lm = tools.qwen2()
-    for found, expected in zip(logprobs(lm, ROWS, True, 0.7), reference(lm, ROWS, 0.7), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for result, expected in zip(logprobs(lm, ROWS, True, 0.7), reference(lm, ROWS, 0.7), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
     assert (logprobs(lm, ROWS, True, 0.7)[0] - logprobs(lm, ROWS, True)[0]).abs().max() > 0.3
 
 
@@ -103,15 +103,15 @@ def test_the_tiny_model_is_seeded():
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    found = []
+    result = []
     for checkpointing in (False, True):
         lm = tools.qwen2()
         if checkpointing:
             lm.activation_checkpointing_enable({"use_reentrant": False})
         lm.train()
         logprobs(lm, ROWS, True)[0].sum().backward()
-        found.append([p.grad for p in lm.parameters()])
-    for plain, checkpointed in zip(*found, strict=True):
+        result.append([p.grad for p in lm.parameters()])
+    for plain, checkpointed in zip(*result, strict=True):
         torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
 
 
@@ -149,8 +149,8 @@ def test_values_are_read_where_the_logits_that_score_the_action_are(pack):
         ids = torch.tensor(row.prompt_ids + row.ids)
         hidden = value.body(input_ids=ids[None]).last_hidden_state[0]
         expected.append(value.value_head(hidden)[len(row.prompt_ids) - 1 : len(ids) - 1, 0])
-    found = value(micro.input_ids, micro.position_ids, micro.select)
-    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    result = value(micro.input_ids, micro.position_ids, micro.select)
+    torch.testing.assert_close(result, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -158,6 +158,6 @@ def test_a_critic_of_bf16_weights_gives_fp32_values():
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     value = Value(LlamaForCausalLM(LlamaConfig(vocab_size=tools.VOCAB, **shape)).bfloat16())
     micro = collate(ROWS, True, "cpu")
-    found = value(micro.input_ids, micro.position_ids, micro.select)
-    assert found.dtype == torch.float32
-    assert torch.isfinite(found).all()
+    result = value(micro.input_ids, micro.position_ids, micro.select)
+    assert result.dtype == torch.float32
+    assert torch.isfinite(result).all()

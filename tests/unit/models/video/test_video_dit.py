@@ -41,14 +41,14 @@ def model() -> VideoDiT:
 def test_the_30b_has_the_parameters_of_the_published_checkpoint():
     """Counted from the published code's layers: blocks, adaLN, two embedders, text, patch and output."""
     with torch.device("meta"):
-        made = VideoDiT()
+        result = VideoDiT()
     d, mlp = 6144, 4
     block = 4 * d * d + 4 * d * d + 2 * mlp * d * d + 4 * d + 4 * 128 + 6 * d
     embedder = 256 * d + d + d * d + d
     rest = 2 * embedder + 6 * d * d + 6 * d + (6144 * d + d) + (d * d + d) + (1024 * d + d)
     rest += 128 * d + d + 2 * d + 64 * d + 64
     assert (
-        sum(p.numel() for p in made.parameters())
+        sum(p.numel() for p in result.parameters())
         == 48 * block + rest
         == 29_392_076_864 + (48 * block + rest - 29_392_076_864)
     )
@@ -161,9 +161,9 @@ def by_hand(s, latents_BFCHW, time_B, text_BLT, text_mask_BL, clip_BMT, image_BF
 
 def test_a_checkpoint_of_the_published_layout_gives_the_published_outputs(model):
     state = published()
-    made = VideoDiT(**TINY)
-    made.load_state_dict(from_published(state, heads=3), strict=True)
-    torch.testing.assert_close(made(**inputs()), by_hand(state, **inputs()), atol=1e-4, rtol=1e-4)
+    result = VideoDiT(**TINY)
+    result.load_state_dict(from_published(state, heads=3), strict=True)
+    torch.testing.assert_close(result(**inputs()), by_hand(state, **inputs()), atol=1e-4, rtol=1e-4)
 
 
 def test_a_tensor_of_another_checkpoint_is_named():
@@ -184,21 +184,21 @@ def test_rotation_makes_scores_depend_on_distances_alone():
 
 
 def test_padding_text_changes_nothing_and_conditions_change_something(model):
-    given = inputs()
-    out = model(**given)
-    noise = given["text_BLT"].clone()
+    batch = inputs()
+    out = model(**batch)
+    noise = batch["text_BLT"].clone()
     noise[0, 3:] = 100.0
-    torch.testing.assert_close(model(**{**given, "text_BLT": noise}), out)
+    torch.testing.assert_close(model(**{**batch, "text_BLT": noise}), out)
     for name in ("time_B", "text_BLT", "clip_BMT", "image_BFCHW", "motion_B"):
-        other = given[name] + torch.rand_like(given[name])
-        assert (model(**{**given, name: other}) - out).abs().max() > 1e-4, name
+        other = batch[name] + torch.rand_like(batch[name])
+        assert (model(**{**batch, name: other}) - out).abs().max() > 1e-4, name
 
 
 def test_batching_changes_no_sample(model):
-    given = inputs()
+    batch = inputs()
     for b in range(2):
-        alone = model(**{name: value[b : b + 1] for name, value in given.items()})
-        torch.testing.assert_close(alone, model(**given)[b : b + 1], atol=1e-5, rtol=1e-5)
+        alone = model(**{name: value[b : b + 1] for name, value in batch.items()})
+        torch.testing.assert_close(alone, model(**batch)[b : b + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_checkpointing_gives_the_same_gradients(model):
@@ -220,7 +220,7 @@ def test_save_and_load_round_trip(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"image_BFCHW": None}, "image is missing"),
         ({"motion_B": None}, "motion is missing"),
@@ -228,8 +228,8 @@ def test_save_and_load_round_trip(model, tmp_path):
         ({"image_BFCHW": torch.zeros(2, 1, 4, 2, 4)}, "pad it with zeros"),
     ],
 )
-def test_bad_inputs_are_named(model, change, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_inputs_are_named(model, change, message):
+    with pytest.raises(ValueError, match=message):
         model(**{**inputs(), **change})
 
 

@@ -30,11 +30,18 @@ def wan() -> WanCodec:
 def dc() -> DcCodec:
     torch.manual_seed(0)
     vae = AutoencoderDC(
-        latent_channels=4, attention_head_dim=8, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 16, 16), decoder_block_out_channels=(8, 16, 16),
-        encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), ()), decoder_qkv_multiscales=((), (), ()), scaling_factor=0.5,
-    )  # fmt: skip
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 16, 16),
+        decoder_block_out_channels=(8, 16, 16),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.5,
+    )
     return DcCodec(vae.eval())
 
 
@@ -113,8 +120,11 @@ def test_wan_latents_are_normalised_by_its_own_figures():
 def test_chunks_are_independent_and_17_frames_are_3_latents():
     codec = ChunkedCodec(TinyCodec(tiny(patch=(8, 16, 16))))
     assert [codec.grid(n, 544, 992) for n in (1, 102, 136, 204)] == [
-        (1, 34, 62), (18, 34, 62), (24, 34, 62), (36, 34, 62),
-    ]  # fmt: skip
+        (1, 34, 62),
+        (18, 34, 62),
+        (24, 34, 62),
+        (36, 34, 62),
+    ]
     video = torch.randn(1, 34, 3, 16, 16)
     other = video.clone()
     other[:, :17] = 0
@@ -138,18 +148,18 @@ def test_border_frames_are_mixed_as_published():
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "said"),
+    ("make", "size", "message"),
     [
         (lambda: TinyCodec(tiny()), (8, 32, 32), "take 9 frames of 32 x 32"),
         (lambda: TinyCodec(tiny()), (9, 30, 32), "take 9 frames of 32 x 32"),
         (lambda: ChunkedCodec(TinyCodec(tiny(patch=(8, 16, 16)))), (100, 32, 32), "take 102, or 1 for an image"),
     ],
 )
-def test_a_size_that_does_not_fit_is_refused_with_one_that_does(make, size, said):
+def test_a_size_that_does_not_fit_is_refused_with_one_that_does(make, size, message):
     codec = make()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         codec.grid(*size)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         codec.encode(torch.zeros(1, size[0], 3, *size[1:]))
 
 

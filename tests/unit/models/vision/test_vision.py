@@ -30,9 +30,9 @@ class Box:
     height: int = 56
 
     def image(self) -> Image.Image:
-        made = Image.new("RGB", (self.width, self.height), "white")
-        ImageDraw.Draw(made).rectangle([self.left, 8, self.left + 15, 40], fill="red")
-        return made
+        result = Image.new("RGB", (self.width, self.height), "white")
+        ImageDraw.Draw(result).rectangle([self.left, 8, self.left + 15, 40], fill="red")
+        return result
 
 
 TOKENIZER = tiny.tokenizer(special=(*tiny.CHAT, *tiny.VISION))
@@ -68,23 +68,23 @@ def generator(lm, patcher) -> HfGenerator:
 
 def inputs(prompt: Prompt, patcher: ImagePatcher) -> dict:
     ids = torch.tensor([prompt.ids])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if prompt.pictures:
-        found = [patcher.patches(p) for p in prompt.pictures]
-        given |= {
-            "pixel_values": torch.cat([p.pixels for p in found]),
-            "image_grid_thw": torch.tensor([p.grid for p in found]),
+        patches = [patcher.patches(p) for p in prompt.pictures]
+        batch |= {
+            "pixel_values": torch.cat([p.pixels for p in patches]),
+            "image_grid_thw": torch.tensor([p.grid for p in patches]),
             "mm_token_type_ids": (ids == IMAGE).int(),
         }
-    return given
+    return batch
 
 
 def test_positions_are_those_of_transformers(lm, patcher, prompts):
     for prompt in prompts:
         if prompt.pictures:
-            given = inputs(prompt, patcher)
+            batch = inputs(prompt, patcher)
             expected, _ = lm.model.get_rope_index(
-                given["input_ids"], given["mm_token_type_ids"], image_grid_thw=given["image_grid_thw"]
+                batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=batch["image_grid_thw"]
             )
             grids = [patcher.patches(p).grid for p in prompt.pictures]
             assert torch.equal(positions(prompt.ids, grids, IMAGE, 2), expected[:, 0])
@@ -99,8 +99,8 @@ def test_cut_or_sampled_image_tokens_are_an_error(ids):
 def test_greedy_decoding_is_that_of_generate(lm, patcher, prompts, generator):
     groups = {g.prompt.problem.index: g for g in generator.generate(prompts, Sampling(temperature=0, max_tokens=16))}
     for prompt in prompts:
-        given = inputs(prompt, patcher)
-        out = lm.generate(**given, do_sample=False, max_new_tokens=16, suppress_tokens=BANNED)
+        batch = inputs(prompt, patcher)
+        out = lm.generate(**batch, do_sample=False, max_new_tokens=16, suppress_tokens=BANNED)
         mine = groups[prompt.problem.index].rollouts[0].ids
         assert tuple(out[0, len(prompt.ids) :].tolist()[: len(mine)]) == mine
 
@@ -123,8 +123,8 @@ def test_the_policy_is_the_model_itself(lm, patcher, prompts):
     with torch.no_grad():
         logp, _ = VisionPolicy(lm, patcher, BANNED)(**micro.inputs(), temperature=0.7)
         for row, mine in zip(rows, logp.split(len(after)), strict=True):
-            given = inputs(Prompt(Problem(0, "", ""), (*row.prompt_ids, *after), row.pictures), patcher)
-            logits = lm(**given).logits[0, len(row.prompt_ids) - 1 : -1]
+            batch = inputs(Prompt(Problem(0, "", ""), (*row.prompt_ids, *after), row.pictures), patcher)
+            logits = lm(**batch).logits[0, len(row.prompt_ids) - 1 : -1]
             logits[:, BANNED] = -torch.inf
             expected, _ = token_logprobs(logits, torch.tensor(after), 0.7)
             assert torch.allclose(mine, expected, atol=1e-5)
@@ -157,14 +157,14 @@ def test_the_picture_matters(lm, patcher, prompts, generator):
     )
     changed = [i for i in first if first[i].logprobs != second[i].logprobs]
     assert changed == [p.problem.index for p in prompts if p.pictures]
-    seen = []
+    observed = []
     tower = generator.decoder.tower
-    handle = tower.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    handle = tower.register_forward_hook(lambda module, args, out: observed.append(len(args[0])))
     list(
         generator.generate([prompts[0], Prompt(Problem(9, "", ""), prompts[0].ids, prompts[0].pictures)], Sampling(n=4))
     )
     handle.remove()
-    assert seen == [16]
+    assert observed == [16]
 
 
 def test_gradients_reach_the_tower_unless_it_is_frozen(lm, patcher, prompts):
@@ -202,11 +202,11 @@ def test_vllm_gets_one_placeholder_a_picture(prompts):
     """It unfolds them itself; what may not be sampled is biased away."""
     vision = VllmVision(IMAGE, tuple(BANNED), 784, 1 << 20)
     for prompt in prompts:
-        given = vision.inputs(prompt)
-        assert given["prompt_token_ids"].count(IMAGE) == len(prompt.pictures)
-        assert [t for t in given["prompt_token_ids"] if t != IMAGE] == [t for t in prompt.ids if t != IMAGE]
-        shown = given.get("multi_modal_data", {"image": []})["image"]
-        assert [image.size for image in shown] == [(p.width, p.height) for p in prompt.pictures]
+        batch = vision.inputs(prompt)
+        assert batch["prompt_token_ids"].count(IMAGE) == len(prompt.pictures)
+        assert [t for t in batch["prompt_token_ids"] if t != IMAGE] == [t for t in prompt.ids if t != IMAGE]
+        images = batch.get("multi_modal_data", {"image": []})["image"]
+        assert [image.size for image in images] == [(p.width, p.height) for p in prompt.pictures]
     assert vision.bias == dict.fromkeys(BANNED, -100.0)
     with pytest.raises(ValueError, match="has places for 1 pictures, and 0 pictures"):
         vision.inputs(Prompt(Problem(0, "", ""), prompts[0].ids))

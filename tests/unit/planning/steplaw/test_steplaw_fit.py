@@ -16,7 +16,7 @@ from recipes.steplaw.analysis import judge, released, summary
 from stepstack.cli import main as cli
 from stepstack.config import ROOT, ConfigError
 from stepstack.planning.steplaw import advice, fit, grids, laws
-from stepstack.planning.steplaw.grids import Columns, Grid
+from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 
 SHARED = Path(os.environ.get("STEPSTACK_SHARED", ROOT.parent / "shared")) / "data" / "steplaw"
@@ -28,7 +28,7 @@ CELLS = [(n, d) for n in (1e8, 3e8, 1e9) for d in (4e9, 2e10, 1e11)]
 CURVATURE = np.array([[0.02, -0.008], [-0.008, 0.015]])
 
 
-def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: PowerLaw = TRUE) -> Grid:
+def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: PowerLaw = TRUE) -> LossGrid:
     """11 x 10 runs on a quadratic valley around the law's point; all have the same grid lines, as the authors' have."""
     rng = np.random.default_rng([seed, int(params), int(tokens)])
     lr, batch = (x.ravel() for x in np.meshgrid(2.0 ** np.arange(-13, -5, 0.75), 2.0 ** np.arange(16, 23, 0.75)))
@@ -37,10 +37,10 @@ def made(params: float, tokens: float, noise: float = 0.0, seed: int = 0, law: P
     loss = (
         2.5 * (1 + np.einsum("ni,ij,nj->n", offset, CURVATURE, offset) / 2) * (1 + noise * rng.standard_normal(len(lr)))
     )
-    return Grid(params, tokens, lr, batch, loss)
+    return LossGrid(params, tokens, lr, batch, loss)
 
 
-def table(path: Path, some: list[Grid]) -> Path:
+def table(path: Path, some: list[LossGrid]) -> Path:
     rows = [
         f"{g.params},{g.tokens},{lr},{batch / 64},{loss}"
         for g in some
@@ -51,27 +51,27 @@ def table(path: Path, some: list[Grid]) -> Path:
 
 
 def test_a_surface_finds_the_minimum_that_a_general_optimizer_finds():
-    found = fit.surface(made(3e8, 2e10, noise=1e-4), window=0.05)
-    assert found.convex
-    oracle = minimize(lambda x: float(found(np.exp(x[0]), np.exp(x[1]))), found.centre + 0.5, method="Nelder-Mead")
-    assert oracle.x == pytest.approx(found.centre, abs=1e-3)
+    result = fit.surface(made(3e8, 2e10, noise=1e-4), window=0.05)
+    assert result.convex
+    oracle = minimize(lambda x: float(result(np.exp(x[0]), np.exp(x[1]))), result.centre + 0.5, method="Nelder-Mead")
+    assert oracle.x == pytest.approx(result.centre, abs=1e-3)
     lr, batch = TRUE(3e8, 2e10)
-    assert (found.lr, found.batch) == pytest.approx((float(lr), float(batch)), rel=0.05)
+    assert (result.lr, result.batch) == pytest.approx((float(lr), float(batch)), rel=0.05)
 
 
 def test_the_plateau_is_where_the_surface_has_risen():
-    found = fit.surface(made(3e8, 2e10), window=0.05)
-    wide, tall = found.plateau(1e-3)
-    assert float(found(found.lr * wide, found.batch)) == pytest.approx(found.floor * 1.001)
-    assert float(found(found.lr, found.batch / tall)) == pytest.approx(found.floor * 1.001)
+    result = fit.surface(made(3e8, 2e10), window=0.05)
+    wide, tall = result.plateau(1e-3)
+    assert float(result(result.lr * wide, result.batch)) == pytest.approx(result.floor * 1.001)
+    assert float(result(result.lr, result.batch / tall)) == pytest.approx(result.floor * 1.001)
 
 
 @pytest.mark.parametrize("estimator", ["near", "surface", "best"])
 def test_a_known_law_is_found_again(estimator):
-    found = fit.power_law(fit.ESTIMATORS[estimator]([made(*cell) for cell in CELLS]))
+    result = fit.power_law(fit.ESTIMATORS[estimator]([made(*cell) for cell in CELLS]))
     loose = 1e-6 if estimator == "surface" else 0.12  # the others see grid lines only
-    assert found.lr[1:] == pytest.approx(TRUE.lr[1:], abs=loose)
-    assert found.batch[2] == pytest.approx(TRUE.batch[2], abs=loose)
+    assert result.lr[1:] == pytest.approx(TRUE.lr[1:], abs=loose)
+    assert result.batch[2] == pytest.approx(TRUE.batch[2], abs=loose)
 
 
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
@@ -108,20 +108,20 @@ def test_a_surface_of_too_few_runs_or_of_one_batch_is_refused():
         fit.surface(whole, window=1e-6)
     line = whole.batch == whole.batch[0]
     with pytest.raises(ValueError, match="do not span"):
-        fit.surface(Grid(1e8, 2e10, whole.lr[line], whole.batch[line], whole.loss[line]), window=10.0)
+        fit.surface(LossGrid(1e8, 2e10, whole.lr[line], whole.batch[line], whole.loss[line]), window=10.0)
 
 
 def test_a_saddle_has_no_minimum():
     whole = made(1e8, 2e10)
     u, v = whole.x.T - whole.x.mean(axis=0)[:, None]
-    saddle = Grid(1e8, 2e10, whole.lr, whole.batch, 3 + 0.001 * (u * u - v * v))
+    saddle = LossGrid(1e8, 2e10, whole.lr, whole.batch, 3 + 0.001 * (u * u - v * v))
     assert not fit.surface(saddle, window=1.0).convex
     with pytest.raises(ValueError, match="extend the grid"):
         fit.minima([saddle], window=1.0)
 
 
 def test_excess_loss_by_hand():
-    grid = Grid(
+    grid = LossGrid(
         1e8, 2e10, np.array([1e-3, 1e-2, 1e-3, 1e-2]), np.array([1e5, 1e5, 1e6, 1e6]), np.array([2.0, 2.2, 2.1, 2.4])
     )
     assert judge.at_nearest(grid, 1.2e-3, 9e5) == pytest.approx(0.05)
@@ -133,18 +133,18 @@ def test_excess_loss_by_hand():
 
 def test_a_held_out_law_beats_a_wrong_one_and_does_not_see_the_grid():
     some = [made(*cell, noise=2e-4) for cell in CELLS]
-    family = judge.Family("surface", False)
+    family = judge.LawFamily("surface", False)
     wrong = PowerLaw((TRUE.lr[0] * 3, *TRUE.lr[1:]), TRUE.batch)
-    ours, theirs = judge.held_out(family, some), judge.excess(judge.of(wrong), some)
+    ours, theirs = judge.held_out(family, some), judge.excess(judge.at_grid(wrong), some)
     assert judge.paired(ours.interpolated, theirs.interpolated)[2] < 0
     moved = made(*CELLS[4], law=wrong)
-    seen = judge.held_out(family, [*some[:4], moved, *some[5:]])
-    assert seen.nearest[4] > ours.nearest[4] + 1e-3  # its own runs moved, its law did not follow
+    observed = judge.held_out(family, [*some[:4], moved, *some[5:]])
+    assert observed.nearest[4] > ours.nearest[4] + 1e-3  # its own runs moved, its law did not follow
 
 
 def test_the_choice_of_a_family_is_made_without_the_grid():
     some = [made(*cell, noise=2e-4) for cell in CELLS]
-    excess, chosen = judge.held_out_choice([judge.Family("surface", False), judge.Family("best", True)], some)
+    excess, chosen = judge.held_out_choice([judge.LawFamily("surface", False), judge.LawFamily("best", True)], some)
     assert len(chosen) == len(excess.nearest) == len(CELLS)
 
 
@@ -152,25 +152,30 @@ def test_valleys_are_counted_by_slice():
     smooth = made(1e8, 2e10)
     good, total = judge.valleys(smooth)
     assert (good, total) == (11 + 10, 11 + 10)
-    bumpy = Grid(
+    bumpy = LossGrid(
         1e8, 2e10, smooth.lr, smooth.batch, np.where(np.arange(len(smooth.lr)) % 2, smooth.loss, smooth.loss * 1.1)
     )
     assert judge.valleys(bumpy)[0] < good
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
-    [("1e8,1e10,x,4,2.5", "lr = 'x' is no number"), ("1e8,1e10,1e-3,4", "loss = None"),
-     ("1e8,1e10,-1e-3,4,2.5", "lr = -1e-3 must be above 0"), ("inf,1e10,1e-3,4,2.5", "N = inf must be above 0 and fi"),
-     ("1e8,1e10,1e-3,4,-inf", "loss = -inf"), ("1e8,1e10,2e-3,8,2.4", "stands twice")],
-)  # fmt: skip
-def test_a_bad_row_is_named_by_file_and_line(row, said, tmp_path):
+    ("row", "message"),
+    [
+        ("1e8,1e10,x,4,2.5", "lr = 'x' is no number"),
+        ("1e8,1e10,1e-3,4", "loss = None"),
+        ("1e8,1e10,-1e-3,4,2.5", "lr = -1e-3 must be above 0"),
+        ("inf,1e10,1e-3,4,2.5", "N = inf must be above 0 and fi"),
+        ("1e8,1e10,1e-3,4,-inf", "loss = -inf"),
+        ("1e8,1e10,2e-3,8,2.4", "stands twice"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(row, message, tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text(f"N,D,lr,bs,loss\n1e8,1e10,2e-3,8,2.5\n{row}\n")
     with pytest.raises(ConfigError) as error:
         grids.read([path], Columns())
     assert f"{path}:3: " in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_many_bad_rows_are_one_error(tmp_path):
@@ -181,11 +186,11 @@ def test_many_bad_rows_are_one_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("N,D,lr\n1,1,1\n", "no column 'bs', 'loss'"), ("N,D,lr,bs,loss\n", "no rows"), ("", "none")]
+    ("text", "message"), [("N,D,lr\n1,1,1\n", "no column 'bs', 'loss'"), ("N,D,lr,bs,loss\n", "no rows"), ("", "none")]
 )
-def test_a_table_without_columns_or_rows_is_refused(text, said, tmp_path):
+def test_a_table_without_columns_or_rows_is_refused(text, message, tmp_path):
     (tmp_path / "runs.csv").write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         grids.read([tmp_path / "runs.csv"], Columns())
 
 
@@ -203,11 +208,11 @@ def test_the_command_fits_a_table(tmp_path, capsys):
     path, page = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS]), tmp_path / "fit.html"
     words = ["plan", "steplaw", "fit", str(path), "--sequence", "64", "--window", "0.05", "--draws", "50"]
     assert cli.main([*words, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["laws"]["surface"]["lr"] == pytest.approx(TRUE.lr, rel=1e-6)
-    low, high = said["laws"]["near"]["lr_interval"][1]
+    output = json.loads(capsys.readouterr().out)
+    assert output["laws"]["surface"]["lr"] == pytest.approx(TRUE.lr, rel=1e-6)
+    low, high = output["laws"]["near"]["lr_interval"][1]
     assert low <= TRUE.lr[1] <= high
-    assert all(one["surface"]["convex"] for one in said["grids"])
+    assert all(one["surface"]["convex"] for one in output["grids"])
     assert cli.main([*words, "--html", str(page)]) == 0
     assert "D^0.250" in capsys.readouterr().out
     assert page.read_text().count("data:image/svg") == len(CELLS)
@@ -223,16 +228,25 @@ def test_the_command_names_the_bad_row(tmp_path, capsys):
 def test_two_grids_still_get_their_optima(tmp_path, capsys):
     path = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS[:2]])
     assert cli.main(["plan", "steplaw", "fit", str(path), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert "hardly varies" in said["laws"]["best"]["why"]
-    assert len(said["grids"]) == 2
+    output = json.loads(capsys.readouterr().out)
+    assert "hardly varies" in output["laws"]["best"]["why"]
+    assert len(output["grids"]) == 2
 
 
 def test_the_commands_run_without_torch(tmp_path):
     path = table(tmp_path / "runs.csv", [made(*cell) for cell in CELLS])
-    (tmp_path / "config.json").write_text(json.dumps({
-        "model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 1}))  # fmt: skip
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "vocab_size": 9,
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+            }
+        )
+    )
     lines = [
         ["--params", "1e9", "--tokens", "1e11", "--html", str(tmp_path / "a.html")],
         ["--config", str(tmp_path), "--tokens", "1e11", "--json"],
@@ -289,8 +303,8 @@ def test_excess_losses_are_those_known_and_rank_the_laws(reproduced):
 def test_surfaces_have_minima_and_give_the_plateau(reproduced):
     assert reproduced["convexity"]["dense"]["surfaces"] == [17, 17]
     assert reproduced["convexity"]["moe"]["surfaces"] == [16, 16]
-    found = reproduced["plateau"]
-    assert (found["lr"], found["batch"]) == pytest.approx((advice.PLATEAU_LR, advice.PLATEAU_BATCH), abs=1e-3)
+    result = reproduced["plateau"]
+    assert (result["lr"], result["batch"]) == pytest.approx((advice.PLATEAU_LR, advice.PLATEAU_BATCH), abs=1e-3)
 
 
 @needs_data
@@ -299,9 +313,9 @@ def test_a_refit_beats_step_law_on_grids_that_it_never_saw(reproduced):
     step, nested = held_out["step"]["dense"], held_out["nested"]
     assert nested["nearest"] < step["nearest"]
     assert nested["interpolated_gap"][2] < 0
-    found = reproduced["refits"]["near, dense and MoE; batch of N and D"]
-    assert laws.REFIT.lr == pytest.approx(found["lr"], rel=1e-3)
-    assert laws.REFIT.batch == pytest.approx(found["batch"], rel=1e-3)
+    result = reproduced["refits"]["near, dense and MoE; batch of N and D"]
+    assert laws.REFIT.lr == pytest.approx(result["lr"], rel=1e-3)
+    assert laws.REFIT.batch == pytest.approx(result["batch"], rel=1e-3)
 
 
 @needs_data

@@ -23,9 +23,9 @@ from stepstack.planning.steplaw import advice, count, laws
 )
 def test_step_law_at_the_points_of_the_authors_tool(params, tokens, lr, batch):
     """The tool predicts with the means of its fits, the law is printed with them rounded."""
-    found = laws.STEP(params, tokens)
-    assert float(found[0]) == pytest.approx(lr, rel=0.02)
-    assert float(found[1]) == pytest.approx(batch, rel=0.005)
+    result = laws.STEP(params, tokens)
+    assert float(result[0]) == pytest.approx(lr, rel=0.02)
+    assert float(result[1]) == pytest.approx(batch, rel=0.005)
 
 
 def test_the_other_laws_by_hand():
@@ -40,9 +40,9 @@ def test_the_other_laws_by_hand():
 
 
 def test_openai_says_no_learning_rate_where_its_own_is_negative():
-    [said] = [one for one in laws.answers(laws.Point(2e10, 1e12, 1.2e11)) if one.law == "OpenAI"]
-    assert said.lr is None
-    assert "negative" in said.why
+    [message] = [one for one in laws.answers(laws.LawInputs(2e10, 1e12, 1.2e11)) if one.law == "OpenAI"]
+    assert message.lr is None
+    assert "negative" in message.why
 
 
 def test_warnings_name_what_is_outside():
@@ -53,23 +53,23 @@ def test_warnings_name_what_is_outside():
 
 
 def test_advice_rounds_the_batch_to_what_can_be_run():
-    found = advice.advise(laws.Point(1e9, 1e11, 6e9), sequence=2048, multiple=64)
-    assert found.sequences % 64 == 0
-    assert abs(found.sequences * 2048 / found.batch - 1) < 32 * 2048 / found.batch
-    assert found.lr_range[0] < found.lr < found.lr_range[1]
-    assert found.warnings == []
+    result = advice.advise(laws.LawInputs(1e9, 1e11, 6e9), sequence=2048, multiple=64)
+    assert result.sequences % 64 == 0
+    assert abs(result.sequences * 2048 / result.batch - 1) < 32 * 2048 / result.batch
+    assert result.lr_range[0] < result.lr < result.lr_range[1]
+    assert result.warnings == []
 
 
 def test_advice_warns_of_a_batch_off_the_plateau_and_of_a_run_shorter_than_its_warm_up():
-    found = advice.advise(laws.Point(1e9, 1e11, 6e9), sequence=2048, multiple=1024)
-    assert any("plateau" in line for line in found.warnings)
-    assert any("warm-up" in line for line in advice.advise(laws.Point(1e9, 1e6, 6e9), 2048).warnings)
+    result = advice.advise(laws.LawInputs(1e9, 1e11, 6e9), sequence=2048, multiple=1024)
+    assert any("plateau" in line for line in result.warnings)
+    assert any("warm-up" in line for line in advice.advise(laws.LawInputs(1e9, 1e6, 6e9), 2048).warnings)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_advice_refuses_what_is_no_size(bad):
     with pytest.raises(ValueError, match="tokens"):
-        advice.advise(laws.Point(1e9, bad, 6e9), 2048)
+        advice.advise(laws.LawInputs(1e9, bad, 6e9), 2048)
 
 
 SMALL = {
@@ -87,28 +87,45 @@ MODELS = [
     ("qwen2", {"num_key_value_heads": 1}),
     ("qwen3", {"head_dim": 16, "num_key_value_heads": 2, "tie_word_embeddings": True}),
     ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}),
-    ("qwen2_moe", {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
-                   "shared_expert_intermediate_size": 20, "mlp_only_layers": [1]}),
+    (
+        "qwen2_moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "shared_expert_intermediate_size": 20,
+            "mlp_only_layers": [1],
+        },
+    ),
     ("qwen2_moe", {"num_experts": 4, "moe_intermediate_size": 12, "decoder_sparse_step": 2, "qkv_bias": False}),
-    ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "head_dim": 16,
-                   "num_key_value_heads": 2, "mlp_only_layers": [0, 2]}),
-]  # fmt: skip
+    (
+        "qwen3_moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "head_dim": 16,
+            "num_key_value_heads": 2,
+            "mlp_only_layers": [0, 2],
+        },
+    ),
+]
 
 
 @pytest.mark.parametrize(("kind", "more"), MODELS)
 def test_counts_are_those_of_the_real_model(kind, more, tmp_path):
-    made = AutoConfig.for_model(kind, **SMALL, **more)
-    made.save_pretrained(tmp_path)
+    config = AutoConfig.for_model(kind, **SMALL, **more)
+    config.save_pretrained(tmp_path)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(made)
+        model = AutoModelForCausalLM.from_config(config)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    found = count.read(tmp_path)
-    assert found.total == sum(sizes.values())
-    assert found.embedding == sizes["model.embed_tokens.weight"]
-    assert found.non_embedding == sum(n for k, n in sizes.items() if "embed_tokens" not in k and "lm_head" not in k)
-    assert found.norms == sum(n for k, n in sizes.items() if "norm" in k)
-    assert found.biases == sum(n for k, n in sizes.items() if k.endswith("bias"))
-    assert found.router == sum(n for k, n in sizes.items() if ".gate." in k or "shared_expert_gate" in k)
+    counted = count.read(tmp_path)
+    assert counted.total == sum(sizes.values())
+    assert counted.embedding == sizes["model.embed_tokens.weight"]
+    assert counted.non_embedding == sum(n for k, n in sizes.items() if "embed_tokens" not in k and "lm_head" not in k)
+    assert counted.norms == sum(n for k, n in sizes.items() if "norm" in k)
+    assert counted.biases == sum(n for k, n in sizes.items() if k.endswith("bias"))
+    assert counted.router == sum(n for k, n in sizes.items() if ".gate." in k or "shared_expert_gate" in k)
 
 
 def test_a_dense_count_is_the_authors_formula():
@@ -119,29 +136,33 @@ def test_a_dense_count_is_the_authors_formula():
 
 def test_only_chosen_experts_cost_flops():
     fields = {"model_type": "mixtral", **SMALL, "num_local_experts": 8, "num_experts_per_tok": 2}
-    found = count.count(fields)
-    assert found.matrices - found.active == 4 * 6 * 3 * 32 * 48
+    result = count.count(fields)
+    assert result.matrices - result.active == 4 * 6 * 3 * 32 * 48
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [('{"model_type": "bert"}', "model_type = 'bert'"), ("{", "not JSON"), ("[]", "must be an object"),
-     ('{"model_type": "llama", "hidden_size": 8.5}', "hidden_size = 8.5")],
-)  # fmt: skip
-def test_a_config_that_cannot_be_counted_is_named(text, said, tmp_path):
+    ("text", "message"),
+    [
+        ('{"model_type": "bert"}', "model_type = 'bert'"),
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        ('{"model_type": "llama", "hidden_size": 8.5}', "hidden_size = 8.5"),
+    ],
+)
+def test_a_config_that_cannot_be_counted_is_named(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match=said.replace("[", r"\[")) as error:
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as error:
         count.read(tmp_path)
     assert "config.json" in str(error.value)
 
 
 def test_the_optimizer_gets_the_laws_values_and_ends_at_the_fixed_learning_rate():
-    made = resolve_optimizer(StepLaw(), Scale(1e9, 1e11))
-    assert isinstance(made, AdamW)
-    assert made.lr == pytest.approx(1.6325e-3, rel=1e-4)
-    assert made.lr * made.schedule.factor(10_000, 10_000) == pytest.approx(1e-5)
-    assert made.lr * made.schedule.factor(1999, 10_000) == pytest.approx(made.lr)
-    assert resolve_optimizer(StepLaw(params=2e9), Scale(1e9, 1e11)).lr < made.lr
+    result = resolve_optimizer(StepLaw(), Scale(1e9, 1e11))
+    assert isinstance(result, AdamW)
+    assert result.lr == pytest.approx(1.6325e-3, rel=1e-4)
+    assert result.lr * result.schedule.factor(10_000, 10_000) == pytest.approx(1e-5)
+    assert result.lr * result.schedule.factor(1999, 10_000) == pytest.approx(result.lr)
+    assert resolve_optimizer(StepLaw(params=2e9), Scale(1e9, 1e11)).lr < result.lr
 
 
 def test_the_optimizer_without_a_scale_says_what_to_give():
@@ -172,29 +193,32 @@ def advise(capsys, *words: str) -> dict:
 
 def test_the_command_counts_a_transformers_config(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SMALL}))
-    found = advise(capsys, "--config", str(tmp_path), "--tokens", "5e9", "--sequence", "128")
-    assert found["at"]["params"] == count.read(tmp_path).non_embedding
-    assert found["at"]["flops_per_token"] == laws.flops_per_token(32, 48, 4, 128)
-    assert found["warnings"]
+    result = advise(capsys, "--config", str(tmp_path), "--tokens", "5e9", "--sequence", "128")
+    assert result["at"]["params"] == count.read(tmp_path).non_embedding
+    assert result["at"]["flops_per_token"] == laws.flops_per_token(32, 48, 4, 128)
+    assert result["warnings"]
 
 
 def test_the_command_writes_a_page_with_plots(capsys, tmp_path):
     page = tmp_path / "page.html"
     words = ["--params", "1e9", "--tokens", "100e9", "--loss", "2.2", "--html", str(page)]
     assert cli.main(["plan", "steplaw", *words]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("0.001632", "1,107,715", "541 of 2048", "0.0011 to", "DeepSeek", "MiniCPM", "2000 updates of warm-up"):
-        assert word in shown
+        assert word in output
     assert page.read_text().count("data:image/svg") == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [(["--tokens", "1e9"], "either --params or --config"), (["--params", "1e9"], "--tokens"),
-     (["--params", "-1", "--tokens", "1e9"], "params = -1"),
-     (["--params", "1e9", "--config", "orz-tiny", "--tokens", "1"], "either"),
-     (["--config", "nowhere.json", "--tokens", "1e9"], "nowhere.json")],
-)  # fmt: skip
-def test_the_command_says_what_is_wrong(words, said, capsys):
+    ("words", "message"),
+    [
+        (["--tokens", "1e9"], "either --params or --config"),
+        (["--params", "1e9"], "--tokens"),
+        (["--params", "-1", "--tokens", "1e9"], "params = -1"),
+        (["--params", "1e9", "--config", "orz-tiny", "--tokens", "1"], "either"),
+        (["--config", "nowhere.json", "--tokens", "1e9"], "nowhere.json"),
+    ],
+)
+def test_the_command_says_what_is_wrong(words, message, capsys):
     assert cli.main(["plan", "steplaw", *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
 from stepstack.harness.answers import Sample
 from stepstack.records import Problem
-from stepstack.scoring.vision.answers import Found, write_tokens
+from stepstack.scoring.vision.answers import LabelledBox, write_tokens
 from stepstack.scoring.vision.detection import average_precision
 
 TASKS = {
@@ -107,7 +107,7 @@ def test_a_weight_changes_the_sum_and_an_unknown_one_is_an_error():
 def test_matching_forgives_the_order_and_its_absence_does_not():
     cfg = load("detection", "data.objects=[3, 3]")
     for problem in data.problems(cfg, "test")[:6]:
-        boxes = [Found(t.box, t.label) for t in problem.meta["record"].targets]
+        boxes = [LabelledBox(t.box, t.label) for t in problem.meta["record"].targets]
         turned = write_tokens([*boxes[1:], boxes[0]])
         [matched] = reward_of(cfg)([rollout(problem, turned)])
         [ordered] = reward_of(load("detection", "data.objects=[3, 3]", "reward.matching=false"))(
@@ -172,7 +172,7 @@ def test_the_name_of_a_special_token_in_a_question_is_text():
 def test_what_a_tiny_model_writes_is_few_tokens():
     """Numbers, names and what stands between coordinates are one token each."""
     words = model.tokenizer()
-    text = write_tokens([Found((10, 5, 41, 56), "red circle")])
+    text = write_tokens([LabelledBox((10, 5, 41, 56), "red circle")])
     assert words.decode(words(text).input_ids) == text
     assert len(words(text).input_ids) == 14
 

@@ -14,7 +14,7 @@ from data.media import frames
 from recipes.stepvideo.evaluation import clip_figures
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError
-from stepstack.models.video.features import SavedFeatures, of_clips
+from stepstack.models.video.features import SavedFeatures, clip_features
 
 
 class Brightness(nn.Module):
@@ -47,7 +47,7 @@ def folder(place: Path, greys: list[int], speed: float = 0.0, count: int = 8) ->
 
 def test_features_are_the_networks_of_clips_as_it_takes_them(network):
     clips = np.stack([np.full((4, 32, 32, 3), grey, np.uint8) for grey in (0, 255, 51)])
-    found = of_clips(SavedFeatures(network), iter(clips), batch=2)
+    found = clip_features(SavedFeatures(network), iter(clips), batch=2)
     assert found == pytest.approx(np.array([[-1] * 3, [1] * 3, [-0.6] * 3]), abs=1e-6)
 
 
@@ -56,8 +56,8 @@ def test_sets_of_clips_have_the_distance_of_their_features(tmp_path, network):
     features = SavedFeatures(network)
     files, true = clip_figures.files_in(light), clip_figures.files_in(dark)
     found = clip_figures.frechet(files, true, features, 4, (32, 32))
-    means = of_clips(features, clip_figures._starts(true, 4, (32, 32)))
-    apart = of_clips(features, clip_figures._starts(files, 4, (32, 32))).mean(0) - means.mean(0)
+    means = clip_features(features, clip_figures._starts(true, 4, (32, 32)))
+    apart = clip_features(features, clip_figures._starts(files, 4, (32, 32))).mean(0) - means.mean(0)
     assert found["distance"] == pytest.approx((apart**2).sum(), rel=0.02)  # spreads are nearly the same
     assert found["true"] < 0.1 * found["distance"]
     assert clip_figures.frechet(true, true, features, 4, (32, 32))["distance"] == pytest.approx(0, abs=1e-9)

@@ -82,13 +82,13 @@ def test_workers_stay_and_never_import_torch(pool):
 
 def test_any_thread_gets_the_same_verdicts(pool):
     items = [("math_verify", "\\frac13", "0.333333"), ("orz_legacy", "\\frac13", "0.333333")]
-    seen: list[list[bool]] = []
-    threads = [threading.Thread(target=lambda: seen.append([g.correct for g in pool.map(items)])) for _ in range(4)]
+    observed: list[list[bool]] = []
+    threads = [threading.Thread(target=lambda: observed.append([g.correct for g in pool.map(items)])) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert seen == [[True, False]] * 4
+    assert observed == [[True, False]] * 4
 
 
 def test_the_cache_keeps_the_most_recent():

@@ -206,13 +206,13 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
 def test_parity_extraction_is_orz_regular_expression(response):
     spans = re.findall(r"<answer>.*?(\\boxed{.*}).*?</answer>", response, re.DOTALL)
-    found = extract_orz(response, parity=True)
+    result = extract_orz(response, parity=True)
     if not spans:
-        assert found is None
-    elif found is not None:
+        assert result is None
+    elif result is not None:
         start = spans[-1].rindex(r"\boxed")
-        assert spans[-1].startswith(rf"\boxed{{{found}}}", start)
-        assert found.count("{") == found.count("}")
+        assert spans[-1].startswith(rf"\boxed{{{result}}}", start)
+        assert result.count("{") == result.count("}")
     assert extract_orz(response) is None or "</answer>" in response
 
 

@@ -22,11 +22,24 @@ def test_table():
     first, second = overlap([f"so {LONG}", "find 2+3.", "find 2-3.", LONG], evals)
     examples = first.pop("examples")
     assert first == {
-        "eval": "aime", "questions": 3, "short": 2, "exact": 2, "ngram": 0, "train_rows": 3, "share": 2 / 3
-    }  # fmt: skip
+        "eval": "aime",
+        "questions": 3,
+        "short": 2,
+        "exact": 2,
+        "ngram": 0,
+        "train_rows": 3,
+        "share": 2 / 3,
+    }
     assert second == {
-        "eval": "math", "questions": 1, "short": 1, "exact": 0, "ngram": 0, "train_rows": 0, "share": 0, "examples": []
-    }  # fmt: skip
+        "eval": "math",
+        "questions": 1,
+        "short": 1,
+        "exact": 0,
+        "ngram": 0,
+        "train_rows": 0,
+        "share": 0,
+        "examples": [],
+    }
     assert examples == [
         {"train": 3, "question": 0, "kind": "exact", "text": LONG},  # row 0 shares words, row 3 is the same
         {"train": 1, "question": 1, "kind": "exact", "text": "find 2+3."},
@@ -34,10 +47,10 @@ def test_table():
 
 
 def test_examples_name_the_shared_words_and_are_few():
-    found = row([f"so {LONG}", f"and {LONG}"], [LONG])
-    assert (found["exact"], found["ngram"], found["train_rows"]) == (0, 1, 2)
+    result = row([f"so {LONG}", f"and {LONG}"], [LONG])
+    assert (result["exact"], result["ngram"], result["train_rows"]) == (0, 1, 2)
     words = " ".join(LONG.lower().split()[:13])
-    assert found["examples"] == [{"train": 0, "question": 0, "kind": "ngram", "text": words}]
+    assert result["examples"] == [{"train": 0, "question": 0, "kind": "ngram", "text": words}]
     questions = [f"{i} {LONG}" for i in range(5)]
     assert len(row(questions, questions, examples=2)["examples"]) == 2
     assert row(questions, questions, examples=2)["exact"] == 5
@@ -55,15 +68,15 @@ def test_examples_name_the_shared_words_and_are_few():
         (LONG.replace(" ", ", ").upper(), LONG, "ngram"),  # punctuation does not count for words
         (f"题目{CHINESE}", f"{CHINESE}吗", "ngram"),
     ],
-)  # fmt: skip
+)
 def test_what_overlaps(train, question, kind):
-    found = row([train], [question])
-    assert (found["exact"], found["ngram"]) == (int(kind == "exact"), int(kind == "ngram"))
+    result = row([train], [question])
+    assert (result["exact"], result["ngram"]) == (int(kind == "exact"), int(kind == "ngram"))
 
 
 def test_short_questions_are_counted_by_their_words():
-    found = row(["6-3+1", "x"], ["6-3+1", "one two three", LONG], n=3)
-    assert (found["short"], found["exact"]) == (0, 1)
+    result = row(["6-3+1", "x"], ["6-3+1", "one two three", LONG], n=3)
+    assert (result["short"], result["exact"]) == (0, 1)
     assert row([], ["6-3+1"], n=4)["short"] == 1
     with pytest.raises(ValueError, match="ngram=0 must be at least 1"):
         Index({}, 0)
@@ -82,6 +95,6 @@ def test_a_large_set_takes_seconds():
     questions, train = texts[:1000], texts[1000:]
     train[7], train[8] = questions[3], f"before {questions[4]} after"
     started = time.process_time()
-    found = row(train, questions)
+    result = row(train, questions)
     assert time.process_time() - started < 6  # a minute for all of them
-    assert (found["exact"], found["ngram"], found["train_rows"]) == (1, 1, 2)
+    assert (result["exact"], result["ngram"], result["train_rows"]) == (1, 1, 2)

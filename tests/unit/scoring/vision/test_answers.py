@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepstack.scoring.vision.answers import (
-    Found,
+    LabelledBox,
     boxes,
     first_box,
     json_boxes,
@@ -52,13 +52,13 @@ texts = st.one_of(st.text(), st.lists(st.sampled_from(PIECES)).map("".join))
 
 
 def test_tokens_golden():
-    assert token_boxes(WOMAN) == ([Found((157, 459, 208, 622), "The woman holding a child")], True)
+    assert token_boxes(WOMAN) == ([LabelledBox((157, 459, 208, 622), "The woman holding a child")], True)
     two = "<|box_start|>(1,2),(3,4)<|box_end|><|box_start|>(5,6),(7,8)<|box_end|>"
-    assert token_boxes(two) == ([Found((1, 2, 3, 4)), Found((5, 6, 7, 8))], True)
+    assert token_boxes(two) == ([LabelledBox((1, 2, 3, 4)), LabelledBox((5, 6, 7, 8))], True)
     shared = f"<|object_ref_start|>cat < dog<|object_ref_end|>{two}\n<|object_ref_start|>b<|object_ref_end|>{two}"
-    found, well = token_boxes(shared)
+    result, well = token_boxes(shared)
     assert well
-    assert [item.label for item in found] == ["cat < dog", "cat < dog", "b", "b"]
+    assert [item.label for item in result] == ["cat < dog", "cat < dog", "b", "b"]
     assert token_boxes("<|im_end|>") == token_boxes("") == ([], True)
 
 
@@ -91,11 +91,11 @@ def test_items_are_read_where_the_form_is_broken():
 def test_json_golden():
     entries = '{"bbox_2d": [1, 2.5, -3, 4], "label": "person"},\n\t{"bbox_2d": [5,6,7,8], "label": " a b "}'
     text = f"```json\n[\n\t{entries}\n]\n```"
-    found = [Found((1, 2.5, -3, 4), "person"), Found((5, 6, 7, 8), "a b")]
-    assert json_boxes(text + "<|im_end|>") == (found, True)
-    assert json_boxes(text.strip("`").removeprefix("json")) == (found, True)
-    assert json_boxes("Here:\n" + text) == (found, False)
-    assert json_boxes(text + "\nDone.") == (found, False)
+    result = [LabelledBox((1, 2.5, -3, 4), "person"), LabelledBox((5, 6, 7, 8), "a b")]
+    assert json_boxes(text + "<|im_end|>") == (result, True)
+    assert json_boxes(text.strip("`").removeprefix("json")) == (result, True)
+    assert json_boxes("Here:\n" + text) == (result, False)
+    assert json_boxes(text + "\nDone.") == (result, False)
     assert json_boxes(text[:-3]) == ([], False)
     assert json_boxes("[]") == json_boxes("```json\n[]\n```") == ([], True)
 
@@ -120,7 +120,7 @@ def test_json_golden():
 )
 def test_a_bad_entry_gives_no_item_and_breaks_the_form(entry):
     good = '{"bbox_2d": [1, 2, 3, 4], "label": "a"}'
-    assert json_boxes(f"[{entry}, {good}]") == ([Found((1, 2, 3, 4), "a")], False)
+    assert json_boxes(f"[{entry}, {good}]") == ([LabelledBox((1, 2, 3, 4), "a")], False)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "7", '"[]"', "null", '[{"bbox_2d": [1,2', "[" * 200_000])
@@ -129,9 +129,9 @@ def test_no_json_list(text):
 
 
 def test_plain_golden():
-    four = [Found((1, 2, 3, 4))]
+    four = [LabelledBox((1, 2, 3, 4))]
     assert plain_boxes("[1, 2, 3, 4]") == plain_boxes("(1,2,3,4)") == plain_boxes("(1,2),(3,4)\n") == (four, True)
-    assert plain_boxes("[0.1,-2,3.25,4], (1,2),(3,4)") == ([Found((0.1, -2, 3.25, 4)), *four], True)
+    assert plain_boxes("[0.1,-2,3.25,4], (1,2),(3,4)") == ([LabelledBox((0.1, -2, 3.25, 4)), *four], True)
     assert plain_boxes("the box is [1,2,3,4]") == (four, False)
     assert plain_boxes("") == plain_boxes("[1,2,3]") == ([], False)
 
@@ -180,9 +180,9 @@ def test_unwrap(text, answer, well):
 @given(texts)
 def test_no_text_raises_and_all_numbers_are_finite(text):
     for form in FORMS:
-        found, well = boxes(text, form)
+        result, well = boxes(text, form)
         assert isinstance(well, bool)
-        assert all(abs(x) <= 1e9 for item in found for x in item.box)
+        assert all(abs(x) <= 1e9 for item in result for x in item.box)
     assert all(abs(x) <= 1e9 for point in points(text)[0] for x in point)
     assert unwrap(text)[0] in text
     first_box(text)
@@ -204,20 +204,20 @@ def test_time_is_linear(piece):
 
 labels = st.text().map(str.strip).filter(lambda label: "<|" not in label and "```" not in label)
 whole = st.integers(0, 1000).map(float)
-labelled = st.lists(st.builds(Found, st.tuples(whole, whole, whole, whole), labels))
+labelled = st.lists(st.builds(LabelledBox, st.tuples(whole, whole, whole, whole), labels))
 
 
 @given(labelled)
-def test_what_is_written_is_read(found):
-    assert json_boxes(write_json(found)) == (found, True)
-    assert token_boxes(write_tokens(found)) == (found, True)
+def test_what_is_written_is_read(result):
+    assert json_boxes(write_json(result)) == (result, True)
+    assert token_boxes(write_tokens(result)) == (result, True)
 
 
 def test_what_cannot_be_written():
     for label in ("a<|b", " a", None):
         with pytest.raises(ValueError, match="cannot be written"):
-            write_tokens([Found((0, 0, 1, 1), "a"), Found((0, 0, 1, 1), label)])
+            write_tokens([LabelledBox((0, 0, 1, 1), "a"), LabelledBox((0, 0, 1, 1), label)])
     for label in ("```", None):
         with pytest.raises(ValueError, match="cannot be written"):
-            write_json([Found((0, 0, 1, 1), label)])
-    assert write_tokens([Found((0, 0, 1.4, 1))]) == "<|box_start|>(0,0),(1,1)<|box_end|>"
+            write_json([LabelledBox((0, 0, 1, 1), label)])
+    assert write_tokens([LabelledBox((0, 0, 1.4, 1))]) == "<|box_start|>(0,0),(1,1)<|box_end|>"

@@ -24,7 +24,7 @@ images = st.lists(st.tuples(items, items), min_size=1, max_size=5)
 
 def coco(images) -> list[float] | None:
     """AP, AP50, AP75 of COCOeval with score 1.0 for every box; None where it has no class to average over."""
-    labels = sorted({label for targets, said in images for _, label in [*targets, *said]})
+    labels = sorted({label for targets, predicted in images for _, label in [*targets, *predicted]})
     numbers = {label: number for number, label in enumerate(labels, 1)}
 
     def rows(which: int) -> list[dict]:
@@ -44,15 +44,15 @@ def coco(images) -> list[float] | None:
         ]
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, said = COCO(), COCO()
-        for made, which in ((truth, 0), (said, 1)):
-            made.dataset = {
+        truth, predicted = COCO(), COCO()
+        for dataset, which in ((truth, 0), (predicted, 1)):
+            dataset.dataset = {
                 "images": [{"id": image + 1} for image in range(len(images))],
                 "categories": [{"id": number} for number in numbers.values()],
                 "annotations": rows(which),
             }
-            made.createIndex()
-        scored = COCOeval(truth, said, "bbox")
+            dataset.createIndex()
+        scored = COCOeval(truth, predicted, "bbox")
         scored.evaluate()
         scored.accumulate()
         scored.summarize()
@@ -60,8 +60,8 @@ def coco(images) -> list[float] | None:
 
 
 def ours(images) -> list[float] | None:
-    made = average_precision(images)
-    return None if made is None else [made["ap"], made["ap50"], made["ap75"]]
+    figures = average_precision(images)
+    return None if figures is None else [figures["ap"], figures["ap50"], figures["ap75"]]
 
 
 @settings(max_examples=150, deadline=None)
@@ -77,21 +77,23 @@ def jittered(draw: random.Random, box, by: int):
 
 def scenes(draw: random.Random, count: int, labels: str, *, boxes: int = 6) -> list:
     """Images whose predictions are jittered targets, some left out, some with another label, some from nowhere."""
-    made = []
+    images = []
     for _ in range(count):
         targets = []
         for _ in range(draw.randint(0, boxes)):
             x, y = draw.randint(0, 500), draw.randint(0, 400)
             box = (float(x), float(y), float(x + draw.randint(20, 120)), float(y + draw.randint(20, 120)))
             targets.append((box, draw.choice(labels)))
-        kept = [item for item in targets if draw.random() < 0.8]
-        said = [(jittered(draw, box, 12), label if draw.random() < 0.9 else draw.choice(labels)) for box, label in kept]
-        said += [
+        remaining = [item for item in targets if draw.random() < 0.8]
+        predicted = [
+            (jittered(draw, box, 12), label if draw.random() < 0.9 else draw.choice(labels)) for box, label in remaining
+        ]
+        predicted += [
             ((0.0, 0.0, 50.0, float(draw.randint(10, 90))), draw.choice(labels)) for _ in range(draw.randint(0, 2))
         ]
-        draw.shuffle(said)
-        made.append((targets, said))
-    return made
+        draw.shuffle(predicted)
+        images.append((targets, predicted))
+    return images
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -104,8 +106,8 @@ def test_it_is_cocos_on_whole_sets(seed):
 def test_only_a_hundred_boxes_of_a_class_count():
     target = ((0.0, 0.0, 10.0, 10.0), "a")
     wrong = [((20.0, 20.0, 30.0, 30.0), "a")] * 100
-    for said in ([*wrong[:99], target], [*wrong, target]):
-        images = [([target], said)]
+    for predicted in ([*wrong[:99], target], [*wrong, target]):
+        images = [([target], predicted)]
         assert ours(images) == pytest.approx(coco(images), abs=1e-9)
     assert average_precision([([target], [*wrong, target])])["ap"] == 0
 
@@ -113,10 +115,10 @@ def test_only_a_hundred_boxes_of_a_class_count():
 def test_of_equal_overlaps_the_last_target_is_taken():
     first, last = (0.0, 0.0, 10.0, 4.0), (2.0, 0.0, 12.0, 4.0)
     between = (1.0, 0.0, 11.0, 4.0)  # overlaps both alike; the next prediction is the first target itself
-    made = [[([(a, "x"), (b, "x")], [(between, "x"), (first, "x")])] for a, b in ((first, last), (last, first))]
-    for images in made:
+    result = [[([(a, "x"), (b, "x")], [(between, "x"), (first, "x")])] for a, b in ((first, last), (last, first))]
+    for images in result:
         assert ours(images) == pytest.approx(coco(images), abs=1e-9)
-    assert ours(made[0]) != ours(made[1])
+    assert ours(result[0]) != ours(result[1])
 
 
 def test_images_come_in_order():

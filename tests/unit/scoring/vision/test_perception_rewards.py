@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepstack.scoring.vision.answers import Found, write_json, write_tokens
-from stepstack.scoring.vision.perception import Frame, counting, detected, detection, grounded, grounding, ocr, total
+from stepstack.scoring.vision.answers import LabelledBox, write_json, write_tokens
+from stepstack.scoring.vision.perception import (
+    Frame,
+    counting,
+    detected_boxes,
+    detection,
+    grounding,
+    grounding_box,
+    ocr,
+    total,
+)
 from stepstack.scoring.vision.spatial import convert, iou
 from tests.unit.scoring.vision.test_answers import WOMAN, texts
 
@@ -25,11 +34,11 @@ labelled = st.lists(st.tuples(st.one_of(boxes, small), st.sampled_from(["cat", "
 
 
 def tokens(*boxes, label: str | None = None) -> str:
-    return write_tokens([Found(box, label) for box in boxes])
+    return write_tokens([LabelledBox(box, label) for box in boxes])
 
 
 def as_json(items) -> str:
-    return write_json([Found(box, label) for box, label in items])
+    return write_json([LabelledBox(box, label) for box, label in items])
 
 
 # Grounding
@@ -53,9 +62,9 @@ def test_the_space_is_what_the_frame_says():
     ]:
         assert grounding(text, target, frame, finished=True, form="plain") == pytest.approx({"format": 1, "iou": 1})
     fractions = "[0.1, 0.1, 0.5, 0.5]"
-    assert grounded(fractions, THOUSAND) == pytest.approx((0.064, 0.048, 0.32, 0.24))
+    assert grounding_box(fractions, THOUSAND) == pytest.approx((0.064, 0.048, 0.32, 0.24))
     with pytest.raises(ValueError, match="model_size"):
-        grounded(text, Frame("model", (640, 480)))
+        grounding_box(text, Frame("model", (640, 480)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +94,7 @@ def test_reversed_boxes_overlap_nothing():
 
 def test_thinking_asks_for_the_wrapping():
     text = f"<think>[9, 9, 99, 99]?</think><answer>{WOMAN.removesuffix('<|im_end|>')}</answer><|im_end|>"
-    target = grounded(WOMAN, THOUSAND)
+    target = grounding_box(WOMAN, THOUSAND)
     assert grounding(text, target, THOUSAND, finished=True, thinking=True) == {"format": 1, "iou": 1}
     assert grounding(WOMAN, target, THOUSAND, finished=True, thinking=True) == {"format": 0, "iou": 1}
     assert grounding(text, target, THOUSAND, finished=True)["format"] == 0
@@ -135,17 +144,17 @@ def test_perfect_counting_is_full(targets, matching):
 
 
 @given(st.lists(boxes, max_size=4), st.lists(boxes, max_size=4), st.randoms())
-def test_order_does_not_matter_in_counting(said, targets, draw):
-    shuffled = draw.sample(said, len(said))
+def test_order_does_not_matter_in_counting(predicted, targets, draw):
+    shuffled = draw.sample(predicted, len(predicted))
     assert counting(tokens(*shuffled), targets, PIXELS, finished=True) == counting(
-        tokens(*said), targets, PIXELS, finished=True
+        tokens(*predicted), targets, PIXELS, finished=True
     )
 
 
 @given(st.lists(boxes, max_size=4), st.lists(boxes, max_size=4))
-def test_matching_is_never_worth_less_than_order(said, targets):
+def test_matching_is_never_worth_less_than_order(predicted, targets):
     free, bound = (
-        counting(tokens(*said), targets, PIXELS, finished=True, matching=way)["points"] for way in (True, False)
+        counting(tokens(*predicted), targets, PIXELS, finished=True, matching=way)["points"] for way in (True, False)
     )
     assert free >= bound - 1e-9
 
@@ -179,10 +188,10 @@ CAT, DOG = ((0.0, 0.0, 10.0, 10.0), "cat"), ((20.0, 0.0, 30.0, 10.0), "dog")
 
 def test_detection_golden():
     """One target hit with IoU 0.5 under another label, one missed, one box from nowhere."""
-    said = [((0.0, 0.0, 10.0, 5.0), "dog"), ((300.0, 300.0, 310.0, 310.0), "cat")]
-    parts = detection(as_json(said), [CAT, DOG], PIXELS, finished=True)
+    predicted = [((0.0, 0.0, 10.0, 5.0), "dog"), ((300.0, 300.0, 310.0, 310.0), "cat")]
+    parts = detection(as_json(predicted), [CAT, DOG], PIXELS, finished=True)
     assert parts == pytest.approx({"format": 1, "location": 0.5, "cls": 0, "count_f1": 2 / 4, "missing": -0.5})
-    strict = detection(as_json(said), [CAT, DOG], PIXELS, finished=True, same_label=True)
+    strict = detection(as_json(predicted), [CAT, DOG], PIXELS, finished=True, same_label=True)
     assert strict == {**parts, "count_f1": 0}
 
 
@@ -196,9 +205,9 @@ def test_order_is_what_matching_does_without():
 
 def test_labels_may_weigh_in_the_matching():
     """A worse box of the right class wins only with a bonus that outweighs the overlap."""
-    said = [((0.0, 0.0, 10.0, 9.0), "dog"), ((0.0, 0.0, 10.0, 6.0), "cat")]
-    by_overlap = detection(as_json(said), [CAT], PIXELS, finished=True)
-    by_label = detection(as_json(said), [CAT], PIXELS, finished=True, label_bonus=1.0)
+    predicted = [((0.0, 0.0, 10.0, 9.0), "dog"), ((0.0, 0.0, 10.0, 6.0), "cat")]
+    by_overlap = detection(as_json(predicted), [CAT], PIXELS, finished=True)
+    by_label = detection(as_json(predicted), [CAT], PIXELS, finished=True, label_bonus=1.0)
     assert (by_overlap["location"], by_overlap["cls"]) == pytest.approx((0.9, 0))
     assert (by_label["location"], by_label["cls"]) == pytest.approx((0.6, 1))
     # a label alone is no match
@@ -215,40 +224,47 @@ def test_perfect_detection_is_full(targets):
 
 
 @given(labelled, labelled, st.randoms())
-def test_order_does_not_matter_in_detection(said, targets, draw):
-    parts = detection(as_json(said), targets, PIXELS, finished=True)
-    shuffled, reordered = draw.sample(said, len(said)), draw.sample(targets, len(targets))
+def test_order_does_not_matter_in_detection(predicted, targets, draw):
+    parts = detection(as_json(predicted), targets, PIXELS, finished=True)
+    shuffled, reordered = draw.sample(predicted, len(predicted)), draw.sample(targets, len(targets))
     assert detection(as_json(shuffled), reordered, PIXELS, finished=True) == parts
 
 
 def test_order_does_not_decide_between_equal_matchings():
     """IoU 1 + 0 or 1/2 + 1/2: one pair matched or two, and the sum is the same."""
     whole, upper, lower = (0.0, 0.0, 8.0, 8.0), (0.0, 0.0, 8.0, 4.0), (0.0, 4.0, 8.0, 8.0)
-    said, meant = [(whole, "cat"), (lower, "cat")], [(whole, "dog"), (upper, "dog")]
-    every = [detection(as_json(a), b, PIXELS, finished=True) for a in (said, said[::-1]) for b in (meant, meant[::-1])]
+    predicted, expected = [(whole, "cat"), (lower, "cat")], [(whole, "dog"), (upper, "dog")]
+    every = [
+        detection(as_json(a), b, PIXELS, finished=True)
+        for a in (predicted, predicted[::-1])
+        for b in (expected, expected[::-1])
+    ]
     assert all(parts == every[0] for parts in every)
 
 
 @given(labelled, labelled)
-def test_an_extra_box_away_from_all_costs_only_f1(said, targets):
+def test_an_extra_box_away_from_all_costs_only_f1(predicted, targets):
     extra = ((600.0, 460.0, 610.0, 470.0), "cat")
-    before, after = (detection(as_json(items), targets, PIXELS, finished=True) for items in (said, [*said, extra]))
+    before, after = (
+        detection(as_json(items), targets, PIXELS, finished=True) for items in (predicted, [*predicted, extra])
+    )
     if before["count_f1"] > 0:
         assert after["count_f1"] < before["count_f1"]
-    if said and targets:
+    if predicted and targets:
         assert {**after, "count_f1": 0} == pytest.approx({**before, "count_f1": 0})
 
 
 def test_means_over_all_boxes_do_not_pay_for_leaving_one_out():
     """The released text's means over matched pairs are full for one good box of two; over all they are half."""
     good, loose = CAT, ((DOG[0][0], DOG[0][1], DOG[0][2], DOG[0][3] + 40.0), DOG[1])
-    for said, matched, all_of in (
+    for predicted, matched, all_of in (
         ([good], (1.0, 1.0), (0.5, 0.5)),
         ([good, loose], (None, 1.0), (None, 1.0)),
         ([good, DOG, ((600.0, 460.0, 610.0, 470.0), "cat")], (1.0, 1.0), (2 / 3, 2 / 3)),
     ):
         parts = {
-            over: detection(as_json(said), [CAT, DOG], PIXELS, finished=True, over=over) for over in ("matched", "all")
+            over: detection(as_json(predicted), [CAT, DOG], PIXELS, finished=True, over=over)
+            for over in ("matched", "all")
         }
         for over, (location, cls) in (("matched", matched), ("all", all_of)):
             assert location is None or parts[over]["location"] == pytest.approx(location)
@@ -269,11 +285,11 @@ def test_an_image_without_objects():
 
 
 def test_tokens_can_detect_too():
-    text = write_tokens([Found(box, label) for box, label in (CAT, DOG)])
-    assert detected(text, PIXELS, "tokens") == ([CAT, DOG], True)
-    assert detected(tokens((0, 0, 10, 10)), PIXELS, "tokens") == ([], False)
+    text = write_tokens([LabelledBox(box, label) for box, label in (CAT, DOG)])
+    assert detected_boxes(text, PIXELS, "tokens") == ([CAT, DOG], True)
+    assert detected_boxes(tokens((0, 0, 10, 10)), PIXELS, "tokens") == ([], False)
     scaled = as_json([(convert(CAT[0], "pixels", "model", (640, 480), (6400, 4800)), "cat")])
-    assert detected(scaled, Frame("model", (640, 480), (6400, 4800))) == ([CAT], True)
+    assert detected_boxes(scaled, Frame("model", (640, 480), (6400, 4800))) == ([CAT], True)
 
 
 # All

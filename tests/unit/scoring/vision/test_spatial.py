@@ -53,9 +53,9 @@ def test_iou_is_symmetric_and_bounded_whatever_the_numbers(a, b):
 
 @given(st.lists(wild_boxes, max_size=4), st.lists(wild_boxes, max_size=4))
 def test_ious_is_iou_of_all_pairs(a, b):
-    made = ious(a, b)
-    assert made.shape == (len(a), len(b))
-    assert made.tolist() == [[iou(x, y) for y in b] for x in a]
+    result = ious(a, b)
+    assert result.shape == (len(a), len(b))
+    assert result.tolist() == [[iou(x, y) for y in b] for x in a]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_a_space_without_its_size_is_an_error():
     ],
 )
 def test_check(box, reason):
-    said = check(box, (10, 20))
-    assert said is None if reason is None else reason in said
+    problem = check(box, (10, 20))
+    assert problem is None if reason is None else reason in problem
 
 
 def test_clip_contains_and_distance():

@@ -1,4 +1,4 @@
-"""What can be chosen about DSV."""
+"""Settings of DSV. No torch."""
 
 from __future__ import annotations
 
@@ -72,8 +72,11 @@ class DsvConfig(Strict):
 
 
 def rope_split(rank: int) -> tuple[int, int, int]:
-    """Of ``rank`` numbers those that turn with the frame, the row and the column: a half, a quarter, a quarter, as
-    RoPE-3D divides a head in Step-Video (arXiv 2502.10248)."""
+    """Numbers of ``rank`` that turn with the frame, the row and the column: a half, a quarter, a quarter.
+
+    RoPE-3D divides a head in the same way in Step-Video (arXiv 2502.10248). ConfigError for a rank that does not
+    divide.
+    """
     if rank < 8 or rank % 8:
         raise ConfigError(f"rank {rank} does not split into 1/2, 1/4, 1/4 of whole pairs: take a multiple of 8")
     return rank // 2, rank // 4, rank // 4

@@ -1,4 +1,4 @@
-"""One attention under DSV, whatever model it stands in: observe, then dense or sparse."""
+"""One attention under DSV, in any model: observe, then attend densely or sparsely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.layout import CubeLayout
 from stepstack.models.video.dsv.observe import Observation, observe
 from stepstack.models.video.dsv.predictor import LowRankPredictor
-from stepstack.models.video.dsv.speed import Shape, SpeedProfile, device_name
+from stepstack.models.video.dsv.speed import AttentionShape, SpeedProfile, device_name
 from stepstack.ops.attention import sparse_attention
 from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.ops.selection import Selection
@@ -21,10 +21,13 @@ from stepstack.ops.selection import Selection
 
 @dataclass(eq=False)
 class Call:
-    """One forward pass of the model. It travels through the blocks with the rotary embedding, so that gradient
-    checkpointing, which runs a block again in the backward, hands the same one in again: ``done`` names the attentions
-    that have observed this pass, and none does so twice. ``sampled``: query cubes to observe; None: none.
-    ``threshold``: from this sparsity on an attention is sparse; None: all are dense."""
+    """One forward pass of the model.
+
+    It travels through the blocks with the rotary embedding, so that gradient checkpointing, which runs a block again in
+    the backward pass, passes the same call again. ``done`` holds the attentions that have observed this pass, so that
+    none does so twice. ``sampled``: query cubes to observe, or None. ``threshold``: an attention is sparse from this
+    sparsity on; None where all are dense.
+    """
 
     layout: CubeLayout
     sampled: Tensor | None
@@ -33,9 +36,11 @@ class Call:
 
 
 class DsvAttention(nn.Module):
-    """What a model's attention processor calls. ``sparsity_H``: smoothed share of key cubes that are not critical, by
-    head, on the CPU; None until profiled. Only ``Dsv.step`` changes it and the predictor, so that a recomputed forward
-    pass is the same as the first."""
+    """Attention that a model's attention processor calls.
+
+    ``sparsity_H``: smoothed fraction of key cubes that are not critical, by head, on the CPU; None until profiled. Only
+    ``Dsv.step`` changes it and the predictor, so that a recomputed forward pass is the same as the first.
+    """
 
     def __init__(self, index: int, dim: int, heads: int, config: DsvConfig, speed: SpeedProfile | None):
         super().__init__()
@@ -43,11 +48,13 @@ class DsvAttention(nn.Module):
         self.predictor = LowRankPredictor(dim, heads, config.rank)
         self.sparsity_H: Tensor | None = None
         self.observed: Observation | None = None
-        self.checked: Shape | None = None  # the shape that the speed profile was last found to be of
+        self.checked: AttentionShape | None = None  # shape that last passed the check of the speed profile
 
     def attend(self, x_BSC: Tensor, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, call: Call) -> Tensor:
-        """o_BHSD from the attention's input x and its q, k, v as they would be multiplied, in the model's order.
-        ValueError for tokens that are not the grid's, ConfigError for a speed profile of another shape."""
+        """Output o_BHSD from the attention's input x and its final q, k, v, in the model's order of tokens.
+
+        ValueError for tokens that are not the grid's, ConfigError for a speed profile of another shape.
+        """
         if q_BHSD.shape[2] != call.layout.tokens or k_BHSD.shape[2] != call.layout.tokens:
             f, h, w = call.layout.grid
             raise ValueError(f"{q_BHSD.shape[2]} tokens are not the {call.layout.tokens} of a grid of {f} x {h} x {w}")
@@ -55,10 +62,10 @@ class DsvAttention(nn.Module):
             self.check_speed(v_BHSD, self.speed)
         if call.sampled is not None and self.index not in call.done:
             call.done.add(self.index)
-            seen = observe(
+            observation = observe(
                 self.predictor, x_BSC, q_BHSD, k_BHSD, call.layout, call.sampled, self.config.mass, self.sparsity_H
             )
-            self.observed = seen if self.observed is None else self.observed + seen
+            self.observed = observation if self.observed is None else self.observed + observation
         if not self.is_sparse(call.threshold):
             return self.dense(q_BHSD, k_BHSD, v_BHSD)
         # One dtype, as autocast gives SDPA: norms leave q and k wider than v.
@@ -69,23 +76,26 @@ class DsvAttention(nn.Module):
         return call.layout.to_model(sparse_attention(q, k, v, selection, check=False))
 
     def is_sparse(self, threshold: float | None) -> bool:
-        """All heads of one attention go the same way, by their mean, as the paper dispatches."""
+        """Whether the attention is sparse. All its heads go the same way, by their mean, like in the paper."""
         return threshold is not None and self.sparsity_H is not None and float(self.sparsity_H.mean()) >= threshold
 
     def dense(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD)
 
     def select(self, x_BSC: Tensor, q: Tensor, k: Tensor, layout: CubeLayout) -> Selection:
-        """Key cubes of every query cube, as many a head as its sparsity leaves; q and k in the order of cubes."""
+        """Selection of the key cubes of every query cube, as many for a head as its sparsity leaves.
+
+        q and k are in the order of cubes.
+        """
         assert self.sparsity_H is not None
-        keep_H = profiler.kept(self.sparsity_H, layout.blocks.count)
+        keep_H = profiler.blocks_to_keep(self.sparsity_H, layout.blocks.count)
         if self.config.selector == "pooled":
             return pooled_selection(q, k, layout.blocks, layout.blocks, keep_H)
         low_q, low_k = (layout.to_cubes(y) for y in self.predictor(x_BSC, layout.angles))
         return low_rank_selection(low_q, low_k, layout.blocks, layout.blocks, keep_H)
 
     def check_speed(self, v_BHSD: Tensor, speed: SpeedProfile) -> None:
-        here = Shape(
+        here = AttentionShape(
             device=device_name(v_BHSD.device),
             dtype=str(v_BHSD.dtype).removeprefix("torch."),
             heads=v_BHSD.shape[1],

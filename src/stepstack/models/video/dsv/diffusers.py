@@ -1,4 +1,4 @@
-"""DSV in video transformers, diffusers' Wan and LTX and our own, by their attention processors."""
+"""DSV in video transformers, by their attention processors: diffusers' Wan and LTX, and VideoDiT."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stepstack.config import ConfigError
 from stepstack.models.video.dit import VideoDiT, merge_heads
 from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.core import Call, DsvAttention
-from stepstack.models.video.dsv.handle import Dsv, speed_of
+from stepstack.models.video.dsv.handle import Dsv, load_speed_profile
 from stepstack.models.video.grid import Grid
 
 
 def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
-    """Give every self-attention over the video a DSV processor. Cross-attention stays as it is.
+    """Give every self-attention over the video a DSV processor. Cross-attention stays unchanged.
 
-    The model's state_dict has the predictors from now on, as ``...attn1.processor.predictor.query`` and ``.key``; they
-    are fp32 where the weights are, so convert and move the model first. ConfigError for a model that is not known.
+    From now on the model's state_dict has the predictors as ``...attn1.processor.predictor.query`` and ``.key``. They
+    are fp32 on the device of the weights, so convert and move the model first. ConfigError for an unknown model.
     """
     kind = type(model)
     if issubclass(kind, WanTransformer3DModel):
@@ -37,14 +37,15 @@ def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
 
 
 class Rotary(tuple):
-    """The model's (cos, sin) and the ``call`` that they belong to: it reaches every block, also in checkpoints."""
+    """Pair (cos, sin) of the model with the ``call`` that it belongs to, which reaches every block, also in
+    checkpoints."""
 
     call: Call
 
     def __new__(cls, pair: Sequence[Tensor], call: Call) -> Rotary:
-        made = super().__new__(cls, pair)
-        made.call = call
-        return made
+        rotary = super().__new__(cls, pair)
+        rotary.call = call
+        return rotary
 
 
 def install(
@@ -54,18 +55,18 @@ def install(
     grid_of: Callable[..., Grid],
     config: DsvConfig,
 ) -> Dsv:
-    """``grid_of`` takes the rotary embedding's module and its arguments."""
-    speed = speed_of(config)
-    made = []
+    """Install the processors. ``grid_of`` takes the rotary embedding's module and its arguments."""
+    speed = load_speed_profile(config)
+    processors = []
     for index, attention in enumerate(attentions):
         if isinstance(attention.processor, DsvAttention):
-            raise ConfigError("DSV is already enabled on this model")
+            raise ConfigError("DSV is already enabled on this model: enable it once")
         weight = attention.to_q.weight
-        made.append(processor(index, weight.shape[1], attention.heads, config, speed).to(weight.device))
-        made[-1]._attention_backend = attention.processor._attention_backend
-        made[-1].train(attention.training)
-        attention.set_processor(made[-1])
-    dsv = Dsv(made, config, speed)
+        processors.append(processor(index, weight.shape[1], attention.heads, config, speed).to(weight.device))
+        processors[-1]._attention_backend = attention.processor._attention_backend
+        processors[-1].train(attention.training)
+        attention.set_processor(processors[-1])
+    dsv = Dsv(processors, config, speed)
 
     def mark(rope: nn.Module, args: tuple, kwargs: dict[str, Any], pair: Sequence[Tensor]) -> Rotary:
         training = rope.training and torch.is_grad_enabled()
@@ -76,7 +77,7 @@ def install(
 
 
 class DiffusersDsv(DsvAttention):
-    """Dense attention through the backend that the model was set to."""
+    """Attention whose dense form runs on the backend that the model was set to."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
@@ -100,7 +101,7 @@ class DiffusersDsv(DsvAttention):
 
 
 class WanDsv(DiffusersDsv):
-    """For WanAttention: heads first, then RoPE-3D."""
+    """Processor for WanAttention: heads first, then RoPE-3D."""
 
     def forward(
         self, attn: Any, x: Tensor, encoder: Tensor | None = None, mask: Tensor | None = None, rotary: Any = None
@@ -111,12 +112,12 @@ class WanDsv(DiffusersDsv):
         else:
             q, k, v = attn.to_q(x), attn.to_k(x), attn.to_v(x)
         q, k, v = (y.unflatten(2, (attn.heads, -1)) for y in (attn.norm_q(q), attn.norm_k(k), v))
-        q, k = (turn(y, *rotary) for y in (q, k))
+        q, k = (rotate_pairs(y, *rotary) for y in (q, k))
         return self.finish(attn, x, q, k, v, rotary)
 
 
 class LtxDsv(DiffusersDsv):
-    """For LTXAttention: RoPE over the whole width, then heads."""
+    """Processor for LTXAttention: RoPE over the whole width, then heads."""
 
     def forward(
         self, attn: Any, x: Tensor, encoder: Tensor | None = None, mask: Tensor | None = None, rotary: Any = None
@@ -129,7 +130,8 @@ class LtxDsv(DiffusersDsv):
 
 
 class VideoDsv(DiffusersDsv):
-    """For our VideoDiT: QK-norm, then RoPE-3D by halves. ``context``: a ``DsvContext`` whose ranks share videos."""
+    """Processor for VideoDiT: QK-norm, then RoPE-3D by halves. ``context``: a ``DsvContext`` whose ranks share
+    videos."""
 
     dense = DsvAttention.dense
     context: Any = None
@@ -142,7 +144,7 @@ class VideoDsv(DiffusersDsv):
         return attn.to_out(merge_heads(out))
 
 
-def turn(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Wan's RoPE on neighbouring pairs; ``cos`` and ``sin`` [1, S, 1, D] hold every angle twice."""
     a, b = x_BSHD.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
@@ -161,7 +163,7 @@ def video_grid(rope: Any, grid: Grid, device: torch.device) -> Grid:
 def ltx_grid(
     rope: Any, latents: Tensor, num_frames: int | None, height: int | None, width: int | None, *unused: Any
 ) -> Grid:
-    """LTX gets tokens, so it must be told the grid."""
+    """Grid of an LTX call. LTX gets tokens, so the caller must pass the grid."""
     if num_frames is None or height is None or width is None:
         raise ConfigError("DSV needs the video's grid: call the LTX model with num_frames, height and width")
     return num_frames, height, width

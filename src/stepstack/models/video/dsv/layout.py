@@ -1,4 +1,4 @@
-"""One size of video: its cubes, and the angles of its tokens in the predictors."""
+"""Layout of one size of video: its cubes, and the angles of its tokens in the predictors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from stepstack.ops.selection import Blocks
 
 @dataclass(frozen=True, eq=False)
 class CubeLayout:
-    """``angles`` [S, rank / 2] are in the model's order: frames, rows, columns."""
+    """Cubes of a grid. ``angles`` [S, rank / 2] are in the model's order: frames, rows, columns."""
 
     grid: Grid
     cubes: Cubes
     angles: Tensor
 
     @classmethod
-    def of(cls, grid: Grid, cube: Grid, rank: int, device: torch.device) -> CubeLayout:
-        return cls(grid, Cubes.of(grid, cube, device), rope_angles(grid, rank, device=device))
+    def build(cls, grid: Grid, cube: Grid, rank: int, device: torch.device) -> CubeLayout:
+        return cls(grid, Cubes.build(grid, cube, device), rope_angles(grid, rank, device=device))
 
     @property
     def blocks(self) -> Blocks:

@@ -1,4 +1,4 @@
-"""A look at one attention's true scores on sampled queries: the predictor's gradient, and how sparse each head is."""
+"""Observation of one attention's true scores on sampled queries: the predictor's gradient, and each head's sparsity."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from stepstack.models.video.dsv.predictor import LowRankPredictor, low_rank, sco
 from stepstack.ops.select import low_rank_selection, pooled_selection
 from stepstack.ops.selection import Blocks
 
-SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
+MAX_SCORES = 1 << 26  # sampled scores held at once, fp32: 256 MiB
 
-# What is seen of each head. Shares of keys and of key cubes that are not critical; softmax mass in the cubes that
-# low-rank selection takes; that mass over what the best choice of as many holds; share of that best choice that it
-# takes; the second ratio for pooled selection; share of all score pairs that the choice computes.
-SEEN = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
+# Metrics of a head, in this order: the fraction of keys, and of key cubes, that are not critical. The softmax mass in
+# the cubes that low-rank selection takes, that mass over the mass of the best choice of as many cubes, and the fraction
+# of that best choice that it takes. The same mass ratio for pooled selection. The fraction of score pairs computed.
+HEAD_METRICS = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pooled_recall", "density")
 
 
 @dataclass(eq=False)
 class Observation:
-    """Sums over the forward passes of one step. ``seen_MH``: SEEN by head; ``gradients``: of the predictor."""
+    """Sums over the forward passes of one step. ``metrics_MH``: HEAD_METRICS by head. ``gradients``: those of the
+    predictor."""
 
     count: int
     loss: Tensor
-    seen_MH: Tensor
+    metrics_MH: Tensor
     gradients: list[Tensor]
 
     def __add__(self, other: Observation) -> Observation:
         gradients = [a + b for a, b in zip(self.gradients, other.gradients, strict=True)]
-        return Observation(self.count + other.count, self.loss + other.loss, self.seen_MH + other.seen_MH, gradients)
+        return Observation(
+            self.count + other.count, self.loss + other.loss, self.metrics_MH + other.metrics_MH, gradients
+        )
 
 
 def observe(
@@ -47,10 +50,11 @@ def observe(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> Observation:
-    """``sampled``: ascending query cubes, int64. ``sparsity_H``: that selections are judged at; None: at what is seen.
+    """Observation of one attention.
 
-    The backward of the predictors' loss runs here, piece by piece, so that no more than a piece of the sampled scores
-    is ever held. The model's graph neither keeps nor feels any of it.
+    ``sampled``: ascending query cubes, int64. ``sparsity_H``: sparsity at which selections are compared; None takes the
+    observed one. The backward pass of the predictors' loss runs here, piece by piece, so that only one piece of the
+    sampled scores is ever held. It neither extends nor changes the model's graph.
     """
 
     def arranged(low: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -72,26 +76,32 @@ def observe_cubes(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> Observation:
-    """``observe`` of q and k [B, h, S, D] in the order of cubes, which may be of some heads only. ``arranged`` brings
-    the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q and k."""
+    """``observe`` for q and k [B, h, S, D] in the order of cubes, which may have only some of the heads.
+
+    ``arranged`` brings the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q
+    and k.
+    """
     with own_graph(q_BHSD.device.type):
         query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
         low = arranged(low_rank(x_BSC.detach(), query, key, predictor.heads, angles_SP))
         low_q, low_k = (y.detach().requires_grad_() for y in low)
         q, k = q_BHSD.detach().float(), k_BHSD.detach().float()
-        loss, token_sparsity_H, share_BHQK = on_pieces((low_q, low_k), q, k, blocks, sampled, mass)
+        loss, token_sparsity_H, share_BHQK = scores_by_piece((low_q, low_k), q, k, blocks, sampled, mass)
         back = [leaf.grad for leaf in (low_q, low_k) if leaf.grad is not None]
         gradients = torch.autograd.grad(low, (query, key), back)
     with torch.no_grad():
-        seen = judge((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
-    return Observation(1, loss, torch.stack([token_sparsity_H, *seen]), list(gradients))
+        metrics = head_metrics((low_q, low_k), (q, k), blocks, sampled, share_BHQK, mass, sparsity_H)
+    return Observation(1, loss, torch.stack([token_sparsity_H, *metrics]), list(gradients))
 
 
-def on_pieces(
+def scores_by_piece(
     low: tuple[Tensor, Tensor], q: Tensor, k: Tensor, blocks: Blocks, sampled: Tensor, mass: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (its gradient goes to the leaves ``low``), the heads' sparsity over tokens, and the softmax mass of each key
-    cube for each sampled query cube, [B, H, sampled, K]. All tensors are in the order of cubes."""
+    """Loss, the heads' sparsity over tokens, and softmax mass of each key cube for each sampled query cube [B, H,
+    sampled, K].
+
+    The gradient of the loss goes to the leaves ``low``. All tensors are in the order of cubes.
+    """
     low_q, low_k = low
     scale, total = q.shape[-1] ** -0.5, int(blocks.lengths[sampled].sum())
     loss, sparsity_H, shares = q.new_zeros(()), q.new_zeros(q.shape[1]), []
@@ -107,7 +117,7 @@ def on_pieces(
     return loss, sparsity_H, torch.cat(shares, 2)
 
 
-def judge(
+def head_metrics(
     low: tuple[Tensor, Tensor],
     qk: tuple[Tensor, Tensor],
     blocks: Blocks,
@@ -116,35 +126,43 @@ def judge(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> list[Tensor]:
-    """SEEN without its first, each [H]: averages over the batch and the sampled query cubes."""
-    found_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
-    at_H = found_H if sparsity_H is None else sparsity_H
-    keep_H = profiler.kept(at_H, blocks.count)
+    """HEAD_METRICS without the first, each [H]: averages over the batch and the sampled query cubes."""
+    observed_H = profiler.sparsity(share_BHQK, mass).mean((0, 2))
+    at_H = observed_H if sparsity_H is None else sparsity_H
+    keep_H = profiler.blocks_to_keep(at_H, blocks.count)
     chosen = low_rank_selection(*low, blocks, blocks, keep_H)
     pooled = pooled_selection(*qk, blocks, blocks, keep_H)
     best = profiler.top_mask(share_BHQK, keep_H)
-    ceiling = held(share_BHQK, best)
+    ceiling = held_mass(share_BHQK, best)
     mine, other = (s.mask()[:, :, sampled] for s in (chosen, pooled))
     overlap = (mine & best).sum(-1) / best.sum(-1)
-    of_heads = (held(share_BHQK, mine), held(share_BHQK, mine) / ceiling, overlap, held(share_BHQK, other) / ceiling)
-    return [found_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
+    of_heads = (
+        held_mass(share_BHQK, mine),
+        held_mass(share_BHQK, mine) / ceiling,
+        overlap,
+        held_mass(share_BHQK, other) / ceiling,
+    )
+    return [observed_H, *(x.mean((0, 2)) for x in of_heads), chosen.density.mean(0)]
 
 
-def held(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
+def held_mass(share_BHQK: Tensor, mask_BHQK: Tensor) -> Tensor:
+    """Softmax mass in the masked cubes."""
     return (share_BHQK * mask_BHQK).sum(-1)
 
 
-def sample(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
-    """One in ``factor`` of the blocks, at random and ascending, at least one."""
+def sample_blocks(blocks: Blocks, factor: int, generator: torch.Generator) -> Tensor:
+    """Random blocks, one in ``factor`` and at least one, ascending."""
     count = max(1, blocks.count // factor)
     chosen = torch.randperm(blocks.count, generator=generator)[:count].sort().values
     return chosen.to(blocks.starts.device)
 
 
 def pieces(blocks: Blocks, sampled: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens of the sampled blocks, and the place among its piece's of the block each is in, so many blocks at a time
-    that their scores, ``width`` a token, stay below SCORES (one block at least)."""
-    step = max(1, SCORES // (width * blocks.size))
+    """Pieces of the sampled blocks: their tokens, and for each token the place of its block in the piece.
+
+    Each piece has as many blocks as keep their scores, ``width`` a token, below MAX_SCORES, and at least one.
+    """
+    step = max(1, MAX_SCORES // (width * blocks.size))
     for part in sampled.split(step):
         lengths = blocks.lengths[part]
         cube = torch.arange(len(part), device=part.device).repeat_interleave(lengths)
@@ -161,8 +179,11 @@ def mean_by(share_BHSK: Tensor, group_S: Tensor) -> Tensor:
 
 @contextmanager
 def own_graph(device: str) -> Iterator[None]:
-    """Autograd apart from the model's: with gradients even where a reentrant checkpoint has turned them off, without
-    autocast, and with plain saved tensors, which a checkpoint's hooks would throw away and recompute."""
+    """Autograd context apart from the model's.
+
+    It has gradients even where a reentrant checkpoint has turned them off, no autocast, and plain saved tensors, which
+    a checkpoint's hooks would discard and recompute.
+    """
     keep = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
     with torch.enable_grad(), torch.autocast(device, enabled=False), keep:
         yield

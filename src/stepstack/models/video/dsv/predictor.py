@@ -1,7 +1,7 @@
 """Low-rank predictors of attention scores: DSV's approximation of Q K^T (arXiv 2502.07590, section 5.2).
 
-The paper projects the block's input. Without its position a projection cannot know what RoPE does to the scores, so
-here the low-rank q and k are rotated as well (docs/dsv.md has the measurement).
+The paper projects the block's input. A projection without positions cannot reproduce the effect of RoPE on the scores,
+so here the low-rank q and k are rotated as well (docs/dsv.md has the measurement).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stepstack.models.video.dsv.config import rope_split
 from stepstack.models.video.grid import Grid
 
-COSINE, NORM = 0.95, 0.05  # weights of the loss's two parts
+COSINE, NORM = 0.95, 0.05  # weights of the two parts of the loss
 
 
 def rope_angles(grid: Grid, rank: int, base: float = 1e4, device: torch.device | str = "cpu") -> Tensor:
@@ -30,7 +30,7 @@ def rope_angles(grid: Grid, rank: int, base: float = 1e4, device: torch.device |
 
 
 def rotate(x_BHSR: Tensor, angles_SP: Tensor) -> Tensor:
-    """Turn the pairs (x_p, x_{p + R/2}) by their token's angles."""
+    """Pairs (x_p, x_{p + R/2}) turned by the angles of their token."""
     a, b = x_BHSR.chunk(2, -1)
     cos, sin = angles_SP.cos(), angles_SP.sin()
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
@@ -43,11 +43,11 @@ def project(x_BSC: Tensor, weight_OC: Tensor, heads: int, angles_SP: Tensor) -> 
 
 
 def score_loss(low_QS: Tensor, true_QS: Tensor, eps: float = 1e-8) -> Tensor:
-    """0.95 (1 - cosine) + 0.05 |low - true|^2 / |true|^2 of each query's scores over all keys, averaged; shapes
-    [..., queries, keys], fp32.
+    """Mean over queries of 0.95 (1 - cosine) + 0.05 |low - true|^2 / |true|^2 of the scores over all keys.
 
-    The paper names the parts and their weights only. The second is the squared error of scores normalised by the
-    length of the true ones: it gives the predicted scores their scale, without which their softmax means nothing.
+    Shapes [..., queries, keys], fp32. The paper names only the parts and their weights. The second part is the squared
+    error of scores normalised by the length of the true ones. It gives the predicted scores their scale, without which
+    their softmax means nothing.
     """
     dot, true_square = (low_QS * true_QS).sum(-1), true_QS.square().sum(-1)
     cosine = dot / (low_QS.square().sum(-1) * true_square).clamp_min(eps**2).sqrt()
@@ -56,9 +56,9 @@ def score_loss(low_QS: Tensor, true_QS: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 class LowRankPredictor(nn.Module):
-    """W_Q^lr and W_K^lr of one attention, [heads * rank, dim] each.
+    """Weights W_Q^lr and W_K^lr of one attention, [heads * rank, dim] each.
 
-    They require no gradient: the model's optimizer, DDP and gradient clipping pass them by. ``Dsv`` trains them.
+    They require no gradient, so the model's optimizer, DDP and gradient clipping ignore them. ``Dsv`` trains them.
     """
 
     def __init__(self, dim: int, heads: int, rank: int, device: torch.device | str = "cpu"):
@@ -75,6 +75,6 @@ class LowRankPredictor(nn.Module):
 
 
 def low_rank(x_BSC: Tensor, query_OC: Tensor, key_OC: Tensor, heads: int, angles_SP: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with given weights."""
+    """Low-rank q and k by the given weights."""
     x_BSC = x_BSC.float()
     return project(x_BSC, query_OC.float(), heads, angles_SP), project(x_BSC, key_OC.float(), heads, angles_SP)

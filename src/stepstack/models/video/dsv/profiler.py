@@ -1,4 +1,4 @@
-"""How sparse attention is: the fewest keys that hold nine tenths of the softmax (arXiv 2502.07590, sections 3, 5)."""
+"""Sparsity of attention: the fewest keys that hold nine tenths of the softmax (arXiv 2502.07590, sections 3, 5)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stepstack.ops.selection import Blocks
 
 
 def critical(share_QN: Tensor, mass: float) -> Tensor:
-    """True for the smallest set of largest entries along the last axis that holds ``mass`` of their sum."""
+    """Mask of the smallest set of largest entries along the last axis that holds ``mass`` of their sum."""
     ranked, order = share_QN.float().sort(dim=-1, descending=True, stable=True)
     before = ranked.cumsum(-1) - ranked
     needed = before < mass * ranked.sum(-1, keepdim=True)
@@ -19,23 +19,23 @@ def critical(share_QN: Tensor, mass: float) -> Tensor:
 
 
 def sparsity(share_QN: Tensor, mass: float) -> Tensor:
-    """Share of the entries along the last axis that are not critical."""
+    """Fraction of the entries along the last axis that are not critical."""
     return 1 - critical(share_QN, mass).float().mean(-1)
 
 
 def by_key_block(share_QS: Tensor, keys: Blocks) -> Tensor:
     """Sum over the tokens of each key block: [..., S] to [..., keys.count]."""
     summed = share_QS.new_zeros(*share_QS.shape[:-1], keys.count)
-    return summed.index_add_(-1, keys.of_token, share_QS)
+    return summed.index_add_(-1, keys.block_of_token, share_QS)
 
 
-def kept(sparsity_H: Tensor, blocks: int) -> list[int]:
-    """Key blocks that a query block of each head keeps, at least one."""
+def blocks_to_keep(sparsity_H: Tensor, blocks: int) -> list[int]:
+    """Number of key blocks that a query block of each head keeps, at least one."""
     return [min(max(ceil((1 - s) * blocks - 1e-4), 1), blocks) for s in sparsity_H.tolist()]  # 0.7 of 10 is 7, not 8
 
 
 def top_mask(share_BHQN: Tensor, count_H: list[int]) -> Tensor:
-    """True for the largest ``count`` entries of each row of a head; of equal ones the earlier."""
+    """Mask of the largest ``count`` entries of each row of a head. Ties go to the earlier entry."""
     ranked = share_BHQN.sort(dim=-1, descending=True, stable=True).indices
     counts = torch.tensor(count_H, device=share_BHQN.device).view(-1, 1, 1)
     first = torch.arange(share_BHQN.shape[-1], device=share_BHQN.device) < counts
@@ -43,5 +43,5 @@ def top_mask(share_BHQN: Tensor, count_H: list[int]) -> Tensor:
 
 
 def smooth(old: Tensor | None, new: Tensor, weight: float) -> Tensor:
-    """Exponential moving average, ``weight`` of the old; the first value stands as it is."""
+    """Exponential moving average with ``weight`` for the old value. The first value is taken unchanged."""
     return new.clone() if old is None else weight * old + (1 - weight) * new

@@ -1,4 +1,4 @@
-"""The offline speed profile: from which sparsity on sparse attention is faster than dense, on this device."""
+"""Offline speed profile: the sparsity from which on sparse attention is faster than dense attention on this device."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ COMMAND = "measure it: stepstack profile dsv --help"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape(Strict):
-    """What the ratio of the times depends on, but for the video's size."""
+class AttentionShape(Strict):
+    """Shape and device that the ratio of the times depends on, beside the size of the video."""
 
     device: str
     dtype: str
@@ -47,7 +47,7 @@ class Shape(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row(Strict):
+class SpeedRow(Strict):
     """Seconds of forward and backward at one size and sparsity; ``sparse_s`` has selection and layout in it."""
 
     grid: tuple[int, int, int]
@@ -58,13 +58,13 @@ class Row(Strict):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedProfile(Strict):
-    shape: Shape
-    rows: tuple[Row, ...]
+    shape: AttentionShape
+    rows: tuple[SpeedRow, ...]
     provenance: dict[str, Any]
 
     @classmethod
     def load(cls, file: Path) -> SpeedProfile:
-        """ConfigError that names the file where it is missing or no profile."""
+        """Profile in a file. ConfigError that names the file where it is missing or no profile."""
         if not file.is_file():
             raise ConfigError(f"no speed profile at {file}; {COMMAND}")
         try:
@@ -79,29 +79,32 @@ class SpeedProfile(Strict):
     def save(self, file: Path) -> None:
         jsonl.write_json_atomic(file, asdict(self))
 
-    def check(self, wanted: Shape) -> None:
-        """ConfigError that names what differs, unless the profile was measured for this device and shape."""
+    def check(self, wanted: AttentionShape) -> None:
+        """Raise ConfigError that names the differences, unless the profile was measured for this device and shape."""
         mine, other = asdict(self.shape), asdict(wanted)
         differ = [f"{key}: profiled {mine[key]}, here {other[key]}" for key in mine if mine[key] != other[key]]
         if differ:
             raise ConfigError(f"the speed profile is of another device or shape ({'; '.join(differ)}); {COMMAND}")
 
     def lines(self) -> Iterator[str]:
-        """One a size: from which sparsity on sparse attention is faster, and how much at the highest."""
+        """Lines for people, one a size: from which sparsity on sparse attention is faster, and its speed at the highest
+        one."""
         for grid in dict.fromkeys(row.grid for row in self.rows):
             last = max((row for row in self.rows if row.grid == grid), key=lambda row: row.sparsity)
             least = self.threshold(grid)
             when = "never faster" if least is None else f"faster from sparsity {least:.2f} on"
             ratio = last.dense_s / last.sparse_s
-            yield f"{shown(grid)}: {when}; {ratio:.2f}x dense at {last.sparsity}"
+            yield f"{format_grid(grid)}: {when}; {ratio:.2f}x dense at {last.sparsity}"
 
     def threshold(self, grid: Grid) -> float | None:
-        """The sparsity from which on sparse is faster at this size, between measured ones on the straight line; None
-        where it never is. ConfigError for a size that was not measured."""
+        """Sparsity from which on sparse attention is faster at this size, interpolated linearly between measured ones.
+
+        None where it never is. ConfigError for a size that was not measured.
+        """
         points = sorted((row.sparsity, row.sparse_s - row.dense_s) for row in self.rows if row.grid == grid)
         if not points:
-            have = ", ".join(map(shown, dict.fromkeys(row.grid for row in self.rows)))
-            raise ConfigError(f"the speed profile has no grid {shown(grid)}, only {have}; {COMMAND}")
+            have = ", ".join(map(format_grid, dict.fromkeys(row.grid for row in self.rows)))
+            raise ConfigError(f"the speed profile has no grid {format_grid(grid)}, only {have}; {COMMAND}")
         slower = [i for i, (_, excess) in enumerate(points) if excess > 0]
         if not slower:
             return points[0][0]
@@ -111,27 +114,27 @@ class SpeedProfile(Strict):
         return low + (high - low) * above / (above - below)
 
 
-def shown(grid: Grid) -> str:
+def format_grid(grid: Grid) -> str:
     return "x".join(map(str, grid))
 
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The GPU's name; of a CPU its model and the threads that torch uses."""
+    """Name of a GPU, or the model of a CPU with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{host()['cpu']}, {torch.get_num_threads()} threads"
 
 
 def parse_grid(text: str) -> Grid:
-    """``"21x45x80"`` as three numbers."""
+    """Three numbers of a text such as ``"21x45x80"``."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
-        raise ConfigError(f"{text!r} is not of the form FxHxW: frames, rows and columns, as 21x45x80")
+        raise ConfigError(f"{text!r} is not of the form FxHxW: give frames, rows and columns, such as 21x45x80")
     f, h, w = map(int, text.split("x"))
     return f, h, w
 
 
-def measure(shape: Shape, grids: Sequence[Grid], device: torch.device, rounds: int = 5) -> SpeedProfile:
+def measure(shape: AttentionShape, grids: Sequence[Grid], device: torch.device, rounds: int = 5) -> SpeedProfile:
     """Time dense and sparse attention in turn, forward and backward, at every size and sparsity."""
     rope_split(shape.rank)
     cases = [(grid, sparsity) for grid in grids for sparsity in SPARSITIES]
@@ -139,9 +142,9 @@ def measure(shape: Shape, grids: Sequence[Grid], device: torch.device, rounds: i
     return SpeedProfile(shape=shape, rows=tuple(rows), provenance=provenance())
 
 
-def time_case(shape: Shape, grid: Grid, sparsity: float, device: torch.device, rounds: int) -> Row:
-    """Medians over ``rounds``; the first round of each warms up and does not count."""
-    layout = CubeLayout.of(grid, shape.cube, shape.rank, device)
+def time_case(shape: AttentionShape, grid: Grid, sparsity: float, device: torch.device, rounds: int) -> SpeedRow:
+    """Medians over ``rounds`` at one size and sparsity. The first round of each warms up and does not count."""
+    layout = CubeLayout.build(grid, shape.cube, shape.rank, device)
     dtype: torch.dtype = getattr(torch, shape.dtype)
     generator = torch.Generator().manual_seed(0)
     size = (1, shape.heads, layout.tokens, shape.head_dim)
@@ -149,7 +152,7 @@ def time_case(shape: Shape, grid: Grid, sparsity: float, device: torch.device, r
     width = shape.heads * shape.head_dim
     x = torch.randn(1, layout.tokens, width, generator=generator).to(device, dtype)
     predictor = LowRankPredictor(width, shape.heads, shape.rank).to(device)
-    keep_H = profiler.kept(torch.full((shape.heads,), sparsity), layout.blocks.count)
+    keep_H = profiler.blocks_to_keep(torch.full((shape.heads,), sparsity), layout.blocks.count)
 
     def sparse() -> Tensor:
         a, b, c = (layout.to_cubes(y) for y in qkv)
@@ -164,18 +167,18 @@ def time_case(shape: Shape, grid: Grid, sparsity: float, device: torch.device, r
     contest = (lambda: F.scaled_dot_product_attention(q, k, v), sparse)
     times = [[seconds(run, qkv, device) for run in contest] for _ in range(rounds + 1)][1:]
     dense_s, sparse_s = (median(column) for column in zip(*times, strict=True))
-    return Row(grid=grid, sparsity=sparsity, dense_s=dense_s, sparse_s=sparse_s)
+    return SpeedRow(grid=grid, sparsity=sparsity, dense_s=dense_s, sparse_s=sparse_s)
 
 
 def seconds(run: Callable[[], Tensor], inputs: Sequence[Tensor], device: torch.device) -> float:
-    """Wall time of one forward and backward."""
-    wait(device)
+    """Wall time of one forward and backward pass."""
+    synchronize(device)
     started = time.perf_counter()
     torch.autograd.grad(run().sum(), inputs)
-    wait(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ from stepstack.config import ConfigError
 from stepstack.models.video.dsv import observe as looking
 from stepstack.models.video.dsv.config import rope_split
 from stepstack.models.video.dsv.layout import CubeLayout
-from stepstack.models.video.dsv.observe import SEEN, observe
+from stepstack.models.video.dsv.observe import HEAD_METRICS, observe
 from stepstack.models.video.dsv.predictor import LowRankPredictor, low_rank, project, rope_angles, rotate, score_loss
 
 GRID, CUBE, HEADS, DIM = (3, 4, 5), (2, 2, 2), 2, 24
@@ -74,7 +74,7 @@ def test_gradients_by_finite_differences():
 @pytest.fixture
 def attention():
     random = torch.Generator().manual_seed(1)
-    layout = CubeLayout.of(GRID, CUBE, 8, torch.device("cpu"))
+    layout = CubeLayout.build(GRID, CUBE, 8, torch.device("cpu"))
     x = torch.randn(2, layout.tokens, DIM, generator=random)
     q, k = torch.randn(2, 2, HEADS, layout.tokens, 16, generator=random) * 3
     torch.manual_seed(0)
@@ -83,44 +83,44 @@ def attention():
 
 @pytest.mark.parametrize("scores", [1 << 26, 1], ids=["at once", "cube by cube"])
 def test_the_inner_backward_is_autograds_whatever_the_pieces(attention, scores, monkeypatch):
-    monkeypatch.setattr(looking, "SCORES", scores)
+    monkeypatch.setattr(looking, "MAX_SCORES", scores)
     predictor, x, q, k, layout = attention
     sampled = torch.tensor([0, 3, layout.blocks.count - 1])  # the last is a smaller one
-    seen = observe(predictor, x, q, k, layout, sampled, 0.9, None)
-    rows = layout.cubes.order[(layout.blocks.of_token[:, None] == sampled).any(-1)]
+    observed = observe(predictor, x, q, k, layout, sampled, 0.9, None)
+    rows = layout.cubes.order[(layout.blocks.block_of_token[:, None] == sampled).any(-1)]
     weights = [w.detach().requires_grad_() for w in (predictor.query, predictor.key)]
     low_q, low_k = low_rank(x, *weights, HEADS, layout.angles)
     true = q @ k.transpose(-1, -2) / 4
     loss = score_loss((low_q @ low_k.transpose(-1, -2))[:, :, rows], true[:, :, rows])
-    assert seen.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    for mine, plain in zip(seen.gradients, torch.autograd.grad(loss, weights), strict=True):
+    assert observed.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for mine, plain in zip(observed.gradients, torch.autograd.grad(loss, weights), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_seen_is_what_counting_says(attention):
     predictor, x, q, k, layout = attention
     sampled = torch.arange(layout.blocks.count)
-    seen = dict(zip(SEEN, observe(predictor, x, q, k, layout, sampled, 0.9, None).seen_MH, strict=True))
+    observed = dict(zip(HEAD_METRICS, observe(predictor, x, q, k, layout, sampled, 0.9, None).metrics_MH, strict=True))
     share = (layout.to_cubes(q) @ layout.to_cubes(k).transpose(-1, -2) / 4).softmax(-1)
     starts = layout.blocks.starts.tolist()
     spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
     for head in range(HEADS):
         free_tokens = [1 - fewest(row) / layout.tokens for b in range(2) for row in share[b, head]]
-        assert seen["token_sparsity"][head].item() == pytest.approx(sum(free_tokens) / len(free_tokens), abs=1e-5)
+        assert observed["token_sparsity"][head].item() == pytest.approx(sum(free_tokens) / len(free_tokens), abs=1e-5)
         masses = [[share[b, head, s][:, t].sum(-1).mean() for t in spans] for b in range(2) for s in spans]
         free = [1 - fewest(torch.stack(row)) / len(spans) for row in masses]
-        assert seen["sparsity"][head].item() == pytest.approx(sum(free) / len(free), abs=1e-5)
-    assert (seen["recall"] <= 1 + 1e-6).all()
-    assert (seen["mass"] <= 1 + 1e-6).all()
+        assert observed["sparsity"][head].item() == pytest.approx(sum(free) / len(free), abs=1e-5)
+    assert (observed["recall"] <= 1 + 1e-6).all()
+    assert (observed["mass"] <= 1 + 1e-6).all()
 
 
 def fewest(shares: torch.Tensor) -> int:
     """How many of the largest must be added up to reach nine tenths, by adding them up."""
-    held, count = 0.0, 0
+    mass, count = 0.0, 0
     for share in sorted(shares.tolist(), reverse=True):
-        if held >= 0.9 * float(shares.sum()):
+        if mass >= 0.9 * float(shares.sum()):
             return count
-        held, count = held + share, count + 1
+        mass, count = mass + share, count + 1
     return count
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.models.video.dsv import profiler
-from stepstack.models.video.dsv.speed import Row, Shape, SpeedProfile, device_name, measure, parse_grid
+from stepstack.models.video.dsv.speed import AttentionShape, SpeedProfile, SpeedRow, device_name, measure, parse_grid
 from stepstack.ops.selection import Blocks
 
 shares = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -22,12 +22,12 @@ shares = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
 @given(shares, st.sampled_from([0.3, 0.5, 0.9]))
 def test_critical_is_the_smallest_set_that_holds_the_mass(counts, mass):
-    found = profiler.critical(torch.tensor(counts, dtype=torch.float32), mass)
+    result = profiler.critical(torch.tensor(counts, dtype=torch.float32), mass)
     need = mass * sum(counts)
     sizes = range(1, len(counts) + 1)
     least = next(n for n in sizes if any(sum(c) >= need - 1e-6 for c in combinations(counts, n)))
-    assert found.sum() == least
-    assert sum(c for c, taken in zip(counts, found.tolist(), strict=True) if taken) >= need - 1e-5
+    assert result.sum() == least
+    assert sum(c for c, taken in zip(counts, result.tolist(), strict=True) if taken) >= need - 1e-5
 
 
 def test_golden_sparsity():
@@ -41,26 +41,27 @@ def test_mass_is_summed_by_key_block():
 
 
 def test_kept_rounds_up_and_keeps_one():
-    assert profiler.kept(torch.tensor([0.0, 0.3, 0.31, 0.9, 1.0]), 10) == [10, 7, 7, 1, 1]
+    assert profiler.blocks_to_keep(torch.tensor([0.0, 0.3, 0.31, 0.9, 1.0]), 10) == [10, 7, 7, 1, 1]
 
 
 def test_the_moving_average_is_the_sum_it_stands_for():
     values = [torch.tensor([float(x), -float(x)]) for x in (3, 1, 4, 1, 5)]
-    made = None
+    result = None
     for value in values:
-        made = profiler.smooth(made, value, 0.9)
+        result = profiler.smooth(result, value, 0.9)
     weights = [0.9**4, *(0.1 * 0.9 ** (4 - i) for i in range(1, 5))]
     assert sum(weights) == pytest.approx(1)
-    assert made.tolist() == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=True)).tolist())
+    assert result.tolist() == pytest.approx(sum(w * v for w, v in zip(weights, values, strict=True)).tolist())
 
 
-SHAPE = Shape(device="A", dtype="float32", heads=2, head_dim=8, cube=(2, 2, 2), selector="low_rank", rank=8)
+SHAPE = AttentionShape(device="A", dtype="float32", heads=2, head_dim=8, cube=(2, 2, 2), selector="low_rank", rank=8)
 
 
 def profile(*excess: float, grid=(4, 4, 4)) -> SpeedProfile:
     """Dense takes 1 s, sparse 1 s + excess, at sparsities 0, 0.5 and 0.9."""
     rows = [
-        Row(grid=grid, sparsity=s, dense_s=1.0, sparse_s=1 + e) for s, e in zip((0.0, 0.5, 0.9), excess, strict=True)
+        SpeedRow(grid=grid, sparsity=s, dense_s=1.0, sparse_s=1 + e)
+        for s, e in zip((0.0, 0.5, 0.9), excess, strict=True)
     ]
     return SpeedProfile(shape=SHAPE, rows=tuple(rows), provenance={})
 
@@ -92,17 +93,17 @@ def test_the_command_measures_this_device_and_saves_what_loads(tmp_path, capsys)
     file = tmp_path / "speed.json"
     line = f"profile dsv 2x4x4 --heads 2 --head-dim 8 --cube 2x2x2 --dtype float32 --device cpu --out {file}"
     assert cli.main(line.split()) == 0
-    made = SpeedProfile.load(file)
-    made.check(replace(SHAPE, device=device_name(torch.device("cpu")), rank=16))
-    assert {row.grid for row in made.rows} == {(2, 4, 4)}
-    assert all(row.dense_s > 0 and row.sparse_s > 0 for row in made.rows)
-    assert made.provenance["versions"]["torch"]
+    result = SpeedProfile.load(file)
+    result.check(replace(SHAPE, device=device_name(torch.device("cpu")), rank=16))
+    assert {row.grid for row in result.rows} == {(2, 4, 4)}
+    assert all(row.dense_s > 0 and row.sparse_s > 0 for row in result.rows)
+    assert result.provenance["versions"]["torch"]
     assert "2x4x4: " in capsys.readouterr().out
 
 
 def test_pooled_selection_is_measured_without_predictors():
-    made = measure(replace(SHAPE, selector="pooled"), [(2, 2, 2)], torch.device("cpu"), rounds=1)
-    assert len({row.sparsity for row in made.rows}) == len(made.rows) > 5
+    result = measure(replace(SHAPE, selector="pooled"), [(2, 2, 2)], torch.device("cpu"), rounds=1)
+    assert len({row.sparsity for row in result.rows}) == len(result.rows) > 5
 
 
 def test_a_grid_is_three_numbers():
