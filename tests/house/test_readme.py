@@ -208,3 +208,29 @@ def test_the_keys_that_newcomers_are_told_exist():
     known |= {key.rpartition(".")[0] for key in known}
     assert len(told) > 20
     assert told - known == set()
+
+
+def test_the_loop_has_the_lines_that_pages_claim():
+    pages = text(Path("README.md")) + text(Path("docs/coming-from.md"))
+    claims = re.findall(r"one loop of (\d+) lines|ppo\.py\), (\d+) lines", pages)
+    length = len(text(Path("src/stepstack/loops/ppo.py")).splitlines())
+    assert [int(a or b) for a, b in claims] == [length, length]
+
+
+ELSEWHERE = {"is_equal", "HuggingFaceTB"}  # ORZ's grader, an account of a hub
+ABOUT_OTHERS = ("docs/coming-from.md", "docs/decisions.md", "docs/decisions-first-week.md")
+
+
+def test_names_in_pages_exist():
+    """Names in code spans, and what python blocks import, are words of the code: a name that changed is found here."""
+    code = {word for path in files(".py", ".yaml", ".sh", ".toml", "") for word in re.findall(r"\w+", text(path))}
+    code |= {path.stem for path in files()} | ELSEWHERE
+    unknown = []
+    for page in (path for path in READMES if str(path) not in ABOUT_OTHERS):
+        spans = " ".join(
+            re.findall(r"`([^`\n]+)`", re.sub(r"<!-- table.*?<!-- end -->", "", prose(page), flags=re.DOTALL))
+        )
+        imports = " ".join(re.findall(r"^(?:from|import) .*$", text(page), re.MULTILINE))
+        names = re.findall(r"\b[A-Za-z]\w*_\w+|\b[A-Z][a-z]+[A-Z]\w*", spans) + re.findall(r"\w{2,}", imports)
+        unknown += [f"{page}: {name}" for name in dict.fromkeys(names) if name not in code]
+    assert unknown == []
