@@ -108,7 +108,7 @@ function sampleView(s) {
   const facts = el("div", { class: "facts" }, el("span", { class: `badge ${kind}` }, `${SIGNS[kind]} ${kind}${graded}`));
   if (s.finish === "error") return el("div", {}, facts, el("div", { class: "failure" }, s.failure));
   if (s.answer !== undefined) facts.append(el("span", {}, "answer ", el("code", {}, ...marked(s.answer))));
-  else facts.append(el("span", { class: "dim" }, "no answer"));
+  else if (!s.media) facts.append(el("span", { class: "dim" }, "no answer"));
   facts.append(el("span", { class: truncated(s) ? "cut" : "dim" }, truncated(s) ? "truncated" : `finish ${s.finish}`));
   if (!s.media) facts.append(el("span", { class: "dim" }, `${s.tokens.toLocaleString("en")} tokens`));
   for (const [name, value] of Object.entries(s.parts || {})) {
