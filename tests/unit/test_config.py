@@ -333,7 +333,7 @@ def test_tasks_by_every_kind_of_name(tmp_path):
 
 
 def test_a_wrong_task_names_the_file_that_has_it(write):
-    with pytest.raises(ConfigError, match=r"a\.yaml: evals = 'tset'"):
+    with pytest.raises(ConfigError, match=r"a\.yaml:2: evals = 'tset'"):
         load_config(write("a.yaml", f"base: {CONFIGS}/orz-tiny.yaml\nevals: [tset]"))
 
 

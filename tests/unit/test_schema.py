@@ -24,13 +24,13 @@ def validator(*recipes: str) -> jsonschema.Draft202012Validator:
 def recipe_of(content: dict, folder) -> str:
     while "recipe" not in content:
         file = folder / content["base"]
-        content, folder = _read(file), file.parent
+        content, folder = _read(file)[0], file.parent
     return content["recipe"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_file_suits_the_schema_of_all_and_of_its_recipe(file):
-    content = _read(file)
+    content, _ = _read(file)
     own = recipe_of(content, file.parent) if file.parent == CONFIGS else None
     errors = [*validator().iter_errors(content), *(validator(own).iter_errors(content) if own else ())]
     assert [error.message for error in errors] == []

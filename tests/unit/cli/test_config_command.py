@@ -85,7 +85,7 @@ def test_a_piped_table_has_a_whole_line_for_each_key(said):
     assert row(text, "advantage.type")[3] == "gae | grpo | rloo"
     assert row(text, "actor.lora")[1:4] == ["null", "default", "map | null"]
     steps = row(text, "steps")
-    assert steps[2] == "configs/orz-tiny.yaml"
+    assert steps[2] == "configs/orz-tiny.yaml:3"
     assert steps[4] == "Training steps: each samples rollouts, scores them and updates the models."
 
 

@@ -22,6 +22,7 @@ from stepstack.harness.answers import Sample
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import LabelledBox, write_tokens
 from stepstack.scoring.vision.detection import average_precision
+from stepstack.scoring.vision.perception import detected_boxes
 
 TASKS = {
     "grounding": "perception-tiny",
@@ -187,7 +188,7 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
     pairs = []
     for problem, text in zip(found, texts, strict=True):
         gold = problem.gold
-        boxes, _ = tasks.detected(text, gold.frame("pixels"), "tokens")
+        boxes, _ = detected_boxes(text, gold.frame("pixels"), "tokens")
         pairs.append((list(gold.boxes), boxes))
     expected = average_precision(pairs)
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
