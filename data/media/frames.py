@@ -1,6 +1,6 @@
 """Readers and writers of videos and pictures as frames, and their motion scores. The only module of imageio and OpenCV.
 
-Frames are uint8 [F, H, W, RGB].
+Frames are uint8 [F, Y, X, RGB].
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_video(file: Path) -> tuple[Frames, float]:
 
 
 def read_image(file: Path) -> Frames:
-    """One frame [H, W, RGB]; transparent pixels become white. DataError for a file that is no picture."""
+    """One frame [Y, X, RGB]; transparent pixels become white. DataError for a file that is no picture."""
     try:
         with Image.open(file) as image:
             full = image.convert("RGBA")

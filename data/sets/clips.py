@@ -173,7 +173,7 @@ def row_motion(value: Mapping[str, Any], video: Frames, options: ClipOptions) ->
 
 
 def read_pixels(file: Path, row: ClipRow) -> Tensor:
-    """Frames of a clip in its bucket's size, [1, F, C, H, W] in [-1, 1]."""
+    """Frames of a clip in its bucket's size, [1, F, C, Y, X] in [-1, 1]."""
     taken = frames.fit(frames.read_video(file)[0][: row.length], row.size)
     return torch.from_numpy(taken.copy()).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
 

@@ -112,7 +112,7 @@ def compare(case: Case, grid: Grid, device: torch.device, rounds: int) -> dict[s
 
 def step(model: VideoDiT, optimizer: torch.optim.Optimizer, micro: LatentMicroBatch, dsv: Dsv | None) -> float:
     """Seconds of one step: of the clock on a GPU, of the process on a CPU."""
-    device = micro.target_BFCHW.device
+    device = micro.target_BFCYX.device
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -146,12 +146,12 @@ def video(grid: Grid, device: torch.device) -> LatentMicroBatch:
     shape = (1, frames, CHANNELS, height, width)
     (text, words), (clip, more) = TEXTS
     inputs = {
-        "latents_BFCHW": torch.randn(shape),
+        "latents_BFCYX": torch.randn(shape),
         "time_B": torch.full((1,), 0.5),
         "text_BLT": torch.randn(1, words, text),
         "text_mask_BL": torch.ones(1, words),
         "clip_BMT": torch.randn(1, more, clip),
-        "image_BFCHW": torch.randn(shape),
+        "image_BFCYX": torch.randn(shape),
         "motion_B": torch.full((1,), 5.0),
     }
     return LatentMicroBatch(

@@ -86,8 +86,8 @@ def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tenso
     latents = torch.randn(batch, frames, SHAPE["channels"], height, width, dtype=dtype)
     text, clip = (torch.randn(batch, n, c, dtype=dtype) for n, c in zip(PLANNED.text_tokens, PLANNED.text, strict=True))
     return {
-        "latents_BFCHW": latents,
-        "image_BFCHW": torch.zeros_like(latents),
+        "latents_BFCYX": latents,
+        "image_BFCYX": torch.zeros_like(latents),
         "text_BLT": text,
         "clip_BMT": clip,
         "text_mask_BL": torch.ones(text.shape[:2], dtype=torch.bool),

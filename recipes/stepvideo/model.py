@@ -154,18 +154,18 @@ def weights_of(folder: Path, heads: int) -> Mapping[str, Tensor]:
 
 
 def pixels(clips: list[Clip], data: Moving) -> Tensor:
-    """[B, F, C, H, W] in [-1, 1]."""
+    """[B, F, C, Y, X] in [-1, 1]."""
     return as_video(np.stack([moving.render(clip, data) for clip in clips]))
 
 
-def as_video(frames_BFHWC: NDArray[np.uint8]) -> Tensor:
-    """[B, F, C, H, W] in [-1, 1] of uint8."""
-    return torch.from_numpy(np.ascontiguousarray(frames_BFHWC)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+def as_video(frames_BFYXC: NDArray[np.uint8]) -> Tensor:
+    """[B, F, C, Y, X] in [-1, 1] of uint8."""
+    return torch.from_numpy(np.ascontiguousarray(frames_BFYXC)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
-def frames(video_BFCHW: Tensor) -> NDArray[np.uint8]:
-    """[B, F, H, W, C]."""
-    return ((video_BFCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu().numpy()
+def frames(video_BFCYX: Tensor) -> NDArray[np.uint8]:
+    """[B, F, Y, X, C]."""
+    return ((video_BFCYX.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2).cpu().numpy()
 
 
 def digest(folder: Path) -> str:

@@ -29,7 +29,7 @@ QualityKey = tuple[float, float]  # colour kept, minus the track's error
 
 def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffusion.Loss:
     """ConfigError for data without losers."""
-    if videos[0].loser_FCHW is None:
+    if videos[0].loser_FCYX is None:
         raise ConfigError(f"{videos.folder} has no losers: preference needs rows with a key loser (stepstack data)")
     build = partial(make_dit, run.config.model, videos)
     start = run.load(build, build)
@@ -72,7 +72,7 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> 
 def candidates(
     conditions: Sequence[Clip], seed: int, count: int, data: Moving, pipeline: Pipeline
 ) -> tuple[Tensor, list[list[QualityKey]]]:
-    """(latents [asked x count, F, C, H, W], marks of each condition's clips)."""
+    """(latents [asked x count, F, C, Y, X], marks of each condition's clips)."""
     asks = [
         ClipRequest(clip.prompt, moving.render(clip, data)[0], clip.score, derive_seed("pairs", clip.write(), seed, n))
         for clip in conditions

@@ -66,7 +66,7 @@ def own() -> tuple[nn.Module, dict]:
         with_image=False,
         with_motion=False,
     )
-    inputs = {"latents_BFCHW": torch.randn(2, 3, 4, 4, 4), "time_B": torch.tensor([0.1, 0.7])}
+    inputs = {"latents_BFCYX": torch.randn(2, 3, 4, 4, 4), "time_B": torch.tensor([0.1, 0.7])}
     inputs |= {"text_BLT": torch.randn(2, 3, 8), "text_mask_BL": torch.ones(2, 3), "clip_BMT": torch.randn(2, 2, 6)}
     return model, inputs
 
@@ -238,7 +238,7 @@ def test_a_pass_that_gave_nan_teaches_nothing():
     train(model, inputs, dsv, 1)
     before = {name: w.clone() for name, w in model.state_dict().items() if ".predictor." in name}
     metrics, sparsity = dsv.metrics(), [a.sparsity_H.clone() for a in dsv.attentions]
-    model(**inputs | {"latents_BFCHW": inputs["latents_BFCHW"] * float("nan")})
+    model(**inputs | {"latents_BFCYX": inputs["latents_BFCYX"] * float("nan")})
     dsv.step()
     assert all(torch.equal(model.state_dict()[name], w) for name, w in before.items())
     assert all(torch.equal(a.sparsity_H, s) for a, s in zip(dsv.attentions, sparsity, strict=True))

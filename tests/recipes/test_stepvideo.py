@@ -232,8 +232,8 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
     videos = Latents(made.dir / "latents")
     assert len(videos) == 4
     for row in videos:
-        assert row.loser_FCHW.shape == row.latents_FCHW.shape
-        assert not torch.equal(row.loser_FCHW, row.latents_FCHW)
+        assert row.loser_FCYX.shape == row.latents_FCYX.shape
+        assert not torch.equal(row.loser_FCYX, row.latents_FCYX)
     parts = {label: results(made.dir / "evals" / label)["test"][1]["metrics"] for label in ("before", "after")}
     whole = results(run.dir / "evals" / "after")["test"][1]["metrics"]
     assert [m["value"] for m in parts["before"]] == pytest.approx([m["value"] for m in whole], abs=0.05)

@@ -46,12 +46,12 @@ def inputs(grid: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> di
     text, clip = (torch.randn(2, n, c, generator=draw, dtype=dtype) for n, c in ((4, 8), (3, 6)))
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     return {
-        "latents_BFCHW": latents,
+        "latents_BFCYX": latents,
         "time_B": torch.tensor([0.2, 0.7], dtype=dtype),
         "text_BLT": text,
         "text_mask_BL": mask,
         "clip_BMT": clip,
-        "image_BFCHW": image,
+        "image_BFCYX": image,
         "motion_B": torch.tensor([1.0, 5.0], dtype=dtype),
     }
 

@@ -13,24 +13,24 @@ MAX_SCORES = 1 << 24  # masked scores held at once; a small sequence is one piec
 
 
 def sparse_attention(
-    q_BHSD: Tensor,
-    k_BHTD: Tensor,
-    v_BHTD: Tensor,
+    q_BHSE: Tensor,
+    k_BHTE: Tensor,
+    v_BHTE: Tensor,
     mask_BHQK: Tensor,
     query_of_S: Tensor,
     key_of_T: Tensor,
     scale: float,
 ) -> Tensor:
-    """Attention o_BHSD = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
+    """Attention o_BHSE = softmax over the keys that a query sees (scale q k^T) v; 0 where it sees none.
 
     ``mask_BHQK``: bool over blocks. ``query_of_S``, ``key_of_T``: the block of each token, int64. float16 and bfloat16
     are computed in float32.
     """
-    dtype = q_BHSD.dtype
+    dtype = q_BHSE.dtype
     if dtype in (torch.float16, torch.bfloat16):
-        q_BHSD, k_BHTD, v_BHTD = q_BHSD.float(), k_BHTD.float(), v_BHTD.float()
-    batch, heads, tokens, _ = q_BHSD.shape
-    piece = max(1, MAX_SCORES // (batch * heads * k_BHTD.shape[2]))
+        q_BHSE, k_BHTE, v_BHTE = q_BHSE.float(), k_BHTE.float(), v_BHTE.float()
+    batch, heads, tokens, _ = q_BHSE.shape
+    piece = max(1, MAX_SCORES // (batch * heads * k_BHTE.shape[2]))
     pieces = []
     for start in range(0, tokens, piece):
         rows = query_of_S[start : start + piece]
@@ -38,17 +38,17 @@ def sparse_attention(
         blind_BHS1 = ~mask_BHQK.any(-1)[:, :, rows].unsqueeze(-1)
         # A row that sees nothing attends to all and is then set to 0: softmax of nothing, and its gradient, are NaN.
         out = F.scaled_dot_product_attention(
-            q_BHSD[:, :, start : start + piece], k_BHTD, v_BHTD, attn_mask=mask_BHST | blind_BHS1, scale=scale
+            q_BHSE[:, :, start : start + piece], k_BHTE, v_BHTE, attn_mask=mask_BHST | blind_BHS1, scale=scale
         )
         pieces.append(out.masked_fill(blind_BHS1, 0))
     return torch.cat(pieces, dim=2).to(dtype)
 
 
-def block_means(x_BHSD: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor:
+def block_means(x_BHSE: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor:
     """Mean of each block's tokens, float32 [B, H, N, D]."""
-    batch, heads, _, dim = x_BHSD.shape
-    sums_BHND = torch.zeros(batch, heads, len(lengths_N), dim, dtype=torch.float32, device=x_BHSD.device)
-    return sums_BHND.index_add_(2, block_of_S, x_BHSD.float()) / lengths_N[:, None]
+    batch, heads, _, dim = x_BHSE.shape
+    sums_BHNE = torch.zeros(batch, heads, len(lengths_N), dim, dtype=torch.float32, device=x_BHSE.device)
+    return sums_BHNE.index_add_(2, block_of_S, x_BHSE.float()) / lengths_N[:, None]
 
 
 def block_masses(proxies_BHQR: Tensor, k_BHTR: Tensor, starts: Tensor, scale: float) -> Tensor:

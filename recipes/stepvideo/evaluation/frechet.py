@@ -49,9 +49,9 @@ class Classifier(nn.Module):
         self.features = nn.Linear(2 * c, DIMS)
         self.heads = nn.Linear(DIMS, sum(map(len, self.classes)))
 
-    def forward(self, video_BCFHW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, video_BCFYX: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Features, and logits of each of the four."""
-        maps = self.body(video_BCFHW).flatten(2)
+        maps = self.body(video_BCFYX).flatten(2)
         features_BD = self.features(torch.cat([maps.mean(2), maps.amax(2)], 1))
         return features_BD, self.heads(F.relu(features_BD)).split([len(names) for names in self.classes], 1)
 
@@ -88,9 +88,9 @@ def classifier(data: Moving, steps: int = STEPS) -> Classifier:
 def features(data: Moving, steps: int = STEPS) -> VideoFeatures:
     net = classifier(data, steps)
 
-    def of(clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def of(clips_BFYXC: NDArray[np.uint8]) -> NDArray[np.float64]:
         with torch.no_grad():
-            return net(to_network_input(clips_BFHWC))[0].double().numpy()
+            return net(to_network_input(clips_BFYXC))[0].double().numpy()
 
     return of
 

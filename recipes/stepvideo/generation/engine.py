@@ -124,7 +124,7 @@ class ClipEngine:
                     yield question, given
 
     def clips(self, prompts: Sequence[ClipPrompt], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """[B, F, H, W, RGB] of prompts whose pictures have one size, all at once."""
+        """[B, F, Y, X, RGB] of prompts whose pictures have one size, all at once."""
         return self.pipeline.clips([self._request(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)])
 
     def _request(self, prompt: ClipPrompt, seed: int) -> ClipRequest:
@@ -160,7 +160,7 @@ class Ceiling(ClipEngine):
 
 
 def together(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int]]:
-    """Places of images of one shape [H, W, RGB], as many as are sampled together; ``count``: frames of a clip."""
+    """Places of images of one shape [Y, X, RGB], as many as are sampled together; ``count``: frames of a clip."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for place, shape in enumerate(shapes):
         by_shape.setdefault(shape, []).append(place)

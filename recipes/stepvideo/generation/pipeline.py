@@ -25,7 +25,7 @@ MIN_KEPT_SHARE = 0.98  # share of a picture that may be cut off without asking
 
 @dataclass(frozen=True, slots=True)
 class ClipRequest:
-    """``image``: the first frame [H, W, RGB], uint8. ``seed``: of the noise."""
+    """``image``: the first frame [Y, X, RGB], uint8. ``seed``: of the noise."""
 
     prompt: str
     image: NDArray[np.uint8]
@@ -46,7 +46,7 @@ class Pipeline:
     device: torch.device = torch.device("cpu")
 
     def clips(self, asks: Sequence[ClipRequest]) -> NDArray[np.uint8]:
-        """[B, F, H, W, RGB] of asks whose images have one size."""
+        """[B, F, Y, X, RGB] of asks whose images have one size."""
         *_, latents = self.steps(asks)
         return frames(self.codec.decode(latents))
 
@@ -58,7 +58,7 @@ class Pipeline:
         motion = torch.tensor([ask.motion for ask in asks]).to(self.device)
         words, without = self._encoded([ask.prompt for ask in asks]), self._encoded([self.negative])
         image = self.codec.encode(images)[:, 0]
-        yield from sample(self.dit, noise, words, without, self.sampler, image_BCHW=image, motion_B=motion)
+        yield from sample(self.dit, noise, words, without, self.sampler, image_BCYX=image, motion_B=motion)
 
     def _encoded(self, prompts: list[str]) -> Encoded:
         encoded = self.encoder.encode(prompts)

@@ -13,7 +13,7 @@ HELP = "figures of a folder of videos: how many move, FVD-style distance"
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of video files, also in folders below")
     parser.add_argument("--against", type=Path, help="folder of true videos, for the Fréchet distance")
-    features = "its network, by torch.export.save: [B, 3, F, H, W] in [-1, 1] to [B, D]"
+    features = "its network, by torch.export.save: [B, 3, F, Y, X] in [-1, 1] to [B, D]"
     parser.add_argument("--features", type=Path, help=features)
     parser.add_argument("--frames", type=int, default=16, help="frames that the network sees, from a video's first")
     size = "size in pixels at which the network sees them"

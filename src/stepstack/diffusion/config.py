@@ -98,7 +98,7 @@ class ReconstructionWeights(Strict):
     perceptual: NonNegativeFloat = 0.0
     """Weight of the distance of ``features``; above 0 exactly where they are given."""
     features: str = ""
-    """File of ``torch.export.save`` that maps frames [N, 3, H, W] in [-1, 1] to a list of feature maps, such as VGG's;
+    """File of ``torch.export.save`` that maps frames [N, 3, Y, X] in [-1, 1] to a list of feature maps, such as VGG's;
     an empty string: none."""
 
     def __post_init__(self) -> None:

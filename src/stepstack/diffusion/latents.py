@@ -1,7 +1,7 @@
 """Prepared videos: latents, first frames, motion scores and encoded prompts in files that are read row by row.
 
 latents.json        grids, files, widths; written last, so a folder that has it is complete
-videos-00000.safetensors   rows of one grid: latents [N, F, C, H, W], image [N, C, H, W], motion [N], prompt [N]
+videos-00000.safetensors   rows of one grid: latents [N, F, C, Y, X], image [N, C, Y, X], motion [N], prompt [N]
 prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [P, M, T']; the first is the empty one
 """
 
@@ -29,20 +29,20 @@ INDEX = "latents.json"
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One row. ``image_CHW``: the latent of the first frame encoded alone.
+    """One row. ``image_CYX``: the latent of the first frame encoded alone.
 
-    ``loser_FCHW``: in a preference pair, the latents that were liked less under the same conditions.
+    ``loser_FCYX``: in a preference pair, the latents that were liked less under the same conditions.
     """
 
-    latents_FCHW: Tensor
-    image_CHW: Tensor
+    latents_FCYX: Tensor
+    image_CYX: Tensor
     motion: float
     text: Encoded  # one prompt, so the first axis is 1
-    loser_FCHW: Tensor | None = None
+    loser_FCYX: Tensor | None = None
 
     @property
     def tokens(self) -> int:
-        frames, _, height, width = self.latents_FCHW.shape
+        frames, _, height, width = self.latents_FCYX.shape
         return frames * height * width
 
 
@@ -60,19 +60,19 @@ class LatentWriter:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, latents_FCHW: Tensor, image_CHW: Tensor, motion: float, prompt: str, loser_FCHW: Tensor | None = None
+        self, latents_FCYX: Tensor, image_CYX: Tensor, motion: float, prompt: str, loser_FCYX: Tensor | None = None
     ) -> None:
         """Add one row. ValueError for latents that are not finite."""
         place = self.prompts.setdefault(prompt, len(self.prompts))
-        row = {"latents": latents_FCHW, "image": image_CHW}
-        if loser_FCHW is not None:
-            row["loser"] = loser_FCHW
+        row = {"latents": latents_FCYX, "image": image_CYX}
+        if loser_FCYX is not None:
+            row["loser"] = loser_FCYX
         for name, value in row.items():
             if not torch.isfinite(value).all():
                 raise ValueError(f"{name} of {prompt!r} are NaN or infinite: the VAE or the video is broken")
         row = {name: value.detach().to("cpu", self.dtype) for name, value in row.items()}
         row |= {"motion": torch.tensor(float(motion)), "prompt": torch.tensor(place)}
-        frames, _, height, width = latents_FCHW.shape
+        frames, _, height, width = latents_FCYX.shape
         rows = self.waiting.setdefault((frames, height, width), [])
         rows.append(row)
         if len(rows) == self.shard:

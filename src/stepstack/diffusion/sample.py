@@ -24,19 +24,19 @@ def noise_like(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
 @torch.no_grad()
 def sample(
     dit: nn.Module,
-    noise_BFCHW: Tensor,
+    noise_BFCYX: Tensor,
     text: Encoded,
     without: Encoded,
     cfg: SamplerConfig,
     *,
-    image_BCHW: Tensor | None = None,
+    image_BCYX: Tensor | None = None,
     motion_B: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Latents after each step. ``without``: encoding of the negative prompt, one row for all.
 
     FloatingPointError for NaN or infinite latents.
     """
-    more = {} if image_BCHW is None else {"image_BFCHW": pad_first_frame(image_BCHW, noise_BFCHW.shape[1])}
+    more = {} if image_BCYX is None else {"image_BFCYX": pad_first_frame(image_BCYX, noise_BFCYX.shape[1])}
     more |= {} if motion_B is None else {"motion_B": motion_B}
 
     def velocity(words: Encoded, x: Tensor, t_B: Tensor) -> Tensor:
@@ -49,17 +49,17 @@ def sample(
             **more,
         )
 
-    for x in flow.euler(noise_BFCHW, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
+    for x in flow.euler(noise_BFCYX, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
         if not torch.isfinite(x).all():
             raise FloatingPointError("sampling met NaN or infinite latents: the weights or the conditions are broken")
         yield x
 
 
-def pad_first_frame(image_BCHW: Tensor, frames: int) -> Tensor:
+def pad_first_frame(image_BCYX: Tensor, frames: int) -> Tensor:
     """Latent of the first frame, and zeros for the other frames."""
-    image_BFCHW = image_BCHW.new_zeros(len(image_BCHW), frames, *image_BCHW.shape[1:])
-    image_BFCHW[:, 0] = image_BCHW
-    return image_BFCHW
+    image_BFCYX = image_BCYX.new_zeros(len(image_BCYX), frames, *image_BCYX.shape[1:])
+    image_BFCYX[:, 0] = image_BCYX
+    return image_BFCYX
 
 
 def derive_seed(*parts: object) -> int:

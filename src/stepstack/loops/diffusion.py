@@ -37,7 +37,7 @@ class LatentMicroBatch:
     those of the winners."""
 
     inputs: Mapping[str, Tensor]
-    target_BFCHW: Tensor
+    target_BFCYX: Tensor
     count: int  # samples: of pairs half the rows
     context: int = 1  # processes that have it too, this one among them
     blank: bool = False
@@ -45,7 +45,7 @@ class LatentMicroBatch:
     @property
     def work(self) -> float:
         """This process's part of the tokens."""
-        shape = self.target_BFCHW.shape
+        shape = self.target_BFCYX.shape
         return shape[0] * shape[1] * shape[3] * shape[4] / self.context
 
 
@@ -103,12 +103,12 @@ def noised(cfg: DiffusionConfig, video: Video, empty: Encoded, seed: int) -> Noi
     generator = torch.Generator().manual_seed(seed)
     chance = torch.rand(2, generator=generator).tolist()
     t_1 = flow.draw_times(cfg.times, 1, generator)
-    noise = torch.randn(video.latents_FCHW.shape, generator=generator)
+    noise = torch.randn(video.latents_FCYX.shape, generator=generator)
     level = math.exp(cfg.conditions.noise_mean + cfg.conditions.noise_std * float(torch.randn(1, generator=generator)))
-    image = video.image_CHW.float() + level * torch.randn(video.image_CHW.shape, generator=generator)
+    image = video.image_CYX.float() + level * torch.randn(video.image_CYX.shape, generator=generator)
     if chance[1] < cfg.conditions.drop_image:
         image = torch.zeros_like(image)
-    both = [video.latents_FCHW] if video.loser_FCHW is None else [video.latents_FCHW, video.loser_FCHW]
+    both = [video.latents_FCYX] if video.loser_FCYX is None else [video.latents_FCYX, video.loser_FCYX]
     x = [flow.interpolate(data[None].float(), noise[None], t_1)[0] for data in both]
     target = [flow.velocity(data.float(), noise) for data in both]
     return NoisedVideo(
@@ -121,12 +121,12 @@ def collate(videos: Sequence[NoisedVideo], device: torch.device, context: int) -
     rows = [(video, side) for side in range(sides) for video in videos]
     x = torch.stack([video.x[side] for video, side in rows])
     inputs = {
-        "latents_BFCHW": x,
+        "latents_BFCYX": x,
         "time_B": torch.tensor([video.t for video, _ in rows]),
         "text_BLT": torch.cat([video.text.text_BLT for video, _ in rows]).float(),
         "text_mask_BL": torch.cat([video.text.mask_BL for video, _ in rows]),
         "clip_BMT": torch.cat([video.text.clip_BMT for video, _ in rows]).float(),
-        "image_BFCHW": pad_first_frame(torch.stack([video.image for video, _ in rows]), x.shape[1]),
+        "image_BFCYX": pad_first_frame(torch.stack([video.image for video, _ in rows]), x.shape[1]),
         "motion_B": torch.tensor([video.motion for video, _ in rows]),
     }
     target = torch.stack([video.target[side] for video, side in rows])
@@ -137,7 +137,7 @@ def collate(videos: Sequence[NoisedVideo], device: torch.device, context: int) -
 
 def matching(module: nn.Module, micro: LatentMicroBatch) -> LossOut:
     """Squared error of the velocity, summed over videos."""
-    total = flow.squared_error(module(**micro.inputs), micro.target_BFCHW)
+    total = flow.squared_error(module(**micro.inputs), micro.target_BFCYX)
     return LossOut(total=total, count=micro.count, work=micro.work)
 
 
@@ -157,4 +157,4 @@ def preference(reference: nn.Module, beta: float) -> Loss:
 
 
 def _errors(module: nn.Module, micro: LatentMicroBatch) -> Tensor:
-    return (module(**micro.inputs).float() - micro.target_BFCHW).square().flatten(1).mean(1)
+    return (module(**micro.inputs).float() - micro.target_BFCYX).square().flatten(1).mean(1)

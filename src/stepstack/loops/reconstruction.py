@@ -18,8 +18,8 @@ from stepstack.diffusion.config import ReconstructionWeights
 
 @dataclass(frozen=True, slots=True)
 class VideoMicroBatch:
-    video_BFCHW: Tensor
-    noise_BCFHW: Tensor
+    video_BFCYX: Tensor
+    noise_BCFYX: Tensor
     blank: bool = False
 
 
@@ -57,15 +57,15 @@ def reconstruction(
     a video; summed."""
 
     def loss(module: nn.Module, micro: VideoMicroBatch) -> LossOut:
-        reconstructed, mean, logvar = module(micro.video_BFCHW, micro.noise_BCFHW)
-        error = reconstructed.float() - micro.video_BFCHW
+        reconstructed, mean, logvar = module(micro.video_BFCYX, micro.noise_BCFYX)
+        error = reconstructed.float() - micro.video_BFCYX
         parts = {
             "squared": error.square().flatten(1).mean(1).sum(),
             "absolute": error.abs().flatten(1).mean(1).sum(),
             "kl": 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).mean(1).sum(),
         }
         if features is not None:
-            parts["perceptual"] = perceptual_distance(features, reconstructed.float(), micro.video_BFCHW)
+            parts["perceptual"] = perceptual_distance(features, reconstructed.float(), micro.video_BFCYX)
         total = sum(getattr(weights, name) * value for name, value in parts.items())
         metrics = {name: value.detach() for name, value in parts.items()}
         return LossOut(total=total, count=len(reconstructed), work=len(reconstructed), metrics=metrics)
@@ -73,8 +73,8 @@ def reconstruction(
     return loss
 
 
-def perceptual_distance(features: Features, video_BFCHW: Tensor, true_BFCHW: Tensor) -> Tensor:
+def perceptual_distance(features: Features, video_BFCYX: Tensor, true_BFCYX: Tensor) -> Tensor:
     """Sum over videos of the mean over frames: LPIPS (arXiv 1801.03924, eq. 1) with all channels weighted alike."""
-    pairs = zip(features(video_BFCHW.flatten(0, 1)), features(true_BFCHW.flatten(0, 1)), strict=True)
+    pairs = zip(features(video_BFCYX.flatten(0, 1)), features(true_BFCYX.flatten(0, 1)), strict=True)
     maps = [(F.normalize(maps_) - F.normalize(true)).square().sum(1).mean((1, 2)).sum() for maps_, true in pairs]
-    return torch.stack(maps).sum() / video_BFCHW.shape[1]
+    return torch.stack(maps).sum() / video_BFCYX.shape[1]

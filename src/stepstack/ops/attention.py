@@ -19,30 +19,30 @@ Impl = Literal["auto", "reference", "triton"]
 
 
 def sparse_attention(
-    q_BHSD: Tensor,
-    k_BHTD: Tensor,
-    v_BHTD: Tensor,
+    q_BHSE: Tensor,
+    k_BHTE: Tensor,
+    v_BHTE: Tensor,
     selection: Selection,
     *,
     scale: float | None = None,
     impl: Impl = "auto",
     check: bool = True,
 ) -> Tensor:
-    """Attention over the selected key blocks only, o_BHSD (DSV, arXiv 2502.07590, section 5).
+    """Attention over the selected key blocks only, o_BHSE (DSV, arXiv 2502.07590, section 5).
 
     ``scale`` of the scores: 1/sqrt(D) by default. ``impl``: "reference" is plain torch, "triton" the GPU kernels,
     "auto" the kernels where they run. ``check``: verify the selection's values the first time it is used, which waits
     for the device. Values cannot be verified inside torch.compile. ValueError for arguments that do not fit together.
     """
-    check_layout(q_BHSD, k_BHTD, v_BHTD, selection)
+    check_layout(q_BHSE, k_BHTE, v_BHTE, selection)
     if check and not torch.compiler.is_compiling():
         selection.check()
-        check_lengths(q_BHSD, k_BHTD, selection)
-    scale = q_BHSD.shape[-1] ** -0.5 if scale is None else scale
-    if resolve_impl(impl, q_BHSD) == "triton":
-        return kernel_attention(q_BHSD, k_BHTD, v_BHTD, selection, scale)
+        check_lengths(q_BHSE, k_BHTE, selection)
+    scale = q_BHSE.shape[-1] ** -0.5 if scale is None else scale
+    if resolve_impl(impl, q_BHSE) == "triton":
+        return kernel_attention(q_BHSE, k_BHTE, v_BHTE, selection, scale)
     blocks = selection.queries.block_of_token, selection.keys.block_of_token
-    return reference.sparse_attention(q_BHSD, k_BHTD, v_BHTD, selection.mask(), *blocks, scale)
+    return reference.sparse_attention(q_BHSE, k_BHTE, v_BHTE, selection.mask(), *blocks, scale)
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor, selection: Selection, scale: float) -> Tensor:

@@ -39,9 +39,9 @@ class Cubes:
             raise ValueError(f"sides of a video and of a cube are at least 1, not {video=} {cube=}")
         counts = [-(-side // edge) for side, edge in zip(video, cube, strict=True)]
         axes = [torch.arange(side, device=device) // edge for side, edge in zip(video, cube, strict=True)]
-        cube_FHW = (axes[0][:, None, None] * counts[1] + axes[1][:, None]) * counts[2] + axes[2]
-        order = torch.argsort(cube_FHW.flatten(), stable=True)
-        lengths = torch.bincount(cube_FHW.flatten(), minlength=counts[0] * counts[1] * counts[2])
+        cube_FYX = (axes[0][:, None, None] * counts[1] + axes[1][:, None]) * counts[2] + axes[2]
+        order = torch.argsort(cube_FYX.flatten(), stable=True)
+        lengths = torch.bincount(cube_FYX.flatten(), minlength=counts[0] * counts[1] * counts[2])
         place = torch.empty_like(order)
         place[order] = torch.arange(order.shape[0], device=device)
         size = min(video[0], cube[0]) * min(video[1], cube[1]) * min(video[2], cube[2])

@@ -19,17 +19,17 @@ MAX_SCORES = 1 << 26  # block scores held at once (256 MiB)
 
 
 def pooled_selection(
-    q_BHSD: Tensor, k_BHTD: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int], *, impl: Impl = "auto"
+    q_BHSE: Tensor, k_BHTE: Tensor, queries: Blocks, keys: Blocks, keep: Tensor | Sequence[int], *, impl: Impl = "auto"
 ) -> Selection:
     """Selection of the blocks whose mean key has the highest product with the mean query (VSA, arXiv 2505.13389,
     section 3).
 
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
-    keep_H, backend = _check(q_BHSD, k_BHTD, queries, keys, keep), resolve_impl(impl, q_BHSD)
-    q_BHQD = block_means(q_BHSD, queries, backend)
-    k_BHKD = block_means(k_BHTD, keys, backend)
-    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, keep_H, q_BHSD, backend)
+    keep_H, backend = _check(q_BHSE, k_BHTE, queries, keys, keep), resolve_impl(impl, q_BHSE)
+    q_BHQD = block_means(q_BHSE, queries, backend)
+    k_BHKD = block_means(k_BHTE, keys, backend)
+    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, keep_H, q_BHSE, backend)
 
 
 def low_rank_selection(
@@ -62,14 +62,14 @@ def low_rank_selection(
     return _select(masses, queries, keys, keep_H, q_BHSR, backend)
 
 
-def block_means(x_BHSD: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
+def block_means(x_BHSE: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
     """Mean of each block's tokens, float32 [B, H, blocks, D]."""
-    x_BHSD = x_BHSD.detach()
+    x_BHSE = x_BHSE.detach()
     if impl == "reference":
-        return reference.block_means(x_BHSD, blocks.block_of_token, blocks.lengths)
+        return reference.block_means(x_BHSE, blocks.block_of_token, blocks.lengths)
     from stepstack_kernels.dsv import triton_select
 
-    return triton_select.means(x_BHSD, blocks.starts, blocks.size)
+    return triton_select.means(x_BHSE, blocks.starts, blocks.size)
 
 
 @torch.no_grad()

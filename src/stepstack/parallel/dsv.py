@@ -96,7 +96,7 @@ class DsvContext(Context):
     def _see(self, dit: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         if not self.on:
             return
-        latents = kwargs["latents_BFCHW"] if "latents_BFCHW" in kwargs else args[0]
+        latents = kwargs["latents_BFCYX"] if "latents_BFCYX" in kwargs else args[0]
         _, frames, _, height, width = latents.shape
         key = (frames, height, width), latents.device
         if key not in self.shards:

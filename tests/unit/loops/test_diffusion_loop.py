@@ -149,7 +149,7 @@ def test_a_step_is_of_one_bucket_and_all_rows_come(tmp_path):
         rows = diffusion.pick(videos.buckets, 4, 0, step)
         assert len(set(rows)) == 4
         assert len({of_row[row] for row in rows}) == 1
-        assert all(tuple(videos[row].latents_FCHW.shape) == (g[0], 3, *g[1:]) for row in rows for g in [of_row[row]])
+        assert all(tuple(videos[row].latents_FCYX.shape) == (g[0], 3, *g[1:]) for row in rows for g in [of_row[row]])
         seen |= set(rows)
     assert seen == set(range(15))
     assert len(diffusion.pick({GRIDS[0]: [0, 1]}, 5, 0, 0)) == 5
@@ -159,14 +159,14 @@ def test_samples_are_noised_and_conditions_dropped_as_told(tmp_path):
     videos = prepared(tmp_path / "latents")
     cfg = config(tmp_path, conditions=Conditions(drop_text=0.3, drop_image=0.2))
     drawn = [diffusion.noised(cfg, videos[0], videos.empty, i) for i in range(600)]
-    clean = videos[0].latents_FCHW
+    clean = videos[0].latents_FCYX
     for s in drawn[:5]:
         noise = clean - s.target[0]
         torch.testing.assert_close(s.x[0], flow.interpolate(clean[None], noise[None], torch.tensor([s.t]))[0])
     assert 0.24 < sum(s.text is videos.empty for s in drawn) / 600 < 0.36
     kept = [s for s in drawn if float(s.image.abs().max()) > 0]
     assert 0.14 < 1 - len(kept) / 600 < 0.26
-    level = [math.log(float((s.image - videos[0].image_CHW).square().mean().sqrt())) for s in kept]
+    level = [math.log(float((s.image - videos[0].image_CYX).square().mean().sqrt())) for s in kept]
     assert sum(level) / len(level) == pytest.approx(-3, abs=0.15)
 
 
@@ -176,12 +176,12 @@ def test_a_pair_has_one_noise_and_one_time_and_the_winner_gains(tmp_path):
     [micro] = diffusion.local_batch(
         type("W", (), {"rank": 0, "processes": 1, "device": torch.device("cpu")}), cfg, videos, 0
     )
-    assert (micro.count, len(micro.target_BFCHW)) == (4, 8)
+    assert (micro.count, len(micro.target_BFCYX)) == (4, 8)
     assert torch.equal(micro.inputs["time_B"][:4], micro.inputs["time_B"][4:])
     rows = diffusion.pick(videos.buckets, 4, cfg.seed, 0)
-    winners = torch.stack([videos[row].latents_FCHW for row in rows])
-    losers = torch.stack([videos[row].loser_FCHW for row in rows])
-    torch.testing.assert_close(winners - micro.target_BFCHW[:4], losers - micro.target_BFCHW[4:])  # the noise
+    winners = torch.stack([videos[row].latents_FCYX for row in rows])
+    losers = torch.stack([videos[row].loser_FCYX for row in rows])
+    torch.testing.assert_close(winners - micro.target_BFCYX[:4], losers - micro.target_BFCYX[4:])  # the noise
     run = trained(cfg, videos, loss=diffusion.preference(model(), beta=5.0))
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -212,7 +212,7 @@ def sample_of(dit, word, steps=10):
     words = dataclasses.replace(words, text_BLT=words.text_BLT.expand(6, -1, -1))
     words = dataclasses.replace(words, mask_BL=words.mask_BL.expand(6, -1), clip_BMT=words.clip_BMT.expand(6, -1, -1))
     cfg = SamplerConfig(steps=steps, guidance=1.5, shift=2.0)
-    more = {"image_BCHW": torch.zeros(6, 3, 2, 2), "motion_B": torch.zeros(6)}
+    more = {"image_BCYX": torch.zeros(6, 3, 2, 2), "motion_B": torch.zeros(6)}
     *_, last = sample(dit, noise, words, ENCODER.encode([""]), cfg, **more)
     return last
 
@@ -258,13 +258,13 @@ def test_latents_are_read_back_as_they_were_written(tmp_path):
     for i in range(12):
         f, h, w = GRIDS[i % 2]
         want.append((i, torch.randn(f, 3, h, w), torch.randn(f, 3, h, w)))
-    got = {video.latents_FCHW.sum().item(): video for video in videos}
+    got = {video.latents_FCYX.sum().item(): video for video in videos}
     assert len(got) == len(videos) == 12
     for i, latents, loser in want:
         video = got[latents.sum().item()]
-        assert torch.equal(video.latents_FCHW, latents)
-        assert torch.equal(video.image_CHW, latents[0])
-        assert torch.equal(video.loser_FCHW, loser)
+        assert torch.equal(video.latents_FCYX, latents)
+        assert torch.equal(video.image_CYX, latents[0])
+        assert torch.equal(video.loser_FCYX, loser)
         assert video.motion == i % 3
         assert torch.equal(video.text.text_BLT, ENCODER.encode([f"moves {i % 4}"]).text_BLT)
     assert torch.equal(videos.empty.clip_BMT, ENCODER.encode([""]).clip_BMT)

@@ -88,7 +88,7 @@ def test_flops_without_a_condition(image, motion, monkeypatch):
     monkeypatch.setattr(video_memory, "SHAPE", {**video_memory.SHAPE, **flags})
     monkeypatch.setattr(video_memory, "PLANNED", dataclasses.replace(video_memory.PLANNED, **flags))
     arguments = dict(video_memory.inputs(1))
-    for name, there in (("image_BFCHW", image), ("motion_B", motion)):
+    for name, there in (("image_BFCYX", image), ("motion_B", motion)):
         if not there:
             del arguments[name]
     monkeypatch.setattr(video_memory, "inputs", lambda batch: arguments)

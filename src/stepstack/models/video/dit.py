@@ -154,25 +154,25 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def forward(
         self,
-        latents_BFCHW: Tensor,
+        latents_BFCYX: Tensor,
         time_B: Tensor,
         text_BLT: Tensor,
         text_mask_BL: Tensor,
         clip_BMT: Tensor,
         *,
-        image_BFCHW: Tensor | None = None,
+        image_BFCYX: Tensor | None = None,
         motion_B: Tensor | None = None,
     ) -> Tensor:
         """Velocity, in the shape of the latents.
 
         ``time_B`` in [0, 1], where 0 is noise. ``text_mask_BL``: true where there is text (CLIP's tokens all count).
-        ``image_BFCHW``: the latent of the first frame, and zeros. ValueError for a condition that the model takes and
+        ``image_BFCYX``: the latent of the first frame, and zeros. ValueError for a condition that the model takes and
         does not get, or the reverse.
         """
-        self._check(latents_BFCHW, image_BFCHW, motion_B)
-        _, frames, _, height, width = latents_BFCHW.shape
+        self._check(latents_BFCYX, image_BFCYX, motion_B)
+        _, frames, _, height, width = latents_BFCYX.shape
         grid = (frames, height, width)
-        both = latents_BFCHW if image_BFCHW is None else torch.cat([latents_BFCHW, image_BFCHW], dim=2)
+        both = latents_BFCYX if image_BFCYX is None else torch.cat([latents_BFCYX, image_BFCYX], dim=2)
         x_BSD = self.patch(both.permute(0, 1, 3, 4, 2).flatten(1, 3))
         time_BD = self.time(self.waves(time_B * STEPS).to(x_BSD.dtype))
         if self.motion is not None:
@@ -204,7 +204,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 state = "missing" if taken else "given"
                 raise ValueError(f"{name} is {state}: this model's config says with_{name}={taken}")
         if latents.ndim != 5 or latents.shape[2] != cfg.channels:
-            raise ValueError(f"latents must be [B, F, {cfg.channels}, H, W], found {list(latents.shape)}")
+            raise ValueError(f"latents must be [B, F, {cfg.channels}, Y, X], found {list(latents.shape)}")
         if image is not None and image.shape != latents.shape:
             raise ValueError(f"image is {list(image.shape)}, the latents are {list(latents.shape)}: pad it with zeros")
 
@@ -225,22 +225,22 @@ def _angles(grid: Grid, split: tuple[int, ...]) -> Tensor:
     return torch.cat(parts, dim=1).float()
 
 
-def rotate(x_BNSE: Tensor, rotary: Rotary, split: Sequence[int]) -> Tensor:
+def rotate(x_BHSE: Tensor, rotary: Rotary, split: Sequence[int]) -> Tensor:
     """Rotation by halves within each part of the head, in float32."""
     turned = []
-    parts = (y.split(list(split), -1) for y in (x_BNSE.float(), *rotary))
+    parts = (y.split(list(split), -1) for y in (x_BHSE.float(), *rotary))
     for x, cos, sin in zip(*parts, strict=True):
         first, second = x.chunk(2, -1)
         turned.append(x * cos + torch.cat([-second, first], -1) * sin)
-    return torch.cat(turned, -1).to(x_BNSE.dtype)
+    return torch.cat(turned, -1).to(x_BHSE.dtype)
 
 
 def _heads(x_BLD: Tensor, heads: int) -> Tensor:
     return x_BLD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def merge_heads(x_BNSE: Tensor) -> Tensor:
-    return x_BNSE.transpose(1, 2).flatten(2)
+def merge_heads(x_BHSE: Tensor) -> Tensor:
+    return x_BHSE.transpose(1, 2).flatten(2)
 
 
 # Map from published names to ours, for tensors that are the same.

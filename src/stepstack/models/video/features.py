@@ -15,13 +15,13 @@ from stepstack.config import ConfigError
 
 
 class VideoFeatures(Protocol):
-    """Function from clips [B, F, H, W, RGB], uint8, to features [B, D]."""
+    """Function from clips [B, F, Y, X, RGB], uint8, to features [B, D]."""
 
-    def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]: ...
+    def __call__(self, clips_BFYXC: NDArray[np.uint8]) -> NDArray[np.float64]: ...
 
 
 class SavedFeatures:
-    """Network saved by ``torch.export.save``, from clips [B, 3, F, H, W] in [-1, 1] to features [B, D].
+    """Network saved by ``torch.export.save``, from clips [B, 3, F, Y, X] in [-1, 1] to features [B, D].
 
     FVD takes I3D trained on Kinetics-400 (arXiv 1812.01717), which is not part of this project.
     """
@@ -33,13 +33,13 @@ class SavedFeatures:
         self.network = torch.export.load(file).module()
 
     @torch.no_grad()
-    def __call__(self, clips_BFHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return self.network(to_network_input(clips_BFHWC)).double().numpy()
+    def __call__(self, clips_BFYXC: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return self.network(to_network_input(clips_BFYXC)).double().numpy()
 
 
-def to_network_input(clips_BFHWC: NDArray[np.uint8]) -> torch.Tensor:
-    """Clips as [B, 3, F, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(clips_BFHWC)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+def to_network_input(clips_BFYXC: NDArray[np.uint8]) -> torch.Tensor:
+    """Clips as [B, 3, F, Y, X] in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(clips_BFYXC)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def clip_features(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:

@@ -29,12 +29,12 @@ class VideoCodec(Protocol):
         """Grid of the latents. ValueError for a size that it cannot encode, with the nearest one that it can."""
         ...
 
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
         """Mean of the posterior. A single frame gives a single latent frame, equal to the first one of a video that
         begins with it."""
         ...
 
-    def decode(self, latents_BFCHW: Tensor) -> Tensor: ...
+    def decode(self, latents_BFCYX: Tensor) -> Tensor: ...
 
 
 class Norm(nn.Module):
@@ -44,8 +44,8 @@ class Norm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
-    def forward(self, x_BCFHW: Tensor) -> Tensor:
-        return F.normalize(x_BCFHW, dim=1) * x_BCFHW.shape[1] ** 0.5 * self.weight
+    def forward(self, x_BCFYX: Tensor) -> Tensor:
+        return F.normalize(x_BCFYX, dim=1) * x_BCFYX.shape[1] ** 0.5 * self.weight
 
 
 class CausalConv(nn.Conv3d):
@@ -54,8 +54,8 @@ class CausalConv(nn.Conv3d):
     def __init__(self, channels: int):
         super().__init__(channels, channels, 3, padding=(0, 1, 1))
 
-    def forward(self, x_BCFHW: Tensor) -> Tensor:
-        return super().forward(F.pad(x_BCFHW, (0, 0, 0, 0, 2, 0)))
+    def forward(self, x_BCFYX: Tensor) -> Tensor:
+        return super().forward(F.pad(x_BCFYX, (0, 0, 0, 0, 2, 0)))
 
 
 class Residual(nn.Module):
@@ -65,8 +65,8 @@ class Residual(nn.Module):
             Norm(channels), nn.SiLU(), CausalConv(channels), Norm(channels), nn.SiLU(), CausalConv(channels)
         )
 
-    def forward(self, x_BCFHW: Tensor) -> Tensor:
-        return x_BCFHW + self.body(x_BCFHW)
+    def forward(self, x_BCFYX: Tensor) -> Tensor:
+        return x_BCFYX + self.body(x_BCFYX)
 
 
 class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -92,38 +92,38 @@ class TinyVae(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("std_C", torch.ones(channels))
 
-    def posterior(self, video_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [B, C, F, H, W], not normalised. ValueError for a size that is no whole number of
+    def posterior(self, video_BFCYX: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, C, F, Y, X], not normalised. ValueError for a size that is no whole number of
         patches."""
-        grid_of(video_BFCHW.shape[1], video_BFCHW.shape[3], video_BFCHW.shape[4], self.patch)
+        grid_of(video_BFCYX.shape[1], video_BFCYX.shape[3], video_BFCYX.shape[4], self.patch)
         t, h, w = self.patch
-        video = F.pad(video_BFCHW, (0, 0, 0, 0, 0, 0, t - 1, 0))
+        video = F.pad(video_BFCYX, (0, 0, 0, 0, 0, 0, t - 1, 0))
         voxels = video.unflatten(1, (-1, t)).unflatten(4, (-1, h)).unflatten(6, (-1, w))  # B F t C H h W w
         flat = voxels.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)  # B F H W voxel
         x = self.encoder(self.patch_in(flat).permute(0, 4, 1, 2, 3))
         mean, logvar = self.moments(F.silu(self.norm_encoder(x))).chunk(2, 1)
         return mean + self.short_in(flat).permute(0, 4, 1, 2, 3), logvar.clamp(-20, 10)
 
-    def reconstruct(self, z_BCFHW: Tensor) -> Tensor:
+    def reconstruct(self, z_BCFYX: Tensor) -> Tensor:
         """Video of latents that are not normalised."""
-        x = F.silu(self.norm_decoder(self.decoder(self.widen(z_BCFHW))))
+        x = F.silu(self.norm_decoder(self.decoder(self.widen(z_BCFYX))))
         t, h, w = self.patch
-        flat = self.patch_out(x.permute(0, 2, 3, 4, 1)) + self.short_out(z_BCFHW.permute(0, 2, 3, 4, 1))
+        flat = self.patch_out(x.permute(0, 2, 3, 4, 1)) + self.short_out(z_BCFYX.permute(0, 2, 3, 4, 1))
         voxels = flat.unflatten(4, (t, 3, h, w))  # B F H W t C h w
         video = voxels.permute(0, 1, 4, 5, 2, 6, 3, 7)
         return video.flatten(6).flatten(4, 5).flatten(1, 2)[:, t - 1 :]
 
-    def forward(self, video_BFCHW: Tensor, noise_BCFHW: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, video_BFCYX: Tensor, noise_BCFYX: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, mean and log-variance. It reconstructs a sample where ``noise`` is given, otherwise the
         mean."""
-        mean, logvar = self.posterior(video_BFCHW)
-        z = mean if noise_BCFHW is None else mean + (0.5 * logvar).exp() * noise_BCFHW
+        mean, logvar = self.posterior(video_BFCYX)
+        z = mean if noise_BCFYX is None else mean + (0.5 * logvar).exp() * noise_BCFYX
         return self.reconstruct(z), mean, logvar
 
     @torch.no_grad()
-    def calibrate(self, video_BFCHW: Tensor) -> None:
+    def calibrate(self, video_BFCYX: Tensor) -> None:
         """Set the mean and deviation of the latents from a batch of videos."""
-        mean = self.posterior(video_BFCHW)[0]
+        mean = self.posterior(video_BFCYX)[0]
         self.mean_C.copy_(mean.mean((0, 2, 3, 4)))
         self.std_C.copy_(mean.std((0, 2, 3, 4)))
 
@@ -138,13 +138,13 @@ class TinyCodec:
         return grid_of(frames, height, width, self.stride)
 
     @torch.no_grad()
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
-        z = self.vae.posterior(video_BFCHW)[0].transpose(1, 2)
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
+        z = self.vae.posterior(video_BFCYX)[0].transpose(1, 2)
         return (z - _wide(self.vae.mean_C)) / _wide(self.vae.std_C)
 
     @torch.no_grad()
-    def decode(self, latents_BFCHW: Tensor) -> Tensor:
-        z = latents_BFCHW * _wide(self.vae.std_C) + _wide(self.vae.mean_C)
+    def decode(self, latents_BFCYX: Tensor) -> Tensor:
+        z = latents_BFCYX * _wide(self.vae.std_C) + _wide(self.vae.mean_C)
         return self.vae.reconstruct(z.transpose(1, 2))
 
 
@@ -161,14 +161,14 @@ class WanCodec:
         return grid_of(frames, height, width, self.stride)
 
     @torch.no_grad()
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
-        self.grid(video_BFCHW.shape[1], *video_BFCHW.shape[3:])
-        z = self.vae.encode(video_BFCHW.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
+        self.grid(video_BFCYX.shape[1], *video_BFCYX.shape[3:])
+        z = self.vae.encode(video_BFCYX.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
         return (z - _wide(self.mean_C, z)) / _wide(self.std_C, z)
 
     @torch.no_grad()
-    def decode(self, latents_BFCHW: Tensor) -> Tensor:
-        z = latents_BFCHW * _wide(self.std_C, latents_BFCHW) + _wide(self.mean_C, latents_BFCHW)
+    def decode(self, latents_BFCYX: Tensor) -> Tensor:
+        z = latents_BFCYX * _wide(self.std_C, latents_BFCYX) + _wide(self.mean_C, latents_BFCYX)
         return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
 
 
@@ -185,13 +185,13 @@ class DcCodec:
         return grid_of(frames, height, width, self.stride)
 
     @torch.no_grad()
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
-        self.grid(video_BFCHW.shape[1], *video_BFCHW.shape[3:])
-        return self.vae.encode(video_BFCHW.flatten(0, 1)).latent.unflatten(0, video_BFCHW.shape[:2]) * self.scale
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
+        self.grid(video_BFCYX.shape[1], *video_BFCYX.shape[3:])
+        return self.vae.encode(video_BFCYX.flatten(0, 1)).latent.unflatten(0, video_BFCYX.shape[:2]) * self.scale
 
     @torch.no_grad()
-    def decode(self, latents_BFCHW: Tensor) -> Tensor:
-        return self.vae.decode(latents_BFCHW.flatten(0, 1) / self.scale).sample.unflatten(0, latents_BFCHW.shape[:2])
+    def decode(self, latents_BFCYX: Tensor) -> Tensor:
+        return self.vae.decode(latents_BFCYX.flatten(0, 1) / self.scale).sample.unflatten(0, latents_BFCYX.shape[:2])
 
 
 class ChunkedCodec:
@@ -213,29 +213,29 @@ class ChunkedCodec:
         one = self.inner.grid(min(frames, self.frames), height, width)
         return chunks * one[0], one[1], one[2]
 
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
-        batch, frames, _, height, width = video_BFCHW.shape
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
+        batch, frames, _, height, width = video_BFCYX.shape
         self.grid(frames, height, width)
-        chunks = video_BFCHW.unflatten(1, (-1, min(frames, self.frames))).flatten(0, 1)
+        chunks = video_BFCYX.unflatten(1, (-1, min(frames, self.frames))).flatten(0, 1)
         return self.inner.encode(chunks).unflatten(0, (batch, -1)).flatten(1, 2)
 
-    def decode(self, latents_BFCHW: Tensor) -> Tensor:
-        batch, count = latents_BFCHW.shape[:2]
+    def decode(self, latents_BFCYX: Tensor) -> Tensor:
+        batch, count = latents_BFCYX.shape[:2]
         each = self.inner.grid(self.frames, self.stride[1], self.stride[2])[0]
         if count == 1:
-            return self.inner.decode(latents_BFCHW)
+            return self.inner.decode(latents_BFCYX)
         if count % each:
             raise ValueError(f"{count} latent frames are not whole chunks of {each}")
-        chunks = self.inner.decode(latents_BFCHW.unflatten(1, (-1, each)).flatten(0, 1))
+        chunks = self.inner.decode(latents_BFCYX.unflatten(1, (-1, each)).flatten(0, 1))
         return mix(chunks.unflatten(0, (batch, -1)))
 
 
-def mix(chunks_BNFCHW: Tensor) -> Tensor:
+def mix(chunks_BNFCYX: Tensor) -> Tensor:
     """Concatenated chunks, where the last frame of one and the first frame of the next are drawn towards each other.
 
     Each is 0.6 of itself and 0.4 of the other, the later one first, like in Step-Video's decoder.
     """
-    chunks = chunks_BNFCHW.clone()
+    chunks = chunks_BNFCYX.clone()
     back, front = chunks[:, 1:, 0].clone(), chunks[:, :-1, -1].clone()
     back = BORDER_WEIGHT * back + (1 - BORDER_WEIGHT) * front
     chunks[:, 1:, 0] = back
@@ -244,6 +244,6 @@ def mix(chunks_BNFCHW: Tensor) -> Tensor:
 
 
 def _wide(values_C: Tensor, like: Tensor | None = None) -> Tensor:
-    """Channel values broadcast over latents [B, F, C, H, W]."""
+    """Channel values broadcast over latents [B, F, C, Y, X]."""
     values_C = values_C if like is None else values_C.to(like)
     return values_C[:, None, None]

@@ -69,9 +69,9 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
     assert sorted(v.motion for v in result)[-1] == 40.0
     fitted = frames.fit(frames.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
     pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-    [row] = [v for v in result if v.latents_FCHW.shape[0] == 3]
-    torch.testing.assert_close(row.latents_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(row.image_CHW, row.latents_FCHW[0], atol=1e-4, rtol=1e-4)
+    [row] = [v for v in result if v.latents_FCYX.shape[0] == 3]
+    torch.testing.assert_close(row.latents_FCYX, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(row.image_CYX, row.latents_FCYX[0], atol=1e-4, rtol=1e-4)
 
 
 def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
@@ -83,10 +83,10 @@ def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
     result = Latents(tmp_path / "out")
     assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
     for row, name in zip(result, ("bad.mp4", "other.mp4"), strict=True):
-        count = 1 + 2 * (len(row.latents_FCHW) - 1)
+        count = 1 + 2 * (len(row.latents_FCYX) - 1)
         fitted = frames.fit(frames.read_video(tmp_path / name)[0][:count], (32, 48))
         pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
-        torch.testing.assert_close(row.loser_FCHW, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(row.loser_FCYX, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_pairs_that_are_none_are_named(tmp_path):
@@ -184,8 +184,8 @@ def test_a_bucket_that_the_codec_cannot_encode_is_refused_first(tmp_path):
 
 def test_latents_that_are_nan_are_named_by_their_row(tmp_path):
     class Broken(TinyCodec):
-        def encode(self, video_BFCHW):
-            return super().encode(video_BFCHW) * float("nan")
+        def encode(self, video_BFCYX):
+            return super().encode(video_BFCYX) * float("nan")
 
     rows = source(tmp_path, {"video": video(tmp_path, "a.mp4"), "caption": "x"})
     with pytest.raises(DataError, match=r"line 1: .*a\.mp4: latents of 'x' are NaN"):

@@ -22,12 +22,12 @@ def inputs(batch=2, seed=0, **grid):
     image[:, 0] = torch.randn(batch, 4, height, width)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]][:batch], dtype=torch.bool)
     return {
-        "latents_BFCHW": latents,
+        "latents_BFCYX": latents,
         "time_B": torch.tensor([0.3, 0.8])[:batch],
         "text_BLT": torch.randn(batch, 5, 10),
         "text_mask_BL": mask,
         "clip_BMT": torch.randn(batch, 2, 6),
-        "image_BFCHW": image,
+        "image_BFCYX": image,
         "motion_B": torch.tensor([5.0, 2.0])[:batch],
     }
 
@@ -103,12 +103,12 @@ def turned(y, places):
     return out
 
 
-def by_hand(s, latents_BFCHW, time_B, text_BLT, text_mask_BL, clip_BMT, image_BFCHW, motion_B):
+def by_hand(s, latents_BFCYX, time_B, text_BLT, text_mask_BL, clip_BMT, image_BFCYX, motion_B):
     """The published forward, one sample and one head at a time, straight from the published layout."""
     outs = []
-    for b in range(len(latents_BFCHW)):
-        _, f, _, h, w = latents_BFCHW.shape
-        both = torch.cat([latents_BFCHW[b], image_BFCHW[b]], 1)  # [F, 2C, H, W]
+    for b in range(len(latents_BFCYX)):
+        _, f, _, h, w = latents_BFCYX.shape
+        both = torch.cat([latents_BFCYX[b], image_BFCYX[b]], 1)  # [F, 2C, Y, X]
         x = F.conv2d(both, s["pos_embed.proj.weight"], s["pos_embed.proj.bias"]).permute(0, 2, 3, 1).reshape(-1, WIDTH)
 
         def lin(name, y):
@@ -189,7 +189,7 @@ def test_padding_text_changes_nothing_and_conditions_change_something(model):
     noise = batch["text_BLT"].clone()
     noise[0, 3:] = 100.0
     torch.testing.assert_close(model(**{**batch, "text_BLT": noise}), out)
-    for name in ("time_B", "text_BLT", "clip_BMT", "image_BFCHW", "motion_B"):
+    for name in ("time_B", "text_BLT", "clip_BMT", "image_BFCYX", "motion_B"):
         other = batch[name] + torch.rand_like(batch[name])
         assert (model(**{**batch, name: other}) - out).abs().max() > 1e-4, name
 
@@ -222,10 +222,10 @@ def test_save_and_load_round_trip(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_BFCHW": None}, "image is missing"),
+        ({"image_BFCYX": None}, "image is missing"),
         ({"motion_B": None}, "motion is missing"),
-        ({"latents_BFCHW": torch.zeros(2, 3, 5, 2, 4)}, "latents must be"),
-        ({"image_BFCHW": torch.zeros(2, 1, 4, 2, 4)}, "pad it with zeros"),
+        ({"latents_BFCYX": torch.zeros(2, 3, 5, 2, 4)}, "latents must be"),
+        ({"image_BFCYX": torch.zeros(2, 1, 4, 2, 4)}, "pad it with zeros"),
     ],
 )
 def test_bad_inputs_are_named(model, change, message):

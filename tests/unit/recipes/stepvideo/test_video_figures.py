@@ -20,8 +20,8 @@ from stepstack.models.video.features import SavedFeatures, clip_features
 class Brightness(nn.Module):
     """Mean of each colour over a clip, in [-1, 1]."""
 
-    def forward(self, video_BCFHW):
-        return video_BCFHW.mean((2, 3, 4))
+    def forward(self, video_BCFYX):
+        return video_BCFYX.mean((2, 3, 4))
 
 
 @pytest.fixture(scope="module")

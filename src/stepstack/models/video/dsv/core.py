@@ -50,26 +50,26 @@ class DsvAttention(nn.Module):
         self.observed: Observation | None = None
         self.checked: AttentionShape | None = None  # shape that last passed the check of the speed profile
 
-    def attend(self, x_BSC: Tensor, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, call: Call) -> Tensor:
-        """Output o_BHSD from the attention's input x and its final q, k, v, in the model's order of tokens.
+    def attend(self, x_BSC: Tensor, q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, call: Call) -> Tensor:
+        """Output o_BHSE from the attention's input x and its final q, k, v, in the model's order of tokens.
 
         ValueError for tokens that are not the grid's, ConfigError for a speed profile of another shape.
         """
-        if q_BHSD.shape[2] != call.layout.tokens or k_BHSD.shape[2] != call.layout.tokens:
+        if q_BHSE.shape[2] != call.layout.tokens or k_BHSE.shape[2] != call.layout.tokens:
             f, h, w = call.layout.grid
-            raise ValueError(f"{q_BHSD.shape[2]} tokens are not the {call.layout.tokens} of a grid of {f} x {h} x {w}")
+            raise ValueError(f"{q_BHSE.shape[2]} tokens are not the {call.layout.tokens} of a grid of {f} x {h} x {w}")
         if self.speed is not None:
-            self.check_speed(v_BHSD, self.speed)
+            self.check_speed(v_BHSE, self.speed)
         if call.sampled is not None and self.index not in call.done:
             call.done.add(self.index)
             observation = observe(
-                self.predictor, x_BSC, q_BHSD, k_BHSD, call.layout, call.sampled, self.config.mass, self.sparsity_H
+                self.predictor, x_BSC, q_BHSE, k_BHSE, call.layout, call.sampled, self.config.mass, self.sparsity_H
             )
             self.observed = observation if self.observed is None else self.observed + observation
         if not self.is_sparse(call.threshold):
-            return self.dense(q_BHSD, k_BHSD, v_BHSD)
+            return self.dense(q_BHSE, k_BHSE, v_BHSE)
         # One dtype, as autocast gives SDPA: norms leave q and k wider than v.
-        q, k, v = (call.layout.to_cubes(x).to(v_BHSD.dtype) for x in (q_BHSD, k_BHSD, v_BHSD))
+        q, k, v = (call.layout.to_cubes(x).to(v_BHSE.dtype) for x in (q_BHSE, k_BHSE, v_BHSE))
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
             selection = self.select(x_BSC, q, k, call.layout)
         # Its own selections need no check, which would wait for the device.
@@ -79,8 +79,8 @@ class DsvAttention(nn.Module):
         """Whether the attention is sparse. All its heads go the same way, by their mean, like in the paper."""
         return threshold is not None and self.sparsity_H is not None and float(self.sparsity_H.mean()) >= threshold
 
-    def dense(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD)
+    def dense(self, q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHSE, k_BHSE, v_BHSE)
 
     def select(self, x_BSC: Tensor, q: Tensor, k: Tensor, layout: CubeLayout) -> Selection:
         """Selection of the key cubes of every query cube, as many for a head as its sparsity leaves.
@@ -94,12 +94,12 @@ class DsvAttention(nn.Module):
         low_q, low_k = (layout.to_cubes(y) for y in self.predictor(x_BSC, layout.angles))
         return low_rank_selection(low_q, low_k, layout.blocks, layout.blocks, keep_H)
 
-    def check_speed(self, v_BHSD: Tensor, speed: SpeedProfile) -> None:
+    def check_speed(self, v_BHSE: Tensor, speed: SpeedProfile) -> None:
         here = AttentionShape(
-            device=device_name(v_BHSD.device),
-            dtype=str(v_BHSD.dtype).removeprefix("torch."),
-            heads=v_BHSD.shape[1],
-            head_dim=v_BHSD.shape[3],
+            device=device_name(v_BHSE.device),
+            dtype=str(v_BHSE.dtype).removeprefix("torch."),
+            heads=v_BHSE.shape[1],
+            head_dim=v_BHSE.shape[3],
             cube=self.config.cube,
             selector=self.config.selector,
             rank=self.config.rank,

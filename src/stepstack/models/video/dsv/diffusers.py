@@ -82,8 +82,8 @@ class DiffusersDsv(DsvAttention):
     _attention_backend: Any = None
     _parallel_config: Any = None
 
-    def dense(self, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q_BHSD, k_BHSD, v_BHSD))
+    def dense(self, q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BHSE, k_BHSE, v_BHSE))
         return dispatch_attention_fn(q, k, v, backend=self._attention_backend).transpose(1, 2)
 
     def check(self, encoder: Tensor | None, mask: Tensor | None, rotary: Any) -> None:

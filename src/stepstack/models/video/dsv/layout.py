@@ -33,8 +33,8 @@ class CubeLayout:
     def tokens(self) -> int:
         return self.angles.shape[0]
 
-    def to_cubes(self, x_BHSD: Tensor) -> Tensor:
-        return self.cubes.gather(x_BHSD, dim=2)
+    def to_cubes(self, x_BHSE: Tensor) -> Tensor:
+        return self.cubes.gather(x_BHSE, dim=2)
 
-    def to_model(self, x_BHSD: Tensor) -> Tensor:
-        return self.cubes.scatter(x_BHSD, dim=2)
+    def to_model(self, x_BHSE: Tensor) -> Tensor:
+        return self.cubes.scatter(x_BHSE, dim=2)

@@ -43,8 +43,8 @@ class Observation:
 def observe(
     predictor: LowRankPredictor,
     x_BSC: Tensor,
-    q_BHSD: Tensor,
-    k_BHSD: Tensor,
+    q_BHSE: Tensor,
+    k_BHSE: Tensor,
     layout: CubeLayout,
     sampled: Tensor,
     mass: float,
@@ -60,7 +60,7 @@ def observe(
     def arranged(low: Sequence[Tensor]) -> Sequence[Tensor]:
         return [layout.to_cubes(y) for y in low]
 
-    q, k = arranged((q_BHSD.detach(), k_BHSD.detach()))
+    q, k = arranged((q_BHSE.detach(), k_BHSE.detach()))
     return observe_cubes(predictor, x_BSC, layout.angles, arranged, q, k, layout.blocks, sampled, mass, sparsity_H)
 
 
@@ -69,8 +69,8 @@ def observe_cubes(
     x_BSC: Tensor,
     angles_SP: Tensor,
     arranged: Callable[[Sequence[Tensor]], Sequence[Tensor]],
-    q_BHSD: Tensor,
-    k_BHSD: Tensor,
+    q_BHSE: Tensor,
+    k_BHSE: Tensor,
     blocks: Blocks,
     sampled: Tensor,
     mass: float,
@@ -81,11 +81,11 @@ def observe_cubes(
     ``arranged`` brings the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q
     and k.
     """
-    with own_graph(q_BHSD.device.type):
+    with own_graph(q_BHSE.device.type):
         query, key = (w.detach().float().requires_grad_() for w in (predictor.query, predictor.key))
         low = arranged(low_rank(x_BSC.detach(), query, key, predictor.heads, angles_SP))
         low_q, low_k = (y.detach().requires_grad_() for y in low)
-        q, k = q_BHSD.detach().float(), k_BHSD.detach().float()
+        q, k = q_BHSE.detach().float(), k_BHSE.detach().float()
         loss, token_sparsity_H, share_BHQK = scores_by_piece((low_q, low_k), q, k, blocks, sampled, mass)
         back = [leaf.grad for leaf in (low_q, low_k) if leaf.grad is not None]
         gradients = torch.autograd.grad(low, (query, key), back)
