@@ -30,9 +30,10 @@ _COMMA = r" ?, ?"
 _PAIR = rf"\( ?({_NUMBER}){_COMMA}({_NUMBER}) ?\)"
 _CORNERS = rf"{_PAIR}{_COMMA}{_PAIR}"
 _FOUR = _COMMA.join([rf"({_NUMBER})"] * 4)
-# A label ends before any next special token, so that an unclosed one is not read twice.
+# A label ends before any next special token, so that an unclosed one is not read twice. Not possessive (``*+``): before
+# 3.11.5 Python matches a possessive group wrongly.
 _TOKENS = re.compile(
-    rf"{re.escape(REF)}(?P<label>(?:[^<]|<(?!\|))*+){re.escape(REF_END)}"
+    rf"{re.escape(REF)}(?P<label>[^<]*(?:<(?!\|)[^<]*)*){re.escape(REF_END)}"
     rf"|{re.escape(BOX)} ?{_CORNERS} ?{re.escape(BOX_END)}"
 )
 _PLAIN = (re.compile(rf"\[ ?{_FOUR} ?\]"), re.compile(rf"\( ?{_FOUR} ?\)"), re.compile(_CORNERS))
