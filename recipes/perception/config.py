@@ -86,9 +86,9 @@ class LabelNoise(Strict):
 
     jitter: NonNegativeInt = 0
     """Pixels by which edges may be off."""
-    forgotten: Fraction = 0.0
+    dropped: Fraction = 0.0
     """Chance of an object being forgotten."""
-    twice: Fraction = 0.0
+    duplicated: Fraction = 0.0
     """Chance of an object being named twice."""
     label: Fraction = 0.0
     """Chance of a wrong label."""
@@ -120,7 +120,7 @@ class TinyVl(Strict):
     """Scenes of an update."""
     optim: Optim = Muon(lr=0.02, adamw_lr=2e-3, schedule=Schedule(kind="linear", warmup=10))
     """Optimizer of the SFT."""
-    careless: LabelNoise = LabelNoise()
+    label_noise: LabelNoise = LabelNoise()
     """Errors of the demonstrations."""
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The vision-language model of a run: a published Qwen2-VL or Qwen2.5-VL, or a tiny one made on the spot.
 
-The tiny base model is a Qwen2.5-VL of 0.6M parameters that a brief SFT teaches to see, from careless annotations: boxes
+The tiny base model is a Qwen2.5-VL of 0.6M parameters that a brief SFT teaches to see, from noisy annotations: boxes
 a few pixels off, objects forgotten or counted twice, labels and letters mistaken, as weak labels are. What RL then has
 is a checkable reward on the true scene.
 """
@@ -161,7 +161,7 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
         rng = random.Random(f"{run.config.seed}-{step}")
         batch = []
         for place, prompt in enumerate(rng.choices(prompts, k=cfg.batch)):
-            answer = demonstration(prompt.problem.meta["record"], cfg.careless, rng, thinking)
+            answer = demonstration(prompt.problem.meta["record"], cfg.label_noise, rng, thinking)
             ids = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
             batch.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
         return batch
@@ -171,20 +171,20 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
     run.finish()
 
 
-def demonstration(record: Record, careless: LabelNoise, rng: random.Random, thinking: bool = False) -> str:
-    """An answer to a scene's question, with its carelessness; objects in a random order. Who thinks says first where
-    each object is (which letter comes after which), as carelessly."""
+def demonstration(record: Record, noise: LabelNoise, rng: random.Random, thinking: bool = False) -> str:
+    """The answer to a scene's question with label noise, its objects in a random order. With thinking it says first
+    where each object is (or which letter comes after which), with the same noise."""
     if record.task == "ocr":
-        answer = misread(record.text, careless.letter, rng)
+        answer = misread(record.text, noise.letter, rng)
         return thought(" ".join(answer), answer) if thinking else answer
-    objects, labels = [], [target.label for target in record.targets]  # one mistakes an object for another one there
+    objects, labels = [], [target.label for target in record.targets]  # a wrong label is that of another object
     for target in record.targets:
-        if rng.random() < careless.forgotten and record.task != "grounding":
+        if rng.random() < noise.dropped and record.task != "grounding":
             continue
         assert target.box is not None
-        label = rng.choice(labels) if rng.random() < careless.label else target.label
-        times = 2 if rng.random() < careless.twice and record.task != "grounding" else 1
-        objects += [LabelledBox(_shaken(target.box, careless.jitter, record.size, rng), label) for _ in range(times)]
+        label = rng.choice(labels) if rng.random() < noise.label else target.label
+        times = 2 if rng.random() < noise.duplicated and record.task != "grounding" else 1
+        objects += [LabelledBox(_shaken(target.box, noise.jitter, record.size, rng), label) for _ in range(times)]
     rng.shuffle(objects)
     if not thinking:
         return write_tokens(objects)

@@ -118,10 +118,10 @@ def test_matching_forgives_the_order_and_its_absence_does_not():
         assert ordered.value < matched.value
 
 
-def test_careless_demonstrations_err_as_often_as_they_say():
+def test_noisy_demonstrations_err_as_often_as_they_say():
     records = problems(Objects(task="counting", objects=(3, 4), count=(3, 3), train=300, size=(84, 84)), "train")
     rng = random.Random(0)
-    said = [demonstration(r, LabelNoise(forgotten=0.3), rng).count("<|box_start|>") for r in records]
+    said = [demonstration(r, LabelNoise(dropped=0.3), rng).count("<|box_start|>") for r in records]
     assert sum(said) / sum(len(r.targets) for r in records) == pytest.approx(0.7, abs=0.05)
     record = problems(Objects(train=1), "train")[0]
     shaken = {demonstration(record, LabelNoise(jitter=3), rng) for _ in range(50)}
@@ -137,7 +137,7 @@ def test_careless_demonstrations_err_as_often_as_they_say():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_who_thinks_says_first_what_it_sees(task):
-    """Without carelessness a thinking demonstration earns the whole reward, and only where thinking is asked for."""
+    """Without label noise a thinking demonstration earns the whole reward, and only where thinking is asked for."""
     cfg = load(task, "prompt.thinking=true")
     words = model.tokenizer(thinking=True)
     for problem in data.problems(cfg, "train"):
@@ -182,7 +182,7 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
     cfg = load("detection")
     found = data.problems(cfg, "test")
     rng = random.Random(0)
-    texts = [demonstration(p.meta["record"], LabelNoise(jitter=4, forgotten=0.3), rng) for p in found]
+    texts = [demonstration(p.meta["record"], LabelNoise(jitter=4, dropped=0.3), rng) for p in found]
     questions = [[_sample(p, text)] for p, text in zip(found, texts, strict=True)]
     figures = {m.name: m.measure(questions) for m in tasks.metrics_of(cfg)[:3]}
     pairs = []
