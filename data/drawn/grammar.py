@@ -45,13 +45,13 @@ class Grammar(Strict):
 class Language:
     """Language as tables.
 
-    spelling_WL: letters of each word, -1 behind its end. length_W: their number. members: words of each class.
+    spelling_VT: letters of each word, -1 behind its end. length_V: their number. members: words of each class.
     word_cdf: cumulative probabilities of these words, by class. next_cdf_CC: cumulative probabilities of the next
     class.
     """
 
-    spelling_WL: NDArray[np.int64]
-    length_W: NDArray[np.int64]
+    spelling_VT: NDArray[np.int64]
+    length_V: NDArray[np.int64]
     members: list[NDArray[np.int64]]
     word_cdf: list[NDArray[np.float64]]
     next_cdf_CC: NDArray[np.float64]
@@ -93,9 +93,9 @@ def block(cfg: Grammar, seed: int, stream: int, number: int, width: int) -> NDAr
             word[here] = lang.members[c][np.searchsorted(lang.word_cdf[c], chance[here])]
         open_rows = np.flatnonzero(at < width)
         for letter in range(MAX_WORD_CHARACTERS):
-            there = open_rows[letter < lang.length_W[word[open_rows]]]
-            rows[there, at[there] + letter] = lang.spelling_WL[word[there], letter]
-        at[open_rows] += lang.length_W[word[open_rows]]
+            there = open_rows[letter < lang.length_V[word[open_rows]]]
+            rows[there, at[there] + letter] = lang.spelling_VT[word[there], letter]
+        at[open_rows] += lang.length_V[word[open_rows]]
     rows = rows[:, :width]
     wrong = rng.random(rows.shape) < cfg.typos
     return np.where(wrong, rng.integers(0, len(LETTERS), rows.shape), rows)

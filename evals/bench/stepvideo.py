@@ -148,9 +148,9 @@ def video(grid: Grid, device: torch.device) -> LatentMicroBatch:
     inputs = {
         "latents_BFCYX": torch.randn(shape),
         "time_B": torch.full((1,), 0.5),
-        "text_BLT": torch.randn(1, words, text),
+        "text_BLC": torch.randn(1, words, text),
         "text_mask_BL": torch.ones(1, words),
-        "clip_BMT": torch.randn(1, more, clip),
+        "clip_BMC": torch.randn(1, more, clip),
         "image_BFCYX": torch.randn(shape),
         "motion_B": torch.full((1,), 5.0),
     }

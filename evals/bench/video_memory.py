@@ -88,8 +88,8 @@ def inputs(batch: int, dtype: torch.dtype = torch.float32) -> Mapping[str, Tenso
     return {
         "latents_BFCYX": latents,
         "image_BFCYX": torch.zeros_like(latents),
-        "text_BLT": text,
-        "clip_BMT": clip,
+        "text_BLC": text,
+        "clip_BMC": clip,
         "text_mask_BL": torch.ones(text.shape[:2], dtype=torch.bool),
         "time_B": torch.rand(batch),
         "motion_B": torch.rand(batch),

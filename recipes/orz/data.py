@@ -66,7 +66,8 @@ def prompt_text(cfg: Config) -> Callable[[Problem], str]:
         request = task.request(problem)
         if not isinstance(request, str):
             raise ConfigError(
-                f"{task.name}: recipe orz trains on plain text, row {problem.index} asks with {request!r:.80}"
+                f"{task.name}: recipe orz trains on plain text, row {problem.index} asks with "
+                f"{request!r:.80}: give it text"
             )
         return request
 

@@ -59,7 +59,7 @@ def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     numbered = []
     for record in rows:
         if record.task != cfg.task:
-            raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}")
+            raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}: make them the same")
         gold = gold_of(record, cfg.model.model_size(record.size))
         numbered.append(Problem(record.index, record.question, gold, {"record": record}))
     return numbered
@@ -75,7 +75,10 @@ def request_maker(cfg: Config) -> Callable[[Problem], Pictured]:
     def request(problem: Problem) -> Pictured:
         pictured = task.request(problem)
         if not isinstance(pictured, Pictured):
-            raise ConfigError(f"{task.name}: recipe perception asks with pictures, row {problem.index} has none")
+            raise ConfigError(
+                f"{task.name}: recipe perception asks with pictures, row {problem.index} has none: add them, "
+                "or evaluate with recipe orz"
+            )
         return pictured
 
     return request

@@ -133,7 +133,10 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         for point in self.points:
             if point.batch < self.launch.processes:
-                raise ValueError(f"batch={point.batch} sequences are fewer than the {self.launch.processes} processes")
+                raise ValueError(
+                    f"batch={point.batch} sequences are fewer than the {self.launch.processes} processes: "
+                    "start fewer, or leave this batch out"
+                )
             if point.steps < 2:
                 raise ValueError(
                     f"batch={point.batch} sequences of {self.sequence} tokens leave a cell of {point.cell.tokens} "

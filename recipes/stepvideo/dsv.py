@@ -77,7 +77,9 @@ def restore(dit: VideoDiT, config: DsvConfig, folder: Path, facts: Mapping[str, 
     """Enable DSV on a loaded model as it was when ``folder`` was exported; ``facts``: ``exported``, beside others. A
     measured dispatch goes by the speed profile of this machine. ConfigError for a folder that was trained otherwise."""
     if facts.get("dsv") != to_dict(config):  # a dense model's folder has none
-        raise ConfigError(f"{folder} was trained with dsv={facts.get('dsv')}, the config has {to_dict(config)}")
+        raise ConfigError(
+            f"{folder} was trained with dsv={facts.get('dsv')}, the config has {to_dict(config)}: make them the same"
+        )
     enable_dsv(dit, config).load_sampling_state(facts["dsv_state"])
     places, weights = dit.state_dict(), dict(predictors(folder))
     if missing := [name for name in places if ".predictor." in name and name not in weights]:

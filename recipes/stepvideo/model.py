@@ -139,7 +139,10 @@ def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
         try:
             dit.load_state_dict(weights_of(ROOT / cfg.start, cfg.heads), strict=True)
         except RuntimeError as error:
-            raise ConfigError(f"model.start={cfg.start}: its weights are of another shape: {error}") from None
+            raise ConfigError(
+                f"model.start={cfg.start}: its weights are of another shape: {error}. Make `model` the config "
+                "it was trained by"
+            ) from None
     return dit
 
 
@@ -149,7 +152,9 @@ def weights_of(folder: Path, heads: int) -> Mapping[str, Tensor]:
         return VideoDiT.from_pretrained(folder).state_dict()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"model.start={folder} holds no weights (*.safetensors)")
+        raise ConfigError(
+            f"model.start={folder} holds no weights (*.safetensors): give the folder of an exported model"
+        )
     return from_published({name: value for file in files for name, value in load_file(file).items()}, heads)
 
 

@@ -38,7 +38,7 @@ def load_name(path: str | Path, name: str) -> Any:
     module = load_module(path)
     if name not in vars(module):
         public = sorted(key for key in vars(module) if not key.startswith("_"))
-        raise ConfigError(f"{path} defines no {name}: it has {', '.join(public)}")
+        raise ConfigError(f"{path} defines no {name}: it has {', '.join(public)}: name one of these, or define it")
     return vars(module)[name]
 
 

@@ -67,7 +67,7 @@ def own() -> tuple[nn.Module, dict]:
         with_motion=False,
     )
     inputs = {"latents_BFCYX": torch.randn(2, 3, 4, 4, 4), "time_B": torch.tensor([0.1, 0.7])}
-    inputs |= {"text_BLT": torch.randn(2, 3, 8), "text_mask_BL": torch.ones(2, 3), "clip_BMT": torch.randn(2, 2, 6)}
+    inputs |= {"text_BLC": torch.randn(2, 3, 8), "text_mask_BL": torch.ones(2, 3), "clip_BMC": torch.randn(2, 2, 6)}
     return model, inputs
 
 

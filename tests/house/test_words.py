@@ -187,3 +187,28 @@ def test_a_class_name_has_one_meaning():
     assert shared == {}
     unshared = [name for name in SHARED_CLASS_NAMES if len(places.get(name, ())) < 2]
     assert unshared == [], "remove these exceptions: the names are not shared any more"
+
+
+def letters(table: str) -> set[str]:
+    """Shape letters of a table of CONTRIBUTING.md, which begins after the sentence ``table``."""
+    rows = text(Path("CONTRIBUTING.md")).split(table)[1].lstrip().split("\n\n")[0].splitlines()[2:]
+    return {
+        letter for row in rows for cell in row.strip("|").split("|")[::2] for letter in cell.replace(",", " ").split()
+    }
+
+
+def test_shape_letters_are_those_of_the_table():
+    """A tensor's name ends in letters of CONTRIBUTING.md's table; the planner of pods has one of its own."""
+    general, pods = letters("refuses other letters."), letters("letters of its own:")
+    assert {"B", "T", "Y", "X"} <= general
+    assert {"N", "W"} <= pods
+    strange = set()
+    for path in code():
+        known = pods if "pods" in path.parts or path.name == "pods.py" else general
+        words = [n.id for n in nodes(path, ast.Name)] + [n.arg for n in nodes(path, ast.arg)]
+        words += [n.attr for n in nodes(path, ast.Attribute)] + [n.arg for n in nodes(path, ast.keyword) if n.arg]
+        for name in words:
+            shape = re.fullmatch(r"[a-z][a-z0-9_]*_([A-Z0-9]*[A-Z][A-Z0-9]*)", name)
+            if shape and not set(re.sub("[0-9]", "", shape[1])) <= known:
+                strange.add(f"{path}: {name}")
+    assert sorted(strange) == []

@@ -60,9 +60,9 @@ def test_waste_is_the_published_one(trace):
 
 def test_rings_follow_every_event(trace):
     states = traces.onto_halves(trace, 720, seed=0)
-    rings = Orchestrator(Ring(720), 32, np.flatnonzero(~states.healthy_SN[0]))
+    rings = Orchestrator(Ring(720), 32, np.flatnonzero(~states.healthy_FN[0]))
     events = 0
-    for before, after in zip(states.healthy_SN, states.healthy_SN[1:], strict=False):
+    for before, after in zip(states.healthy_FN, states.healthy_FN[1:], strict=False):
         for node in np.flatnonzero(before & ~after):
             rings.fault(int(node))
             events += 1

@@ -49,7 +49,7 @@ def test_text_is_a_pure_function_however_it_is_asked_for():
 def test_text_without_typos_is_spelled_from_the_lexicon():
     clean = Grammar(words=32, classes=4, successors=2, typos=0.0)
     lang = grammar.language(clean, 3)
-    words = {grammar.show(row[:n]) for row, n in zip(lang.spelling_WL, lang.length_W, strict=True)}
+    words = {grammar.show(row[:n]) for row, n in zip(lang.spelling_VT, lang.length_V, strict=True)}
     written = grammar.show(grammar.rows(clean, 3, 0, 0, 1, 400)[0])
     at = 0
     while at < len(written) - grammar.MAX_WORD_CHARACTERS:

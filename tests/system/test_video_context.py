@@ -48,9 +48,9 @@ def inputs(grid: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> di
     return {
         "latents_BFCYX": latents,
         "time_B": torch.tensor([0.2, 0.7], dtype=dtype),
-        "text_BLT": text,
+        "text_BLC": text,
         "text_mask_BL": mask,
-        "clip_BMT": clip,
+        "clip_BMC": clip,
         "image_BFCYX": image,
         "motion_B": torch.tensor([1.0, 5.0], dtype=dtype),
     }

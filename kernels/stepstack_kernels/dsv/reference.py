@@ -44,16 +44,16 @@ def sparse_attention(
     return torch.cat(pieces, dim=2).to(dtype)
 
 
-def block_means(x_BHSE: Tensor, block_of_S: Tensor, lengths_N: Tensor) -> Tensor:
-    """Mean of each block's tokens, float32 [B, H, N, D]."""
+def block_means(x_BHSE: Tensor, block_of_S: Tensor, lengths_Q: Tensor) -> Tensor:
+    """Mean of each block's tokens, float32 [B, H, Q, E]."""
     batch, heads, _, dim = x_BHSE.shape
-    sums_BHNE = torch.zeros(batch, heads, len(lengths_N), dim, dtype=torch.float32, device=x_BHSE.device)
-    return sums_BHNE.index_add_(2, block_of_S, x_BHSE.float()) / lengths_N[:, None]
+    sums_BHQE = torch.zeros(batch, heads, len(lengths_Q), dim, dtype=torch.float32, device=x_BHSE.device)
+    return sums_BHQE.index_add_(2, block_of_S, x_BHSE.float()) / lengths_Q[:, None]
 
 
-def block_masses(proxies_BHQR: Tensor, k_BHTR: Tensor, starts: Tensor, scale: float) -> Tensor:
+def block_masses(proxies_BHQU: Tensor, k_BHTU: Tensor, starts: Tensor, scale: float) -> Tensor:
     """Logarithm to base 2 of the sum over a key block's tokens of exp(scale proxy . key), float32 [B, H, Q, K]."""
-    scores = [scale * proxies_BHQR @ block.float().mT for block in k_BHTR.split(starts.diff().tolist(), dim=2)]
+    scores = [scale * proxies_BHQU @ block.float().mT for block in k_BHTU.split(starts.diff().tolist(), dim=2)]
     return torch.stack([s.logsumexp(-1) for s in scores], dim=-1) / math.log(2)
 
 

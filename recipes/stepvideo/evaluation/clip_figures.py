@@ -19,7 +19,7 @@ def files_in(folder: Path) -> list[Path]:
     """DataError where there are no videos."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
     if not files:
-        raise DataError(f"{folder} holds no videos ({', '.join(ENDINGS)})")
+        raise DataError(f"{folder} holds no videos ({', '.join(ENDINGS)}): give the folder they lie in")
     return files
 
 

@@ -78,7 +78,10 @@ def lay_out(evaluation: Path) -> Path:
         raise ConfigError(f"{evaluation} is no finished evaluation: stepstack eval <config> --tasks vbench_i2v")
     rows = answers.read(evaluation / "samples.jsonl")
     if bad := [row for row in rows if not row.media or not (ROOT / row.media[0]).is_file()]:
-        raise ConfigError(f"{evaluation}: {len(bad)} of {len(rows)} clips failed or are gone, as of {bad[0].problem!r}")
+        raise ConfigError(
+            f"{evaluation}: {len(bad)} of {len(rows)} clips failed or are gone, as of {bad[0].problem!r}: "
+            "eval again, --retry"
+        )
     out = evaluation / "vbench" / "videos"
     out.mkdir(parents=True, exist_ok=True)
     for row in rows:

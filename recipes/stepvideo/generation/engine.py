@@ -68,11 +68,13 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
     """The sampling pipeline of a model folder. Without ``dsv`` in the config a model that was trained with it attends
     densely. ConfigError where it is none, or was made with other encoders than the config's."""
     if not (folder / PIPELINE_FILE).is_file():
-        raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: it is no folder that a run of this recipe exported")
+        raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: give a folder that a run of this recipe exported")
     facts = json.loads((folder / PIPELINE_FILE).read_text())
     for key, now in encoders(cfg).items():
         if facts[key] != now:
-            raise ConfigError(f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}")
+            raise ConfigError(
+                f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}: make them the same"
+            )
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
     if cfg.dsv is not None:
         restore(dit, cfg.dsv, folder, facts)
@@ -137,7 +139,7 @@ class ClipEngine:
         return self.pipeline.clips(requests)
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
-        raise EngineError("a video model gives no log-likelihoods of texts")
+        raise EngineError("a video model gives no log-likelihoods of texts: leave this task out")
 
     def _keep(self, content: bytes, ending: str) -> Path:
         """Write a clip, named by its content; returns its path from the repository."""
@@ -171,7 +173,10 @@ def together(shapes: Sequence[tuple[int, ...]], count: int) -> Iterator[list[int
 
 def _prompt(question: Question) -> ClipPrompt:
     if not isinstance(question.request, ClipPrompt):
-        raise EngineError(f"question {question.problem.index} asks for no clip: a video model answers nothing else")
+        raise EngineError(
+            f"question {question.problem.index} asks for no clip: a video model answers nothing else: leave "
+            "this task out"
+        )
     return question.request
 
 

@@ -62,7 +62,7 @@ class Pipeline:
 
     def _encoded(self, prompts: list[str]) -> Encoded:
         encoded = self.encoder.encode(prompts)
-        return Encoded(*(x.to(self.device) for x in (encoded.text_BLT, encoded.mask_BL, encoded.clip_BMT)))
+        return Encoded(*(x.to(self.device) for x in (encoded.text_BLC, encoded.mask_BL, encoded.clip_BMC)))
 
 
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:

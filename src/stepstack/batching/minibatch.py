@@ -31,7 +31,9 @@ def minibatches(run: Run, batch: Batch, updates: int, layout: BatchLayout) -> li
     """Cut a batch for ``updates`` optimizer steps. A process with fewer micro-batches gets blank ones, because under
     FSDP every process must run as many forwards."""
     if batch.size < run.processes:
-        raise ValueError(f"{batch.size} rollouts are too few for {run.processes} processes")
+        raise ValueError(
+            f"{batch.size} rollouts are too few for {run.processes} processes: raise rollout.prompts or start fewer"
+        )
     parts = plan(batch, updates, layout)
     parts += [[] for _ in range(int(run.max(torch.tensor([float(len(parts))]))) - len(parts))]
     counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)

@@ -61,7 +61,10 @@ class Batch:
         """This process's part of each of ``count`` mini-batches: a seeded permutation of the whole batch, cut in parts
         whose sizes differ by at most one, so that no row is dropped (ORZ drops up to count - 1 packs)."""
         if count > self.size:
-            raise ValueError(f"{count} updates need at least as many rollouts; the batch has {self.size}")
+            raise ValueError(
+                f"{count} updates need at least as many rollouts; the batch has {self.size}: ask for fewer "
+                "updates a step"
+            )
         part_of = chunk_of(self.size, count, self.seed)
         parts: list[list[Row]] = [[] for _ in range(count)]
         for row in self.rows:

@@ -136,7 +136,10 @@ def checkpoint_curve(cfg: RunConfig, recipe: Recipe, tasks: Sequence[str], optio
     places = checkpoints.whole(cfg.folder)
     engine = recipe.open_engine(cfg, folder_of(str(cfg.folder / "model")), world.device)
     if not isinstance(engine, GeneratorEngine):
-        raise ConfigError(f"--checkpoints: the engine of recipe {cfg.recipe} cannot take the weights of a checkpoint")
+        raise ConfigError(
+            f"--checkpoints: the engine of recipe {cfg.recipe} cannot take the weights of a checkpoint: "
+            "evaluate exported models"
+        )
     checkpoints.run(cfg, places, engine, world, recipe_tasks=recipe.tasks(cfg), tasks=tasks, options=options)
     if world.rank == 0:
         print(f"report: {recipe.write_report(cfg.folder)}")

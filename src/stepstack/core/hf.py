@@ -25,7 +25,7 @@ def pretrained(module: nn.Module) -> Any:
     for child in module.modules():
         if isinstance(child, PreTrainedModel | DiffusersModel):
             return child
-    raise TypeError(f"{type(module).__name__} holds no model of transformers or diffusers")
+    raise TypeError(f"{type(module).__name__} holds no model of transformers or diffusers: keep one as its attribute")
 
 
 def enable_gradient_checkpointing(body: Any) -> None:

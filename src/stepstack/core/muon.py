@@ -20,16 +20,16 @@ MIN_NORM = 1e-7  # a norm below this is taken for it, so that a gradient of zero
 MAX_BATCH_ELEMENTS = 2**24  # elements of the matrices that are orthogonalised at one time: 64 MiB in float32
 
 
-def orthogonalized(x_BMN: Tensor) -> Tensor:
+def orthogonalized(x_BOI: Tensor) -> Tensor:
     """U S V^T of each matrix becomes about U V^T by Newton-Schulz, in the precision given; singular values that are not
     tiny beside the matrix's norm come out between 0.6 and 1.3. Fewest operations where M <= N."""
     a, b, c = COEFFICIENTS
-    x_BMN = x_BMN / torch.linalg.vector_norm(x_BMN, dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
+    x_BOI = x_BOI / torch.linalg.vector_norm(x_BOI, dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
     for _ in range(STEPS):
-        gram_BMM = x_BMN @ x_BMN.mT
-        factor_BMM = torch.baddbmm(gram_BMM, gram_BMM, gram_BMM, beta=b, alpha=c)
-        x_BMN = torch.baddbmm(x_BMN, factor_BMM, x_BMN, beta=a)
-    return x_BMN
+        gram_BOO = x_BOI @ x_BOI.mT
+        factor_BOO = torch.baddbmm(gram_BOO, gram_BOO, gram_BOO, beta=b, alpha=c)
+        x_BOI = torch.baddbmm(x_BOI, factor_BOO, x_BOI, beta=a)
+    return x_BOI
 
 
 def precision(weight: Tensor) -> torch.dtype:

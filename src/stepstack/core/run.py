@@ -302,7 +302,8 @@ class Run(Generic[C]):
         state = json.loads((folder / "state.json").read_text())
         if set(state["trainables"]) != set(self.trainables):
             raise ConfigError(
-                f"{folder} holds roles {sorted(state['trainables'])}, this run has {sorted(self.trainables)}"
+                f"{folder} holds roles {sorted(state['trainables'])}, this run has {sorted(self.trainables)}: "
+                "give this run another name (name=...)"
             )
         self.accelerator.load_state(str(folder))
         for role, trainable in self.trainables.items():

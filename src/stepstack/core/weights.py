@@ -52,7 +52,9 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
             "evaluate the exported model (runs/<name>/model)"
         )
     else:
-        raise ConfigError(f"{folder} holds neither {plain.name} nor {sharded.name}: no weights of {role!r}")
+        raise ConfigError(
+            f"{folder} holds neither {plain.name} nor {sharded.name}: no weights of {role!r}: take another step's"
+        )
     wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), "")
     body = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
     return _without_tied(_merged(body, folder, role))
@@ -64,7 +66,10 @@ def load_into(lm: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
     own = dict(lm.named_parameters())
     differ = sorted(own.keys() ^ (tensors.keys() - dict(lm.named_buffers()).keys()))
     if differ:
-        raise ConfigError(f"a checkpoint of another model: {len(differ)} names differ, as {', '.join(differ[:3])}")
+        raise ConfigError(
+            f"a checkpoint of another model: {len(differ)} names differ, as {', '.join(differ[:3])}: give the "
+            "config it was trained by"
+        )
     lm.load_state_dict(tensors, strict=False)  # a tied head is missing and no parameter of its own
 
 

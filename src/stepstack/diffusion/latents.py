@@ -69,7 +69,7 @@ class LatentWriter:
             row["loser"] = loser_FCYX
         for name, value in row.items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"{name} of {prompt!r} are NaN or infinite: the VAE or the video is broken")
+                raise ValueError(f"{name} of {prompt!r} are NaN or infinite: check the VAE and the video")
         row = {name: value.detach().to("cpu", self.dtype) for name, value in row.items()}
         row |= {"motion": torch.tensor(float(motion)), "prompt": torch.tensor(place)}
         frames, _, height, width = latents_FCYX.shape
@@ -84,16 +84,18 @@ class LatentWriter:
             if self.waiting[grid]:
                 self._write(*grid)
         if not self.files:
-            raise ConfigError(f"{self.folder}: no videos to write: every one was dropped, or the source is empty")
+            raise ConfigError(
+                f"{self.folder}: no videos to write: every one was dropped, or the source is empty: check data.source"
+            )
         prompts = list(self.prompts)
         names: list[str] = []
         for start in range(0, len(prompts), self.shard):
             encoded = self.encoder.encode(prompts[start : start + self.shard])
             names.append(f"prompts-{len(names):05d}.safetensors")
             state = {
-                "text": encoded.text_BLT.to(self.dtype),
+                "text": encoded.text_BLC.to(self.dtype),
                 "mask": encoded.mask_BL,
-                "clip": encoded.clip_BMT.to(self.dtype),
+                "clip": encoded.clip_BMC.to(self.dtype),
             }
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
         facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}

@@ -43,15 +43,15 @@ def sample(
         return dit(
             x,
             t_B,
-            words.text_BLT.expand(len(x), -1, -1),
+            words.text_BLC.expand(len(x), -1, -1),
             words.mask_BL.expand(len(x), -1),
-            words.clip_BMT.expand(len(x), -1, -1),
+            words.clip_BMC.expand(len(x), -1, -1),
             **more,
         )
 
     for x in flow.euler(noise_BFCYX, cfg, lambda x, t: velocity(text, x, t), lambda x, t: velocity(without, x, t)):
         if not torch.isfinite(x).all():
-            raise FloatingPointError("sampling met NaN or infinite latents: the weights or the conditions are broken")
+            raise FloatingPointError("sampling met NaN or infinite latents: check the weights and the conditions")
         yield x
 
 

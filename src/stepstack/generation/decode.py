@@ -147,10 +147,10 @@ class Fused:
         self.cos = torch.cat([angle.cos(), torch.ones(rest, device=self.device)], dim=1).to(self.dtype)
         self.sin = torch.cat([angle.sin(), torch.zeros(rest, device=self.device)], dim=1).to(self.dtype)
 
-    def _scale(self, x_ND: Tensor) -> Tensor:
+    def _scale(self, x_RD: Tensor) -> Tensor:
         """[N, 1] 1 / RMS."""
-        norm = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=torch.float32)
-        return torch.addcmul(self.eps_1, norm, norm, value=1 / x_ND.shape[-1]).rsqrt_().to(x_ND.dtype)
+        norm = torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.addcmul(self.eps_1, norm, norm, value=1 / x_RD.shape[-1]).rsqrt_().to(x_RD.dtype)
 
     def _logits(self, x_BD: Tensor) -> Tensor:
         return (x_BD @ self.head).mul_(self._scale(x_BD))

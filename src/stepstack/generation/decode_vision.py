@@ -71,8 +71,8 @@ class FusedVision(Fused):
         # Each pair of rotated numbers follows one of the three positions.
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device) / self.head_dim
         owner = torch.repeat_interleave(torch.arange(3), torch.tensor(self.sections)).to(self.device)
-        position_NF = self.position_3BT.flatten(1)[owner].t().float()
-        angle = (position_NF * (1.0 / self.theta**exponent)).repeat(1, 2 * (self.heads + self.kv_heads))
+        position_RP = self.position_3BT.flatten(1)[owner].t().float()
+        angle = (position_RP * (1.0 / self.theta**exponent)).repeat(1, 2 * (self.heads + self.kv_heads))
         rest = (len(angle), self.kv_heads * self.head_dim)
         cos = torch.cat([angle.cos(), torch.ones(rest, device=self.device)], dim=1).to(self.dtype)
         return cos, torch.cat([angle.sin(), torch.zeros(rest, device=self.device)], dim=1).to(self.dtype)

@@ -82,12 +82,12 @@ def evaluate(
 def checked(task: Task, problems: Sequence[Problem]) -> list[Problem]:
     """Every row has a gold answer and an index of its own, or ConfigError."""
     if not problems:
-        raise ConfigError(f"task {task.name}: no rows")
+        raise ConfigError(f"task {task.name}: no rows: check the file or dataset that it reads")
     without_gold = [problem.index for problem in problems if not gold_text(problem.gold).strip()]
     if without_gold:
         raise ConfigError(f"task {task.name}: rows {without_gold[:10]} have no gold answer: add it or remove them")
     if len({problem.index for problem in problems}) < len(problems):
-        raise ConfigError(f"task {task.name}: two rows have the same index")
+        raise ConfigError(f"task {task.name}: two rows have the same index: number them anew")
     return list(problems)
 
 

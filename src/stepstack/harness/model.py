@@ -28,7 +28,7 @@ def folder_of(name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
-        raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)})")
+        raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)}): give the folder of an exported model")
     texts = "_class_name" not in json.loads((folder / "config.json").read_text())  # diffusers' mark
     if texts and not any((folder / file).is_file() for file in TOKENIZER):
         raise ConfigError(f"{name} holds no tokenizer ({', '.join(TOKENIZER)}): save the one it was trained with there")

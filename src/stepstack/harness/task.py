@@ -55,7 +55,7 @@ def load(name: str, recipe_tasks: Sequence[Task] = (), folder: Path = TASKS) -> 
         raise ConfigError(f"no task {name!r}: {path} does not exist. There are: {menu}, lm_eval:<task>, or a path")
     defined = vars(load_module(path)).get("TASK")
     if not isinstance(defined, Task):
-        raise ConfigError(f"{path} defines no TASK = Task(...)")
+        raise ConfigError(f"{path} defines no TASK = Task(...): add it")
     if defined.name != path.stem or not re.fullmatch(r"[\w.-]+", defined.name):
         raise ConfigError(f"{path}: its task is named {defined.name!r}; the file's stem must be the name")
     return defined

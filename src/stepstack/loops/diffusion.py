@@ -123,9 +123,9 @@ def collate(videos: Sequence[NoisedVideo], device: torch.device, context: int) -
     inputs = {
         "latents_BFCYX": x,
         "time_B": torch.tensor([video.t for video, _ in rows]),
-        "text_BLT": torch.cat([video.text.text_BLT for video, _ in rows]).float(),
+        "text_BLC": torch.cat([video.text.text_BLC for video, _ in rows]).float(),
         "text_mask_BL": torch.cat([video.text.mask_BL for video, _ in rows]),
-        "clip_BMT": torch.cat([video.text.clip_BMT for video, _ in rows]).float(),
+        "clip_BMC": torch.cat([video.text.clip_BMC for video, _ in rows]).float(),
         "image_BFCYX": pad_first_frame(torch.stack([video.image for video, _ in rows]), x.shape[1]),
         "motion_B": torch.tensor([video.motion for video, _ in rows]),
     }

@@ -27,14 +27,14 @@ def pooled_selection(
     ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. Needs no training.
     """
     keep_H, backend = _check(q_BHSE, k_BHTE, queries, keys, keep), resolve_impl(impl, q_BHSE)
-    q_BHQD = block_means(q_BHSE, queries, backend)
-    k_BHKD = block_means(k_BHTE, keys, backend)
-    return _select(lambda b, h: q_BHQD[b, h] @ k_BHKD[b, h].mT, queries, keys, keep_H, q_BHSE, backend)
+    q_BHQE = block_means(q_BHSE, queries, backend)
+    k_BHKE = block_means(k_BHTE, keys, backend)
+    return _select(lambda b, h: q_BHQE[b, h] @ k_BHKE[b, h].mT, queries, keys, keep_H, q_BHSE, backend)
 
 
 def low_rank_selection(
-    q_BHSR: Tensor,
-    k_BHTR: Tensor,
+    q_BHSU: Tensor,
+    k_BHTU: Tensor,
     queries: Blocks,
     keys: Blocks,
     keep: Tensor | Sequence[int],
@@ -49,21 +49,21 @@ def low_rank_selection(
     tokens. ``keep`` [H]: key blocks per query block, for each head. Ties go to the lower index. ``scale``: factor of
     the scores before the softmax, 1/sqrt(D) of the main attention for a predictor of its q k^T.
     """
-    keep_H, backend = _check(q_BHSR, k_BHTR, queries, keys, keep), resolve_impl(impl, q_BHSR)
-    proxies_BHQR = block_means(q_BHSR, queries, backend)
+    keep_H, backend = _check(q_BHSU, k_BHTU, queries, keys, keep), resolve_impl(impl, q_BHSU)
+    proxies_BHQU = block_means(q_BHSU, queries, backend)
 
     def masses(b: slice, h: slice) -> Tensor:
         if backend == "reference":
-            return reference.block_masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, scale)
+            return reference.block_masses(proxies_BHQU[b, h], k_BHTU[b, h], keys.starts, scale)
         from stepstack_kernels.dsv import triton_select
 
-        return triton_select.masses(proxies_BHQR[b, h], k_BHTR[b, h], keys.starts, keys.size, scale)
+        return triton_select.masses(proxies_BHQU[b, h], k_BHTU[b, h], keys.starts, keys.size, scale)
 
-    return _select(masses, queries, keys, keep_H, q_BHSR, backend)
+    return _select(masses, queries, keys, keep_H, q_BHSU, backend)
 
 
 def block_means(x_BHSE: Tensor, blocks: Blocks, impl: Literal["reference", "triton"]) -> Tensor:
-    """Mean of each block's tokens, float32 [B, H, blocks, D]."""
+    """Mean of each block's tokens, float32 [B, H, blocks, E]."""
     x_BHSE = x_BHSE.detach()
     if impl == "reference":
         return reference.block_means(x_BHSE, blocks.block_of_token, blocks.lengths)

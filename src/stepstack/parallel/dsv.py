@@ -121,7 +121,7 @@ class DsvContext(Context):
     # -- attention ---------------------------------------------------------------------------------------------------
 
     def attend(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
-        """Output o [B, H, s, D] from x [B, s, C] and q, k, v [B, H, s, D] of the shard: ``DsvAttention.attend`` over
+        """Output o [B, H, s, E] from x [B, s, C] and q, k, v [B, H, s, E] of the shard: ``DsvAttention.attend`` over
         ranks.
 
         Observations use q and k in v's dtype, the one in which they attend.
@@ -158,9 +158,9 @@ class DsvContext(Context):
         observation = observe_cubes(
             predictor, x, self.shard.angles, self._to_heads, q, k, blocks, call.sampled, mass, sparsity_h
         )
-        metrics_MH = observation.metrics_MH.new_zeros(len(HEAD_METRICS), predictor.heads)
-        metrics_MH[:, own] = observation.metrics_MH * self.size
-        observation.metrics_MH = metrics_MH
+        metrics_by_head = observation.metrics_by_head.new_zeros(len(HEAD_METRICS), predictor.heads)
+        metrics_by_head[:, own] = observation.metrics_by_head * self.size
+        observation.metrics_by_head = metrics_by_head
         attention.observed = observation if attention.observed is None else attention.observed + observation
 
     def _select(self, attention: DsvAttention, x: Tensor, q: Tensor, k: Tensor) -> Selection:

@@ -23,7 +23,7 @@ Heads = Sequence[Sequence[int]]
 def to_heads(
     shards: Sequence[Tensor], heads: Heads, tokens: Sequence[Sequence[int]], group: dist.ProcessGroup, moved: Moved
 ) -> list[Tensor]:
-    """Exchange of all heads of this rank's tokens for its heads of all tokens: [B, H, s, D] to [B, h, S, D] of each
+    """Exchange of all heads of this rank's tokens for its heads of all tokens: [B, H, s, E] to [B, h, S, E] of each
     tensor.
 
     ``tokens[i]``: how many tokens of each tensor rank i has.

@@ -15,6 +15,7 @@ Assignment = NDArray[np.intp]
 # From M assignments [M, jobs] to two arrays [M]: the cost to minimise, and the cost that decides between equals (local
 # search needs a slope).
 Score = Callable[[Assignment], tuple[NDArray[np.float64], NDArray[np.float64]]]
+Scored = tuple[Assignment, tuple[float, float]]  # one assignment and its two costs
 
 SCORE_CHUNK = 4096  # assignments scored at once
 RESTART_MOVES = 4  # jobs that a restart puts elsewhere
@@ -62,29 +63,26 @@ def search(
     if rows == 1:
         return np.zeros(jobs, np.intp), True
     if rows**jobs <= exact:
-        return _least(score, _all(jobs, rows)), True
+        return _least(score, _all(jobs, rows))[0], True
     rng = np.random.default_rng(seed)
-    best = min(
-        (_improve(score, start(burdens, rows), rows) for start in (lpt, even_lpt)), key=lambda r: _value(score, r)
-    )
+    best = min((_improve(score, start(burdens, rows), rows) for start in (lpt, even_lpt)), key=_value)
     for _ in range(restarts):
-        start = best.copy()
+        start = best[0].copy()
         start[rng.choice(jobs, min(RESTART_MOVES, jobs), replace=False)] = rng.integers(
             rows, size=min(RESTART_MOVES, jobs)
         )
         if len(np.unique(start)) == rows:
-            best = min(best, _improve(score, start, rows), key=lambda r: _value(score, r))
-    return best, False
+            best = min(best, _improve(score, start, rows), key=_value)
+    return best[0], False
 
 
-def _improve(score: Score, rows_of: Assignment, rows: int) -> Assignment:
-    value = _value(score, rows_of)
+def _improve(score: Score, rows_of: Assignment, rows: int) -> Scored:
+    best = _least(score, rows_of[None])
     while True:
-        near = _neighbours(rows_of, rows)
-        neighbour = _least(score, near)
-        if _value(score, neighbour) >= value:
-            return rows_of
-        rows_of, value = neighbour, _value(score, neighbour)
+        neighbour = _least(score, _neighbours(best[0], rows))
+        if _value(neighbour) >= _value(best):
+            return best
+        best = neighbour
 
 
 def _neighbours(rows_of: Assignment, rows: int) -> Assignment:
@@ -92,15 +90,13 @@ def _neighbours(rows_of: Assignment, rows: int) -> Assignment:
     job, row = np.divmod(np.arange(len(rows_of) * rows), rows)
     leaves = (rows_of[job] != row) & (np.bincount(rows_of, minlength=rows)[rows_of[job]] > 1)
     job, row = job[leaves], row[leaves]
-    moved = np.tile(rows_of, (len(job), 1))
-    moved[np.arange(len(job)), job] = row
-    one, two = np.triu_indices(len(rows_of), 1)
-    differ = rows_of[one] != rows_of[two]
-    one, two = one[differ], two[differ]
-    exchanged = np.tile(rows_of, (len(one), 1))
-    at = np.arange(len(one))
-    exchanged[at, one], exchanged[at, two] = rows_of[two], rows_of[one]
-    return np.concatenate([moved, exchanged])
+    one, two = np.nonzero(np.triu(rows_of[:, None] != rows_of))
+    near = np.empty((len(job) + len(one), len(rows_of)), np.intp)
+    near[:] = rows_of
+    near[np.arange(len(job)), job] = row
+    at = np.arange(len(job), len(near))
+    near[at, one], near[at, two] = rows_of[two], rows_of[one]
+    return near
 
 
 def _all(jobs: int, rows: int) -> Assignment:
@@ -109,16 +105,16 @@ def _all(jobs: int, rows: int) -> Assignment:
     return every[used.all(axis=1)]
 
 
-def _least(score: Score, among: Assignment) -> Assignment:
+def _least(score: Score, among: Assignment) -> Scored:
     first, second = (
         np.concatenate(parts)
         for parts in zip(
             *(score(among[at : at + SCORE_CHUNK]) for at in range(0, len(among), SCORE_CHUNK)), strict=True
         )
     )
-    return among[np.lexsort((second, first))[0]]
+    at = np.lexsort((second, first))[0]
+    return among[at], (float(first[at]), float(second[at]))
 
 
-def _value(score: Score, rows_of: Assignment) -> tuple[float, float]:
-    first, second = score(rows_of[None])
-    return float(first[0]), float(second[0])
+def _value(scored: Scored) -> tuple[float, float]:
+    return scored[1]

@@ -149,7 +149,7 @@ def _questions(rows: Sequence[SampleRow], which: str) -> dict[int, list[SampleRo
     for row in rows:
         by_index.setdefault(row["index"], []).append(row)
     if not by_index:
-        raise NotPaired(f"the {which} evaluation has no samples")
+        raise NotPaired(f"the {which} evaluation has no samples: run its command again")
     return by_index
 
 

@@ -163,7 +163,10 @@ class PpoConfig(RunConfig):
     def __post_init__(self) -> None:
         most = max(self.actor_updates, self.critic_updates if self.uses_critic else 1)
         if self.rollouts_per_step < most:
-            raise ValueError(f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}")
+            raise ValueError(
+                f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}: raise "
+                "rollout.prompts or rollout.sampling.n"
+            )
         if not self.uses_critic and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2")
         if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:

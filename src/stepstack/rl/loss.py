@@ -47,7 +47,7 @@ def kl_estimate(logp_N: Tensor, ref_N: Tensor, estimator: str) -> Tensor:
             return 0.5 * log_ratio_N**2
         case "k3":
             return (-log_ratio_N).exp() - 1 + log_ratio_N
-    raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2 or k3")
+    raise ValueError(f"unknown KL estimator {estimator!r}: set k1, k2 or k3")
 
 
 def truncated_importance(logp_N: Tensor, sampler_N: Tensor, cap: float) -> Tensor:

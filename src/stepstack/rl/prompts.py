@@ -25,14 +25,19 @@ class PromptStream:
 
     def __init__(self, prompts: Sequence[Prompt], seed: int):
         if not prompts:
-            raise ValueError("no training prompts: the prepared set is empty or every prompt was dropped")
+            raise ValueError(
+                "no training prompts: the prepared set is empty or every prompt was dropped: raise "
+                "prompt.max_tokens, or prepare the data again"
+            )
         self.prompts, self.seed = prompts, seed
         self._epoch, self._order = -1, list[int]()
 
     def take(self, step: int, count: int) -> list[Prompt]:
         """The ``count`` different prompts of a step."""
         if count > len(self.prompts):
-            raise ValueError(f"rollout.prompts is {count}, but there are only {len(self.prompts)} training prompts")
+            raise ValueError(
+                f"rollout.prompts is {count}, but there are only {len(self.prompts)} training prompts: lower it"
+            )
         epoch, place = divmod(step, len(self.prompts) // count)
         if epoch != self._epoch:
             import torch  # here, because the menu of tasks needs this file and no torch

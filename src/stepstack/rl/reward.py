@@ -36,7 +36,7 @@ def load_reward(cfg: FileReward) -> Reward:
     """
     function = load_name(cfg.path, cfg.function)
     if not callable(function):
-        raise ConfigError(f"{cfg.path}: {cfg.function} is no function")
+        raise ConfigError(f"{cfg.path}: {cfg.function} is no function: set reward.function to one")
     parameters = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     as_trl = "completions" in parameters

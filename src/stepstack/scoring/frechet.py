@@ -18,10 +18,10 @@ class Gaussian:
     covariance: Floats
 
 
-def gaussian(features_ND: NDArray) -> Gaussian:
+def gaussian(features_RD: NDArray) -> Gaussian:
     """Gaussian of a sample, with unbiased covariance. ValueError for fewer than two rows and for NaN or infinite
     features."""
-    features = np.asarray(features_ND, np.float64)
+    features = np.asarray(features_RD, np.float64)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features are {list(features.shape)}: give two rows of numbers or more for a Gaussian")
     if not np.isfinite(features).all():

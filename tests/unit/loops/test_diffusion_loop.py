@@ -209,8 +209,8 @@ def test_it_learns_and_samples_what_it_learned(tmp_path):
 def sample_of(dit, word, steps=10):
     noise = noise_like((2, 3, 2, 2), seeds=range(6))
     words = ENCODER.encode([word])
-    words = dataclasses.replace(words, text_BLT=words.text_BLT.expand(6, -1, -1))
-    words = dataclasses.replace(words, mask_BL=words.mask_BL.expand(6, -1), clip_BMT=words.clip_BMT.expand(6, -1, -1))
+    words = dataclasses.replace(words, text_BLC=words.text_BLC.expand(6, -1, -1))
+    words = dataclasses.replace(words, mask_BL=words.mask_BL.expand(6, -1), clip_BMC=words.clip_BMC.expand(6, -1, -1))
     cfg = SamplerConfig(steps=steps, guidance=1.5, shift=2.0)
     more = {"image_BCYX": torch.zeros(6, 3, 2, 2), "motion_B": torch.zeros(6)}
     *_, last = sample(dit, noise, words, ENCODER.encode([""]), cfg, **more)
@@ -266,8 +266,8 @@ def test_latents_are_read_back_as_they_were_written(tmp_path):
         assert torch.equal(video.image_CYX, latents[0])
         assert torch.equal(video.loser_FCYX, loser)
         assert video.motion == i % 3
-        assert torch.equal(video.text.text_BLT, ENCODER.encode([f"moves {i % 4}"]).text_BLT)
-    assert torch.equal(videos.empty.clip_BMT, ENCODER.encode([""]).clip_BMT)
+        assert torch.equal(video.text.text_BLC, ENCODER.encode([f"moves {i % 4}"]).text_BLC)
+    assert torch.equal(videos.empty.clip_BMC, ENCODER.encode([""]).clip_BMC)
     assert videos.widths == (8, 6)
     assert videos.channels == 3
 

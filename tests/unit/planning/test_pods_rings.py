@@ -154,9 +154,9 @@ def test_events_keep_as_many_rings_as_fit_and_tell_exactly_what_changed(hops, no
         node = rng.randrange(nodes)
         states, members = rings.states_NK.copy(), rings.members_GM.copy()
         change = rings.fault(node) if rings.healthy_N[node] else rings.repair(node)
-        assert set(np.flatnonzero((states != rings.states_NK).any(1))) == set(change.nodes_S.tolist())
+        assert set(np.flatnonzero((states != rings.states_NK).any(1))) == set(change.nodes_W.tolist())
         assert set(np.flatnonzero((members != rings.members_GM).any(1))) == set(change.groups_C.tolist())
-        assert (rings.states_NK[change.nodes_S] == change.states_SK).all()
+        assert (rings.states_NK[change.nodes_W] == change.states_WK).all()
         sound(rings)
         fit = KHop(hops).groups(rings.healthy_N[None], size, 4)[0]
         assert len(rings.groups()) == fit if hops % 2 == 0 else len(rings.groups()) <= fit
@@ -166,7 +166,7 @@ def test_a_hole_is_filled_by_the_nearest_spare_node():
     rings = Orchestrator(Ring(18), 16)  # four groups of four; nodes 16 and 17 are spare
     change = rings.fault(13)
     assert change.members_CM.tolist() == [[12, 14, 15, 16]]
-    assert set(change.nodes_S.tolist()) <= {12, 13, 14, 15, 16}
+    assert set(change.nodes_W.tolist()) <= {12, 13, 14, 15, 16}
 
 
 def test_moves_bound_what_an_event_changes():

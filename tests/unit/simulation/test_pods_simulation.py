@@ -47,8 +47,8 @@ def test_a_node_is_faulty_while_it_has_any_fault(write):
     trace = traces.load(write(EVENTS), nodes=4)
     result = traces.states(trace.faults, 4, trace.days)
     assert (trace.events, len(trace.faults), trace.days) == (8, 4, 10)
-    assert result.start_S.tolist() == [0, 1, 2, 3, 4, 5, 9]
-    assert (~result.healthy_SN).sum(1).tolist() == [0, 1, 2, 2, 2, 1, 0]
+    assert result.start_F.tolist() == [0, 1, 2, 3, 4, 5, 9]
+    assert (~result.healthy_FN).sum(1).tolist() == [0, 1, 2, 2, 2, 1, 0]
     assert traces.statistics(trace)["faulty nodes, mean"] == pytest.approx((8 + 3) / 40)
 
 
@@ -86,8 +86,8 @@ def test_halves_keep_faults_and_their_times(write):
     trace = traces.load(write(EVENTS), nodes=4)
     result = traces.onto_halves(trace, 8, seed=1)
     whole = traces.states(trace.faults, 4, trace.days)
-    assert (~result.healthy_SN).sum(1).max() >= 1
-    assert set(result.start_S) <= set(whole.start_S)
+    assert (~result.healthy_FN).sum(1).max() >= 1
+    assert set(result.start_F) <= set(whole.start_F)
     with pytest.raises(ValueError, match="nodes=9: the trace has 4 servers"):
         traces.onto_halves(trace, 9, seed=1)
 

@@ -6,10 +6,8 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from recipes.protocol import load_config
-from recipes.stepvideo.config import Config, WordVectors
-
 if TYPE_CHECKING:
+    from recipes.stepvideo.config import Config
     from stepstack.planning.memory import Dit, Vae
 
 HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
@@ -28,6 +26,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from recipes.protocol import load_config
+    from recipes.stepvideo.config import Config
     from stepstack import config
     from stepstack.planning.memory import Machine, cost, tokens
 
@@ -94,4 +94,4 @@ def dit_of(cfg: Config, vae: Vae) -> Dit:
         text_tokens=cfg.text.lengths,
         channels=vae.channels,
     )
-    return replace(dit, text=cfg.text.widths) if isinstance(cfg.text, WordVectors) else dit
+    return replace(dit, text=cfg.text.widths) if cfg.text.type == "words" else dit

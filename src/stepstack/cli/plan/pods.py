@@ -133,7 +133,7 @@ def _change(change: Change, deployment: Deployment, names: Sequence[str]) -> dic
         groups[number] = None if members[0] < 0 else [names[deployment.host(node)] for node in members]
     switched = {
         names[deployment.host(node)]: [STATES[state] for state in row]
-        for node, row in zip(change.nodes_S.tolist(), change.states_SK.tolist(), strict=True)
+        for node, row in zip(change.nodes_W.tolist(), change.states_WK.tolist(), strict=True)
     }
     return {"groups": groups, "switched": switched}
 

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.protocol import load_config
-
 if TYPE_CHECKING:
     from stepstack.planning.steplaw.laws import LawInputs
 
@@ -141,7 +139,9 @@ def _point(args: argparse.Namespace) -> LawInputs:
         counted = count.read(Path(args.config))
         params, flops = float(counted.non_embedding), counted.flops_per_token(args.sequence)
     elif args.config is not None:
-        scale = load_config(args.config).scale  # the recipe's classes need torch
+        from recipes.protocol import load_config
+
+        scale = load_config(args.config).scale
         params, tokens = scale.params, tokens or scale.tokens
         if params is None:
             raise ConfigError(f"--config {args.config}: its recipe does not say how many parameters; give --params")

@@ -48,7 +48,9 @@ class VllmGenerator:
 
         world = dist.get_world_size() if dist.is_initialized() else 1
         if world % cfg.tensor_parallel_size:
-            raise ValueError(f"tensor_parallel_size {cfg.tensor_parallel_size} does not divide the {world} processes")
+            raise ValueError(
+                f"tensor_parallel_size {cfg.tensor_parallel_size} does not divide the {world} processes: take a divisor"
+            )
         if cfg.sleep_level and not current_platform.is_sleep_mode_available():
             raise ValueError(f"vLLM cannot sleep on {current_platform.device_type}: set sleep_level: 0")
         kv_cache = {} if cfg.kv_cache_gib is None else {"kv_cache_memory_bytes": int(cfg.kv_cache_gib * 2**30)}
@@ -105,7 +107,9 @@ class VllmGenerator:
             raise EngineError(f"load of version {version} gave no value to {len(missing)} parameters: {missing[:5]}")
         # Keys and values of the old weights must not serve the new ones.
         if not self.llm.reset_prefix_cache():
-            raise EngineError("vLLM kept its prefix cache: something still holds blocks of it")
+            raise EngineError(
+                "vLLM kept its prefix cache: something still holds blocks of it: report this with the version of vLLM"
+            )
         self.engine.reset_encoder_cache()
         self.engine.set_weight_version(str(version))
         self.version, self._valid = version, True

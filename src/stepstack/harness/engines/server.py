@@ -151,10 +151,14 @@ class ServerEngine:
         except http.Refused as error:
             if error.status in (401, 403):
                 where = self.cfg.key_file or "no key_file is set"
-                raise EngineError(f"{self.url} does not accept the API key ({where}): {error.message}") from error
+                raise EngineError(
+                    f"{self.url} does not accept the API key ({where}): {error.message}. Write a valid key "
+                    "into server.key_file"
+                ) from error
             if error.status == 404:
                 raise EngineError(
-                    f"{self.url} has no model {self.cfg.model!r} or no such endpoint: {error.message}"
+                    f"{self.url} has no model {self.cfg.model!r} or no such endpoint: {error.message}. "
+                    "Correct server.model or the url"
                 ) from error
             raise
 

@@ -151,11 +151,14 @@ def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Answe
 def _row(task: Task, problem: Problem) -> dict[str, Any]:
     request = task.request(problem)
     if isinstance(request, Pictured | ClipPrompt):
-        raise ConfigError(f"task {task.name}: its questions have pictures, which this export has not")
+        raise ConfigError(
+            f"task {task.name}: its questions have pictures, which the export cannot write: evaluate it here"
+        )
     if not isinstance(request, str):
         if [message.role for message in request] != ["user"]:
             raise ConfigError(
-                f"task {task.name}: row {problem.index} is a chat of several turns, which lm-eval has not"
+                f"task {task.name}: row {problem.index} is a chat of several turns, which lm-eval has not: "
+                "evaluate it here"
             )
         request = request[0].content
     meta = json.dumps(dict(problem.meta))  # of any shape, which a table's column has not
@@ -171,7 +174,7 @@ def _row(task: Task, problem: Problem) -> dict[str, Any]:
 def _sampling(task: Task) -> Sampling:
     """ConfigError for a task whose answers are no texts."""
     if not isinstance(task.budget, Sampling):
-        raise ConfigError(f"task {task.name} asks for clips, which lm-eval has not")
+        raise ConfigError(f"task {task.name} asks for clips, which lm-eval has not: evaluate it here")
     return task.budget
 
 
@@ -183,7 +186,8 @@ def _checked(task: Task) -> Sequence[Metric]:
     for metric in figures:
         if metric.whole:
             raise ConfigError(
-                f"task {task.name}: {metric.name} is a figure of the whole set, which has no value for one document"
+                f"task {task.name}: {metric.name} is a figure of the whole set, which has no value for one "
+                "document: leave the metric out"
             )
     return figures
 

@@ -112,7 +112,10 @@ class StepstackLM(TemplateLM):
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         if unknown := set(kwargs) - KNOWN_KWARGS:
-            raise ConfigError(f"generation_kwargs {sorted(unknown)} of this lm-eval task are not known here: {kwargs}")
+            raise ConfigError(
+                f"generation_kwargs {sorted(unknown)} of this lm-eval task are not known here: {kwargs}. "
+                "Evaluate it with lm_eval itself"
+            )
         return Sampling(
             temperature=float(kwargs.get("temperature", 1.0)) if kwargs["do_sample"] else 0.0,
             top_p=float(kwargs.get("top_p", 1.0)),
@@ -127,7 +130,9 @@ class StepstackLM(TemplateLM):
         if isinstance(self.engine, GeneratorEngine):
             room = self.max_length - sampling.max_tokens
             if room < 1:
-                raise ConfigError(f"max_gen_toks {sampling.max_tokens} leaves no room within {self.max_length}")
+                raise ConfigError(
+                    f"max_gen_toks {sampling.max_tokens} leaves no room within {self.max_length}: lower it in the task"
+                )
             rows = [(Problem(index, text, ""), self.tok_encode(text)[-room:]) for index, text in contexts.items()]
             prompts = [Prompt(problem, tuple(ids)) for problem, ids in rows]
             for group in self.engine.generator.generate(prompts, sampling):

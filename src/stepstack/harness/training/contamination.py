@@ -30,13 +30,15 @@ def report(
     """
     empty = [name for name, texts in training.items() if not texts]
     if empty or not training:
-        raise ConfigError(f"no training rows to compare with: {', '.join(empty) or 'no training set is given'}")
+        raise ConfigError(
+            f"no training rows to compare with: {', '.join(empty) or 'no training set is given'}: name prepared data"
+        )
     problems = {task.name: list(task.rows(data)) for task in tasks}
     if len(problems) < len(tasks):
-        raise ConfigError(f"two of the tasks {', '.join(task.name for task in tasks)} have the same name")
+        raise ConfigError(f"two of the tasks {', '.join(task.name for task in tasks)} have the same name: rename one")
     for name, rows_of_task in problems.items():
         if not rows_of_task:
-            raise ConfigError(f"task {name}: no rows")
+            raise ConfigError(f"task {name}: no rows: check the file or dataset that it reads")
     versions = {task.name: task.version for task in tasks}
     texts = {name: [problem.text for problem in rows_of_task] for name, rows_of_task in problems.items()}
     rows = []

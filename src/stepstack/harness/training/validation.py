@@ -40,7 +40,10 @@ def validate(
 ) -> Validation:
     """Each process samples its share; all get the whole result, the same for any number of processes."""
     if not prompts:
-        raise ValueError("nothing to evaluate: the set is empty, or every prompt in it was dropped as too long")
+        raise ValueError(
+            "nothing to evaluate: the set is empty, or every prompt in it was dropped as too long: raise "
+            "prompt.max_tokens"
+        )
     groups = list(generator.generate(list(prompts)[world.rank :: world.processes], sampling))
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))

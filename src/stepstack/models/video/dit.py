@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
         return self.processor(self, x_BSD, rotary)
 
     def project(self, x_BSD: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed and rotated q and k, and v, each [B, N, S, E]."""
+        """Normed and rotated q and k, and v, each [B, H, S, E]."""
         q, k, v = (_heads(to(x_BSD), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         return rotate(self.norm_q(q), rotary, self.split), rotate(self.norm_k(k), rotary, self.split), v
 
@@ -156,9 +156,9 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self,
         latents_BFCYX: Tensor,
         time_B: Tensor,
-        text_BLT: Tensor,
+        text_BLC: Tensor,
         text_mask_BL: Tensor,
-        clip_BMT: Tensor,
+        clip_BMC: Tensor,
         *,
         image_BFCYX: Tensor | None = None,
         motion_B: Tensor | None = None,
@@ -178,7 +178,7 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.motion is not None:
             time_BD = time_BD + self.motion(self.waves(motion_B).to(x_BSD.dtype))
         time_B6D = self.modulation(F.silu(time_BD)).unflatten(1, (6, -1))
-        text_BLD, mask_BL = self._text(text_BLT, text_mask_BL, clip_BMT)
+        text_BLD, mask_BL = self._text(text_BLC, text_mask_BL, clip_BMC)
         rotary = self.rope(grid, x_BSD.device)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -190,10 +190,10 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x_BSD = self.norm_out(x_BSD) * (1 + scale[:, None]) + shift[:, None]
         return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3)
 
-    def _text(self, text_BLT: Tensor, mask_BL: Tensor, clip_BMT: Tensor) -> tuple[Tensor, Tensor]:
+    def _text(self, text_BLC: Tensor, mask_BL: Tensor, clip_BMC: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, L, D] with CLIP's tokens before the language model's, and the mask of those that are text."""
-        text_BLD = self.text_down(F.gelu(self.text_up(self.text_norm(text_BLT)), approximate="tanh"))
-        clip_BMD = self.clip(clip_BMT)
+        text_BLD = self.text_down(F.gelu(self.text_up(self.text_norm(text_BLC)), approximate="tanh"))
+        clip_BMD = self.clip(clip_BMC)
         every_BM = torch.ones(clip_BMD.shape[:2], dtype=torch.bool, device=mask_BL.device)
         return torch.cat([clip_BMD, text_BLD], dim=1), torch.cat([every_BM, mask_BL.bool()], dim=1)
 

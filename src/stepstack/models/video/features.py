@@ -43,7 +43,7 @@ def to_network_input(clips_BFYXC: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def clip_features(features: VideoFeatures, clips: Iterable[NDArray[np.uint8]], batch: int = 32) -> NDArray[np.float64]:
-    """Features [N, D] of clips of one shape, computed batch by batch. ValueError where there are none."""
+    """Features [B, D] of clips of one shape, computed batch by batch. ValueError where there are none."""
     left = iter(clips)
     some = iter(lambda: list(islice(left, batch)), [])
     return np.concatenate([features(np.stack(part)) for part in some])

@@ -23,9 +23,9 @@ WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")  # a character of Chinese or 
 class Encoded:
     """Encoded prompts. ``mask_BL``: true where there is text."""
 
-    text_BLT: Tensor
+    text_BLC: Tensor
     mask_BL: Tensor
-    clip_BMT: Tensor
+    clip_BMC: Tensor
 
 
 class PromptEncoder(Protocol):
@@ -52,7 +52,7 @@ class WordHashes:
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         if not prompts:
-            raise ValueError("no prompts to encode")
+            raise ValueError("no prompts to encode: give at least one")
         words = [WORD.findall(prompt.lower()) for prompt in prompts]
         text, mask = self._sequences(words, "language", self.widths[0], self.lengths[0])
         clip, _ = self._sequences(words, "clip", self.widths[1], self.lengths[1])
@@ -87,7 +87,7 @@ class TransformersEncoders:
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         if not prompts:
-            raise ValueError("no prompts to encode")
+            raise ValueError("no prompts to encode: give at least one")
         text, mask = _states(*self.language, prompts, self.lengths[0])
         clip, _ = _states(*self.clip, prompts, self.lengths[1])
         return Encoded(text, mask, clip)

@@ -225,17 +225,18 @@ class ChunkedCodec:
         if count == 1:
             return self.inner.decode(latents_BFCYX)
         if count % each:
-            raise ValueError(f"{count} latent frames are not whole chunks of {each}")
+            raise ValueError(f"{count} latent frames are not whole chunks of {each}: give a multiple")
         chunks = self.inner.decode(latents_BFCYX.unflatten(1, (-1, each)).flatten(0, 1))
         return mix(chunks.unflatten(0, (batch, -1)))
 
 
-def mix(chunks_BNFCYX: Tensor) -> Tensor:
-    """Concatenated chunks, where the last frame of one and the first frame of the next are drawn towards each other.
+def mix(chunks: Tensor) -> Tensor:
+    """Frames [B, frames, C, Y, X] of ``chunks`` [B, chunks, F, C, Y, X], where the last frame of one and the first
+    frame of the next are drawn towards each other.
 
     Each is 0.6 of itself and 0.4 of the other, the later one first, like in Step-Video's decoder.
     """
-    chunks = chunks_BNFCYX.clone()
+    chunks = chunks.clone()
     back, front = chunks[:, 1:, 0].clone(), chunks[:, :-1, -1].clone()
     back = BORDER_WEIGHT * back + (1 - BORDER_WEIGHT) * front
     chunks[:, 1:, 0] = back

@@ -83,7 +83,10 @@ def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge
     is_image = torch.tensor(ids) == image_token
     wanted = sum(frames * rows * columns // merge**2 for frames, rows, columns in grids)
     if int(is_image.sum()) != wanted:
-        raise ValueError(f"{int(is_image.sum())} image tokens in the text, but its {len(grids)} pictures have {wanted}")
+        raise ValueError(
+            f"{int(is_image.sum())} image tokens in the text, but its {len(grids)} pictures have {wanted}: "
+            "encode the prompt with this model's processor"
+        )
     parts, at, now = [], 0, 0
     for frames, rows, columns in grids:
         rows, columns = rows // merge, columns // merge
@@ -115,7 +118,9 @@ class VisionPolicy(Policy):
 
     def __init__(self, lm: PreTrainedModel, patcher: ImagePatcher, banned: Sequence[int]):
         if lm.config.model_type not in FAMILIES:
-            raise ValueError(f"VisionPolicy knows {', '.join(FAMILIES)}, not {lm.config.model_type}")
+            raise ValueError(
+                f"VisionPolicy knows {', '.join(FAMILIES)}, not {lm.config.model_type}: add it to FAMILIES"
+            )
         super().__init__(lm, banned)
         self.patcher = patcher
 
@@ -144,8 +149,8 @@ class VisionPolicy(Policy):
                 ],
                 dim=1,
             ).to(input_ids.device)
-            features_ND = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
-            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], features_ND)
+            features_RD = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
+            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], features_RD)
         hidden_BTD = body.language_model(
             inputs_embeds=embedded_BTD, position_ids=position_3BT, use_cache=False
         ).last_hidden_state

@@ -10,12 +10,27 @@ from numpy.typing import NDArray
 
 from stepstack.planning import assignment
 from stepstack.planning.contextparallel.problem import Array, Cluster, Inner, PlanOptions, Profile
+from stepstack.planning.timing import Link
+
+Flags = NDArray[np.bool_]
 
 
 def ranks_of(hcp: int, scp: int, inner: Inner) -> tuple[tuple[int, ...], ...]:
     if inner == "hcp":
         return tuple(tuple(column * hcp + row for column in range(scp)) for row in range(hcp))
     return tuple(tuple(row * scp + column for column in range(scp)) for row in range(hcp))
+
+
+def _used(cluster: Cluster, within: Flags, between: Flags) -> list[tuple[Link, Flags]]:
+    """Links within and between nodes, with the messages that go over them, but for links that carry nothing; one at
+    least."""
+    kinds = [(cluster.intra, within), (cluster.inter, between)]
+    return [kind for kind in kinds if kind[1].any()] or kinds[:1]
+
+
+def _by_head(onehot: Array, each: Array) -> Array:
+    """Sum [M, P, G] over the heads of a row of what ``each`` [H, G] costs. One matrix product is faster than M."""
+    return (onehot.reshape(-1, len(each)) @ each).reshape(*onehot.shape[:2], -1)
 
 
 class RankGrid:
@@ -40,22 +55,26 @@ class RankGrid:
         shards = np.add.reduceat(tokens, starts, axis=3).sum(axis=0)  # [H, G, N]: from each rank's shard
         # Bytes of k and v of a head [H, G, G] that column b fetches from column c.
         self.kv = 2 * unit * shards[:, :, self.at].sum(axis=2) * (1 - np.eye(self.scp))
+        self.received = self.kv.sum(axis=2)  # [H, G]
         rows, length = queries.sum(axis=0), float(sum(layout.keys))
         density = data.pairs[:, :, self.at].sum(axis=2) / (rows * length)  # [B, H, G]
         share = rows / sum(layout.queries)
         self.comp = (cluster.compute.time(length, 1 - density) * share).sum(axis=0)  # [H, G]
         node = self.at // cluster.ranks_per_node
         same = node[:, None] == node[None]  # [P, P, G]
-        others = ~np.eye(hcp, dtype=bool)[:, :, None]
-        # For each kind of link and both tensors: the bytes that a rank sends for one head of row q, [q, P, G], and
-        # receives for one head of its own, [P, G].
+        tensors = np.stack(self.tensors)
+        # For each kind of link that is used: the bytes of both tensors that a rank sends for one head of row q,
+        # [q, 2, P, G], and receives for one head of its own, [2, P, G].
         self.exchanges = [
-            [((mask * bytes[:, None]).transpose(1, 0, 2), (mask * bytes[None]).sum(axis=1)) for bytes in self.tensors]
-            for mask in (same & others, ~same)
+            (link, (mask * tensors[:, :, None]).transpose(2, 0, 1, 3), (mask * tensors[:, None]).sum(axis=2))
+            for link, mask in _used(cluster, same & ~np.eye(hcp, dtype=bool)[:, :, None], ~same)
         ]
         same = node[:, :, None] == node[:, None]  # [P, G, G]
-        self.fetches = [(kv_mask & ~np.eye(self.scp, dtype=bool)) for kv_mask in (same, ~same)]
-        self.links = (cluster.intra, cluster.inter)
+        # Likewise the bytes of k and v of one head that a rank sends and receives in its row, [P, H, G].
+        self.fetches = [
+            (link, *((self.kv[:, None] * mask).sum(axis=axis).transpose(1, 0, 2) for axis in (2, 3)))
+            for link, mask in _used(cluster, same & ~np.eye(self.scp, dtype=bool), ~same)
+        ]
 
     def score(self, rows: NDArray[np.intp]) -> tuple[Array, Array]:
         """Two costs [M] of M assignments [M, H] of heads to rows, the smaller the better.
@@ -63,10 +82,11 @@ class RankGrid:
         The first is the seconds of the slowest rank, plus a penalty that outweighs everything where memory does not
         suffice. The second measures how uneven the ranks are.
         """
-        parts = self._parts(rows)
-        seconds = parts["comm"] + parts["comp"]
-        excess = np.maximum(parts["memory"].max(axis=(1, 2)) / self.cluster.memory - 1, 0.0)
-        return seconds.max(axis=(1, 2)) + 1e9 * excess, np.square(seconds).sum(axis=(1, 2))
+        costs = self._costs(self._onehot(rows))
+        seconds = costs["comm"] + costs["comp"]
+        flat, memory = seconds.reshape(len(rows), -1), costs["memory"].reshape(len(rows), -1)
+        excess = np.maximum(memory.max(axis=1) / self.cluster.memory - 1, 0.0)
+        return flat.max(axis=1) + 1e9 * excess, np.square(flat).sum(axis=1)
 
     @cached_property
     def bound(self) -> float:
@@ -77,25 +97,22 @@ class RankGrid:
         """
         if self.hcp == 1:
             return float(self.score(np.zeros((1, self.heads), np.intp))[0][0])
-        counts = np.arange(1, self.heads - self.hcp + 2)[:, None, None]
-        received = np.zeros((len(counts), *self.at.shape))
-        for tensor in range(2):
-            kinds = zip(self.links, self.exchanges, strict=True)
-            received += np.maximum(*(link.time(counts * kind[tensor][1]) for link, kind in kinds))
+        counts = np.arange(1, self.heads - self.hcp + 2)[:, None, None, None]
+        received = np.maximum.reduce([link.time(counts * take) for link, _, take in self.exchanges]).sum(axis=1)
         received = received.min(axis=0)  # [P, G], whatever the other rows' counts are
-        each = self._fetch(self.kv[:, None]).min(axis=1)  # [H, G]
+        alone = np.eye(self.heads)[:, None].repeat(self.hcp, axis=1)  # each head by itself, in whichever row
+        each = self._fetch(alone).min(axis=1)  # [H, G]
         together = [
-            link.min_seconds_per_byte * (self.kv[:, None] * mask).sum(axis=axis).min(axis=1).sum(axis=0)
-            for link, mask in zip(self.links, self.fetches, strict=True)
-            for axis in (2, 3)
+            link.min_seconds_per_byte * moved.min(axis=0).sum(axis=0) for link, *both in self.fetches for moved in both
         ]  # of all rows [G]
         average = self.options.passes * (received.mean(axis=0) + np.max(together, axis=0) / self.hcp)
-        alone = self.options.passes * (received.min(axis=0) + each) + self.comp
-        return float(max((average + self.comp.sum(axis=0) / self.hcp).max(), alone.max()))
+        heaviest = self.options.passes * (received.min(axis=0) + each) + self.comp
+        return float(max((average + self.comp.sum(axis=0) / self.hcp).max(), heaviest.max()))
 
     def layer_plan(self, rows: NDArray[np.intp], bound: float | None) -> LayerPlan:
         """Plan with one assignment of heads. ``bound`` None takes the assignment's own time, for the best of all."""
-        parts = {name: part[0] for name, part in self._parts(rows[None]).items()}
+        onehot = self._onehot(rows[None])
+        parts = {name: part[0] for name, part in (self._costs(onehot) | self._bytes(onehot)).items()}
         names = ("hcp_sent", "hcp_received", "scp_sent", "scp_received", "memory")
         ranks = {
             int(self.at[a, b]): Rank(
@@ -118,23 +135,29 @@ class RankGrid:
     def fits(self, layer_plan: LayerPlan) -> bool:
         return max(rank.memory for rank in layer_plan.ranks) <= self.cluster.memory
 
-    def _parts(self, rows: NDArray[np.intp]) -> dict[str, Array]:
-        """Seconds and bytes [M, P, G] of M assignments."""
-        onehot = (rows[:, None, :] == np.arange(self.hcp)[:, None]).astype(float)  # [M, P, H]
-        counts = onehot.sum(axis=2)  # [M, P]
-        kv = (onehot @ self.kv.reshape(self.heads, -1)).reshape(*counts.shape, self.scp, self.scp)
-        others = (self.heads - counts)[:, :, None]
-        own, (qkv, out) = counts[:, :, None], self.tensors
-        column_qkv, column_out = qkv.sum(axis=0), out.sum(axis=0)
-        exchanged = own * (column_qkv + column_out) if self.hcp > 1 else 0.0
+    def _onehot(self, rows: NDArray[np.intp]) -> Array:
+        """Whether a head is in a row, 0 or 1, [M, P, H] for M assignments."""
+        return (rows[:, None, :] == np.arange(self.hcp)[:, None]).astype(float)
+
+    def _costs(self, onehot: Array) -> dict[str, Array]:
+        """Seconds and bytes of memory [M, P, G] of M assignments."""
+        counts, (qkv, out) = onehot.sum(axis=2), self.tensors
+        exchanged = counts[:, :, None] * (qkv.sum(axis=0) + out.sum(axis=0)) if self.hcp > 1 else 0.0
         return {
-            "comm": self.options.passes * (self._exchange(counts) + self._fetch(kv)),
-            "comp": onehot @ self.comp,
-            "hcp_sent": others * qkv + own * (column_out - out),
-            "hcp_received": own * (column_qkv - qkv) + others * out,
-            "scp_sent": kv.sum(axis=2),
-            "scp_received": kv.sum(axis=3),
-            "memory": self.heads * (qkv + out) + exchanged + kv.sum(axis=3),
+            "comm": self.options.passes * (self._exchange(counts) + self._fetch(onehot)),
+            "comp": _by_head(onehot, self.comp),
+            "memory": self.heads * (qkv + out) + exchanged + _by_head(onehot, self.received),
+        }
+
+    def _bytes(self, onehot: Array) -> dict[str, Array]:
+        """Bytes sent and received [M, P, G] in M assignments."""
+        own, (qkv, out) = onehot.sum(axis=2)[:, :, None], self.tensors
+        others = self.heads - own
+        return {
+            "hcp_sent": others * qkv + own * (out.sum(axis=0) - out),
+            "hcp_received": own * (qkv.sum(axis=0) - qkv) + others * out,
+            "scp_sent": _by_head(onehot, self.kv.sum(axis=1)),
+            "scp_received": _by_head(onehot, self.received),
         }
 
     def _exchange(self, counts: Array) -> Array:
@@ -143,24 +166,18 @@ class RankGrid:
         Each takes max(H_i^r (N-1)/N, (H - H_i^r)/N) S D a tensor in v3 of the paper; here for shards of any size. On
         the way back the two directions change places, so the maximum is the same.
         """
-        total = np.zeros((len(counts), *self.at.shape))
-        for tensor in range(2):
-            times = []
-            for link, kind in zip(self.links, self.exchanges, strict=True):
-                give, take = kind[tensor]
-                sent = (counts @ give.reshape(self.hcp, -1)).reshape(-1, *self.at.shape)
-                times.append(link.time(np.maximum(sent, counts[:, :, None] * take)))
-            total += np.maximum(*times)  # both kinds of links work at the same time
-        return total
-
-    def _fetch(self, kv: Array) -> Array:
-        """Seconds [M, P, G] of gathering ``kv`` [M, P, G, G], (2 H D S / N) max(sum_j a_i^j, sum_j a_j^i) in v3 of the
-        paper."""
         times = []
-        for link, mask in zip(self.links, self.fetches, strict=True):
-            there = kv * mask
-            times.append(link.time(np.maximum(there.sum(axis=2), there.sum(axis=3))))
-        return np.maximum(*times)
+        for link, give, take in self.exchanges:  # all kinds of links work at the same time
+            sent = (counts @ give.reshape(self.hcp, -1)).reshape(-1, *take.shape)
+            times.append(link.time(np.maximum(sent, counts[:, None, :, None] * take)))
+        return np.maximum.reduce(times).sum(axis=1)
+
+    def _fetch(self, onehot: Array) -> Array:
+        """Seconds [M, P, G] of gathering k and v within rows, (2 H D S / N) max(sum_j a_i^j, sum_j a_j^i) in v3 of the
+        paper."""
+        each = onehot.transpose(1, 0, 2)  # [P, M, H]
+        times = [link.time(np.maximum(each @ sent, each @ received)) for link, sent, received in self.fetches]
+        return np.maximum.reduce(times).transpose(1, 0, 2)
 
 
 @dataclass(frozen=True, slots=True)

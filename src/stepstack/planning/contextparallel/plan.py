@@ -85,7 +85,9 @@ def plan(
     options = options or PlanOptions()
     layout = profile.layout
     if layout.ranks != cluster.ranks:
-        raise ValueError(f"the profile is cut for {layout.ranks} ranks, the cluster has {cluster.ranks}")
+        raise ValueError(
+            f"the profile is cut for {layout.ranks} ranks, the cluster has {cluster.ranks}: make them the same"
+        )
     if not profile.layers:
         raise ValueError("the profile has no layers: give the sparsity of at least one")
     heads = profile.layers[0].need.shape[1]

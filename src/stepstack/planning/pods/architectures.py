@@ -1,6 +1,6 @@
 """Number of TP groups that each architecture hosts around faulty nodes, for many fault states at once.
 
-A fault state is a row of ``healthy_SN`` (S states, N nodes of R GPUs). ``groups(healthy_SN, m)`` of an architecture is
+A fault state is a row of ``healthy_FN`` (F states, N nodes of R GPUs). ``groups(healthy_FN, m)`` of an architecture is
 the number [S] of TP groups of m nodes that it can form. Healthy GPUs outside any group are wasted. Faulty ones are not
 counted as waste, the definition that reproduces the figures of arXiv 2502.03885.
 """
@@ -27,8 +27,8 @@ class Architecture(Protocol):
         """Whether a TP group of that many nodes fits into one domain at all."""
         ...
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        """Number [S] of groups of ``group`` nodes."""
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
+        """Number [F] of groups of ``group`` nodes."""
         ...
 
 
@@ -39,8 +39,8 @@ class BigSwitch:
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= nodes
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        return healthy_SN.sum(1) // group
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
+        return healthy_FN.sum(1) // group
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,10 @@ class KHop:
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= nodes
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        states, nodes = healthy_SN.shape
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
+        states, nodes = healthy_FN.shape
         Ring(nodes, gpus, self.hops)  # raises for what cannot be built
-        row, column = np.nonzero(healthy_SN)
+        row, column = np.nonzero(healthy_FN)
         if not len(row):
             return np.zeros(states, np.int64)
         begins = np.ones(len(row), bool)  # where a component begins, as if the ring were a line
@@ -81,9 +81,9 @@ class Domains:
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= min(nodes, self._nodes(gpus))
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        starts = np.arange(0, healthy_SN.shape[1], self._nodes(gpus))
-        return (np.add.reduceat(healthy_SN, starts, axis=1, dtype=np.int64) // group).sum(1)
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
+        starts = np.arange(0, healthy_FN.shape[1], self._nodes(gpus))
+        return (np.add.reduceat(healthy_FN, starts, axis=1, dtype=np.int64) // group).sum(1)
 
     def _nodes(self, gpus: int) -> int:
         if self.size % gpus:
@@ -100,8 +100,8 @@ class FixedRings:
     def hosts(self, nodes: int, group: int, gpus: int) -> bool:
         return group <= nodes
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
-        return _whole(healthy_SN, group).sum(1)
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
+        return _whole(healthy_FN, group).sum(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +117,18 @@ class CubeDomains:
         cube = self.size // gpus
         return group <= nodes and (cube % group == 0 if group <= cube else group % cube == 0)
 
-    def groups(self, healthy_SN: States, group: int, gpus: int) -> Counts:
+    def groups(self, healthy_FN: States, group: int, gpus: int) -> Counts:
         cube = self.size // gpus
         if group <= cube:
-            return _whole(healthy_SN, group).sum(1)
-        return _whole(healthy_SN, cube).sum(1) // (group // cube)
+            return _whole(healthy_FN, group).sum(1)
+        return _whole(healthy_FN, cube).sum(1) // (group // cube)
 
 
-def _whole(healthy_SN: States, size: int) -> NDArray[np.bool_]:
+def _whole(healthy_FN: States, size: int) -> NDArray[np.bool_]:
     """Mask [S, N // size] of the blocks of ``size`` nodes that have no fault."""
-    states, nodes = healthy_SN.shape
+    states, nodes = healthy_FN.shape
     blocks = nodes // size
-    return np.asarray(healthy_SN[:, : blocks * size].reshape(states, blocks, size).all(2))
+    return np.asarray(healthy_FN[:, : blocks * size].reshape(states, blocks, size).all(2))
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -150,21 +150,21 @@ def find(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def waste(architecture: Architecture, healthy_SN: States, tp: int, gpus: int = 4) -> NDArray[np.float64] | None:
-    """Healthy GPUs outside any TP group [S], as a fraction of all GPUs; None where the architecture cannot host TP."""
-    capacity = largest_job(architecture, healthy_SN, tp, gpus)
+def waste(architecture: Architecture, healthy_FN: States, tp: int, gpus: int = 4) -> NDArray[np.float64] | None:
+    """Healthy GPUs outside any TP group [F], as a fraction of all GPUs; None where the architecture cannot host TP."""
+    capacity = largest_job(architecture, healthy_FN, tp, gpus)
     if capacity is None:
         return None
-    return (healthy_SN.sum(1) * gpus - capacity) / (healthy_SN.shape[1] * gpus)
+    return (healthy_FN.sum(1) * gpus - capacity) / (healthy_FN.shape[1] * gpus)
 
 
-def largest_job(architecture: Architecture, healthy_SN: States, tp: int, gpus: int = 4) -> Counts | None:
-    """GPUs of the largest job of whole TP groups [S]; None where the architecture cannot host TP.
+def largest_job(architecture: Architecture, healthy_FN: States, tp: int, gpus: int = 4) -> Counts | None:
+    """GPUs of the largest job of whole TP groups [F]; None where the architecture cannot host TP.
 
     ValueError where TP is no multiple of a node's GPUs or exceeds the cluster.
     """
-    nodes = healthy_SN.shape[1]
+    nodes = healthy_FN.shape[1]
     group = group_nodes(tp, gpus, nodes)
     if not architecture.hosts(nodes, group, gpus):
         return None
-    return architecture.groups(healthy_SN, group, gpus) * tp
+    return architecture.groups(healthy_FN, group, gpus) * tp

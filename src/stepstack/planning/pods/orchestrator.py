@@ -26,14 +26,14 @@ class Change:
     """Changes that an event requires of the cluster.
 
     ``groups_C``: numbers of the groups that change. ``members_CM``: their new nodes in ring order, -1 where the group
-    no longer exists. ``nodes_S`` and ``states_SK``: nodes of which a transceiver must switch, and the new paths of
+    no longer exists. ``nodes_W`` and ``states_WK``: nodes of which a transceiver must switch, and the new paths of
     their bundles (those of a faulty node loop back).
     """
 
     groups_C: NDArray[np.int64]
     members_CM: Chains
-    nodes_S: NDArray[np.int64]
-    states_SK: NDArray[np.int8]
+    nodes_W: NDArray[np.int64]
+    states_WK: NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)

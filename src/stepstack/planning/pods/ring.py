@@ -150,5 +150,5 @@ def group_nodes(tp: int, gpus: int, nodes: int) -> int:
     if tp < 1 or tp % gpus:
         raise ValueError(f"TP {tp}: must be a multiple of the {gpus} GPUs of a node")
     if tp > nodes * gpus:
-        raise ValueError(f"TP {tp}: the cluster has {nodes * gpus} GPUs ({nodes} nodes of {gpus})")
+        raise ValueError(f"TP {tp}: the cluster has {nodes * gpus} GPUs ({nodes} nodes of {gpus}): take a smaller TP")
     return tp // gpus

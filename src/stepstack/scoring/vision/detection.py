@@ -98,17 +98,17 @@ def _by_label(items: Sequence[Labelled]) -> dict[str, list[Box]]:
     return boxes
 
 
-def _hits(overlaps_DM: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _hits(overlaps: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Hits [thresholds, D]: each prediction in turn takes the free target that it overlaps most, from the threshold on.
 
     Of equal overlaps it takes the last one, like COCOeval.
     """
-    D, M = overlaps_DM.shape
+    D, M = overlaps.shape
     hits = np.zeros((len(THRESHOLDS), D), bool)
     if not M:
         return hits
     free = np.ones((len(THRESHOLDS), M), bool)
-    for d, overlap in enumerate(overlaps_DM):
+    for d, overlap in enumerate(overlaps):
         candidates = np.where(free, overlap, -1.0)
         best = M - 1 - candidates[:, ::-1].argmax(axis=1)
         hits[:, d] = candidates.max(axis=1) >= THRESHOLDS

@@ -42,21 +42,21 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Fault states ``healthy_SN`` in time order, with the start and the length of each in days."""
+    """Fault states ``healthy_FN`` in time order, with the start and the length of each in days."""
 
-    healthy_SN: NDArray[np.bool_]
-    days_S: NDArray[np.float64]
-    start_S: NDArray[np.float64]
+    healthy_FN: NDArray[np.bool_]
+    days_F: NDArray[np.float64]
+    start_F: NDArray[np.float64]
 
-    def mean(self, values_S: NDArray) -> float:
+    def mean(self, values_F: NDArray) -> float:
         """Mean over time."""
-        return float((values_S * self.days_S).sum() / self.days_S.sum())
+        return float((values_F * self.days_F).sum() / self.days_F.sum())
 
-    def quantile(self, values_S: NDArray, q: float) -> float:
+    def quantile(self, values_F: NDArray, q: float) -> float:
         """Least value that is not exceeded for a fraction q of the time."""
-        order = np.argsort(values_S, kind="stable")
-        cumulative = np.cumsum(self.days_S[order]) / self.days_S.sum()
-        return float(values_S[order][np.searchsorted(cumulative, q)])
+        order = np.argsort(values_F, kind="stable")
+        cumulative = np.cumsum(self.days_F[order]) / self.days_F.sum()
+        return float(values_F[order][np.searchsorted(cumulative, q)])
 
 
 def load(file: Path, nodes: int = SERVERS) -> Trace:
@@ -88,9 +88,13 @@ def load(file: Path, nodes: int = SERVERS) -> Trace:
         elif running.get((node, what)):
             faults.append(Fault(node, running[node, what].pop(0), time, level))
         else:
-            raise ValueError(f"{where}: fault_end of {name} without a fault_start of the same type")
+            raise ValueError(
+                f"{where}: fault_end of {name} without a fault_start of the same type: add it, or remove the event"
+            )
     if open_ := [node for (node, _), starts in running.items() if starts]:
-        raise ValueError(f"{file}: {len(open_)} faults never end, the first on {list(names)[open_[0]]}")
+        raise ValueError(
+            f"{file}: {len(open_)} faults never end, the first on {list(names)[open_[0]]}: add their fault_end"
+        )
     if len(names) > nodes:
         raise ValueError(f"{file}: {len(names)} nodes had faults, but the cluster has {nodes}: raise nodes")
     return Trace(tuple(faults), nodes, last, len(events))
@@ -128,7 +132,7 @@ def statistics(trace: Trace) -> dict[str, float]:
     """Statistics that the repository prints of its trace, computed from the events. Ratios of faulty nodes are over
     time."""
     history = states(trace.faults, trace.nodes, trace.days)
-    ratio = 1 - history.healthy_SN.mean(1)
+    ratio = 1 - history.healthy_FN.mean(1)
     lasted = np.array([f.end - f.start for f in trace.faults])
     levels = Counter(f.level.split()[0] for f in trace.faults)
     return {
@@ -156,11 +160,12 @@ def onto_halves(trace: Trace, nodes: int, seed: int) -> States:
     """
     if not 0 < nodes <= 2 * trace.nodes:
         raise ValueError(
-            f"nodes={nodes}: the trace has {trace.nodes} servers, which are {2 * trace.nodes} nodes of 4 GPUs"
+            f"nodes={nodes}: the trace has {trace.nodes} servers, which are {2 * trace.nodes} nodes of 4 "
+            "GPUs: set nodes to as many at most"
         )
     rng = np.random.default_rng(seed)
     history = states(trace.faults, trace.nodes, trace.days)
-    p8 = history.mean(1 - history.healthy_SN.mean(1))
+    p8 = history.mean(1 - history.healthy_FN.mean(1))
     both = (1 - (1 - p8) ** 0.5) ** 2 / p8
     place = rng.permutation(2 * trace.nodes)
     halves = []

@@ -52,7 +52,7 @@ def over_time(trace: Trace, *, nodes: int, tp: int, seed: int, names: Sequence[s
     """Days, and the waste of each architecture from that day on, of one shuffling."""
     states = onto_halves(trace, nodes, seed)
     lines = {name: _waste(states, name, tp) for name in names}
-    return {"day": states.start_S.tolist(), **{name: line.tolist() for name, line in lines.items() if line is not None}}
+    return {"day": states.start_F.tolist(), **{name: line.tolist() for name, line in lines.items() if line is not None}}
 
 
 def iid(
@@ -111,18 +111,18 @@ def expected(name: str, rate: float, nodes: int, tp: int, gpus: int = 4) -> floa
 
 
 def _waste(states: States, name: str, tp: int, gpus: int = 4) -> Any:
-    capacity = largest_job(ARCHITECTURES[name], states.healthy_SN, tp, gpus)
-    nodes = states.healthy_SN.shape[1]
-    return None if capacity is None else states.healthy_SN.mean(1) - capacity / (nodes * gpus)
+    capacity = largest_job(ARCHITECTURES[name], states.healthy_FN, tp, gpus)
+    nodes = states.healthy_FN.shape[1]
+    return None if capacity is None else states.healthy_FN.mean(1) - capacity / (nodes * gpus)
 
 
 def _one(states: States, name: str, tp: int, jobs: Sequence[float], gpus: int = 4) -> WasteRow | None:
-    nodes = states.healthy_SN.shape[1]
-    capacity = largest_job(ARCHITECTURES[name], states.healthy_SN, tp, gpus)
+    nodes = states.healthy_FN.shape[1]
+    capacity = largest_job(ARCHITECTURES[name], states.healthy_FN, tp, gpus)
     if capacity is None:
         return None
     share = capacity / (nodes * gpus)
-    lost = states.healthy_SN.mean(1) - share
+    lost = states.healthy_FN.mean(1) - share
     return {
         "waste": states.mean(lost),
         "waste_p99": states.quantile(lost, 0.99),

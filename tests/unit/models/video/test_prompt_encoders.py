@@ -12,16 +12,16 @@ from stepstack.models.video.prompt_encoders import TransformersEncoders, WordHas
 
 def test_a_word_is_the_same_vector_wherever_it_stands():
     result = WordHashes(widths=(12, 7)).encode(["a red circle", "red"])
-    assert result.text_BLT.shape == (2, 16, 12)
-    assert result.clip_BMT.shape == (2, 8, 7)
+    assert result.text_BLC.shape == (2, 16, 12)
+    assert result.clip_BMC.shape == (2, 8, 7)
     assert result.mask_BL.sum(1).tolist() == [4, 2]
-    step = result.text_BLT[0, 1] - result.text_BLT[1, 0]
-    shift = result.text_BLT[0, 5] - result.text_BLT[1, 4]  # both the end token: places differ in the same way
+    step = result.text_BLC[0, 1] - result.text_BLC[1, 0]
+    shift = result.text_BLC[0, 5] - result.text_BLC[1, 4]  # both the end token: places differ in the same way
     assert step.shape == shift.shape
     again = WordHashes(widths=(12, 7)).encode(["a red circle"])
-    assert torch.equal(again.text_BLT[0], result.text_BLT[0])
+    assert torch.equal(again.text_BLC[0], result.text_BLC[0])
     assert (
-        result.text_BLT[0, 1] - WordHashes(widths=(12, 7)).encode(["a blue circle"]).text_BLT[0, 1]
+        result.text_BLC[0, 1] - WordHashes(widths=(12, 7)).encode(["a blue circle"]).text_BLC[0, 1]
     ).abs().max() > 0.5
 
 
@@ -30,10 +30,10 @@ def test_order_matters_and_any_text_encodes():
     result = enc.encode(
         ["right then left", "left then right", "", "一只猫 跑。", "x" * 9000 + " word" * 500, "🙂\x00\n"]
     )
-    assert torch.isfinite(result.text_BLT).all()
-    assert (result.text_BLT[0] - result.text_BLT[1]).abs().max() > 0.5
+    assert torch.isfinite(result.text_BLC).all()
+    assert (result.text_BLC[0] - result.text_BLC[1]).abs().max() > 0.5
     assert result.mask_BL.sum(1).tolist() == [4, 4, 1, 6, 16, 3]
-    vectors = result.text_BLT[result.mask_BL]
+    vectors = result.text_BLC[result.mask_BL]
     assert 0.7 < float(vectors.std()) < 1.3
     with pytest.raises(ValueError, match="no prompts"):
         enc.encode([])
@@ -51,11 +51,11 @@ def test_real_encoders_give_their_last_hidden_states():
     enc = TransformersEncoders((lm, words), (bert, words), lengths=(24, 10))
     result = enc.encode(["a red circle", "x"])
     assert enc.widths == (16, 12)
-    assert result.text_BLT.shape == (2, 24, 16)
-    assert result.clip_BMT.shape == (2, 10, 12)
+    assert result.text_BLC.shape == (2, 24, 16)
+    assert result.clip_BMC.shape == (2, 10, 12)
     assert result.mask_BL.sum(1).tolist() == [12, 1]
     alone = enc.encode(["x"])
-    torch.testing.assert_close(alone.text_BLT[0, :1], result.text_BLT[1, :1])
-    torch.testing.assert_close(alone.clip_BMT[0], result.clip_BMT[1])
+    torch.testing.assert_close(alone.text_BLC[0, :1], result.text_BLC[1, :1])
+    torch.testing.assert_close(alone.clip_BMC[0], result.clip_BMC[1])
     ids = torch.tensor([words("a red circle")["input_ids"]])
-    torch.testing.assert_close(result.text_BLT[0, :12], lm.model(input_ids=ids).last_hidden_state[0].detach())
+    torch.testing.assert_close(result.text_BLC[0, :12], lm.model(input_ids=ids).last_hidden_state[0].detach())

@@ -24,9 +24,9 @@ def inputs(batch=2, seed=0, **grid):
     return {
         "latents_BFCYX": latents,
         "time_B": torch.tensor([0.3, 0.8])[:batch],
-        "text_BLT": torch.randn(batch, 5, 10),
+        "text_BLC": torch.randn(batch, 5, 10),
         "text_mask_BL": mask,
-        "clip_BMT": torch.randn(batch, 2, 6),
+        "clip_BMC": torch.randn(batch, 2, 6),
         "image_BFCYX": image,
         "motion_B": torch.tensor([5.0, 2.0])[:batch],
     }
@@ -103,7 +103,7 @@ def turned(y, places):
     return out
 
 
-def by_hand(s, latents_BFCYX, time_B, text_BLT, text_mask_BL, clip_BMT, image_BFCYX, motion_B):
+def by_hand(s, latents_BFCYX, time_B, text_BLC, text_mask_BL, clip_BMC, image_BFCYX, motion_B):
     """The published forward, one sample and one head at a time, straight from the published layout."""
     outs = []
     for b in range(len(latents_BFCYX)):
@@ -121,9 +121,9 @@ def by_hand(s, latents_BFCYX, time_B, text_BLT, text_mask_BL, clip_BMT, image_BF
 
         time = embed("timestep_embedder", time_B[b] * 1000) + embed("motion_score_embedder", motion_B[b])
         mod = lin("adaln_single.linear", F.silu(time)).reshape(6, WIDTH)
-        text = F.layer_norm(text_BLT[b, text_mask_BL[b]], (10,), eps=1e-6)
+        text = F.layer_norm(text_BLC[b, text_mask_BL[b]], (10,), eps=1e-6)
         text = lin("caption_projection.linear_2", F.gelu(lin("caption_projection.linear_1", text), approximate="tanh"))
-        text = torch.cat([lin("clip_projection", clip_BMT[b]), text])
+        text = torch.cat([lin("clip_projection", clip_BMC[b]), text])
         places = [(i, j, k) for i in range(f) for j in range(h) for k in range(w)]
 
         def rms(y, weight):
@@ -186,10 +186,10 @@ def test_rotation_makes_scores_depend_on_distances_alone():
 def test_padding_text_changes_nothing_and_conditions_change_something(model):
     batch = inputs()
     out = model(**batch)
-    noise = batch["text_BLT"].clone()
+    noise = batch["text_BLC"].clone()
     noise[0, 3:] = 100.0
-    torch.testing.assert_close(model(**{**batch, "text_BLT": noise}), out)
-    for name in ("time_B", "text_BLT", "clip_BMT", "image_BFCYX", "motion_B"):
+    torch.testing.assert_close(model(**{**batch, "text_BLC": noise}), out)
+    for name in ("time_B", "text_BLC", "clip_BMC", "image_BFCYX", "motion_B"):
         other = batch[name] + torch.rand_like(batch[name])
         assert (model(**{**batch, name: other}) - out).abs().max() > 1e-4, name
 

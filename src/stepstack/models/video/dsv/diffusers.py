@@ -94,8 +94,8 @@ class DiffusersDsv(DsvAttention):
                 "and no enable_parallelism"
             )
 
-    def finish(self, attn: Any, x: Tensor, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, rotary: Rotary) -> Tensor:
-        q, k, v = (y.transpose(1, 2) for y in (q_BSHD, k_BSHD, v_BSHD))
+    def finish(self, attn: Any, x: Tensor, q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, rotary: Rotary) -> Tensor:
+        q, k, v = (y.transpose(1, 2) for y in (q_BSHE, k_BSHE, v_BSHE))
         out = self.attend(x, q, k, v, rotary.call).transpose(1, 2).flatten(2).type_as(q)
         return attn.to_out[1](attn.to_out[0](out))
 
@@ -144,11 +144,11 @@ class VideoDsv(DiffusersDsv):
         return attn.to_out(merge_heads(out))
 
 
-def rotate_pairs(x_BSHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate_pairs(x_BSHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Wan's RoPE on neighbouring pairs; ``cos`` and ``sin`` [1, S, 1, D] hold every angle twice."""
-    a, b = x_BSHD.unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = x_BSHE.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x_BSHD)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x_BSHE)
 
 
 def wan_grid(rope: Any, latents: Tensor) -> Grid:

@@ -101,7 +101,7 @@ class Dsv:
             (attention.predictor.query, attention.predictor.key), observation.gradients, strict=True
         ):
             weight.grad = gradient.to(weight.dtype)
-        newest = self.observed_metrics[i] = observation.metrics_MH.cpu()
+        newest = self.observed_metrics[i] = observation.metrics_by_head.cpu()
         self.losses[i] = profiler.smooth(self.losses[i], observation.loss.cpu(), config.ema)
         attention.sparsity_H = profiler.smooth(attention.sparsity_H, newest[HEAD_METRICS.index("sparsity")], config.ema)
 
@@ -119,12 +119,12 @@ class Dsv:
 
     def metrics(self) -> dict[str, float]:
         """Metrics for ``run.log``: the stage, and means by block and over all. Empty until something was observed."""
-        if any(metrics_MH is None for metrics_MH in self.observed_metrics):
+        if any(metrics_by_head is None for metrics_by_head in self.observed_metrics):
             return {}
         names = ("loss", *HEAD_METRICS, "sparse")
         table = [
-            [float(loss), *metrics_MH.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
-            for loss, metrics_MH, sparse in zip(self.losses, self.observed_metrics, self.sparse(), strict=True)
+            [float(loss), *metrics_by_head.mean(-1).tolist(), float(sparse)]  # type: ignore[arg-type, union-attr]
+            for loss, metrics_by_head, sparse in zip(self.losses, self.observed_metrics, self.sparse(), strict=True)
         ]
         values = {"dsv/stage": float(self.stage), "dsv/skipped": float(self.skipped)}
         for name, column in zip(names, zip(*table, strict=True), strict=True):
@@ -135,9 +135,11 @@ class Dsv:
     def maps(self) -> dict[str, list[list[float]]]:
         """Matrices [attentions][heads] of the smoothed sparsity and of the newest observation, for
         ``Report.heatmaps``."""
-        if any(metrics_MH is None for metrics_MH in self.observed_metrics):
+        if any(metrics_by_head is None for metrics_by_head in self.observed_metrics):
             return {}
-        newest = torch.stack([metrics_MH for metrics_MH in self.observed_metrics if metrics_MH is not None])
+        newest = torch.stack(
+            [metrics_by_head for metrics_by_head in self.observed_metrics if metrics_by_head is not None]
+        )
         smoothed = torch.stack([a.sparsity_H for a in self.attentions if a.sparsity_H is not None])
         return {"smoothed sparsity": smoothed.tolist()} | {
             name: newest[:, m].tolist() for m, name in enumerate(HEAD_METRICS)
@@ -198,7 +200,7 @@ def average(observed: list[Observation]) -> bool:
     Returns whether all values are finite.
     """
     tensors = [
-        t for observation in observed for t in (observation.loss, observation.metrics_MH, *observation.gradients)
+        t for observation in observed for t in (observation.loss, observation.metrics_by_head, *observation.gradients)
     ]
     counts = [observation.count for observation in observed for _ in range(2 + len(observation.gradients))]
     flat = torch.cat([t.flatten() / count for t, count in zip(tensors, counts, strict=True)])

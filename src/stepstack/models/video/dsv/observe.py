@@ -25,18 +25,18 @@ HEAD_METRICS = ("token_sparsity", "sparsity", "mass", "recall", "overlap", "pool
 
 @dataclass(eq=False)
 class Observation:
-    """Sums over the forward passes of one step. ``metrics_MH``: HEAD_METRICS by head. ``gradients``: those of the
+    """Sums over the forward passes of one step. ``metrics_by_head``: HEAD_METRICS by head. ``gradients``: those of the
     predictor."""
 
     count: int
     loss: Tensor
-    metrics_MH: Tensor
+    metrics_by_head: Tensor
     gradients: list[Tensor]
 
     def __add__(self, other: Observation) -> Observation:
         gradients = [a + b for a, b in zip(self.gradients, other.gradients, strict=True)]
         return Observation(
-            self.count + other.count, self.loss + other.loss, self.metrics_MH + other.metrics_MH, gradients
+            self.count + other.count, self.loss + other.loss, self.metrics_by_head + other.metrics_by_head, gradients
         )
 
 
@@ -76,7 +76,7 @@ def observe_cubes(
     mass: float,
     sparsity_H: Tensor | None,
 ) -> Observation:
-    """``observe`` for q and k [B, h, S, D] in the order of cubes, which may have only some of the heads.
+    """``observe`` for q and k [B, h, S, E] in the order of cubes, which may have only some of the heads.
 
     ``arranged`` brings the low-rank q and k [B, H, s, rank] of x's tokens and all heads to the tokens and heads of q
     and k.

@@ -29,17 +29,17 @@ def rope_angles(grid: Grid, rank: int, base: float = 1e4, device: torch.device |
     return torch.cat(parts, -1).flatten(0, 2)
 
 
-def rotate(x_BHSR: Tensor, angles_SP: Tensor) -> Tensor:
+def rotate(x_BHSU: Tensor, angles_SP: Tensor) -> Tensor:
     """Pairs (x_p, x_{p + R/2}) turned by the angles of their token."""
-    a, b = x_BHSR.chunk(2, -1)
+    a, b = x_BHSU.chunk(2, -1)
     cos, sin = angles_SP.cos(), angles_SP.sin()
     return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
 
 
 def project(x_BSC: Tensor, weight_OC: Tensor, heads: int, angles_SP: Tensor) -> Tensor:
     """Low-rank q or k with its position, [B, heads, S, rank]."""
-    low_BHSR = F.linear(x_BSC, weight_OC).unflatten(-1, (heads, -1)).transpose(1, 2)
-    return rotate(low_BHSR, angles_SP)
+    low_BHSU = F.linear(x_BSC, weight_OC).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return rotate(low_BHSU, angles_SP)
 
 
 def score_loss(low_QS: Tensor, true_QS: Tensor, eps: float = 1e-8) -> Tensor:

@@ -100,7 +100,9 @@ def test_the_inner_backward_is_autograds_whatever_the_pieces(attention, scores, 
 def test_what_is_seen_is_what_counting_says(attention):
     predictor, x, q, k, layout = attention
     sampled = torch.arange(layout.blocks.count)
-    observed = dict(zip(HEAD_METRICS, observe(predictor, x, q, k, layout, sampled, 0.9, None).metrics_MH, strict=True))
+    observed = dict(
+        zip(HEAD_METRICS, observe(predictor, x, q, k, layout, sampled, 0.9, None).metrics_by_head, strict=True)
+    )
     share = (layout.to_cubes(q) @ layout.to_cubes(k).transpose(-1, -2) / 4).softmax(-1)
     starts = layout.blocks.starts.tolist()
     spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
