@@ -28,7 +28,6 @@ FILE = "dsv.json"
 FIGURE_STEPS = 100  # steps at the end of a run that its figures are means over
 FIGURES = ("sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")  # of a block, in FILE
 CURVES = ("sparsity", "recall", "mass", "loss", "sparse")
-SHARDED_BY = ("FSDP", "DEEPSPEED")  # accelerate's names for models that no process holds whole
 
 
 def check_run(run: Run[Config]) -> None:
@@ -36,10 +35,10 @@ def check_run(run: Run[Config]) -> None:
     dsv = run.config.dsv
     if dsv is None:
         return
-    if run.accelerator.distributed_type.name in SHARDED_BY:
+    if run.sharded:
         raise ConfigError(
-            f"dsv: its hooks were never run on a model that FSDP or DeepSpeed spreads (launch.file="
-            f"{run.config.launch.file}): take launch.file=gpu or ddp, or dsv=null"
+            f"dsv: its hooks were never run on a model that FSDP spreads (launch.file={run.config.launch.file}): take "
+            "launch.file=gpu or ddp, or dsv=null"
         )
     load_speed_profile(dsv)
 
@@ -49,8 +48,8 @@ def enable(run: Run[Config], dit: Trainable) -> Dsv | None:
     moved the model and made its optimizer and average: neither is to know of the predictors."""
     if run.config.dsv is None:
         return None
-    dsv = enable_dsv(run.accelerator.unwrap_model(dit.module), run.config.dsv)
-    run.accelerator.register_for_checkpointing(dsv)
+    dsv = enable_dsv(dit.unwrapped, run.config.dsv)
+    run.keep("dsv", dsv)
     return dsv
 
 

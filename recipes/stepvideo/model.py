@@ -54,7 +54,7 @@ def make_codec(run: Run[Config]) -> VideoCodec:
         if cfg.model.start is not None:
             raise ConfigError(f"{folder} does not exist: model.start must be a folder that a run of this VAE exported")
         assert isinstance(cfg.data, Moving)
-        train_vae(stage(run, "vae", eval_every=0, save=Save(every=200, keep=1)), cfg.vae, cfg.data, folder)
+        train_vae(stage(run, "vae", shard=False, eval_every=0, save=Save(every=200, keep=1)), cfg.vae, cfg.data, folder)
     return codec_of(cfg.vae, folder)
 
 
@@ -95,7 +95,7 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
         )
 
     reconstruction.train(run, vae=trainable, videos=videos, steps=cfg.steps, batch=cfg.batch, weights=cfg.weights)
-    body = run.accelerator.unwrap_model(trainable.module).eval()
+    body = trainable.unwrapped.eval()
     body.calibrate(pixels(clips[:JUDGED_CLIPS], data).to(run.device))
     figures = judged(TinyCodec(body), moving.clips(data, "select")[:JUDGED_CLIPS], data)
     run.export("vae", out)

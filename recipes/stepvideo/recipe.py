@@ -48,12 +48,14 @@ def train(run: Run[Config]) -> None:
         export(run, dit, dsv)
         run.finish()
         return
-    engine = ClipEngine(cfg, pipeline_of(cfg, dit.module, codec, run.device))
+    sampled = dit.for_sampling(build)
+    engine = ClipEngine(cfg, pipeline_of(cfg, sampled, codec, run.device))
     if cfg.model.start is not None:
-        measure(run, "before", engine, str(cfg.model.start), tasks(cfg))
+        with dit.averaged(sampled):
+            measure(run, "before", engine, str(cfg.model.start), tasks(cfg))
     fit(evaluate=lambda: select(cfg, dit, engine))
     folder = export(run, dit, dsv)
-    with dit.averaged():
+    with dit.averaged(sampled):
         measure(run, "codec", Ceiling(cfg, engine.pipeline), str(folder), tasks(cfg))
         measure(run, "after", engine, str(folder), tasks(cfg))
     report_outcome(run)
@@ -71,7 +73,7 @@ def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
     """How the averaged weights do on clips that are watched; the direction counts where a clip is to move."""
     assert isinstance(cfg.data, Moving)
     clips = moving.clips(cfg.data, "select")
-    with dit.averaged():
+    with dit.averaged(engine.pipeline.dit):
         videos = engine.clips([prompt_of(clip, cfg.data) for clip in clips], [0] * len(clips))
     parts = [judge(video, clip, cfg.data) for video, clip in zip(videos, clips, strict=True)]
     right = [row["direction"] for row in parts if row["asked"]]

@@ -21,6 +21,7 @@ from stepstack.models.lm.policy import Policy
 from stepstack.records import Score
 from stepstack.report import jsonl
 from stepstack.rl.roles import roles
+from tests.system.processes import role_state
 
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
 SMALL = ("steps=1", "eval_every=0", "model.steps=2", "model.batch=4", "data.test=2", "data.select=2", "save.every=1")
@@ -139,7 +140,8 @@ def test_the_reference_exists_only_with_a_weight(go, monkeypatch, words, made):
     folder, row = go("steps=2", *words)
     assert (len(built), len(frozen)) == (made, made - 1)
     assert ("actor/ref_kl" in row) == (made == 2)
-    assert len(list((folder / "checkpoints" / "step-00000002").glob("model*.safetensors"))) == 1 + (GRPO not in words)
+    saved = list((folder / "checkpoints" / "step-00000002").glob("*/.metadata"))
+    assert len(saved) == 1 + (GRPO not in words)
     if made == 2:
         assert not any(p.requires_grad for p in frozen[0].parameters())
         assert row["actor/ref_kl"] != 0  # in the second step the actor has left the reference
@@ -163,8 +165,8 @@ def test_lora(go, base):
     trained, before = weights(folder / "model"), weights(base)
     moved = {name for name in before if (trained[name] != before[name]).any()}
     assert moved == {name for name in before if name.endswith("_proj.weight")}
-    state = torch.load(folder / "checkpoints" / "step-00000002" / "optimizer.bin", weights_only=False)
-    assert len(state["state"]) == 2 * len(moved)
+    state = role_state(folder / "checkpoints" / "step-00000002" / "actor")
+    assert len(state["optimizers"]["0"]["state"]) == 2 * len(moved)
 
 
 def test_bf16(go):

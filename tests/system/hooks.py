@@ -46,6 +46,11 @@ def record(file: Path) -> None:
     HfGenerator.generate, ppo.credit = recorded, credited
 
 
+def recorder(run: Path) -> tuple:
+    """The hook ``record`` with the file that ``processes.rollouts`` reads."""
+    return record, run.parent / f"{run.name}-rollouts.jsonl"
+
+
 def signal_in_step(role: str, step: int, number: int) -> None:
     """The process gets the signal in the middle of a step: before the first update of ``role`` in it."""
     update = Trainable.update
@@ -66,7 +71,7 @@ def kill_in_save(step: int, moment: str) -> None:
     def finished(partial, final, extra):
         if extra["step"] == step:
             if moment == "files":
-                last = sorted(partial.glob("*.bin"))[-1]
+                last = sorted(partial.rglob("*.distcp"))[-1]
                 os.truncate(last, last.stat().st_size // 2)
             if moment == "renamed":
                 finish(partial, final, extra)
@@ -106,16 +111,16 @@ def slow_rank(seconds: float) -> None:
     """Rank 1 is late in writing its part of a checkpoint."""
     import time
 
-    from accelerate import Accelerator
+    from stepstack.core import state
 
-    save_state = Accelerator.save_state
+    save_random = state.save_random
 
-    def saved(self, folder):
-        if self.process_index == 1:
+    def saved(file):
+        if "00001" in file.name:
             time.sleep(seconds)
-        return save_state(self, folder)
+        return save_random(file)
 
-    Accelerator.save_state = saved
+    state.save_random = saved
 
 
 def save_base_often(every: int) -> None:

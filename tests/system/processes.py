@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from stepstack.config import ROOT
 from stepstack.report import jsonl
@@ -25,6 +28,10 @@ from stepstack.report import jsonl
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
 CLOCK = ("time/", "cpu_s", "tokens_per_s", "mfu", "memory_gib", "checkpoint_fallbacks")  # metrics that may differ
 LIMIT = 240  # seconds that a process may take before the test fails
+# Adam divides a gradient by its own size: a first step turns a rounding error beside a gradient of nearly zero into one
+# of the size of the learning rate, on some processors and not on others. An eps above most gradients makes the steps
+# smooth in the gradients, and makes them show their scale, which plain Adam hides.
+SMOOTH = ("actor.optim.eps=1e-3", "critic.optim.eps=1e-3")
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -135,10 +142,18 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def checkpoint(run: Path, step: int) -> dict[str, Any]:
     """Everything in a checkpoint that a next step depends on: weights, optimizers, random states, counters."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    found: dict[str, Any] = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
-    for pattern in ("*.bin", "*.pkl"):
-        found |= {file.name: torch.load(file, weights_only=False) for file in folder.glob(pattern)}
-    return found | {"state": json.loads((folder / "state.json").read_text())}
+    facts = json.loads((folder / "state.json").read_text())
+    found: dict[str, Any] = {file.name: torch.load(file, weights_only=False) for file in folder.glob("*.pt")}
+    found |= {role: role_state(folder / role) for role in facts["trainables"]}
+    return found | {"state": facts}
+
+
+def role_state(folder: Path) -> dict[str, Any]:
+    """Weights, optimizers and moving average of a role, whole, whichever processes wrote them."""
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_to_torch_save(folder, Path(place) / "state.pt")
+        return torch.load(Path(place) / "state.pt", weights_only=False)
 
 
 def samples(run: Path, when: str) -> list[dict[str, Any]]:
@@ -183,3 +198,21 @@ def trajectory(run: Path, steps: int) -> dict[str, Any]:
         "after": samples(run, "after"),
         "model": load_file(run / "model" / "model.safetensors"),
     }
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """Metrics that both must share. The draws of the test's own recorder are made in each process."""
+    return [{k: v for k, v in row.items() if not k.startswith("random_")} for row in rows(run)]
+
+
+def distance(a: Path, b: Path, step: int) -> float:
+    """Largest difference of any weight of actor and critic."""
+    one, two = (checkpoint(run, step) for run in (a, b))
+    assert one["state"]["trainables"] == two["state"]["trainables"]
+    pairs = [(one[role]["weights"], two[role]["weights"]) for role in one["state"]["trainables"]]
+    assert all(a.keys() == b.keys() for a, b in pairs)
+    return max((a[name] - b[name]).abs().max().item() for a, b in pairs for name in a)
+
+
+def sampled(run: Path) -> dict[str, tuple]:
+    return {key: (ids, finish) for key, (ids, _, finish) in rollouts(run).items()}

@@ -25,7 +25,8 @@ def fallbacks(run: Path) -> list[int]:
 
 
 def cut(folder: Path) -> None:
-    os.truncate(folder / "optimizer.bin", (folder / "optimizer.bin").stat().st_size // 2)
+    file = folder / "actor" / "__0_0.distcp"
+    os.truncate(file, file.stat().st_size // 2)
 
 
 def no_manifest(folder: Path) -> None:
@@ -44,10 +45,10 @@ def flipped(name: str, where: float) -> None:
 
 
 def gone(folder: Path) -> None:
-    (folder / "model_1.safetensors").unlink()
+    (folder / "critic" / "__0_0.distcp").unlink()
 
 
-DAMAGES = (cut, no_manifest, flipped("model.safetensors", 0.7), flipped(checkpoint.MANIFEST, 0.5), gone)
+DAMAGES = (cut, no_manifest, flipped("actor/__0_0.distcp", 0.7), flipped(checkpoint.MANIFEST, 0.5), gone)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_any_manifest_is_only_a_problem(tmp_path, content):
 def test_falls_back_to_the_one_before(stopped, whole):
     cut(stopped / "checkpoints" / "step-00000003")
     resumed = ok(train(stopped, hooks=[(hooks.record, stopped.parent / "q-rollouts.jsonl")]))
-    assert "step-00000003 is not whole (optimizer.bin has" in resumed.err
+    assert "step-00000003 is not whole (actor/__0_0.distcp has" in resumed.err
     assert "step-00000002" in resumed.err.partition("resumed from")[2]
     assert fallbacks(stopped) == [0, 0, 0, 1, 1]
     assert differences(trajectory(stopped, 4), trajectory(whole, 4)) == []

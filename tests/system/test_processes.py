@@ -14,37 +14,25 @@ import yaml
 
 from stepstack.core import checkpoint as checkpoints
 from tests.system import hooks
-from tests.system.processes import MINI, checkpoint, differences, ok, rollouts, rows, samples, train, train_ranks
+from tests.system.hooks import recorder
+from tests.system.processes import (
+    MINI,
+    SMOOTH,
+    differences,
+    distance,
+    numbers,
+    ok,
+    rows,
+    sampled,
+    samples,
+    train,
+    train_ranks,
+)
 
-# Adam divides a gradient by its own size: a first step turns a rounding error beside a gradient of nearly zero into one
-# of the size of the learning rate, on some processors and not on others. An eps above most gradients makes the steps
-# smooth in the gradients, and makes them show their scale, which plain Adam hides.
-SMOOTH = ("actor.optim.eps=1e-3", "critic.optim.eps=1e-3")
 APART = 5e-7  # of weights below 1: a few roundings in float32
 GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
-
-
-def recorder(run: Path) -> tuple:
-    return hooks.record, run.parent / f"{run.name}-rollouts.jsonl"
-
-
-def numbers(run: Path) -> list[dict[str, float]]:
-    """Metrics that both must share. The draws of the test's own recorder are made in each process."""
-    return [{k: v for k, v in row.items() if not k.startswith("random_")} for row in rows(run)]
-
-
-def distance(a: Path, b: Path, step: int) -> float:
-    """Largest difference of any weight of actor and critic."""
-    one, two = (checkpoint(run, step) for run in (a, b))
-    names = [name for name in one if name.endswith(".safetensors")]
-    assert names == [name for name in two if name.endswith(".safetensors")]
-    return max((one[name][k] - two[name][k]).abs().max().item() for name in names for k in one[name])
-
-
-def sampled(run: Path) -> dict[str, tuple]:
-    return {key: (ids, finish) for key, (ids, _, finish) in rollouts(run).items()}
 
 
 @pytest.mark.rounding
@@ -112,7 +100,7 @@ def test_a_checkpoint_waits_for_the_slowest_process(new_run):
         ok(ended)
     folder = run / "checkpoints" / "step-00000002"
     assert checkpoints.problem(folder) is None
-    assert "random_states_1.pkl" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
+    assert "random-00001.pt" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
 
 
 @pytest.mark.rounding

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-
-from stepstack.config import ConfigError
 
 
 class Ema:
@@ -36,23 +32,20 @@ class Ema:
             weights.copy_(average)
             average.copy_(trained)
 
-    def save(self, file: Path) -> None:
-        save_file({str(i): average.cpu().contiguous() for i, average in enumerate(self.averages)}, file)
-
-    def load(self, file: Path) -> None:
-        """ConfigError where it was not saved, or by another number of processes."""
-        if not file.is_file():
-            raise ConfigError(
-                f"{file} does not exist: the checkpoint has no moving average, or was written by fewer processes; "
-                "resume with the number of processes it was written by"
-            )
-        saved = load_file(file)
-        shapes = [list(saved[str(i)].shape) for i in range(len(saved))]
-        if shapes != [list(average.shape) for average in self.averages]:
-            raise ConfigError(f"{file} holds shards of other shapes: resume with the same number of processes")
-        for i, average in enumerate(self.averages):
-            average.copy_(saved[str(i)])
+    def state(self) -> dict[str, Tensor]:
+        """The averages, spread like the weights; memory is shared."""
+        return {
+            str(i): _like(average, parameter)
+            for i, (average, parameter) in enumerate(zip(self.averages, self.parameters, strict=True))
+        }
 
 
 def _local(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
+
+
+def _like(local: Tensor, parameter: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return local
+    shape, stride = parameter.shape, parameter.stride()
+    return DTensor.from_local(local, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)

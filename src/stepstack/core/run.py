@@ -13,17 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, init_empty_weights
 from accelerate.utils import DistributedType, gather_object, set_seed
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from stepstack import user_code
 from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
-from stepstack.core import checkpoint, hf
+from stepstack.core import checkpoint, hf, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.progress import Progress
@@ -39,15 +39,31 @@ log = logging.getLogger(__name__)
 CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
+class Stateful(Protocol):
+    """What ``Run.keep`` takes."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Run(Generic[C]):
     """One training run in ``runs/<name>/``: config.json, metrics.jsonl, checkpoints/, model/, report.html.
 
     Resumes by itself: the same command in the same folder goes on from the newest whole checkpoint.
     """
 
-    def __init__(self, config: C, folder: Path | None = None, stop_after: int | None = None, visible: bool = True):
-        """``visible``: whether there is a bar; two at a time would write over each other."""
-        self.config, self.visible = config, visible
+    def __init__(
+        self,
+        config: C,
+        folder: Path | None = None,
+        stop_after: int | None = None,
+        visible: bool = True,
+        shard: bool = True,
+    ):
+        """``visible``: whether there is a bar; two at a time would write over each other. ``shard``: whether models are
+        sharded where the launch file asks for it; False keeps a whole copy on each process."""
+        self.config, self.visible, self.shard = config, visible, shard
         self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
@@ -61,8 +77,12 @@ class Run(Generic[C]):
             )
         if self.device.type == "cpu":
             torch.set_num_threads(config.launch.threads)
+        if self.sharded:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = sharding.mixed_precision(config.precision)
         self.reseed()
         self.trainables: dict[str, Trainable] = {}
+        self.kept: dict[str, Stateful] = {}
         self.step = 0
         self.resumed_from: int | None = None
         self.fallbacks = 0
@@ -113,7 +133,7 @@ class Run(Generic[C]):
     # -- models --------------------------------------------------------------------------------------------------
 
     def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
-        """Prepare one role: one accelerator.prepare() each, trainables before frozen ones."""
+        """Place one role and make its optimizers."""
         role_trainable = Trainable(self, role, module, cfg, total_updates)
         self.trainables[role] = role_trainable
         return role_trainable
@@ -127,13 +147,25 @@ class Run(Generic[C]):
         """Placed on the device (under FSDP: sharded), without gradients, never in a checkpoint."""
         module.requires_grad_(False).eval()
         if self.sharded:
-            return fsdp2_prepare_model(self.accelerator, module)
+            return sharding.shard(self.accelerator, module, "a frozen model")
         return module.to(self.device)
+
+    def placed(self, module: nn.Module, role: str) -> nn.Module:
+        """A module that learns as the launch file wants it: on the device, copied by DDP, or sharded by FSDP2."""
+        if self.sharded:
+            return sharding.shard(self.accelerator, module, role)
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            return sharding.replicate(module, self.device, self.processes)
+        return self.accelerator.prepare_model(module)
 
     @property
     def sharded(self) -> bool:
         """Whether models are spread over the processes (FSDP)."""
-        return self.accelerator.distributed_type == DistributedType.FSDP
+        return self.shard and self.accelerator.distributed_type == DistributedType.FSDP
+
+    def keep(self, name: str, thing: Stateful) -> None:
+        """Have something else than a role in the checkpoints, as ``<name>.pt``: what process 0 has of it."""
+        self.kept[name] = thing
 
     def load(self, whole: Callable[[], M], empty: Callable[[], M]) -> M:
         """A model as this process needs it. Under FSDP only process 0 reads weights, which ``trainable`` and ``frozen``
@@ -141,7 +173,10 @@ class Run(Generic[C]):
         if not self.sharded or self.is_main:
             return whole()
         with init_empty_weights(include_buffers=False):
-            return empty()
+            model = empty()
+        if isinstance(body := hf.pretrained(model), PreTrainedModel):
+            body.tie_weights()  # without memory, two names of one parameter became two
+        return model
 
     def save_once(self, folder: Path, build: Callable[[], Sequence[Any]]) -> None:
         """Write what would exist only in memory as a folder, if it is not there: a model, its tokenizer or processor,
@@ -207,22 +242,36 @@ class Run(Generic[C]):
     def save(self) -> None:
         """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
         partial = self.checkpoints / f".partial-{self.step:08d}"
-        self.accelerator.save_state(str(partial))
+        if self.is_main:
+            shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
         for role, trainable in self.trainables.items():
-            if trainable.ema is not None and (self.is_main or self.sharded):
-                trainable.ema.save(self._average(partial, role))
+            state.save(trainable, partial / role)
+        state.save_random(partial / f"random-{self.rank:05d}.pt")
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
-            state = {"step": self.step, "trainables": {r: t.state_dict() for r, t in self.trainables.items()}}
-            (partial / "state.json").write_text(json.dumps(state))
+            for name, thing in self.kept.items():
+                torch.save(thing.state_dict(), partial / f"{name}.pt")
+            facts = {
+                "step": self.step,
+                "launch": self._launch(),
+                "processes": self.processes,
+                "trainables": {role: trainable.state_dict() for role, trainable in self.trainables.items()},
+            }
+            (partial / "state.json").write_text(json.dumps(facts))
             checkpoint.finish(partial, self.checkpoints / f"step-{self.step:08d}", {"step": self.step})
             checkpoint.prune(self.checkpoints, self.config.save.keep, self.step)
         self.accelerator.wait_for_everyone()
 
+    def _launch(self) -> dict[str, Any]:
+        """How models lie on the processes, which a checkpoint is bound to, and the launch file that says so."""
+        return {"file": self.config.launch.file, "models": "sharded" if self.sharded else "whole"}
+
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
         """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
         trainable = self.trainables[role]
-        body = hf.pretrained(self.accelerator.unwrap_model(trainable.module))
+        body = hf.pretrained(trainable.unwrapped)
         weights = {}
         for name, value in trainable.named_weights():  # every process takes part, one keeps them
             if self.is_main:
@@ -299,23 +348,30 @@ class Run(Generic[C]):
         return self.step
 
     def _load(self, step: int, folder: Path) -> None:
-        state = json.loads((folder / "state.json").read_text())
-        if set(state["trainables"]) != set(self.trainables):
+        """ConfigError for the checkpoint of other roles, or of a launch file that places models otherwise."""
+        facts = json.loads((folder / "state.json").read_text())
+        if set(facts["trainables"]) != set(self.trainables):
             raise ConfigError(
-                f"{folder} holds roles {sorted(state['trainables'])}, this run has {sorted(self.trainables)}: "
+                f"{folder} holds roles {sorted(facts['trainables'])}, this run has {sorted(self.trainables)}: "
                 "give this run another name (name=...)"
             )
-        self.accelerator.load_state(str(folder))
+        wrote, now = facts["launch"], self._launch()
+        if wrote["models"] != now["models"]:
+            raise ConfigError(
+                f"{folder} was written by launch.file={wrote['file']}, which keeps models {wrote['models']}; "
+                f"launch.file={now['file']} keeps them {now['models']}: resume with the one it was written by"
+            )
         for role, trainable in self.trainables.items():
-            trainable.load_state_dict(state["trainables"][role])
-            if trainable.ema is not None:
-                trainable.ema.load(self._average(folder, role))
+            state.load(trainable, folder / role)
+            trainable.load_state_dict(facts["trainables"][role])
+        for name, thing in self.kept.items():
+            thing.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=False))
+        if self.rank < facts["processes"]:
+            state.load_random(folder / f"random-{self.rank:05d}.pt")
         self.step = self.resumed_from = step
         self._say(f"resumed from {folder}")
-
-    def _average(self, folder: Path, role: str) -> Path:
-        """The file of a role's moving average; of this process's shards of it, where models are sharded."""
-        return folder / f"average-{role}-{self.rank if self.sharded else 0:05d}.safetensors"
+        if self.processes != facts["processes"]:
+            self._say(f"{self.processes} processes go on where {facts['processes']} stopped")
 
     def _rewind_metrics(self) -> None:
         """Rows later than the checkpoint will be computed again."""
@@ -392,8 +448,9 @@ class Run(Generic[C]):
         return 0
 
 
-def stage(run: Run, name: str, visible: bool = True, **changes: Any) -> Run:
+def stage(run: Run, name: str, visible: bool = True, shard: bool = True, **changes: Any) -> Run:
     """A run inside a run (a warm start, a point of a sweep): its own folder, checkpoints and metrics, the same
-    machines. ``visible=False`` inside of the outer run's steps, which have a bar already."""
+    machines. ``visible=False`` inside of the outer run's steps, which have a bar already. ``shard=False`` for models so
+    small, or used so, that each process should have them whole."""
     config = dataclasses.replace(run.config, **changes)
-    return Run(config, folder=run.dir / name, stop_after=None, visible=visible)
+    return Run(config, folder=run.dir / name, stop_after=None, visible=visible, shard=shard)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -19,6 +18,7 @@ from stepstack.core import hf
 from stepstack.core.config import Lora, TrainableConfig
 from stepstack.core.ema import Ema
 from stepstack.core.optim import optimizers, resolve_optimizer
+from stepstack.core.sharding import clip_gradients, no_sync
 
 if TYPE_CHECKING:
     from stepstack.core.run import Run
@@ -40,32 +40,21 @@ class Trainable:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
             hf.enable_gradient_checkpointing(body)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.size = sum(p.numel() for p in module.parameters())
-        accelerator = run.accelerator
-        if accelerator.distributed_type == DistributedType.DEEPSPEED and run.trainables:
-            raise ConfigError(
-                f"role {role!r}: DeepSpeed trains one model per process, and {next(iter(run.trainables))!r} is one. "
-                "Use launch.file=fsdp2, or an advantage without critic (advantage.type=grpo)"
-            )
         self.optim = resolve_optimizer(cfg.optim, run.config.scale)
-        unprepared = optimizers(module, self.optim)
-        if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self._fit_deepspeed(unprepared)
-        self.module, *self.optimizers = accelerator.prepare(module.train(), *unprepared)
-        # FSDP replaces the parameters by sharded ones.
-        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.module = run.placed(module.train(), role)
+        self.unwrapped = run.accelerator.unwrap_model(self.module)
+        # Made last, on the parameters that are trained: under FSDP these are new ones.
+        self.optimizers = optimizers(self.unwrapped, self.optim)
+        self.parameters = [p for p in self.unwrapped.parameters() if p.requires_grad]
+        self._check_optimizers()
         self.ema = Ema(self.parameters, cfg.ema) if cfg.ema else None
 
-    def _fit_deepspeed(self, unprepared: list[torch.optim.Optimizer]) -> None:
-        """DeepSpeed clips by itself, takes one optimizer, and wants a batch size where there is no data loader."""
-        if len(unprepared) > 1:
-            raise ConfigError(f"{self.role}: DeepSpeed takes one optimizer, optim.type=muon is two: use adamw")
-        if self.cfg.ema:
-            raise ConfigError(f"{self.role}: DeepSpeed keeps no moving average: set ema=0, or launch.file=fsdp2")
-        settings = self.run.accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = 1
-        settings["gradient_clipping"] = self.cfg.clip
+    def _check_optimizers(self) -> None:
+        """Every trained parameter must be in exactly one optimizer; one that is in none would never learn, unseen."""
+        held = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        if sorted(held) != sorted(id(p) for p in self.parameters):
+            raise RuntimeError(f"{self.role}: the optimizers hold {len(held)} of {len(self.parameters)} parameters")
 
     def update(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
@@ -81,7 +70,7 @@ class Trainable:
         count = work = 0.0
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
+            with contextlib.nullcontext() if last else no_sync(self.module):
                 with accelerator.autocast():
                     out = loss(self.module, micro)
                 weight = 0.0 if micro.blank else accelerator.num_processes / denominator
@@ -119,9 +108,7 @@ class Trainable:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        norm = self.run.accelerator.clip_grad_norm_(self.parameters, self.cfg.clip)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        size = 0.0 if norm is None else float(norm)  # DeepSpeed clips by itself and returns None
+        size = clip_gradients(self.parameters, self.cfg.clip)
         if math.isfinite(size):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -143,29 +130,38 @@ class Trainable:
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of it drops out in training."""
-        module = self.run.accelerator.unwrap_model(self.module)
-        for dropout in hf.active_dropout(module, hf.pretrained(module)):
+        for dropout in hf.active_dropout(self.unwrapped, hf.pretrained(self.unwrapped)):
             raise ConfigError(f"{self.role}: {dropout} {why}: set it to 0")
 
     def standing(self) -> dict[str, float]:
         """Where this role stands: learning rate of the last update, updates made, updates skipped."""
         return {"lr": self.optimizers[0].param_groups[0]["lr"], "updates": self.updates, "skipped": self.skipped}
 
+    def for_sampling(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """The module to sample with, each process for itself: this role's own, or, where that is sharded and a forward
+        pass takes all processes, a whole model by ``build``, into which ``averaged`` puts the weights."""
+        if not self.run.sharded:
+            return self.module
+        with torch.random.fork_rng():  # the weights that it draws are not of the run
+            return build().to(self.run.device).eval()
+
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The module has the moving average for weights, if there is one; nothing must be trained meanwhile."""
-        if self.ema is None:
-            yield
-            return
-        self.ema.swap()
+    def averaged(self, sampled: nn.Module | None = None) -> Iterator[None]:
+        """The module has the moving average for weights, if there is one, and so has a copy ``for_sampling``; nothing
+        must be trained meanwhile. Every process must enter."""
+        if self.ema is not None:
+            self.ema.swap()
         try:
+            if sampled is not None and sampled is not self.module:
+                self._copy_into(sampled)
             yield
         finally:
-            self.ema.swap()
+            if self.ema is not None:
+                self.ema.swap()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""
-        body = hf.pretrained(self.run.accelerator.unwrap_model(self.module))
+        body = hf.pretrained(self.unwrapped)
         modules = dict(body.named_modules())
         for name, parameter in body.named_parameters():
             if ".lora_" in name:
@@ -180,6 +176,13 @@ class Trainable:
                     value = value + (delta.full_tensor() if isinstance(delta, DTensor) else delta)
                 name = f"{owner}.{leaf}"
             yield name, value
+
+    def _copy_into(self, whole: nn.Module) -> None:
+        places = dict(hf.pretrained(whole).named_parameters())
+        with torch.no_grad():
+            for name, value in self.named_weights():
+                places.pop(name).copy_(value)
+        assert not places, f"{self.role} has no weights for {', '.join(places)}"
 
     def state_dict(self) -> dict[str, int]:
         return {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}

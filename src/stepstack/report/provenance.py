@@ -25,7 +25,6 @@ LIBRARIES = (
     "numpy",
     "trl",
     "vllm",
-    "deepspeed",
     "diffusers",
 )
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import socket
-from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from stepstack.batching.collate import collate
 from stepstack.config import ConfigError
-from stepstack.core import checkpoint
 from stepstack.core.config import AdamW, Lora, TrainableConfig
-from stepstack.core.hf import pretrained
 from stepstack.core.types import LossOut
 from stepstack.core.weights import load_into, read
 from stepstack.loops.supervised import likelihood
@@ -103,55 +95,19 @@ def test_adapters_of_transposed_layers_are_refused(tmp_path):
         read(folder, "actor")
 
 
-def shard(rank: int, port: int, folder: Path, source: Path) -> None:
-    """One of two processes that save actor and critic as accelerate does under FSDP2."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
-    for number, wrap in enumerate((Policy, Value)):
-        module = wrap(tools.qwen2())
-        module.load_state_dict(torch.load(source)[number])
-        for layer in pretrained(module).base_model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-        state = {"model": get_model_state_dict(module)}
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder / f"pytorch_model_fsdp_{number}"))
-    dist.destroy_process_group()
-
-
-def test_shards_of_two_processes_are_put_together(saved, tmp_path):
-    """By a process that belongs to no group; shards hold a tied head under both its names."""
-    run, folder = saved
-    partial = tmp_path / ".partial"
-    partial.mkdir()
-    shutil.copy(folder / "state.json", partial)
-    source = tmp_path / "whole.pt"
-    torch.save([trainable.module.state_dict() for trainable in run.trainables.values()], source)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(shard, (port, partial, source), nprocs=2, start_method="fork")
-    assert len(list((partial / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
-    stored = dcp.FileSystemReader(partial / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata
-    assert {"model.lm.lm_head.weight", "model.lm.model.embed_tokens.weight"} <= stored.keys()
-    checkpoint.finish(partial, tmp_path / "step-00000002", {})
-    for role, trainable in run.trainables.items():
-        same(read(tmp_path / "step-00000002", role), dict(trainable.named_weights()))
+def test_a_tied_head_is_kept_once(saved):
+    _, folder = saved
+    stored = dcp.FileSystemReader(folder / "actor").read_metadata().state_dict_metadata
+    assert "weights.lm.model.embed_tokens.weight" in stored
+    assert "weights.lm.lm_head.weight" not in stored
 
 
 def test_what_cannot_be_read_is_refused(saved, tmp_path):
     _, folder = saved
     torn = shutil.copytree(folder, tmp_path / "torn")
-    (torn / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"torn is no whole checkpoint \(model.safetensors is missing\)"):
+    (torn / "actor" / ".metadata").unlink()
+    with pytest.raises(ConfigError, match=r"torn is no whole checkpoint \(actor/.metadata is missing\)"):
         read(torn, "actor")
-    deepspeed = tmp_path / "partial"
-    (deepspeed / "pytorch_model").mkdir(parents=True)
-    (deepspeed / "pytorch_model" / "mp_rank_00_model_states.pt").write_bytes(b"x")
-    shutil.copy(folder / "state.json", deepspeed)
-    checkpoint.finish(deepspeed, tmp_path / "step-00000001", {})
-    with pytest.raises(ConfigError, match=r"written by DeepSpeed: .*zero_to_fp32\.py"):
-        read(tmp_path / "step-00000001", "actor")
 
 
 def test_another_model_is_refused(saved):

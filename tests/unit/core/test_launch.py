@@ -16,12 +16,12 @@ import pytest
 from accelerate.commands import launch as accelerate_launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from stepstack.config import CONFIGS, ROOT, ConfigError, Launch, RunConfig
 from stepstack.core.launch import command, run
 
-FILES = {"cpu", "cpu-ddp", "gpu", "ddp", "fsdp2", "fsdp2-nodes", "zero2", "zero3"}
+FILES = {"cpu", "cpu-ddp", "gpu", "ddp", "fsdp2", "fsdp2-nodes"}
 SLURM = {"SLURM_NODEID": "3", "SLURM_JOB_NUM_NODES": "16", "SLURM_JOB_NODELIST": "gpu[03-18]"}
 
 
@@ -150,7 +150,6 @@ def test_accelerate_accepts_the_line(file):
     assert args.training_script == "stepstack"
     assert args.training_script_args == ["train", "x"]
     assert args.use_fsdp == file.startswith("fsdp2")
-    assert args.use_deepspeed == file.startswith("zero")
     assert args.multi_gpu == file.endswith("ddp")
 
 
@@ -167,16 +166,6 @@ def test_fsdp2_as_the_training_process_will_see_it(file):
     assert plugin.backward_prefetch is None
     assert plugin.cpu_ram_efficient_loading
     assert not plugin.activation_checkpointing
-
-
-@pytest.mark.parametrize(("file", "stage"), [("zero2", "2"), ("zero3", "3")])
-def test_deepspeed_as_the_training_process_will_see_it(file, stage):
-    args = parsed(file, nodes=2, processes_per_node=8)
-    args.deepspeed_fields_from_accelerate_config = ""
-    line, environment = prepare_deepspeed_cmd_env(args)
-    assert line is None  # torchrun on each node, not DeepSpeed's ssh launcher
-    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage
-    assert environment["ACCELERATE_GRADIENT_CLIPPING"] == "1.0"
 
 
 # -- real processes --------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0
     """
     logp_NV = torch.log_softmax(logits_NV.float() / temperature, dim=-1)
     entropy_N = -(logp_NV.exp() * logp_NV).sum(-1)
-    return logp_NV.gather(-1, labels_N[:, None])[:, 0], entropy_N
+    # No view: FSDP2 hooks what a module returns.
+    return logp_NV.gather(-1, labels_N[:, None])[:, 0].clone(), entropy_N
 
 
 class Policy(nn.Module):
@@ -55,6 +56,10 @@ class Policy(nn.Module):
             input_ids=input_ids, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
+
+    def tie_weights(self) -> None:
+        """Make tied embeddings one parameter again: accelerate's FSDP2 calls it, having made two of them."""
+        self.lm.tie_weights()
 
     def scored(self, hidden_ND: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability [N] and entropy [N] of labels from the last hidden states before them."""

@@ -29,4 +29,4 @@ class Value(nn.Module):
         """
         hidden_BTD = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         values_N1 = self.value_head(hidden_BTD.flatten(0, 1)[select])
-        return values_N1[:, 0].to(torch.float32)
+        return values_N1[:, 0].to(torch.float32, copy=True)  # no view: FSDP2 hooks what a module returns

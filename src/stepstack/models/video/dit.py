@@ -190,6 +190,11 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x_BSD = self.norm_out(x_BSD) * (1 + scale[:, None]) + shift[:, None]
         return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3)
 
+    def get_parameter_or_buffer(self, target: str) -> Tensor:
+        """A parameter or buffer by name, also one of the model itself, which accelerate's FSDP2 cannot find without."""
+        owner, _, leaf = target.rpartition(".")
+        return getattr(self.get_submodule(owner), leaf)
+
     def _text(self, text_BLC: Tensor, mask_BL: Tensor, clip_BMC: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, L, D] with CLIP's tokens before the language model's, and the mask of those that are text."""
         text_BLD = self.text_down(F.gelu(self.text_up(self.text_norm(text_BLC)), approximate="tanh"))

@@ -1,0 +1,110 @@
+"""What a checkpoint holds of a role, by torch.distributed.checkpoint: weights, optimizers, moving average.
+
+Each process writes what it has into ``<folder>/<role>/``, and any number of processes reads it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+if TYPE_CHECKING:
+    from stepstack.core.trainable import Trainable
+
+WEIGHTS, OPTIMIZERS, AVERAGE = "weights", "optimizers", "average"  # keys of a role's state
+
+
+def state_of(trainable: Trainable) -> dict[str, Any]:
+    """State of a role, tensors shared with it, under names that do not depend on how it is spread. A tied weight is
+    there once. An optimizer that has not stepped has no state."""
+    module = trainable.unwrapped
+    state: dict[str, Any] = {
+        WEIGHTS: weights(module),
+        OPTIMIZERS: {
+            str(i): get_optimizer_state_dict(module, optimizer)
+            for i, optimizer in enumerate(trainable.optimizers)
+            if optimizer.state
+        },
+    }
+    if trainable.ema is not None:
+        state[AVERAGE] = trainable.ema.state()
+    return state
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of a module without the second names of tied weights."""
+    once = dict(module.named_parameters())
+    twice = dict(module.named_parameters(remove_duplicate=False)).keys() - once.keys()
+    return {name: value for name, value in module.state_dict().items() if name not in twice}
+
+
+def save(trainable: Trainable, folder: Path) -> None:
+    """Every process calls it."""
+    with _alone() as alone:
+        dcp.save(state_of(trainable), storage_writer=dcp.FileSystemWriter(folder), no_dist=alone)
+
+
+def load(trainable: Trainable, folder: Path) -> None:
+    """Put a saved state into a role, in place. Every process calls it; there may be more or fewer than wrote it."""
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state: dict[str, Any] = {WEIGHTS: weights(trainable.unwrapped), OPTIMIZERS: {}}
+    for i, optimizer in enumerate(trainable.optimizers):
+        if any(name.startswith(f"{OPTIMIZERS}.{i}.") for name in stored):
+            fresh = get_optimizer_state_dict(trainable.unwrapped, optimizer)
+            moments: Any = fresh["state"]
+            for name in [n for n in moments if not any(k.startswith(f"{OPTIMIZERS}.{i}.state.{n}.") for k in stored)]:
+                del moments[name]  # a parameter that had no gradient yet
+            state[OPTIMIZERS][str(i)] = fresh
+    if trainable.ema is not None:
+        state[AVERAGE] = trainable.ema.state()
+    with _alone() as alone:
+        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+    for i, saved in state[OPTIMIZERS].items():
+        set_optimizer_state_dict(
+            trainable.unwrapped, trainable.optimizers[int(i)], saved, options=StateDictOptions(strict=False)
+        )
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """Whether there is no process group, which torch need not warn of each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield not dist.is_initialized()
+
+
+def save_random(file: Path) -> None:
+    """The states of all sources of random numbers of this process."""
+    numbers = np.random.get_state(legacy=False)
+    numbers["state"]["key"] = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    torch.save(
+        {"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda},
+        file,
+    )
+
+
+def load_random(file: Path) -> None:
+    saved = torch.load(file, weights_only=True)
+    random.setstate(saved["python"])
+    numbers = saved["numpy"]
+    numbers["state"]["key"] = numbers["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(numbers)
+    torch.set_rng_state(saved["torch"])
+    if torch.cuda.is_available() and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])

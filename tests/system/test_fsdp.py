@@ -1,0 +1,154 @@
+"""FSDP2, run: sharded processes take the steps of one, resume to the bit, and leave models that load."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from stepstack.core import checkpoint as checkpoints
+from stepstack.core import weights
+from tests.system import fsdp, hooks
+from tests.system.hooks import recorder
+from tests.system.processes import (
+    SMOOTH,
+    checkpoint,
+    differences,
+    distance,
+    numbers,
+    ok,
+    rows,
+    sampled,
+    samples,
+    train,
+    trajectory,
+)
+
+APART = 1e-5  # of weights below 1, in float32, with AdamW
+GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
+GRPO = ("advantage={type: grpo}", "actor_updates=2", "kl={weight: 0.05, place: loss}", "entropy_weight=0.01")
+CHECKPOINTED = ("actor.gradient_checkpointing=true", "critic.gradient_checkpointing=true")
+LORA = ("actor.lora={r: 4}", "critic.lora={r: 4}", *CHECKPOINTED)
+MUON = ("actor.optim={type: muon, lr: 0.003, adamw_lr: 3e-4}",)
+KILLED = -signal.SIGKILL
+
+
+def sharded(run: Path, count: int, *words: str, extra: tuple = ()) -> None:
+    for ended in fsdp.train(run, count, *words, hooks=(recorder(run), *extra)):
+        ok(ended)
+
+
+def alike(one: Path, two: Path, tolerance: float = 1e-4) -> None:
+    """Both sampled the same and measured the same, evaluations included."""
+    assert sampled(two) == sampled(one)
+    assert len(sampled(one)) > 40
+    for a, b in zip(numbers(one), numbers(two), strict=True):
+        assert b == pytest.approx(a, rel=tolerance, abs=tolerance)
+    for when in ("before", "after"):
+        assert differences(samples(two, when), samples(one, when)) == []
+
+
+def every_rank_learned(run: Path, step: int, count: int) -> None:
+    """Each process's rows of each trained matrix have had a gradient: none is forgotten on a rank above 0."""
+    for role in checkpoint(run, step)["state"]["trainables"]:
+        state = checkpoint(run, step)[role]
+        moments = {}
+        for optimizer in state["optimizers"].values():
+            for name, kept in optimizer["state"].items():
+                moments[name] = kept["exp_avg"] if "exp_avg" in kept else kept["momentum_buffer"]
+        assert moments.keys() <= state["weights"].keys()
+        for name, moment in moments.items():
+            for part in moment.chunk(count):
+                assert part.abs().max() > 0, f"{role}: {name}"
+
+
+@pytest.mark.parametrize(
+    "words", [GAE, GRPO, (*GAE, *LORA), (*GAE, *MUON)], ids=["ppo", "grpo with a reference", "lora", "muon"]
+)
+def test_two_processes_give_the_trajectory_of_one(new_run, words):
+    one, two = new_run("one"), new_run("two")
+    ok(train(one, *SMOOTH[len(words) > 3 and words[-1] in MUON :], *words, hooks=[recorder(one)]))
+    sharded(two, 2, *SMOOTH[len(words) > 3 and words[-1] in MUON :], *words)
+    alike(one, two)
+    assert distance(one, two, 4) < APART
+    every_rank_learned(two, 4, 2)
+    assert (
+        max(row.get("actor/mismatch_max", 0.0) for row in rows(two)) < 1e-4
+    )  # the sampler's weights are the trainer's
+
+
+def test_from_scratch_with_muon_and_tied_embeddings(whole, tmp_path):
+    """The SFT stage, whose optimizer is Muon, and whose exported base ties its head."""
+    run = tmp_path / "q"
+    sharded(run, 2)
+    losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    bases = [dict(AutoModelForCausalLM.from_pretrained(r / "base" / "model").named_parameters()) for r in (whole, run)]
+    assert bases[0].keys() == bases[1].keys()
+    assert max((bases[0][name] - bases[1][name]).abs().max().item() for name in bases[0]) < 1e-3
+
+
+def test_bf16_rounds_only_what_it_must(new_run):
+    """Log-probabilities are not rounded, and gradients of micro-batches are summed in float32."""
+    one, two = new_run("one"), new_run("two")
+    words = ("precision=bf16", "steps=2", "eval_every=0", "layout.max_tokens=160")
+    ok(train(one, *words, hooks=[recorder(one)]))
+    sharded(two, 2, *words)
+    for a, b in zip(rows(one)[1:], rows(two)[1:], strict=True):
+        assert b["actor/mismatch"] < 1.5 * a["actor/mismatch"]
+        assert b["actor/grad_norm"] == pytest.approx(a["actor/grad_norm"], rel=0.1)
+    kept = checkpoint(two, 2)["actor"]["weights"]
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole, tmp_path_factory) -> Path:
+    """Two processes, four steps, nobody disturbed them."""
+    run = fsdp.with_base(whole, tmp_path_factory.mktemp("unbroken") / "q")
+    sharded(run, 2, *GAE, *MUON)
+    return run
+
+
+def test_killed_and_resumed_is_bit_equal(new_run, unbroken):
+    run = new_run()
+    killed = fsdp.train(run, 2, *GAE, *MUON, hooks=(recorder(run), (hooks.signal_in_step, "actor", 3, signal.SIGKILL)))
+    assert [ended.code for ended in killed] == [KILLED, KILLED]
+    sharded(run, 2, *GAE, *MUON)
+    assert differences(trajectory(run, 4), trajectory(unbroken, 4)) == []
+
+
+def test_the_checkpoint_and_the_export_are_one_model(unbroken):
+    found = weights.read(unbroken / "checkpoints" / "step-00000004", "actor")
+    exported = dict(AutoModelForCausalLM.from_pretrained(unbroken / "model").named_parameters())
+    assert found.keys() == exported.keys()
+    assert all(torch.equal(found[name], exported[name]) for name in exported)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_processes_goes_on(new_run, count):
+    """From two to one or three, and back to two."""
+    two, mixed = new_run("two"), new_run("mixed")
+    sharded(two, 2, *SMOOTH, *GAE, "save.every=1", "steps=3")
+    words = (*SMOOTH, *GAE, "save.every=1", "steps=3")
+    for processes, stop in ((2, "1"), (count, "2"), (2, "3")):
+        ended = fsdp.train(mixed, processes, *words, "--stop-after", stop, hooks=(recorder(mixed),))
+        assert [e.code for e in ended] == [0] * processes
+        if processes != 2:
+            assert f"{count} processes go on where 2 stopped" in ended[0].err
+    alike(two, mixed)
+    assert distance(two, mixed, 3) < 1e-6
+
+
+def test_a_checkpoint_of_whole_models_is_refused(new_run):
+    run = new_run()
+    ok(train(run, "--stop-after", "2"))
+    for ended in fsdp.train(run, 2):
+        assert ended.code == 2
+        assert (
+            "was written by launch.file=cpu, which keeps models whole; launch.file=fsdp2 keeps them sharded"
+            in ended.err
+        )
+    assert checkpoints.problem(run / "checkpoints" / "step-00000002") is None
