@@ -128,6 +128,7 @@ def test_a_checkpoint_of_an_older_format_is_refused(saved, tmp_path):
     facts = json.loads((old / "state.json").read_text())
     del facts["launch"]
     (old / "state.json").write_text(json.dumps(facts))
+    (old / checkpoint.MANIFEST).unlink()
     checkpoint.finish(old, tmp_path / "step-00000002", {})
     with pytest.raises(ConfigError, match="step-00000002 was written by an older stepstack"):
         read(tmp_path / "step-00000002", "actor")
