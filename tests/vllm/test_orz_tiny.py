@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepstack.config import ROOT
 from stepstack.report import jsonl
@@ -37,6 +38,17 @@ def colocated(tmp_path_factory) -> tuple[Path, list[dict]]:
     return run, train(run, *WORDS, COLOCATED)
 
 
+def untied(base: Path, to: Path) -> Path:
+    """A copy of a model whose head is a matrix of its own. vLLM's servers on a CPU pack a tied head once, at their
+    start, and keep it whatever they load later (docs/vllm.md)."""
+    lm = AutoModelForCausalLM.from_pretrained(base)
+    lm.config.tie_word_embeddings = False
+    lm.lm_head.weight = torch.nn.Parameter(lm.model.embed_tokens.weight.detach().clone())
+    lm.save_pretrained(to)
+    AutoTokenizer.from_pretrained(base).save_pretrained(to)
+    return to
+
+
 def check(rows: list[dict]) -> None:
     assert len(rows) == 3
     for row in rows:
@@ -51,7 +63,7 @@ def test_in_the_training_process(colocated):
 def test_on_two_servers(colocated, tmp_path):
     """They start with the base model; what the trainer sends each step is what they sample from."""
     run = tmp_path / "run"
-    base = Path(shutil.copytree(colocated[0] / "base" / "model", run / "base" / "model"))
+    base = untied(colocated[0] / "base" / "model", run / "base" / "model")
     servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
     urls = ", ".join(server.url for server in servers)
     generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"
@@ -70,7 +82,7 @@ def test_on_two_servers_with_sharded_weights(colocated, tmp_path):
     from tests.system.processes import ok
 
     run = tmp_path / "run"
-    base = Path(shutil.copytree(colocated[0] / "base" / "model", run / "base" / "model"))
+    base = untied(colocated[0] / "base" / "model", run / "base" / "model")
     servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
     urls = ", ".join(server.url for server in servers)
     generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"

@@ -214,4 +214,15 @@ def _load_into(worker: Any, weights: Weights) -> list[str]:
         initialize_layerwise_reload(model)
         loaded = model.load_weights((name, tensor.detach()) for name, tensor in weights)
         finalize_layerwise_reload(model, worker.model_config)
+        _pack_tied_head(model, worker.model_config)
     return sorted(names - set(loaded))
+
+
+def _pack_tied_head(model: Any, config: Any) -> None:
+    """On a CPU vLLM multiplies by a packed copy of the head, made at the start; a reload renews it only where the head
+    has weights of its own."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and config.hf_text_config.tie_word_embeddings:
+        head = model.get_submodule("lm_head").tie_weights(model.get_submodule("model.embed_tokens"))
+        head.quant_method.process_weights_after_loading(head)
