@@ -85,8 +85,8 @@ def evaluate(
     Results go to runs/<name>/evals/<label>, the label being the model's folder name and hash.
     """
     from stepstack.config import digest
+    from stepstack.core.folder import CHANGEABLE_KEYS
     from stepstack.core.processes import LaunchedProcesses
-    from stepstack.core.run import CHANGEABLE_KEYS
     from stepstack.harness.engine import Engine
     from stepstack.harness.engines.server import ServerEngine
     from stepstack.harness.model import folder_of, record

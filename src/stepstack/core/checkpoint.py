@@ -18,6 +18,7 @@ MAX_HASHED_BYTES = 64 * 2**20  # files up to this size are hashed; larger ones a
 def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
     """Describe the files of ``partial`` and rename it to ``final``: from now on it counts."""
     files = {}
+    (partial / MANIFEST).unlink(missing_ok=True)  # one that a killed save left would describe itself, and not hold
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -12,31 +12,28 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, init_empty_weights
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stepstack import user_code
-from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
+from stepstack.config import ConfigError, RunConfig
 from stepstack.core import checkpoint, hf, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
+from stepstack.core.folder import claim
 from stepstack.core.progress import Progress
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
-from stepstack.report.provenance import provenance
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
-
-# A resumed run may change these: they decide where and how it is watched, not what it computes.
-CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
 class Stateful(Protocol):
@@ -68,7 +65,10 @@ class Run(Generic[C]):
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
         self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=list(config.trackers) or None, project_dir=self.dir
+            mixed_precision=config.precision,
+            log_with=list(config.trackers) or None,
+            project_dir=self.dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.launch.timeout))],
         )
         if self.processes != config.launch.processes:
             raise ConfigError(
@@ -196,6 +196,11 @@ class Run(Generic[C]):
         ``evaluate`` also runs before the first step and after the last.
         """
         self.resume()
+        if self.step > total:
+            raise ConfigError(
+                f"{self.dir} stands at step {self.step}, which is beyond steps={total}: give it steps={self.step} or "
+                "more, or give this run another name (name=...)"
+            )
         every = self.config.eval_every
         self._begin_step()
         visible = self.visible and self.is_main
@@ -298,30 +303,19 @@ class Run(Generic[C]):
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _claim_folder(self) -> None:
-        """First use writes config.json; a later use must be the same run."""
-        file, now = self.dir / "config.json", to_dict(self.config)
-        files = {path: user_code.digest(path) for path in user_files(self.config)}
-        if file.is_file():
-            record = json.loads(file.read_text())
-            keep = {k: v for k, v in record["config"].items() if k not in CHANGEABLE_KEYS}
-            changed = difference(keep, {k: v for k, v in now.items() if k not in CHANGEABLE_KEYS})
-            changed += difference(record["files"], files)
-            if changed:
-                raise ConfigError(
-                    f"{file} belongs to another configuration; these keys differ:\n  "
-                    + "\n  ".join(changed)
-                    + "\nGive this run another name (name=...), or restore the keys to go on with that one."
-                )
-        elif self.is_main:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            record = {
-                "config": now,
-                "hash": digest(self.config, CHANGEABLE_KEYS),
-                "files": files,
-                "provenance": provenance(),
-            }
-            jsonl.write_json_atomic(file, record)
-        self.accelerator.wait_for_everyone()
+        """First use writes config.json; a later use must be the same run. The first process does it for all, which get
+        the same one error."""
+        refused: list[str] = []
+        said: list[str] = []
+        if self.is_main:
+            try:
+                said = claim(self.dir, self.config, self.inner)
+            except (ConfigError, OSError) as error:
+                refused = [str(error)]
+        if refused := self.gather(refused):
+            raise ConfigError(refused[0])
+        for change in said:
+            self._say(f"changed since the run began: {change}")
         if self.config.trackers:
             self.accelerator.init_trackers("stepstack", init_kwargs={"wandb": {"name": self.config.name}})
 
@@ -363,7 +357,8 @@ class Run(Generic[C]):
             )
         for role, trainable in self.trainables.items():
             state.load(trainable, folder / role)
-            trainable.load_state_dict(facts["trainables"][role])
+            if change := trainable.load_state_dict(facts["trainables"][role]):
+                self._say(change)
         for name, thing in self.kept.items():
             thing.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=False))
         if self.rank < facts["processes"]:
