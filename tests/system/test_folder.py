@@ -54,7 +54,11 @@ def test_a_finished_run_goes_on_with_more_steps(new_run):
 
 def test_a_schedule_that_ends_later_is_said(new_run):
     run = new_run()
-    linear = ("advantage={type: grpo}", "actor.optim={lr: 1e-3, schedule: {kind: linear, warmup: 0, final: 0.0}}", "actor_updates=1")
+    linear = (
+        "advantage={type: grpo}",
+        "actor.optim={lr: 1e-3, schedule: {kind: linear, warmup: 0, final: 0.0}}",
+        "actor_updates=1",
+    )
     ok(train(run, *linear, "--stop-after", "2"))
     changes = ("steps=8", "eval_every=3", "save={every: 1, keep: 3}")
     ended = ok(train(run, *linear, *changes, "--stop-after", "4"))

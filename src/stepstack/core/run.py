@@ -27,6 +27,7 @@ from stepstack.core import checkpoint, hf, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.folder import claim
+from stepstack.core.processes import Machines, this_place
 from stepstack.core.progress import Progress
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
@@ -80,6 +81,7 @@ class Run(Generic[C]):
         if self.sharded:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = sharding.mixed_precision(config.precision)
+        self.machines = Machines(self.gather([this_place()]), self.rank, config.launch.processes_per_node)
         self.reseed()
         self.trainables: dict[str, Trainable] = {}
         self.kept: dict[str, Stateful] = {}

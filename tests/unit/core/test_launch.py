@@ -44,7 +44,8 @@ def scontrol(tmp_path, monkeypatch):
 def test_one_process_on_the_cpu():
     expected = (
         f"accelerate launch --config_file {here('cpu')} --num_machines 1 --num_processes 1 --machine_rank 0 "
-        "--main_process_port 29500 --num_cpu_threads_per_process 2 -m stepstack train orz-tiny seed=1 name=x"
+        "--main_process_port 29500 --num_cpu_threads_per_process 2 -m stepstack train orz-tiny "
+        "--end-with-parent seed=1 name=x"
     )
     line = command(config(file="cpu", threads=2), "orz-tiny", ["seed=1", "name=x"], environ={})
     assert line == expected.split()
@@ -111,7 +112,7 @@ def test_a_node_list_without_scontrol_asks_for_the_head(monkeypatch, tmp_path):
 
 def test_dry_run_prints_a_line_for_the_shell(capsys):
     assert run(config(), "orz-tiny", ["stop=[a, b]"], dry_run=True, environ={}) == 0
-    assert capsys.readouterr().out.endswith("-m stepstack train orz-tiny 'stop=[a, b]'\n")
+    assert capsys.readouterr().out.endswith("-m stepstack train orz-tiny --end-with-parent 'stop=[a, b]'\n")
 
 
 def test_dry_run_of_many_machines_shows_what_differs(capsys):
@@ -148,7 +149,7 @@ def test_accelerate_accepts_the_line(file):
     assert (args.num_machines, args.num_processes, args.num_cpu_threads_per_process) == (nodes, nodes * processes, 3)
     assert args.module
     assert args.training_script == "stepstack"
-    assert args.training_script_args == ["train", "x"]
+    assert args.training_script_args == ["train", "x", "--end-with-parent"]
     assert args.use_fsdp == file.startswith("fsdp2")
     assert args.multi_gpu == file.endswith("ddp")
 
