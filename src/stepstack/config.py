@@ -92,6 +92,9 @@ class Save(Strict):
     """Steps between two checkpoints; 0: only at the end and on SIGTERM."""
     keep: PositiveInt = 2
     """Number of checkpoints that stay, the newest ones."""
+    asynchronous: bool = False
+    """Whether training goes on while a checkpoint is written: of a copy in the host's memory, as large as the part that
+    each process has of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

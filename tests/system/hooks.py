@@ -89,6 +89,19 @@ def kill_in_save(step: int, moment: str) -> None:
     checkpoint.finish = finished
 
 
+def slow_disk(seconds: float) -> None:
+    """Each checkpoint takes so long to be described and renamed."""
+    import time
+
+    finish = checkpoint.finish
+
+    def finished(partial, final, extra):
+        time.sleep(seconds)
+        finish(partial, final, extra)
+
+    checkpoint.finish = finished
+
+
 def nan_loss(first: int, last: int) -> None:
     """The actor's loss is NaN in the steps ``first`` to ``last``."""
     surrogate, take = update.surrogate, PromptStream.take

@@ -62,21 +62,22 @@ def start() -> Callable[..., list[Node]]:
 
     yield both
     for node in nodes:
-        left = node.launcher.children(recursive=True) if node.launcher.is_running() else []
-        for process in (node.launcher, *left):
-            process.kill()
+        if node.launcher.poll() is None:
+            for process in (*node.launcher.children(recursive=True), node.launcher):
+                process.kill()
+            node.launcher.wait()
 
 
 def trains(run: Path, nodes: Sequence[Node], steps: int) -> None:
     """Wait until the run has gone on for ``steps`` more steps."""
     file, limit = run / "metrics.jsonl", time.monotonic() + LIMIT
-    first: int | None = None
+    again, first = (run / "checkpoints").exists(), None
     while True:
         assert all(node.launcher.is_running() and node.launcher.poll() is None for node in nodes), "".join(
             node.log.read_text() for node in nodes
         )
         assert time.monotonic() < limit, nodes[0].log.read_text()
-        if " resumed from " in nodes[0].log.read_text().replace("\n", " ") or not (run / "checkpoints").exists():
+        if not again or "resumed from" in nodes[0].log.read_text():
             now = len(rows(run)) if file.is_file() else 0
             first = now if first is None else first
             if now >= first + steps:

@@ -6,20 +6,22 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from stepstack.config import Launch
+
 
 class LaunchedProcesses:
     """``rl.types.World`` over accelerate: one process where it was not launched."""
 
-    def __init__(self, threads: int = 1):
-        """``threads``: of each process, on CPU."""
-        self.state = PartialState(cpu=not torch.cuda.is_available())
+    def __init__(self, launch: Launch):
+        self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=launch.timeout))
         if self.device.type == "cpu":
-            torch.set_num_threads(threads)
+            torch.set_num_threads(launch.threads)
 
     @property
     def device(self) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import resource
@@ -90,6 +91,8 @@ class Run(Generic[C]):
         self.fallbacks = 0
         self.stop_after, self.inner = stop_after, folder is not None
         self._stop = self._looked = False
+        self._saving: checkpoint.PendingCheckpoint | None = None
+        self._save_groups: dict[str, torch.distributed.ProcessGroup] = {}
         self._claim_folder()
         self._begin_step()
 
@@ -222,6 +225,8 @@ class Run(Generic[C]):
                 if self.step == total or stop or (self.config.save.every and self.step % self.config.save.every == 0):
                     with self.timer("save"):  # counted in the row of the next step
                         self.save()
+                        if stop or self.step == total:
+                            self.settle()
                 if stop:
                     break
         if self.step < total:
@@ -247,14 +252,20 @@ class Run(Generic[C]):
     # -- keeping -------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
+        """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole. With
+        ``save.asynchronous`` training goes on when the state is copied; ``settle`` waits for the rest."""
+        self.settle()
         partial = self.checkpoints / f".partial-{self.step:08d}"
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)  # of a killed run
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
+        writes = []
         for role, trainable in self.trainables.items():
-            state.save(trainable, partial / role)
+            if self.config.save.asynchronous:
+                writes.append(state.begin_save(trainable, partial / role, self._save_group(role)))
+            else:
+                state.save(trainable, partial / role)
         state.save_random(partial / f"random-{self.rank:05d}.pt")
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
@@ -267,9 +278,28 @@ class Run(Generic[C]):
                 "trainables": {role: trainable.state_dict() for role, trainable in self.trainables.items()},
             }
             (partial / "state.json").write_text(json.dumps(facts))
-            checkpoint.finish(partial, self.checkpoints / f"step-{self.step:08d}", {"step": self.step})
-            checkpoint.prune(self.checkpoints, self.config.save.keep, self.step)
-        self.accelerator.wait_for_everyone()
+        finish = functools.partial(self._finish_save, partial, self.step) if self.is_main else None
+        self._saving = checkpoint.PendingCheckpoint(writes, finish)
+        if not self.config.save.asynchronous:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written counts, if there is one. Every process calls it."""
+        if self._saving is not None:
+            self._saving.wait()
+            self._saving = None
+            self.accelerator.wait_for_everyone()
+
+    def _finish_save(self, partial: Path, step: int) -> None:
+        checkpoint.finish(partial, self.checkpoints / f"step-{step:08d}", {"step": step})
+        checkpoint.prune(self.checkpoints, self.config.save.keep, step)
+
+    def _save_group(self, role: str) -> torch.distributed.ProcessGroup | None:
+        """A group over gloo for each role: they are written at the same time, beside the training."""
+        if self.processes > 1 and role not in self._save_groups:
+            timeout = timedelta(minutes=self.config.launch.timeout)
+            self._save_groups[role] = torch.distributed.new_group(backend="gloo", timeout=timeout)
+        return self._save_groups.get(role)
 
     def _launch(self) -> dict[str, Any]:
         """How models lie on the processes, which a checkpoint is bound to, and the launch file that says so."""

@@ -234,6 +234,36 @@ def test_when_accelerate_is_killed_the_launcher_waits_for_the_save(started):
     assert "saved 1" in out.read_text()
 
 
+FAILS = """
+import os, signal, sys, time
+if os.environ.get("RANK", "0") != "0":
+    time.sleep(60)  # it would wait for the others
+print("stepstack train: data.path: no such file", flush=True)
+sys.exit(2) if sys.argv[1:] == ["exit"] else os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("file", "processes"), [("cpu", 1), ("cpu-ddp", 2)])
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_how_a_training_process_ends_is_said_in_one_line(tmp_path, file, processes, how):
+    """Nothing follows an error that it has said itself; accelerate's traceback and torchrun's never."""
+    (script := tmp_path / "worker.py").write_text(FAILS)
+    line = command(config(file=file, processes_per_node=processes, port=free_port()), "x", environ={})
+    words = [sys.executable, "-c", SUPERVISE, *line[: line.index("-m")], str(script), how]
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=ROOT, timeout=120
+    )
+    first, *others = done.stdout.splitlines()
+    assert first == "stepstack train: data.path: no such file"
+    if how == "exit":
+        assert (done.returncode, others) == (2, [])
+    else:
+        assert done.returncode == 128 + signal.SIGKILL
+        [said] = others
+        assert said.startswith("stepstack launch: training process 0 on ")
+        assert said.endswith("was ended by SIGKILL; the same command on all machines goes on from the last checkpoint")
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
