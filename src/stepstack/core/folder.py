@@ -68,7 +68,7 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
     changed = difference(record["config"], now)
     if changed:
         entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "changed": changed}
-        jsonl.write_json_atomic(file, record | {"config": now, "history": [*record["history"], entry]})
+        jsonl.write_json_atomic(file, record | {"config": now, "history": [*record.get("history", []), entry]})
     return [] if inner else [line for line in changed if line.split(":")[0].split(".")[0] in SAID_KEYS]
 
 

@@ -75,11 +75,12 @@ def _failed(codes: Mapping[int, int]) -> int:
     if USERS_ERROR in codes.values():
         return USERS_ERROR
     for rank, code in sorted(codes.items()):
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
-        _say(
-            f"training process {rank} on {socket.gethostname()} {how}; the same command on all machines goes on from "
-            "the last checkpoint"
-        )
+        who = f"training process {rank} on {socket.gethostname()}"
+        if code < 0:
+            again = "the same command on all machines goes on from the last checkpoint"
+            _say(f"{who} was ended by {signal.Signals(-code).name}; {again}")
+        else:
+            _say(f"{who} failed with exit status {code}; what it said stands above")
     code = next(iter(codes.values()))
     return 128 - code if code < 0 else code
 
