@@ -6,6 +6,7 @@ six; else they are what the shell would start: own memory, own signals, killable
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -43,6 +44,7 @@ _SERVER.set_forkserver_preload(
         "transformers.modeling_layers",
     ]
 )
+_NUMBERS = itertools.count()  # of started processes, for the names of their logs
 Hook = Callable[..., None]
 
 
@@ -60,7 +62,8 @@ class Started:
 
     def __init__(self, logs: Path, words: Sequence[str], hooks: Sequence[tuple], env: dict[str, str]):
         logs.mkdir(parents=True, exist_ok=True)
-        self.files = logs / f"out-{len(list(logs.iterdir()))}", logs / f"err-{len(list(logs.iterdir()))}"
+        number = next(_NUMBERS)
+        self.files = logs / f"out-{number}", logs / f"err-{number}"
         self.process = _SERVER.Process(target=_main, args=(self.files, list(words), list(hooks), env))
         self.process.start()
 
@@ -105,8 +108,9 @@ def no_report() -> None:
     recipe.report_outcome = lambda run, write: None
 
 
-def train(run: Path, *words: str, hooks: Sequence[tuple] = (), report: bool = False) -> Ended:
-    return stepstack(run, *words, hooks=hooks, report=report).wait()
+def train(run: Path, *words: str, **how: Any) -> Ended:
+    """``how``: as of ``stepstack``."""
+    return stepstack(run, *words, **how).wait()
 
 
 def train_ranks(run: Path, count: int, *words: str, **how: Any) -> list[Ended]:

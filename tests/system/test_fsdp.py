@@ -152,3 +152,13 @@ def test_a_checkpoint_of_whole_models_is_refused(new_run):
             in ended.err
         )
     assert checkpoints.problem(run / "checkpoints" / "step-00000002") is None
+
+
+def test_any_decoder_starts_without_weights(new_run):
+    """Processes above 0 build their sampler on a model without memory, the first load fills it."""
+    one, two = new_run("one"), new_run("two")
+    words = (*SMOOTH, *GAE, "rollout.generator.decoder=module", "steps=2", "eval_every=0")
+    ok(train(one, *words, hooks=[recorder(one)]))
+    sharded(two, 2, *words)
+    assert sampled(two) == sampled(one)
+    assert max(row.get("actor/mismatch_max", 0.0) for row in rows(two)) < 1e-4

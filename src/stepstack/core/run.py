@@ -376,6 +376,7 @@ class Run(Generic[C]):
     def _load(self, step: int, folder: Path) -> None:
         """ConfigError for the checkpoint of other roles, or of a launch file that places models otherwise."""
         facts = json.loads((folder / "state.json").read_text())
+        state.check_format(folder, facts)
         if set(facts["trainables"]) != set(self.trainables):
             raise ConfigError(
                 f"{folder} holds roles {sorted(facts['trainables'])}, this run has {sorted(self.trainables)}: "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+
+from stepstack.config import ConfigError
 
 if TYPE_CHECKING:
     from stepstack.core.trainable import Trainable
@@ -52,6 +55,14 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     once = dict(module.named_parameters())
     twice = dict(module.named_parameters(remove_duplicate=False)).keys() - once.keys()
     return {name: value for name, value in module.state_dict().items() if name not in twice}
+
+
+def check_format(folder: Path, facts: Mapping[str, Any]) -> None:
+    """ConfigError where a checkpoint, whose state.json is ``facts``, was written before roles had folders."""
+    if "launch" not in facts:
+        raise ConfigError(
+            f"{folder} was written by an older stepstack: evaluate the model that its run exported, or train anew"
+        )
 
 
 def save(trainable: Trainable, folder: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError
 from stepstack.core import checkpoint
-from stepstack.core.state import WEIGHTS
+from stepstack.core.state import WEIGHTS, check_format
 
 WRAPPERS = ("lm.", "body.")  # where models.policy and models.value keep the Hugging Face model
 
@@ -31,7 +31,9 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
     """
     if why := checkpoint.problem(folder):
         raise ConfigError(f"{folder} is no whole checkpoint ({why}): take another step's")
-    roles = list(json.loads((folder / "state.json").read_text())["trainables"])
+    facts = json.loads((folder / "state.json").read_text())
+    check_format(folder, facts)
+    roles = list(facts["trainables"])
     if role not in roles:
         raise ConfigError(f"{folder} holds no role {role!r}: there are {', '.join(roles)}")
     tensors = _whole(folder / role)

@@ -8,12 +8,14 @@ of the time. ``Module`` runs any Hugging Face causal LM with its own cache class
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+
+M = TypeVar("M", bound=nn.Module)
 
 FUSED = ("qwen2", "llama", "qwen2_vl_text", "qwen2_5_vl_text")
 
@@ -222,6 +224,19 @@ class Fused:
         # A padded query would see no key and give NaN: it sees column 0, and nobody reads its output.
         mask[..., 0].clamp_(min=torch.finfo(self.dtype).min)
         return mask
+
+
+def with_memory(module: M, device: torch.device | str) -> M:
+    """A module on the device. Parameters of the meta device get memory, which ``load`` fills; tied ones stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            if parameter.is_meta:
+                new = made.setdefault(
+                    id(parameter), nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+                )
+                setattr(part, name, new)
+    return module.to(device)
 
 
 class Module:

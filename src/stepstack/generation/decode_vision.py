@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stepstack.generation.decode import Fused
+from stepstack.generation.decode import Fused, with_memory
 from stepstack.models.vision.policy import ImagePatcher, features, positions
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class FusedVision(Fused):
 
     def __init__(self, lm: PreTrainedModel, patcher: ImagePatcher, device: torch.device):
         super().__init__(lm.config.text_config, device, lm.dtype)
-        self.tower = deepcopy(lm.model.visual).requires_grad_(False).eval().to(device)
+        self.tower = with_memory(deepcopy(lm.model.visual), device).requires_grad_(False).eval()
         self.patcher, self.token = patcher, lm.config.image_token_id
         self.sections = lm.config.text_config.rope_parameters["mrope_section"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.generation.config import HfConfig
-from stepstack.generation.decode import Decoder, Fused, Module, unfit
+from stepstack.generation.decode import Decoder, Fused, Module, unfit, with_memory
 from stepstack.generation.decode_vision import FusedVision
 from stepstack.generation.types import Finish, Group, Prompt, Rollout, Sampling, response_budget, rollout_seed
 from stepstack.models.lm.policy import MIN_LOGIT
@@ -52,9 +52,7 @@ class HfGenerator:
             if lm.device.type != "meta":
                 self.decoder.load(lm.named_parameters())
         else:
-            twin = deepcopy(lm)
-            twin.to(self.device)  # type: ignore[arg-type] # transformers' decorator hides the signature
-            self.decoder = Module(twin)
+            self.decoder = Module(with_memory(deepcopy(lm), self.device))
         eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
         eos = lm.config.eos_token_id if eos is None else eos
         self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)

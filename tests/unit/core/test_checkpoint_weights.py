@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from stepstack.batching.collate import collate
 from stepstack.config import ConfigError
+from stepstack.core import checkpoint
 from stepstack.core.config import AdamW, Lora, TrainableConfig
 from stepstack.core.types import LossOut
 from stepstack.core.weights import load_into, read
@@ -117,3 +120,15 @@ def test_another_model_is_refused(saved):
     untied = tools.llama(attention_bias=True)  # Qwen2's names and a head of its own
     with pytest.raises(ConfigError, match=r"names differ, as lm_head\.weight"):
         load_into(untied, read(folder, "actor"))
+
+
+def test_a_checkpoint_of_an_older_format_is_refused(saved, tmp_path):
+    _, folder = saved
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    facts = json.loads((old / "state.json").read_text())
+    del facts["launch"]
+    (old / "state.json").write_text(json.dumps(facts))
+    (old / checkpoint.MANIFEST).unlink()
+    checkpoint.finish(old, tmp_path / "step-00000002", {})
+    with pytest.raises(ConfigError, match="step-00000002 was written by an older stepstack"):
+        read(tmp_path / "step-00000002", "actor")

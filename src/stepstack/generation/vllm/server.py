@@ -89,23 +89,25 @@ class VllmServerGenerator:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def load(self, weights: Weights, version: int) -> None:
-        """Send full tensors under their Hugging Face names to every server and make them forget the prefix cache."""
+        """Send full tensors under their Hugging Face names to every server and make them forget the prefix cache.
+
+        Several ranks first gather all of them, which takes all ranks, into the first one's host memory; a server that
+        is slow between two gathers would keep all ranks waiting in a collective, or for ever, where NCCL sends too.
+        """
         with self._gate:
             self._loading = True
             self._gate.wait_for(lambda: self._active == 0)
             self._tag = None
         try:
-            first = not dist.is_initialized() or dist.get_rank() == 0
+            first, failure = not dist.is_initialized() or dist.get_rank() == 0, [""]
             if dist.is_initialized():
                 dist.barrier()  # no rank has a rollout in flight from here on
-            failure, stream = [""], iter(weights)
+                weights = _gathered(weights, keep=first)
             try:
                 if first:
-                    self._send(stream, str(version))
+                    self._send(iter(weights), str(version))
             except EngineError as error:
                 failure = [str(error)]
-            for _ in stream:  # gathering a tensor is collective: ranks that do not send take part
-                pass
             if dist.is_initialized():
                 dist.broadcast_object_list(failure, src=0)
             if failure[0]:
@@ -157,3 +159,12 @@ class VllmServerGenerator:
             if not server.call("/reset_prefix_cache", {})["success"]:
                 raise EngineError(f"{server.url} kept its prefix cache: somebody else's requests are running on it")
             server.require(tag)
+
+
+def _gathered(weights: Weights, keep: bool) -> list[tuple[str, Tensor]]:
+    """Whole tensors in host memory, on the rank that is to keep them; every rank takes part in each."""
+    kept = []
+    for name, tensor in weights:
+        if keep:
+            kept.append((name, tensor.detach().to("cpu", copy=True)))
+    return kept

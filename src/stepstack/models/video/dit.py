@@ -188,7 +188,8 @@ class VideoDiT(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 x_BSD = block(x_BSD, text_BLD, mask_BL, time_B6D, rotary)
         shift, scale = (self.table_out + time_BD[:, None]).unbind(1)
         x_BSD = self.norm_out(x_BSD) * (1 + scale[:, None]) + shift[:, None]
-        return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3)
+        # No view: FSDP2 hooks what a module returns.
+        return self.out(x_BSD).unflatten(1, grid).permute(0, 1, 4, 2, 3).clone()
 
     def get_parameter_or_buffer(self, target: str) -> Tensor:
         """A parameter or buffer by name, also one of the model itself, which accelerate's FSDP2 cannot find without."""

@@ -1,0 +1,168 @@
+"""Every recipe's models under FSDP2: two sharded processes follow one process, and what they leave is whole."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.system import fsdp, hooks
+from tests.system.processes import checkpoint, differences, ok, rows, samples, train
+
+# AdamW with an eps above most gradients: its steps are smooth in the gradients (tests/system/processes.py, SMOOTH).
+SMOOTH = "{type: adamw, lr: 1e-3, eps: 1e-3}"
+VIDEO = (
+    "steps=3",
+    "vae.steps=3",
+    "vae.gate=0.0",
+    f"vae.optim={SMOOTH}",
+    f"dit.optim={SMOOTH}",
+    "eval_every=2",
+    "data.train=40",
+    "data.test=6",
+    "data.select=8",
+    "sampler.steps=2",
+    "batch=4",
+    "micro=2",
+    "trackers=[]",
+    "model.layers=2",
+    "model.heads=2",
+    "save.every=1",
+    "save.keep=3",
+    "evals=[test]",
+)
+PICTURES = (
+    "steps=2",
+    "model.steps=12",
+    f"model.optim={SMOOTH}",
+    f"actor.optim={SMOOTH}",
+    "data.train=60",
+    "data.test=8",
+    "data.select=4",
+    "rollout.prompts=4",
+    "eval_every=1",
+    "trackers=[]",
+    "evals=[test]",
+)
+SWEEP = (
+    "lr=[0.01, 0.02]",
+    "batch=[8]",
+    "held_out_rows=16",
+    "cells=[{hidden: 32, intermediate: 96, layers: 1, heads: 4, tokens: 8192}]",
+    "optim={type: adamw, eps: 1e-3}",
+    "trackers=[]",
+)
+
+
+def alone(run: Path, config: str, *words: str) -> Path:
+    ok(train(run, *words, config=config, report=True))
+    return run
+
+
+def sharded(run: Path, config: str, *words: str, count: int = 2) -> Path:
+    for ended in fsdp.train(run, count, *words, config=config, report=True):
+        ok(ended)
+    return run
+
+
+def exported(run: Path) -> dict[str, Any]:
+    return {f.name + name: value for f in run.glob("model/*.safetensors") for name, value in load_file(f).items()}
+
+
+def apart(a: Path, b: Path) -> float:
+    """Largest difference of exported weights."""
+    one, two = exported(a), exported(b)
+    assert one.keys() == two.keys()
+    assert one
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def follows(one: Path, two: Path, tolerance: float = 1e-4) -> None:
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert b == pytest.approx(a, rel=tolerance, abs=tolerance)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    """stepvideo-tiny whole, by two processes: VAE, latents, DiT with its average, and an evaluation of one piece, of
+    which the second process has nothing."""
+    return sharded(tmp_path_factory.mktemp("video") / "two", "stepvideo-tiny", *VIDEO)
+
+
+def test_stepvideo(video, tmp_path):
+    one = alone(tmp_path / "one", "stepvideo-tiny", *VIDEO)
+    follows(one / "vae", video / "vae")
+    follows(one, video)
+    assert apart(one, video) < 1e-5
+    asked = [[row["score"] for row in samples(run, "after")] for run in (one, video)]
+    assert len(asked[0]) == len(asked[1]) >= 6
+
+
+def test_stepvideo_resumes_with_its_average(video, tmp_path):
+    run = Path(shutil.copytree(video, tmp_path / "two"))
+    for step in (2, 3):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "evals")
+    killed = fsdp.train(
+        run, 2, *VIDEO, config="stepvideo-tiny", hooks=((hooks.signal_in_step, "dit", 2, signal.SIGKILL),)
+    )
+    assert [ended.code for ended in killed] == [-signal.SIGKILL] * 2
+    sharded(run, "stepvideo-tiny", *VIDEO)
+    assert differences(checkpoint(run, 3), checkpoint(video, 3)) == []
+    assert "average" in checkpoint(run, 3)["dit"]
+    assert rows(run) == rows(video)
+    assert differences(exported(run), exported(video)) == []
+
+
+def test_stepvideo_goes_on_in_three_processes(video, tmp_path):
+    run = Path(shutil.copytree(video, tmp_path / "two"))
+    for step in (2, 3):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    words = [word for word in VIDEO if word != "batch=4"]
+    refused = fsdp.train(run, 3, *words, "batch=4", config="stepvideo-tiny")
+    assert all("batch=4 must be a multiple of 3" in ended.err for ended in refused)
+
+
+def test_stepvideo_shares_videos(video, tmp_path):
+    """Two processes of one video, with sharded weights."""
+    run = tmp_path / "shared"
+    shutil.copytree(video / "vae", run / "vae")
+    sharded(run, "stepvideo-tiny", *VIDEO, "context=2")
+    follows(video, run)
+    assert apart(video, run) < 1e-5
+
+
+def test_video_dpo(video, tmp_path):
+    words = (*VIDEO, f"model.start={video / 'model'}", "preference.conditions=12", "preference.margin=0.0", "batch=2")
+    words = (*(word for word in words if not word.startswith("vae.")), "micro=1")
+    one = alone(tmp_path / "one", "stepvideo-tiny-dpo", *words)
+    run = tmp_path / "two"
+    shutil.copytree(one / "latents", run / "latents")
+    sharded(run, "stepvideo-tiny-dpo", *words)
+    follows(one, run)
+    assert apart(one, run) < 1e-5
+
+
+@pytest.mark.parametrize("config", ["perception-tiny", "perception-tiny-detection"])
+def test_perception(tmp_path, config):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, config, *PICTURES)
+    sharded(two, config, *PICTURES)
+    follows(one / "base", two / "base")
+    follows(one, two)
+    assert apart(one, two) < 1e-5
+
+
+def test_steplaw(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "steplaw-tiny", *SWEEP)
+    sharded(two, "steplaw-tiny", *SWEEP)
+    losses = [[float(row["loss"]) for row in csv.DictReader((run / "sweep.csv").open())] for run in (one, two)]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)

@@ -1,0 +1,83 @@
+"""orz-tiny through the real vLLM, in the training process and on two servers: new weights flow in every step."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stepstack.config import ROOT
+from stepstack.report import jsonl
+from tests.vllm.test_vllm import Served
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")
+pytestmark = pytest.mark.vllm
+
+MINI = str(ROOT / "tests" / "system" / "mini.yaml")
+# Heads of 32 numbers, the least that vLLM decodes on a CPU, and steps that move the weights.
+WORDS = ("steps=3", "eval_every=0", "evals=[]", "model.hidden=128", "actor.optim.lr=3e-3", "critic.optim.lr=3e-3")
+SMALL = "kv_cache_gib: 0.0625, max_num_seqs: 16, enforce_eager: true, dtype: float32, sleep_level: 0"
+COLOCATED = f"rollout.generator={{type: vllm, max_model_len: 128, {SMALL}}}"
+MISMATCH = 1e-3  # of log-probabilities: vLLM's against the trainer's
+
+
+def train(run: Path, *words: str) -> list[dict]:
+    command = [sys.executable, "-m", "stepstack", "train", MINI, f"name={run.name}", f"dir={run.parent}", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [row for row in jsonl.read(run / "metrics.jsonl") if row["step"] > 0]
+
+
+@pytest.fixture(scope="module")
+def colocated(tmp_path_factory) -> tuple[Path, list[dict]]:
+    run = tmp_path_factory.mktemp("colocated") / "run"
+    return run, train(run, *WORDS, COLOCATED)
+
+
+def check(rows: list[dict]) -> None:
+    assert len(rows) == 3
+    for row in rows:
+        assert row["actor/mismatch_max"] < MISMATCH
+        assert row["actor/grad_norm"] > 0
+
+
+def test_in_the_training_process(colocated):
+    check(colocated[1])
+
+
+def test_on_two_servers(colocated, tmp_path):
+    """They start with the base model; what the trainer sends each step is what they sample from."""
+    run = tmp_path / "run"
+    base = Path(shutil.copytree(colocated[0] / "base" / "model", run / "base" / "model"))
+    servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
+    urls = ", ".join(server.url for server in servers)
+    generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"
+    try:
+        rows = train(run, *WORDS, f"rollout.generator={generator}")
+        check(rows)
+        assert len(list((tmp_path / "weights").glob("weights-*"))) == 1
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def test_on_two_servers_with_sharded_weights(colocated, tmp_path):
+    """Two FSDP2 processes gather what the first one sends."""
+    from tests.system import fsdp
+    from tests.system.processes import ok
+
+    run = tmp_path / "run"
+    base = Path(shutil.copytree(colocated[0] / "base" / "model", run / "base" / "model"))
+    servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
+    urls = ", ".join(server.url for server in servers)
+    generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"
+    try:
+        for ended in fsdp.train(run, 2, *WORDS, f"rollout.generator={generator}"):
+            ok(ended)
+        check([row for row in jsonl.read(run / "metrics.jsonl") if row["step"] > 0])
+    finally:
+        for server in servers:
+            server.kill()
