@@ -75,6 +75,9 @@ class Launch(Strict):
     """OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more than 1 on shared cores."""
     port: Annotated[int, Field(ge=1, le=65535)] = 29500
     """TCP port of machine 0 at which the processes meet."""
+    timeout: Annotated[float, Field(gt=0, le=10080)] = 120.0
+    """Minutes that a process waits for the others before the run fails, at most a week; more than what one process does
+    alone meanwhile, e.g. reading weights."""
 
     @property
     def processes(self) -> int:
@@ -89,6 +92,9 @@ class Save(Strict):
     """Steps between two checkpoints; 0: only at the end and on SIGTERM."""
     keep: PositiveInt = 2
     """Number of checkpoints that stay, the newest ones."""
+    asynchronous: bool = False
+    """Whether training goes on while a checkpoint is written: of a copy in the host's memory, as large as the part that
+    each process has of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,17 +65,38 @@ def signal_in_step(role: str, step: int, number: int) -> None:
 
 def kill_in_save(step: int, moment: str) -> None:
     """kill -9 in the middle of writing the checkpoint of ``step``. moment: files (the last one is cut), manifest (all
-    files there, nothing describes them), renamed (the checkpoint counts, nothing after it has happened)."""
-    finish = checkpoint.finish
+    files there, nothing describes them), described (the manifest is there too), renamed (the checkpoint counts, nothing
+    after it has happened)."""
+    finish, rename = checkpoint.finish, Path.rename
+
+    def renamed(self, target):
+        if self.name == f".partial-{step:08d}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
 
     def finished(partial, final, extra):
         if extra["step"] == step:
             if moment == "files":
                 last = sorted(partial.rglob("*.distcp"))[-1]
                 os.truncate(last, last.stat().st_size // 2)
-            if moment == "renamed":
+            if moment == "described":
+                Path.rename = renamed
+            if moment in ("described", "renamed"):
                 finish(partial, final, extra)
             os.kill(os.getpid(), signal.SIGKILL)
+        finish(partial, final, extra)
+
+    checkpoint.finish = finished
+
+
+def slow_disk(seconds: float) -> None:
+    """Each checkpoint takes so long to be described and renamed."""
+    import time
+
+    finish = checkpoint.finish
+
+    def finished(partial, final, extra):
+        time.sleep(seconds)
         finish(partial, final, extra)
 
     checkpoint.finish = finished

@@ -12,9 +12,21 @@ from collections import Counter
 import pytest
 from safetensors.torch import load_file
 
+from stepstack.core import checkpoint as checkpoints
 from tests.system import hooks
 from tests.system.hooks import recorder
-from tests.system.processes import MINI, checkpoint, differences, ok, rollouts, rows, samples, train, trajectory
+from tests.system.processes import (
+    MINI,
+    checkpoint,
+    differences,
+    ok,
+    rollouts,
+    rows,
+    samples,
+    train,
+    train_ranks,
+    trajectory,
+)
 
 KILLED = -signal.SIGKILL
 
@@ -88,7 +100,7 @@ def test_kill_in_the_middle_of_a_step(new_run, whole, role, step):
     same(run, whole)
 
 
-@pytest.mark.parametrize("moment", ["files", "manifest", "renamed"])
+@pytest.mark.parametrize("moment", ["files", "manifest", "described", "renamed"])
 def test_kill_in_the_middle_of_a_save(new_run, whole, moment):
     run = new_run()
     assert train(run, hooks=[recorder(run), (hooks.kill_in_save, 2, moment)]).code == KILLED
@@ -106,6 +118,19 @@ def test_kill_in_the_middle_of_a_later_save_keeps_the_earlier_one(new_run, whole
     assert "resumed from" in resumed.err
     assert "step-00000002" in resumed.err
     same(run, whole)
+
+
+def test_what_a_killed_save_of_more_processes_left_is_not_in_the_next_checkpoint(new_run):
+    """Two processes, killed between manifest and rename; one process saves the same step anew."""
+    run = new_run()
+    killed = train_ranks(run, 2, hooks=[(hooks.kill_in_save, 2, "described")])
+    assert killed[0].code == KILLED
+    assert (run / "checkpoints" / ".partial-00000002" / "random-00001.pt").is_file()
+    ok(train(run, "--stop-after", "2"))
+    folder = run / "checkpoints" / "step-00000002"
+    assert checkpoints.problem(folder) is None
+    assert not (folder / "random-00001.pt").exists()
+    assert not list(folder.rglob("__1_*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -40,7 +40,7 @@ def sample(cfg: Config, wish: SampleArgs) -> list[Path]:
     """Write ``out``.gif and ``out``.mp4. ConfigError or DataError for what cannot be made a clip of."""
     ask = asked(cfg, wish)
     folder = folder_of(wish.model or str(cfg.folder / "model"))
-    pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch.threads).device)
+    pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch).device)
     bar = Console(stderr=True)
     steps = track(pipeline.steps([ask]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
     *_, latents = steps

@@ -85,8 +85,8 @@ def evaluate(
     Results go to runs/<name>/evals/<label>, the label being the model's folder name and hash.
     """
     from stepstack.config import digest
+    from stepstack.core.folder import CHANGEABLE_KEYS
     from stepstack.core.processes import LaunchedProcesses
-    from stepstack.core.run import CHANGEABLE_KEYS
     from stepstack.harness.engine import Engine
     from stepstack.harness.engines.server import ServerEngine
     from stepstack.harness.model import folder_of, record
@@ -94,7 +94,7 @@ def evaluate(
     from stepstack.harness.summary import label_of, print_table
     from stepstack.report import viewer
 
-    world = LaunchedProcesses(cfg.launch.threads)
+    world = LaunchedProcesses(cfg.launch)
     engine: Engine
     if server is not None:
         engine = remote = ServerEngine(server)
@@ -132,7 +132,7 @@ def checkpoint_curve(cfg: RunConfig, recipe: Recipe, tasks: Sequence[str], optio
     from stepstack.harness.model import folder_of
     from stepstack.harness.training import checkpoints
 
-    world = LaunchedProcesses(cfg.launch.threads)
+    world = LaunchedProcesses(cfg.launch)
     places = checkpoints.whole(cfg.folder)
     engine = recipe.open_engine(cfg, folder_of(str(cfg.folder / "model")), world.device)
     if not isinstance(engine, GeneratorEngine):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from stepstack.cli.common import add_config, quiet_libraries
+from stepstack.core.parent import end_with_parent
 
 HELP = "train in this process (what the launch line runs in each process)"
 
@@ -13,6 +15,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="check the config and print what a run would do")
     parser.add_argument("--stop-after", type=int, metavar="STEP", help="save and stop after this step; resumable")
+    parser.add_argument(
+        "--end-with-parent",
+        action="store_true",
+        help="save and end when the process that started this one is gone (the launch line says it)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,8 +31,16 @@ def run(args: argparse.Namespace) -> int:
         for key, value in recipe.describe(cfg).items():
             print(f"{key:32} {value}")
         return 0
+    if args.end_with_parent:
+        end_with_parent()
     from stepstack.core.run import Run
 
     quiet_libraries()
-    recipe.train(Run(cfg, stop_after=args.stop_after))
+    run = Run(cfg, stop_after=args.stop_after)
+    try:
+        recipe.train(run)
+    except RuntimeError as error:
+        if run.accelerator.is_local_main_process and (line := run.machines.lost(error)):
+            print(f"stepstack train: {line}", file=sys.stderr, flush=True)
+        raise
     return 0

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_HASHED_BYTES = 64 * 2**20  # files up to this size are hashed; larger ones a
 def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
     """Describe the files of ``partial`` and rename it to ``final``: from now on it counts."""
     files = {}
+    (partial / MANIFEST).unlink(missing_ok=True)  # one that a killed save left would describe itself, and not hold
     for file in sorted(p for p in partial.rglob("*") if p.is_file()):
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -31,6 +33,27 @@ def finish(partial: Path, final: Path, extra: dict[str, Any]) -> None:
         shutil.rmtree(final)
     partial.rename(final)
     _sync_folder(final.parent)
+
+
+class PendingCheckpoint:
+    """A checkpoint that is written while training goes on. It counts once ``finish`` has run, by the one process that
+    has it, after all ``writes``."""
+
+    def __init__(self, writes: Sequence[Future[Any]], finish: Callable[[], None] | None):
+        self._writes, self._finish = writes, finish
+        executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._done = executor.submit(self._complete)
+        executor.shutdown(wait=False)
+
+    def _complete(self) -> None:
+        for write in self._writes:
+            write.result()
+        if self._finish is not None:
+            self._finish()
+
+    def wait(self) -> None:
+        """Return when this process's part is done; raises what went wrong in it."""
+        self._done.result()
 
 
 def problem(folder: Path) -> str | None:

@@ -3,7 +3,7 @@
 The line is the public interface: it may be copied into any shell. ``run`` types it and stays beside it, because a
 SIGTERM to `accelerate launch` itself ends it at once and leaves a single training process behind as an orphan, or gives
 several of them 30 seconds to save. So the signal goes to the training processes, which save and end, and accelerate
-ends after them.
+ends after them. What ``run`` starts is accelerate's launcher in ``core.launcher``, which ends better.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _line(config: RunConfig, name: str, overrides: Sequence[str], node: Node) ->
     }
     words = [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
     prefix = ["env", *settings] if settings else []
-    return [*prefix, "accelerate", "launch", *words, "-m", "stepstack", "train", name, *overrides]
+    return [*prefix, "accelerate", "launch", *words, "-m", "stepstack", "train", name, "--end-with-parent", *overrides]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -192,9 +192,10 @@ def _first_host(nodelist: str) -> str:
 
 
 def supervise(line: Sequence[str]) -> int:
-    """Run the line with this interpreter's accelerate until its last training process has ended."""
+    """Run the line with this interpreter's accelerate until its last training process has ended. Killed, it takes all
+    of them with it: they save and end."""
     at = line.index("accelerate")
-    child = psutil.Popen([*line[:at], sys.executable, "-m", "accelerate.commands.launch", *line[at + 2 :]])
+    child = psutil.Popen([*line[:at], sys.executable, "-m", "stepstack.core.launcher", *line[at + 2 :]])
     workers: list[psutil.Process] = []
 
     def forward(number: int, frame: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import resource
@@ -12,31 +13,29 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, init_empty_weights
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stepstack import user_code
-from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
+from stepstack.config import ConfigError, RunConfig
 from stepstack.core import checkpoint, hf, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
+from stepstack.core.folder import claim
+from stepstack.core.processes import Machines, this_place
 from stepstack.core.progress import Progress
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
-from stepstack.report.provenance import provenance
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=nn.Module)
 log = logging.getLogger(__name__)
-
-# A resumed run may change these: they decide where and how it is watched, not what it computes.
-CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "evals", "trackers", "peak_tflops")
 
 
 class Stateful(Protocol):
@@ -68,7 +67,10 @@ class Run(Generic[C]):
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
         self.accelerator = Accelerator(
-            mixed_precision=config.precision, log_with=list(config.trackers) or None, project_dir=self.dir
+            mixed_precision=config.precision,
+            log_with=list(config.trackers) or None,
+            project_dir=self.dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.launch.timeout))],
         )
         if self.processes != config.launch.processes:
             raise ConfigError(
@@ -80,6 +82,7 @@ class Run(Generic[C]):
         if self.sharded:
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = sharding.mixed_precision(config.precision)
+        self.machines = Machines(self.gather([this_place()]), self.rank, config.launch.processes_per_node)
         self.reseed()
         self.trainables: dict[str, Trainable] = {}
         self.kept: dict[str, Stateful] = {}
@@ -88,6 +91,8 @@ class Run(Generic[C]):
         self.fallbacks = 0
         self.stop_after, self.inner = stop_after, folder is not None
         self._stop = self._looked = False
+        self._saving: checkpoint.PendingCheckpoint | None = None
+        self._save_groups: dict[str, torch.distributed.ProcessGroup] = {}
         self._claim_folder()
         self._begin_step()
 
@@ -196,6 +201,11 @@ class Run(Generic[C]):
         ``evaluate`` also runs before the first step and after the last.
         """
         self.resume()
+        if self.step > total:
+            raise ConfigError(
+                f"{self.dir} stands at step {self.step}, which is beyond steps={total}: give it steps={self.step} or "
+                "more, or give this run another name (name=...)"
+            )
         every = self.config.eval_every
         self._begin_step()
         visible = self.visible and self.is_main
@@ -215,6 +225,8 @@ class Run(Generic[C]):
                 if self.step == total or stop or (self.config.save.every and self.step % self.config.save.every == 0):
                     with self.timer("save"):  # counted in the row of the next step
                         self.save()
+                        if stop or self.step == total:
+                            self.settle()
                 if stop:
                     break
         if self.step < total:
@@ -240,14 +252,20 @@ class Run(Generic[C]):
     # -- keeping -------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole."""
+        """Write checkpoints/step-<n> atomically and prune. Killed in the middle, the last one stays whole. With
+        ``save.asynchronous`` training goes on when the state is copied; ``settle`` waits for the rest."""
+        self.settle()
         partial = self.checkpoints / f".partial-{self.step:08d}"
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)  # of a killed run
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
+        writes = []
         for role, trainable in self.trainables.items():
-            state.save(trainable, partial / role)
+            if self.config.save.asynchronous:
+                writes.append(state.begin_save(trainable, partial / role, self._save_group(role)))
+            else:
+                state.save(trainable, partial / role)
         state.save_random(partial / f"random-{self.rank:05d}.pt")
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
@@ -260,9 +278,28 @@ class Run(Generic[C]):
                 "trainables": {role: trainable.state_dict() for role, trainable in self.trainables.items()},
             }
             (partial / "state.json").write_text(json.dumps(facts))
-            checkpoint.finish(partial, self.checkpoints / f"step-{self.step:08d}", {"step": self.step})
-            checkpoint.prune(self.checkpoints, self.config.save.keep, self.step)
-        self.accelerator.wait_for_everyone()
+        finish = functools.partial(self._finish_save, partial, self.step) if self.is_main else None
+        self._saving = checkpoint.PendingCheckpoint(writes, finish)
+        if not self.config.save.asynchronous:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the checkpoint that is being written counts, if there is one. Every process calls it."""
+        if self._saving is not None:
+            self._saving.wait()
+            self._saving = None
+            self.accelerator.wait_for_everyone()
+
+    def _finish_save(self, partial: Path, step: int) -> None:
+        checkpoint.finish(partial, self.checkpoints / f"step-{step:08d}", {"step": step})
+        checkpoint.prune(self.checkpoints, self.config.save.keep, step)
+
+    def _save_group(self, role: str) -> torch.distributed.ProcessGroup | None:
+        """A group over gloo for each role: they are written at the same time, beside the training."""
+        if self.processes > 1 and role not in self._save_groups:
+            timeout = timedelta(minutes=self.config.launch.timeout)
+            self._save_groups[role] = torch.distributed.new_group(backend="gloo", timeout=timeout)
+        return self._save_groups.get(role)
 
     def _launch(self) -> dict[str, Any]:
         """How models lie on the processes, which a checkpoint is bound to, and the launch file that says so."""
@@ -298,30 +335,19 @@ class Run(Generic[C]):
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _claim_folder(self) -> None:
-        """First use writes config.json; a later use must be the same run."""
-        file, now = self.dir / "config.json", to_dict(self.config)
-        files = {path: user_code.digest(path) for path in user_files(self.config)}
-        if file.is_file():
-            record = json.loads(file.read_text())
-            keep = {k: v for k, v in record["config"].items() if k not in CHANGEABLE_KEYS}
-            changed = difference(keep, {k: v for k, v in now.items() if k not in CHANGEABLE_KEYS})
-            changed += difference(record["files"], files)
-            if changed:
-                raise ConfigError(
-                    f"{file} belongs to another configuration; these keys differ:\n  "
-                    + "\n  ".join(changed)
-                    + "\nGive this run another name (name=...), or restore the keys to go on with that one."
-                )
-        elif self.is_main:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            record = {
-                "config": now,
-                "hash": digest(self.config, CHANGEABLE_KEYS),
-                "files": files,
-                "provenance": provenance(),
-            }
-            jsonl.write_json_atomic(file, record)
-        self.accelerator.wait_for_everyone()
+        """First use writes config.json; a later use must be the same run. The first process does it for all, which get
+        the same one error."""
+        refused: list[str] = []
+        said: list[str] = []
+        if self.is_main:
+            try:
+                said = claim(self.dir, self.config, self.inner)
+            except (ConfigError, OSError) as error:
+                refused = [str(error)]
+        if refused := self.gather(refused):
+            raise ConfigError(refused[0])
+        for change in said:
+            self._say(f"changed since the run began: {change}")
         if self.config.trackers:
             self.accelerator.init_trackers("stepstack", init_kwargs={"wandb": {"name": self.config.name}})
 
@@ -364,7 +390,8 @@ class Run(Generic[C]):
             )
         for role, trainable in self.trainables.items():
             state.load(trainable, folder / role)
-            trainable.load_state_dict(facts["trainables"][role])
+            if change := trainable.load_state_dict(facts["trainables"][role]):
+                self._say(change)
         for name, thing in self.kept.items():
             thing.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=False))
         if self.rank < facts["processes"]:

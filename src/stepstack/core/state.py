@@ -5,10 +5,10 @@ Each process writes what it has into ``<folder>/<role>/``, and any number of pro
 
 from __future__ import annotations
 
-import contextlib
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from stepstack.config import ConfigError
 
 if TYPE_CHECKING:
     from stepstack.core.trainable import Trainable
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: said at every save
 
 WEIGHTS, OPTIMIZERS, AVERAGE = "weights", "optimizers", "average"  # keys of a role's state
 
@@ -65,8 +67,19 @@ def check_format(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def save(trainable: Trainable, folder: Path) -> None:
     """Every process calls it."""
-    with _alone() as alone:
-        dcp.save(state_of(trainable), storage_writer=dcp.FileSystemWriter(folder), no_dist=alone)
+    dcp.save(state_of(trainable), storage_writer=dcp.FileSystemWriter(folder), no_dist=not dist.is_initialized())
+
+
+def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | None) -> Future[Any]:
+    """Like ``save``, of a copy in the host's memory, by a thread: when this returns, training may go on.
+
+    ``group``: all processes over gloo, and nothing else is exchanged in it meanwhile; None for one process."""
+    return dcp.async_save(
+        state_of(trainable),
+        storage_writer=dcp.FileSystemWriter(folder),
+        process_group=group,
+        no_dist=group is None,
+    )
 
 
 def load(trainable: Trainable, folder: Path) -> None:
@@ -82,20 +95,11 @@ def load(trainable: Trainable, folder: Path) -> None:
             state[OPTIMIZERS][str(i)] = fresh
     if trainable.ema is not None:
         state[AVERAGE] = trainable.ema.state()
-    with _alone() as alone:
-        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
     for i, saved in state[OPTIMIZERS].items():
         set_optimizer_state_dict(
             trainable.unwrapped, trainable.optimizers[int(i)], saved, options=StateDictOptions(strict=False)
         )
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[bool]:
-    """Whether there is no process group, which torch need not warn of each time."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield not dist.is_initialized()
 
 
 def save_random(file: Path) -> None:

@@ -185,11 +185,28 @@ class Trainable:
         assert not places, f"{self.role} has no weights for {', '.join(places)}"
 
     def state_dict(self) -> dict[str, int]:
-        return {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        counts = {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return counts | {"total_updates": self.total_updates}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> str:
+        """Take over the counts of a checkpoint; returns what is to be said where the run was planned for another number
+        of updates, else an empty string."""
         self.updates, self.skipped = state["updates"], state["skipped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        planned = state["total_updates"]
+        return "" if planned == self.total_updates else self._rescheduled(planned)
+
+    def _rescheduled(self, planned: int) -> str:
+        """What another number of updates than was ``planned`` does to the learning rate, which may jump."""
+        schedule, peak = self.optim.schedule, self.optimizers[0].param_groups[0]["peak_lr"]
+        change = f"{self.role}: {planned} -> {self.total_updates} updates in all"
+        if schedule.kind == "constant":
+            return f"{change}: its learning rate is constant and stays as it was"
+        old, new = (peak * schedule.factor(self.updates, total) for total in (planned, self.total_updates))
+        return (
+            f"{change}: the {schedule.kind} decay of its learning rate now ends at update {self.total_updates}; "
+            f"at update {self.updates}, where this run stands, the learning rate goes from {old:.3g} to {new:.3g}"
+        )
 
 
 def add_lora(body: nn.Module, cfg: Lora) -> None:

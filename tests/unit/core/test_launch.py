@@ -44,7 +44,8 @@ def scontrol(tmp_path, monkeypatch):
 def test_one_process_on_the_cpu():
     expected = (
         f"accelerate launch --config_file {here('cpu')} --num_machines 1 --num_processes 1 --machine_rank 0 "
-        "--main_process_port 29500 --num_cpu_threads_per_process 2 -m stepstack train orz-tiny seed=1 name=x"
+        "--main_process_port 29500 --num_cpu_threads_per_process 2 -m stepstack train orz-tiny "
+        "--end-with-parent seed=1 name=x"
     )
     line = command(config(file="cpu", threads=2), "orz-tiny", ["seed=1", "name=x"], environ={})
     assert line == expected.split()
@@ -111,7 +112,7 @@ def test_a_node_list_without_scontrol_asks_for_the_head(monkeypatch, tmp_path):
 
 def test_dry_run_prints_a_line_for_the_shell(capsys):
     assert run(config(), "orz-tiny", ["stop=[a, b]"], dry_run=True, environ={}) == 0
-    assert capsys.readouterr().out.endswith("-m stepstack train orz-tiny 'stop=[a, b]'\n")
+    assert capsys.readouterr().out.endswith("-m stepstack train orz-tiny --end-with-parent 'stop=[a, b]'\n")
 
 
 def test_dry_run_of_many_machines_shows_what_differs(capsys):
@@ -148,7 +149,7 @@ def test_accelerate_accepts_the_line(file):
     assert (args.num_machines, args.num_processes, args.num_cpu_threads_per_process) == (nodes, nodes * processes, 3)
     assert args.module
     assert args.training_script == "stepstack"
-    assert args.training_script_args == ["train", "x"]
+    assert args.training_script_args == ["train", "x", "--end-with-parent"]
     assert args.use_fsdp == file.startswith("fsdp2")
     assert args.multi_gpu == file.endswith("ddp")
 
@@ -231,6 +232,36 @@ def test_when_accelerate_is_killed_the_launcher_waits_for_the_save(started):
     accelerate.kill()
     assert process.wait(60) == 128 + signal.SIGKILL
     assert "saved 1" in out.read_text()
+
+
+FAILS = """
+import os, signal, sys, time
+if os.environ.get("RANK", "0") != "0":
+    time.sleep(60)  # it would wait for the others
+print("stepstack train: data.path: no such file", flush=True)
+sys.exit(2) if sys.argv[1:] == ["exit"] else os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("file", "processes"), [("cpu", 1), ("cpu-ddp", 2)])
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_how_a_training_process_ends_is_said_in_one_line(tmp_path, file, processes, how):
+    """Nothing follows an error that it has said itself; accelerate's traceback and torchrun's never."""
+    (script := tmp_path / "worker.py").write_text(FAILS)
+    line = command(config(file=file, processes_per_node=processes, port=free_port()), "x", environ={})
+    words = [sys.executable, "-c", SUPERVISE, *line[: line.index("-m")], str(script), how]
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=ROOT, timeout=120
+    )
+    first, *others = done.stdout.splitlines()
+    assert first == "stepstack train: data.path: no such file"
+    if how == "exit":
+        assert (done.returncode, others) == (2, [])
+    else:
+        assert done.returncode == 128 + signal.SIGKILL
+        [said] = others
+        assert said.startswith("stepstack launch: training process 0 on ")
+        assert said.endswith("was ended by SIGKILL; the same command on all machines goes on from the last checkpoint")
 
 
 def free_port() -> int:

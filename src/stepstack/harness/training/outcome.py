@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from stepstack.config import digest
-from stepstack.core.run import CHANGEABLE_KEYS, Run
+from stepstack.core.folder import CHANGEABLE_KEYS
+from stepstack.core.run import Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
@@ -35,6 +37,10 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
     model = run.gather([record(folder_of(source))] if run.is_main else [])[0]
     about = {"config": digest(run.config, CHANGEABLE_KEYS), "step": run.step}
     place = run.dir / "evals" / when
+    if run.is_main:
+        for file in place.glob("*/result.json"):
+            if json.loads(file.read_text())["step"] != run.step:
+                shutil.rmtree(file.parent)  # the run has gone on since, by more steps
     evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
 
