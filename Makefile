@@ -12,8 +12,8 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 help: ; @$(PYTHON) scripts/make_help.py
 
-# a virtual environment with the exact versions of constraints.txt; TORCH_INDEX=URL chooses another build of torch
-setup: $(READY)
+# a virtual environment with the exact versions of constraints.txt; EXTRAS=vllm,gpu for GPUs, TORCH_INDEX=URL for another torch
+setup: $(READY) ; $(if $(EXTRAS),$(PYTHON) scripts/setup_venv.py --extras $(EXTRAS))
 # train RECIPE on this machine or cluster, and show its report: RECIPE=orz-tiny ARGS="seed=1 name=x"
 train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS) --open
 # prepare the data of RECIPE

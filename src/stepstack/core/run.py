@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from stepstack import user_code
 from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
-from stepstack.core import checkpoint, hf, sharding, state
+from stepstack.core import checkpoint, hf, preflight, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.progress import Progress
@@ -75,6 +75,8 @@ class Run(Generic[C]):
                 f"the config asks for {config.launch.processes} processes (launch.nodes x launch.processes_per_node), "
                 f"{self.processes} were started: use `stepstack launch {config.name}`, whose line --dry-run prints"
             )
+        if self.processes > 1 and folder is None:
+            preflight.agree(self.gather([preflight.fingerprint(config)]))
         if self.device.type == "cpu":
             torch.set_num_threads(config.launch.threads)
         if self.sharded:
