@@ -1,4 +1,4 @@
-"""What a step of `make gpu` runs where no command of stepstack does it: ``python -m evals.gpu.work WHAT ...``."""
+"""Work of a step of `make gpu` for which stepstack has no command: ``python -m evals.gpu.work WHAT ...``."""
 
 from __future__ import annotations
 

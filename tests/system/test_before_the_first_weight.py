@@ -45,6 +45,9 @@ def weigh_load(folder: Path) -> None:
         process = psutil.Process()
         before = process.memory_info().rss
         model = load(self, whole, empty)
+        for parameter in model.parameters():
+            if not parameter.is_meta:
+                parameter.sum()  # read, as the broadcast does: until then it lies in the file
         grown = process.memory_info().rss - before
         held = sum(p.numel() * p.element_size() for p in model.parameters() if not p.is_meta)
         size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""What is looked at before anything starts: packages, GPUs, memory, disk, port, and that all machines have the same.
+"""A look at the machines before anything starts: packages, GPUs, memory, disk, port, and whether all have the same.
 
 No torch. ``look`` says what it finds on this machine, ``agree`` compares the fingerprints of all processes of a run.
 """

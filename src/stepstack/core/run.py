@@ -40,7 +40,7 @@ CHANGEABLE_KEYS = ("name", "dir", "launch", "context", "context_plan", "save", "
 
 
 class Stateful(Protocol):
-    """What ``Run.keep`` takes."""
+    """State for ``Run.keep``."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
