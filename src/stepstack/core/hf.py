@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -31,7 +32,9 @@ def pretrained(module: nn.Module) -> Any:
 def enable_gradient_checkpointing(body: Any) -> None:
     """Turn gradient checkpointing on."""
     if isinstance(body, PreTrainedModel):
-        body.activation_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():  # the one name that transformers 5.17 to 5.23 share; the last warns of it
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated")
+            body.gradient_checkpointing_enable({"use_reentrant": False})
     else:
         body.enable_gradient_checkpointing()
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError, RunConfig
-from stepstack.core import checkpoint, hf, sharding, state
+from stepstack.core import checkpoint, hf, preflight, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.folder import claim
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """What ``Run.keep`` takes."""
+    """State for ``Run.keep``."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -77,6 +77,8 @@ class Run(Generic[C]):
                 f"the config asks for {config.launch.processes} processes (launch.nodes x launch.processes_per_node), "
                 f"{self.processes} were started: use `stepstack launch {config.name}`, whose line --dry-run prints"
             )
+        if self.processes > 1 and folder is None:
+            preflight.agree(self.gather([preflight.fingerprint(config)]))
         if self.device.type == "cpu":
             torch.set_num_threads(config.launch.threads)
         if self.sharded:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Fraction, RunConfig, Strict
+from stepstack.config import Footprint, Fraction, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
@@ -182,3 +182,15 @@ class PpoConfig(RunConfig):
     @property
     def uses_critic(self) -> bool:
         return isinstance(self.advantage, Gae)
+
+    def footprint_of(self, size: int, width: int, shards: int) -> Footprint:
+        """Footprint with models of ``size`` parameters of ``width`` bytes: actor and critic with gradients and two
+        moments, or under adapters as weights alone, and the reference. Activations and the engine come on top."""
+        roles = [self.actor, self.critic] if self.uses_critic else [self.actor]
+        whole = sum(role.lora is None for role in roles)
+        copies = len(roles) + (self.kl.weight > 0)
+        return Footprint(
+            states=width * size * (copies + 3 * whole) // shards,
+            activations=0,
+            checkpoint=width * size * 3 * whole,
+        )

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from recipes.stepvideo.config import Config
-    from stepstack.planning.memory import Dit, Vae
 
 HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
 
@@ -29,25 +24,16 @@ def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
     from recipes.stepvideo.config import Config
     from stepstack import config
-    from stepstack.planning.memory import Machine, cost, tokens
+    from stepstack.planning.memory import FP32, STEP_VIDEO, cost, tokens
 
     cfg = load_config(args.name, args.overrides, kind=Config)
     try:
         height, width = (int(part) for part in args.size.split("x")) if args.size else cfg.sizes[0]
     except ValueError:
         raise config.ConfigError(f"--size {args.size}: write HEIGHTxWIDTH, such as 544x992") from None
-    frames, vae = args.frames or cfg.frames, vae_of(cfg, args.vae)
-    dit = dit_of(cfg, vae)
-    machine = Machine(
-        gpus=cfg.launch.processes,
-        context=cfg.context,
-        tflops=args.tflops,
-        mfu=args.mfu,
-        micro=cfg.micro,
-        ema=bool(cfg.dit.ema),
-        precision=cfg.precision,
-        again=cfg.dit.gradient_checkpointing,
-    )
+    frames, vae = args.frames or cfg.frames, STEP_VIDEO if args.vae == "step-video" else cfg.latents
+    dit = cfg.dit_shape(vae)
+    machine = replace(cfg.machine(cfg.launch.processes), tflops=args.tflops, mfu=args.mfu)
     costs = cost(dit, tokens(frames, height, width, vae), machine)
     passes = cfg.batch / (machine.gpus // machine.context * machine.micro)
     note = "" if cfg.text.type == "words" else ", with Step-Video's encoders"
@@ -66,32 +52,7 @@ def run(args: argparse.Namespace) -> int:
         ),
     ):
         print(f"{key:32} {value}")
+    if cfg.launch.file.startswith("fsdp2"):
+        whole = FP32 * dit.parameters / 2**30
+        print(f"{'host memory of the head':32} {whole:.3g} GiB for one whole copy while it loads, none elsewhere")
     return 0
-
-
-def vae_of(cfg: Config, choice: str) -> Vae:
-    """The VAE of the config, or the one of Step-Video."""
-    from stepstack.planning.memory import PUBLISHED, STEP_VIDEO, Vae
-
-    if choice == "step-video":
-        return STEP_VIDEO
-    if cfg.vae.type == "tiny":
-        return Vae(stride=cfg.vae.patch, channels=cfg.vae.channels)
-    return replace(PUBLISHED[cfg.vae.type], chunk=cfg.vae.chunk)
-
-
-def dit_of(cfg: Config, vae: Vae) -> Dit:
-    from stepstack.planning.memory import Dit
-
-    shape = cfg.model
-    dit = Dit(
-        layers=shape.layers,
-        heads=shape.heads,
-        head_width=shape.head_width,
-        mlp=shape.mlp,
-        with_image=shape.with_image,
-        with_motion=shape.with_motion,
-        text_tokens=cfg.text.lengths,
-        channels=vae.channels,
-    )
-    return replace(dit, text=cfg.text.widths) if cfg.text.type == "words" else dit

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from stepstack.config import Strict
+from stepstack.config import Needed, Strict
 
 EVALUATION_BATCH = 4096  # samples that an evaluation gives vLLM at a time; it schedules them itself
 
@@ -47,6 +47,10 @@ class VllmConfig(Strict):
     @property
     def facts(self) -> Mapping[str, Any]:
         return {"engine": "vllm", "dtype": self.dtype}
+
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        return (Needed("vllm", "make setup EXTRAS=vllm"),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from stepstack.config import Strict
-from stepstack.planning.steplaw.count import count
+from stepstack.config import Needed, Strict
+from stepstack.planning.steplaw.count import FAMILIES, count
+
+SIZES = {  # parameters of the models of configs/, by hub name
+    "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
+    "Qwen/Qwen2.5-32B": 32_763_876_352,
+}
+FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolation (docs/clusters.md)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,10 +29,25 @@ class Pretrained(Strict):
     """Hub name or local folder of the model and its tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null takes the default branch."""
-    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention implementation of transformers; auto: flash_attention_2 where flash-attn can be used, else sdpa, which
+    the run reports."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are kept in; ``precision`` says what is computed in."""
+
+    @property
+    def packages(self) -> tuple[Needed, ...]:
+        return (FLASH_ATTENTION,) if self.attention == "flash_attention_2" else ()
+
+    @property
+    def size(self) -> int | None:
+        """All parameters, of SIZES or counted from config.json of a local folder; None where neither knows them, since
+        the hub is not asked."""
+        if self.path in SIZES:
+            return SIZES[self.path]
+        file = Path(self.path) / "config.json"
+        fields = json.loads(file.read_text()) if file.is_file() else {}
+        return count(fields).total if fields.get("model_type") in FAMILIES else None
 
     @property
     def params(self) -> float:

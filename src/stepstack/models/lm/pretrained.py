@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import cache
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
 from stepstack.config import ConfigError
 from stepstack.models.lm.config import Pretrained
@@ -23,7 +26,7 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     lm, info = auto.from_pretrained(
         cfg.path,
         revision=cfg.revision,
-        attn_implementation=cfg.attention,
+        attn_implementation=attention(cfg),
         dtype=getattr(torch, cfg.dtype),
         output_loading_info=True,
     )
@@ -41,7 +44,20 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
 def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model without its weights. On the meta device it takes no memory."""
     config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
-    return auto.from_config(config, attn_implementation=cfg.attention, dtype=getattr(torch, cfg.dtype))
+    return auto.from_config(config, attn_implementation=attention(cfg), dtype=getattr(torch, cfg.dtype))
+
+
+def attention(cfg: Pretrained) -> str:
+    """Attention implementation of transformers that the model gets."""
+    return best_attention() if cfg.attention == "auto" else cfg.attention
+
+
+@cache
+def best_attention() -> str:
+    """Flash attention where its package and a GPU are there, else torch's own; said once a process."""
+    chosen = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+    print(f"attention=auto: {chosen}", file=sys.stderr, flush=True)
+    return chosen
 
 
 def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:

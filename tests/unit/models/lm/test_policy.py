@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stepstack.batching.collate import collate
+from stepstack.core import hf
 from stepstack.models.lm import policy as policy_module
 from stepstack.models.lm import tiny
 from stepstack.models.lm.policy import Policy, token_logprobs
@@ -107,7 +108,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     for checkpointing in (False, True):
         lm = tools.qwen2()
         if checkpointing:
-            lm.activation_checkpointing_enable({"use_reentrant": False})
+            hf.enable_gradient_checkpointing(lm)
         lm.train()
         logprobs(lm, ROWS, True)[0].sum().backward()
         result.append([p.grad for p in lm.parameters()])

@@ -37,3 +37,13 @@ def test_a_folder_that_lacks_a_weight_is_refused(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights.*down_proj\.weight"):
         pretrained.load(Pretrained(path=str(folder)))
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, "flash_attention_2"), (False, "sdpa")])
+def test_attention_auto_takes_what_is_there_and_says_so_once(there, chosen, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "is_flash_attn_2_available", lambda: there)
+    pretrained.best_attention.cache_clear()
+    assert [pretrained.attention(Pretrained(path="x", attention="auto")) for _ in range(2)] == [chosen] * 2
+    assert capsys.readouterr().err == f"attention=auto: {chosen}\n"
+    assert pretrained.attention(Pretrained(path="x", attention="eager")) == "eager"
+    pretrained.best_attention.cache_clear()
