@@ -6,7 +6,6 @@ They lie in ``<checkpoint>/<role>/``, written by all processes of the run (``cor
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import torch
@@ -64,9 +63,7 @@ def _whole(folder: Path) -> dict[str, Tensor]:
         for name, kept in stored.items()
         if isinstance(kept, TensorStorageMetadata) and name.startswith(prefix)
     }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be
-        dcp.load(empty, checkpoint_id=folder, no_dist=True)
+    dcp.load(empty, checkpoint_id=folder, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in empty.items()}
 
 
