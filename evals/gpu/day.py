@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from stepstack.report import jsonl
 MINUTES = 9.0  # the day for which the budgets of steps are
 REFRESH = 5.0  # seconds between two looks at the figures of a step that runs
 RESERVE = 5.0  # seconds at the end for the last record and the table
+ERROR = re.compile(r"(?:[\w.]+(?:Error|Exception)|stepstack \w+)\b.*:")
 DEVICE_SECONDS = 60.0  # for importing torch and looking at the GPU
 
 
@@ -176,8 +178,10 @@ class Child:
         return status
 
     def last_words(self) -> str:
-        lines = [line for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip()[:200] if lines else "it printed nothing"
+        """The last line, or the last of an error: what accelerate says of a process that failed comes after its own."""
+        lines = [line.strip() for line in self.output.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if ERROR.match(line) and "CalledProcessError" not in line]
+        return (errors or lines or ["it printed nothing"])[-1][:200]
 
 
 def descendants(process: int) -> list[int]:

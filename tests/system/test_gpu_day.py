@@ -117,6 +117,20 @@ def test_a_stop_in_the_middle_keeps_what_is_there(tmp_path):
     assert nobody_sleeps()
 
 
+def test_the_reason_of_a_failure_is_the_first_process_to_fail(tmp_path):
+    child = day.Child(["true"], tmp_path)
+    child.process.wait()
+    child.output.write_text(
+        "Traceback\n  File 'x'\nModuleNotFoundError: No module named 'diffusers'\nTraceback (most recent call last):\n"
+        "subprocess.CalledProcessError: Command '[...]' returned non-zero exit status 1.\n"
+    )
+    assert child.last_words() == "ModuleNotFoundError: No module named 'diffusers'"
+    child.output.write_text("stepstack launch: this machine cannot run it:\n  launch.port=1 is taken\n")
+    assert child.last_words().startswith("stepstack launch: ")
+    child.output.write_text("")
+    assert child.last_words() == "it printed nothing"
+
+
 def test_tests_are_ordered_and_recorded_one_by_one(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
