@@ -61,8 +61,8 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
     if not inner:
         lock(folder)
     if not file.is_file():
-        new = {"config": now, "hash": digest(config, CHANGEABLE_KEYS), "files": files, "provenance": provenance()}
-        jsonl.write_json_atomic(file, new | {"history": []})
+        facts = {"config": now, "hash": digest(config, CHANGEABLE_KEYS), "files": files, "provenance": provenance()}
+        jsonl.write_json_atomic(file, facts | {"history": []})
         return []
     record = _refuse_another(file, now, files)  # again: another process may have written it until the lock was ours
     changed = difference(record["config"], now)

@@ -74,7 +74,9 @@ def _failed(codes: Mapping[int, int]) -> int:
     """The exit status for those of the processes that failed, by rank; said, unless one has said it itself."""
     if USERS_ERROR in codes.values():
         return USERS_ERROR
-    for rank, code in sorted(codes.items()):
+    # Beside one that failed, torchrun ends the others by SIGTERM.
+    codes = {rank: code for rank, code in sorted(codes.items()) if code != -signal.SIGTERM} or codes
+    for rank, code in codes.items():
         who = f"training process {rank} on {socket.gethostname()}"
         if code < 0:
             again = "the same command on all machines goes on from the last checkpoint"

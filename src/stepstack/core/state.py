@@ -1,4 +1,4 @@
-"""Checkpoint of a role by torch.distributed.checkpoint: weights, optimizers, moving average.
+"""What a checkpoint holds of a role, by torch.distributed.checkpoint: weights, optimizers, moving average.
 
 Each process writes what it has into ``<folder>/<role>/``, and any number of processes reads it back.
 """
@@ -74,14 +74,14 @@ def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | No
     """Like ``save``, of a copy in the host's memory, by a thread: when this returns, training may go on.
 
     ``group``: all processes over gloo, and nothing else is exchanged in it meanwhile; None for one process."""
-    begun = dcp.async_save(
+    written = dcp.async_save(
         state_of(trainable),
         storage_writer=dcp.FileSystemWriter(folder),
         process_group=group,
         no_dist=group is None,
     )
-    assert isinstance(begun, Future)  # the other kind comes with a stager of one's own
-    return begun
+    assert isinstance(written, Future)  # the copy is made before it returns
+    return written
 
 
 def load(trainable: Trainable, folder: Path) -> None:
