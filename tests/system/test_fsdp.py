@@ -129,7 +129,7 @@ def test_the_checkpoint_and_the_export_are_one_model(unbroken):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_processes_goes_on(new_run, count):
-    """From two to one or three, and back to two."""
+    """Two processes, then one or three, then two again."""
     two, mixed = new_run("two"), new_run("mixed")
     sharded(two, 2, *SMOOTH, *GAE, "save.every=1", "steps=3")
     words = (*SMOOTH, *GAE, "save.every=1", "steps=3")
