@@ -48,7 +48,7 @@ class Machines:
     local: int
 
     def lost(self, error: RuntimeError) -> str | None:
-        """Sentence for the user where ``error`` is that of an exchange whose other side has gone; None for any other error."""
+        """Sentence for the user where ``error`` is that of an exchange whose other side has gone, else None."""
         text = str(error)
         network = isinstance(error, torch.distributed.DistError) or re.search(r"gloo|NCCL|[Cc]onnection", text)
         if len(self.places) == 1 or not network:
