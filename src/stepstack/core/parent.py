@@ -11,7 +11,7 @@ LOOK_EVERY = 0.5  # seconds
 
 
 def end_with_parent() -> None:
-    """From now on this process gets a SIGTERM once its parent is gone, also by kill -9: a run then saves and ends."""
+    """Send this process a SIGTERM once its parent is gone, also by kill -9: a run then saves and ends."""
     parent = os.getppid()
 
     def watch() -> None:

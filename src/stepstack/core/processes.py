@@ -48,7 +48,7 @@ class Machines:
     local: int
 
     def lost(self, error: RuntimeError) -> str | None:
-        """What to say where ``error`` is that of an exchange whose other side has gone; None for any other error."""
+        """Report of an error of an exchange whose other side has gone, in one line; None for any other error."""
         text = str(error)
         network = isinstance(error, torch.distributed.DistError) or re.search(r"gloo|NCCL|[Cc]onnection", text)
         if len(self.places) == 1 or not network:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """What ``Run.keep`` takes."""
+    """Something that ``Run.keep`` takes."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

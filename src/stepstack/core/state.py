@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a role, by torch.distributed.checkpoint: weights, optimizers, moving average.
+"""State of a role in a checkpoint, by torch.distributed.checkpoint: weights, optimizers, moving average.
 
 Each process writes what it has into ``<folder>/<role>/``, and any number of processes reads it back.
 """

@@ -197,7 +197,7 @@ class Trainable:
         return "" if planned == self.total_updates else self._rescheduled(planned)
 
     def _rescheduled(self, planned: int) -> str:
-        """What another number of updates than was ``planned`` does to the learning rate, which may jump."""
+        """Effect of another number of updates than was ``planned`` on the learning rate, which may jump."""
         schedule, peak = self.optim.schedule, self.optimizers[0].param_groups[0]["peak_lr"]
         change = f"{self.role}: {planned} -> {self.total_updates} updates in all"
         if schedule.kind == "constant":
