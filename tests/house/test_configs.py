@@ -50,7 +50,7 @@ def test_dry_run_types_a_line(name, capsys):
     loaded = load_config(name)
     assert launch.run(loaded, name, dry_run=True, environ={}) == 0
     words = shlex.split(capsys.readouterr().out)
-    assert words[words.index("-m") :] == ["-m", "stepstack", "train", name]
+    assert words[words.index("-m") :] == ["-m", "stepstack", "train", name, "--end-with-parent"]
     line = launch.command(loaded, name, rank=0, head="node0", environ={})
     assert str(loaded.launch.processes) == line[line.index("--num_processes") + 1]
 
