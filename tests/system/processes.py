@@ -212,7 +212,7 @@ def numbers(run: Path) -> list[dict[str, float]]:
 def distance(a: Path, b: Path, step: int) -> float:
     """Largest difference of any weight of actor and critic."""
     one, two = (checkpoint(run, step) for run in (a, b))
-    assert one["state"]["trainables"] == two["state"]["trainables"]
+    assert one["state"]["trainables"].keys() == two["state"]["trainables"].keys()
     pairs = [(one[role]["weights"], two[role]["weights"]) for role in one["state"]["trainables"]]
     assert all(a.keys() == b.keys() for a, b in pairs)
     return max((a[name] - b[name]).abs().max().item() for a, b in pairs for name in a)
