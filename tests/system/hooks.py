@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -87,6 +88,19 @@ def kill_in_save(step: int, moment: str) -> None:
         finish(partial, final, extra)
 
     checkpoint.finish = finished
+
+
+def full_disk(step: int) -> None:
+    """From the checkpoint of ``step`` on, this process can write no file of more than 20 kB."""
+    write = Run._write
+
+    def written(self, partial):
+        if self.step >= step:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return write(self, partial)
+
+    Run._write = written
 
 
 def slow_disk(seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.api import CheckpointException
+
+from stepstack.config import ConfigError
+
 MANIFEST = "complete.json"
+TORCH_STREAM = r"inline_container|iostream"  # of errors in torch.save, which does not pass on that of the disk
 MAX_HASHED_BYTES = 64 * 2**20  # files up to this size are hashed; larger ones are checked by size
 
 
@@ -54,6 +60,24 @@ class PendingCheckpoint:
     def wait(self) -> None:
         """Return when this process's part is done; raises what went wrong in it."""
         self._done.result()
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn an error of the disk, on whichever process, into one ConfigError on all that took part."""
+    try:
+        yield
+    except CheckpointException as error:
+        [(rank, (cause, _)), *_] = error.failures.items()
+        if not isinstance(cause, OSError) and not re.search(TORCH_STREAM, str(cause)):
+            raise
+        raise ConfigError(_unwritten(place, f"process {rank}: {cause}")) from None
+    except OSError as error:
+        raise ConfigError(_unwritten(place, str(error))) from None
+
+
+def _unwritten(place: Path, why: str) -> str:
+    return f"{place} could not be written ({why}): make room there; the same command goes on from the checkpoint before"
 
 
 def problem(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -258,6 +259,15 @@ class Run(Generic[C]):
         ``save.asynchronous`` training goes on when the state is copied; ``settle`` waits for the rest."""
         self.settle()
         partial = self.checkpoints / f".partial-{self.step:08d}"
+        with checkpoint.writing(partial):
+            writes = self._write(partial)
+        finish = functools.partial(self._finish_save, partial, self.step) if self.is_main else None
+        self._saving = checkpoint.PendingCheckpoint(writes, finish)
+        if not self.config.save.asynchronous:
+            self.settle()
+
+    def _write(self, partial: Path) -> list[Future[Any]]:
+        """Write the files of a checkpoint; what is still being written when it returns."""
         if self.is_main:
             shutil.rmtree(partial, ignore_errors=True)  # of a killed run
             partial.mkdir(parents=True)
@@ -272,7 +282,7 @@ class Run(Generic[C]):
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
             for name, thing in self.kept.items():
-                torch.save(thing.state_dict(), partial / f"{name}.pt")
+                state.write(thing.state_dict(), partial / f"{name}.pt")
             facts = {
                 "step": self.step,
                 "launch": self._launch(),
@@ -280,15 +290,13 @@ class Run(Generic[C]):
                 "trainables": {role: trainable.state_dict() for role, trainable in self.trainables.items()},
             }
             (partial / "state.json").write_text(json.dumps(facts))
-        finish = functools.partial(self._finish_save, partial, self.step) if self.is_main else None
-        self._saving = checkpoint.PendingCheckpoint(writes, finish)
-        if not self.config.save.asynchronous:
-            self.settle()
+        return writes
 
     def settle(self) -> None:
         """Wait until the checkpoint that is being written counts, if there is one. Every process calls it."""
         if self._saving is not None:
-            self._saving.wait()
+            with checkpoint.writing(self.checkpoints):
+                self._saving.wait()
             self._saving = None
             self.accelerator.wait_for_everyone()
 

@@ -5,6 +5,7 @@ Each process writes what it has into ``<folder>/<role>/``, and any number of pro
 
 from __future__ import annotations
 
+import io
 import random
 import warnings
 from collections.abc import Mapping
@@ -109,10 +110,14 @@ def save_random(file: Path) -> None:
     numbers = np.random.get_state(legacy=False)
     numbers["state"]["key"] = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    torch.save(
-        {"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda},
-        file,
-    )
+    write({"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda}, file)
+
+
+def write(thing: Any, file: Path) -> None:
+    """Like ``torch.save``, which reports a full disk as an error of a stream, without its cause."""
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    file.write_bytes(buffer.getvalue())
 
 
 def load_random(file: Path) -> None:

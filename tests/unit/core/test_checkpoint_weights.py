@@ -132,3 +132,14 @@ def test_a_checkpoint_of_an_older_format_is_refused(saved, tmp_path):
     checkpoint.finish(old, tmp_path / "step-00000002", {})
     with pytest.raises(ConfigError, match="step-00000002 was written by an older stepstack"):
         read(tmp_path / "step-00000002", "actor")
+
+
+def test_a_checkpoint_of_other_roles_is_refused(saved, tmp_path):
+    run, _ = saved
+    shutil.copytree(run.dir, tmp_path / run.dir.name)
+    other = tools.make_run(tmp_path)
+    other.trainable("actor", Policy(tools.qwen2()), TrainableConfig(optim=AdamW(lr=1e-2)), 10)
+    with pytest.raises(
+        ConfigError, match=r"holds roles \['actor', 'critic'\], this run has \['actor'\]: give this run"
+    ):
+        other.resume()
