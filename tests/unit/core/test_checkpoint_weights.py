@@ -139,7 +139,5 @@ def test_a_checkpoint_of_other_roles_is_refused(saved, tmp_path):
     shutil.copytree(run.dir, tmp_path / run.dir.name)
     other = tools.make_run(tmp_path)
     other.trainable("actor", Policy(tools.qwen2()), TrainableConfig(optim=AdamW(lr=1e-2)), 10)
-    with pytest.raises(
-        ConfigError, match=r"holds roles \['actor', 'critic'\], this run has \['actor'\]"
-    ):
+    with pytest.raises(ConfigError, match=r"holds roles \['actor', 'critic'\], this run has \['actor'\]"):
         other.resume()

@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_same_run_and_so_is_its_average(tmp_path):
     )
 
 
-def test_the_average_is_what_its_formula_says(tmp_path):
+def test_the_average_is_what_its_formula_says():
     w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     ema = Ema([w], decay=0.5)
     want = w.detach().clone()
@@ -106,14 +106,8 @@ def test_the_average_is_what_its_formula_says(tmp_path):
     torch.testing.assert_close(w.detach(), want)
     ema.swap()
     assert torch.equal(w.detach(), before)
-    ema.save(tmp_path / "a.safetensors")
-    other = Ema([torch.zeros(2)], decay=0.5)
-    other.load(tmp_path / "a.safetensors")
-    torch.testing.assert_close(other.averages[0], want)
-    with pytest.raises(ConfigError, match="same number of processes"):
-        Ema([torch.zeros(3)], 0.5).load(tmp_path / "a.safetensors")
-    with pytest.raises(ConfigError, match="has no moving average"):
-        other.load(tmp_path / "none.safetensors")
+    ema.state()["0"].copy_(torch.tensor([7.0, 8.0]))  # what a checkpoint is loaded into
+    assert ema.averages[0].tolist() == [7.0, 8.0]
 
 
 def test_micro_batches_change_nothing(tmp_path):
