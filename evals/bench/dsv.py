@@ -69,17 +69,13 @@ def measure(
 ) -> dict[str, Any]:
     """Times of all shapes from ``shortest`` to ``longest`` tokens, each the median of ``rounds`` timings; of one head
     ``dim`` and one sparsity in ``percent`` where they are not 0."""
-    *_, last = measurements(rounds, longest, seed, shortest, dim, percent)
+    options = {"rounds": rounds, "shortest": shortest, "longest": longest, "dim": dim, "percent": percent}
+    *_, last = measurements(**options, seed=seed)
     return last
 
 
 def measurements(
-    rounds: int = 20,
-    longest: int = TOKENS[-1],
-    seed: int = 0,
-    shortest: int = TOKENS[0],
-    dim: int = 0,
-    percent: int = 0,
+    *, rounds: int, shortest: int, longest: int, dim: int, percent: int, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """The figures of ``measure`` as far as they have come, after each contestant."""
     if not torch.cuda.is_available():

@@ -52,6 +52,17 @@ def recorder(run: Path) -> tuple:
     return record, run.parent / f"{run.name}-rollouts.jsonl"
 
 
+def show_timeout() -> None:
+    """Print how long this process waits for the others."""
+    claim = Run._claim_folder
+
+    def claimed(self):
+        print("waits", torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout)
+        claim(self)
+
+    Run._claim_folder = claimed
+
+
 def signal_in_step(role: str, step: int, number: int) -> None:
     """The process gets the signal in the middle of a step: before the first update of ``role`` in it."""
     update = Trainable.update

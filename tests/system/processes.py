@@ -28,6 +28,7 @@ from stepstack.report import jsonl
 
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
 CLOCK = ("time/", "cpu_s", "tokens_per_s", "mfu", "memory_gib", "checkpoint_fallbacks")  # metrics that may differ
+GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 LIMIT = 240  # seconds that a process may take before the test fails
 # Adam divides a gradient by its own size: a first step turns a rounding error beside a gradient of nearly zero into one
 # of the size of the learning rate, on some processors and not on others. An eps above most gradients makes the steps

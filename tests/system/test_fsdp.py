@@ -14,6 +14,7 @@ from stepstack.core import weights
 from tests.system import fsdp, hooks
 from tests.system.hooks import recorder
 from tests.system.processes import (
+    GAE,
     SMOOTH,
     checkpoint,
     differences,
@@ -28,7 +29,6 @@ from tests.system.processes import (
 )
 
 APART = 1e-5  # of weights below 1, in float32, with AdamW
-GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 GRPO = ("advantage={type: grpo}", "actor_updates=2", "kl={weight: 0.05, place: loss}", "entropy_weight=0.01")
 CHECKPOINTED = ("actor.gradient_checkpointing=true", "critic.gradient_checkpointing=true")
 LORA = ("actor.lora={r: 4}", "critic.lora={r: 4}", *CHECKPOINTED)
@@ -65,19 +65,24 @@ def every_rank_learned(run: Path, step: int, count: int) -> None:
                 assert part.abs().max() > 0, f"{role}: {name}"
 
 
-@pytest.mark.parametrize(
-    "words", [GAE, GRPO, (*GAE, *LORA), (*GAE, *MUON)], ids=["ppo", "grpo with a reference", "lora", "muon"]
-)
+CASES = {
+    "ppo": (*SMOOTH, *GAE),
+    "grpo with a reference": (*SMOOTH, *GRPO),
+    "lora": (*SMOOTH, *GAE, *LORA),
+    "muon": ("critic.optim.eps=1e-3", *GAE, *MUON),  # Muon's steps are smooth; its AdamW has no eps of its own
+}
+
+
+@pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 def test_two_processes_give_the_trajectory_of_one(new_run, words):
     one, two = new_run("one"), new_run("two")
-    ok(train(one, *SMOOTH[len(words) > 3 and words[-1] in MUON :], *words, hooks=[recorder(one)]))
-    sharded(two, 2, *SMOOTH[len(words) > 3 and words[-1] in MUON :], *words)
+    ok(train(one, *words, hooks=[recorder(one)]))
+    sharded(two, 2, *words)
     alike(one, two)
     assert distance(one, two, 4) < APART
     every_rank_learned(two, 4, 2)
-    assert (
-        max(row.get("actor/mismatch_max", 0.0) for row in rows(two)) < 1e-4
-    )  # the sampler's weights are the trainer's
+    # The sampler has the weights of the trainer.
+    assert max(row.get("actor/mismatch_max", 0.0) for row in rows(two)) < 1e-4
 
 
 def test_from_scratch_with_muon_and_tied_embeddings(whole, tmp_path):
@@ -139,7 +144,9 @@ def test_another_number_of_processes_goes_on(new_run, count):
         if processes != 2:
             assert f"{count} processes go on where 2 stopped" in ended[0].err
     alike(two, mixed)
-    assert distance(two, mixed, 3) < 1e-6
+    apart = distance(two, mixed, 3)
+    print(f"largest difference of a weight after 2, {count}, 2 processes: {apart:.2e}")
+    assert apart < 2e-7  # a rounding or two of a float32 weight below 1
 
 
 def test_a_checkpoint_of_whole_models_is_refused(new_run):

@@ -16,6 +16,7 @@ from stepstack.core import checkpoint as checkpoints
 from tests.system import hooks
 from tests.system.hooks import recorder
 from tests.system.processes import (
+    GAE,
     MINI,
     SMOOTH,
     differences,
@@ -30,7 +31,6 @@ from tests.system.processes import (
 )
 
 APART = 5e-7  # of weights below 1: a few roundings in float32
-GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
 
@@ -124,6 +124,11 @@ def test_another_number_of_processes_than_the_config_says(new_run):
     assert "1 were started: use `stepstack launch" in refused.err
     assert "Traceback" not in refused.err
     assert sorted(p.name for p in run.iterdir()) == ["base"]
+
+
+def test_processes_wait_for_each_other_as_long_as_the_config_says(new_run):
+    for ended in train_ranks(new_run(), 2, "steps=1", "launch.timeout=7", hooks=[(hooks.show_timeout,)]):
+        assert "waits 0:07:00" in ok(ended).out
 
 
 def test_launch_file_that_cannot_start_that_many(new_run):

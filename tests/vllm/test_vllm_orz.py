@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepstack.config import ROOT
 from stepstack.report import jsonl
+from tests.system import fsdp
+from tests.system.processes import ok
 from tests.vllm.test_vllm import Served
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")
@@ -39,8 +42,8 @@ def colocated(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 def untied(base: Path, to: Path) -> Path:
-    """A copy of a model whose head is a matrix of its own. vLLM's servers on a CPU pack a tied head once, at their
-    start, and keep it whatever they load later (docs/vllm.md)."""
+    """A copy of a model whose head is a matrix of its own: on a CPU vLLM packs a tied head once, at its start, and a
+    server cannot be told to pack it anew (docs/vllm.md)."""
     lm = AutoModelForCausalLM.from_pretrained(base)
     lm.config.tie_word_embeddings = False
     lm.lm_head.weight = torch.nn.Parameter(lm.model.embed_tokens.weight.detach().clone())
@@ -60,36 +63,29 @@ def test_in_the_training_process(colocated):
     check(colocated[1])
 
 
-def test_on_two_servers(colocated, tmp_path):
+@pytest.fixture
+def served(colocated, tmp_path) -> Iterator[tuple[Path, str]]:
+    """(run folder, generator) with two servers that hold the run's base model."""
+    run = tmp_path / "run"
+    base = untied(colocated[0] / "base" / "model", run / "base" / "model")
+    servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
+    urls = ", ".join(server.url for server in servers)
+    settings = f"type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0"
+    yield run, f"rollout.generator={{{settings}}}"
+    for server in servers:
+        server.kill()
+
+
+def test_on_two_servers(served):
     """They start with the base model; what the trainer sends each step is what they sample from."""
-    run = tmp_path / "run"
-    base = untied(colocated[0] / "base" / "model", run / "base" / "model")
-    servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
-    urls = ", ".join(server.url for server in servers)
-    generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"
-    try:
-        rows = train(run, *WORDS, f"rollout.generator={generator}")
-        check(rows)
-        assert len(list((tmp_path / "weights").glob("weights-*"))) == 1
-    finally:
-        for server in servers:
-            server.kill()
+    run, generator = served
+    check(train(run, *WORDS, generator))
+    assert len(list((run.parent / "weights").glob("weights-*"))) == 1
 
 
-def test_on_two_servers_with_sharded_weights(colocated, tmp_path):
+def test_on_two_servers_with_sharded_weights(served):
     """Two FSDP2 processes gather what the first one sends."""
-    from tests.system import fsdp
-    from tests.system.processes import ok
-
-    run = tmp_path / "run"
-    base = untied(colocated[0] / "base" / "model", run / "base" / "model")
-    servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
-    urls = ", ".join(server.url for server in servers)
-    generator = f"{{type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0}}"
-    try:
-        for ended in fsdp.train(run, 2, *WORDS, f"rollout.generator={generator}"):
-            ok(ended)
-        check([row for row in jsonl.read(run / "metrics.jsonl") if row["step"] > 0])
-    finally:
-        for server in servers:
-            server.kill()
+    run, generator = served
+    for ended in fsdp.train(run, 2, *WORDS, generator):
+        ok(ended)
+    check([row for row in jsonl.read(run / "metrics.jsonl") if row["step"] > 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,12 @@ class Trainable:
 
     def _check_optimizers(self) -> None:
         """Every trained parameter must be in exactly one optimizer; one that is in none would never learn, unseen."""
-        held = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        if sorted(held) != sorted(id(p) for p in self.parameters):
-            raise RuntimeError(f"{self.role}: the optimizers hold {len(held)} of {len(self.parameters)} parameters")
+        held = Counter(
+            id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]
+        )
+        wrong = [name for name, p in self.unwrapped.named_parameters() if held[id(p)] != p.requires_grad]
+        if wrong:
+            raise RuntimeError(f"{self.role}: {len(wrong)} parameters are not in exactly one optimizer: {wrong[:3]}")
 
     def update(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
