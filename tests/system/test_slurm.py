@@ -26,8 +26,8 @@ pytestmark = [
 ]
 MUNGE = {"socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 LIMIT = 300  # seconds for a job to come to where it is waited for
-# Two daemons of one machine need names of their own, which the launchers find each other by. No cgroups: a container has
-# none to give.
+# Two daemons of one machine need names of their own, by which the launchers find each other. No cgroups: a container
+# has none to give.
 CONF = """
 ClusterName=loopback
 SlurmctldHost=localhost
