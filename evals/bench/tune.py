@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from stepstack.batching.config import BatchLayout
-from stepstack.batching.pairs import Pair, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores
+from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
+from stepstack.batching.reference import cached
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
 from stepstack.config import RunConfig, Save
@@ -169,7 +169,7 @@ def our_dpo(data: list[Example], folder: Path) -> float:
         run,
         policy=policy,
         minibatch=lambda step: pair_minibatch(run, stream.take(step), layout),
-        loss=lambda batch: preference.token_loss(PreferenceLoss(), batch, cached_scores),
+        loss=lambda batch: preference.token_loss(PreferenceLoss(), batch, PairMicroBatch.reference),
         steps=len(data) // BATCH,
     )
     return len(pairs) / (time.process_time() - started)

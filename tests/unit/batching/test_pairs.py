@@ -13,7 +13,7 @@ from PIL import Image
 from stepstack.batching.collate import collate
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pairs import Pair, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores, pictures_digest
+from stepstack.batching.reference import cached, pictures_digest
 from stepstack.batching.stream import RowStream
 from stepstack.config import ConfigError
 from stepstack.core.config import TrainableConfig
@@ -129,7 +129,7 @@ def test_the_reference_is_what_the_start_says_and_is_computed_once(tmp_path):
             alone = micro.scores(start.module(**micro.tokens.inputs())[0])
         assert pair.reference == pytest.approx((alone.chosen_B.item(), alone.rejected_B.item()), abs=1e-4)
         with pytest.raises(ValueError, match="pairs without the reference"):
-            cached_scores(micro)
+            micro.reference()
     written = json.loads(file.read_text())
     written["pairs"][0] = [-1.0, -2.0]
     file.write_text(json.dumps(written))
