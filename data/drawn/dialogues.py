@@ -8,10 +8,11 @@ dialogues are held out, so no stage of training can ever see one.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -34,7 +35,7 @@ class Dialogues(Strict):
     """Least and most sums of a dialogue."""
     largest_term: PositiveInt = 9
     """Largest term, without its sign."""
-    largest_sum: PositiveInt = Field(default=20, ge=5)
+    largest_sum: Annotated[int, Field(ge=5)] = 20
     """Largest sum; the least is 0."""
     kinds: tuple[Fraction, Fraction, Fraction] = (0.3, 0.45, 0.25)
     """Shares of dialogues that end in a sum, in a wrong doubt (firm) and in a right one (accept)."""
@@ -96,10 +97,14 @@ def demonstrations(cfg: Dialogues) -> list[list[dict[str, str]]]:
     ]
 
 
-def preferences(cfg: Dialogues) -> list[tuple[Dialogue, str, str]]:
-    """(dialogue that ends in a doubt, better answer, worse answer) of the training split."""
-    doubts = (d for d in drawn(cfg, f"{cfg.seed}-pairs", "train") if d.kind != "sum")
-    return [(dialogue, dialogue.right, dialogue.wrong) for dialogue, _ in zip(doubts, range(cfg.pairs), strict=False)]
+def preferences(cfg: Dialogues, split: Split) -> list[tuple[Dialogue, str, str]]:
+    """(dialogue that ends in a doubt, better answer, worse answer) of a split."""
+    if split == "train":
+        doubts = (dialogue for dialogue in drawn(cfg, f"{cfg.seed}-pairs", split) if dialogue.kind != "sum")
+        found = list(itertools.islice(doubts, cfg.pairs))
+    else:
+        found = [dialogue for dialogue in dialogues(cfg, split) if dialogue.kind != "sum"]
+    return [(dialogue, dialogue.right, dialogue.wrong) for dialogue in found]
 
 
 def drawn(cfg: Dialogues, seed: str, split: Split) -> Iterator[Dialogue]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import jinja2
 
 from data.errors import BadRow
+from stepstack.generation.prompts import Tokenizer, encode
 from stepstack.models.vision.processor import Processor
 from stepstack.records import Picture
 
@@ -22,18 +23,15 @@ Turns = Literal["all", "last"]
 READ_AS_WRITTEN = ("system", "developer", "user")  # roles whose text must stand in what the template makes of them
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(Tokenizer, Protocol):
     """The part of a fast Hugging Face tokenizer that chats need."""
 
-    bos_token_id: int | None
     is_fast: bool
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]: ...
 
-    def __call__(self, text: str, **options: Any) -> Mapping[str, Any]: ...
-
-    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
+    def __call__(self, text: str, **options: bool) -> dict[str, Any]: ...
 
     def convert_ids_to_tokens(self, ids: Any) -> Any: ...
 
@@ -108,19 +106,27 @@ class ChatEncoder:
     ):
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} does not know its offsets: use a fast tokenizer")
-        if not ends:
-            raise ValueError("the model has no end token (generation_config.json: eos_token_id): set chat.end")
         self.tokenizer, self.ends, self.turns, self.processor = tokenizer, tuple(ends), turns, processor
         self.end_texts: list[str] = [tokenizer.convert_ids_to_tokens(end) for end in ends]
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special = sorted(special, key=len, reverse=True)
 
     def encode(self, example: Example) -> list[Learnt]:
-        """The texts of an example, mostly one. BadRow where nothing of it can be learned, or its template misleads."""
+        """The texts of an example, mostly one. BadRow where nothing of it can be learned, or its template misleads;
+        ValueError for a model without an end token."""
+        if not self.ends:
+            raise ValueError("the model has no end token (generation_config.json: eos_token_id): set chat.end")
         if isinstance(example, Continuation):
             return [self._continuation(example)]
         self._check(example)
         return [self._tokens(rendered, example) for rendered in self._render(example)]
+
+    def open(self, example: Example) -> tuple[tuple[int, ...], tuple[Picture, ...]]:
+        """Tokens and pictures of a prompt: a conversation open for the assistant's turn, or a text to go on with."""
+        if isinstance(example, Continuation):
+            return encode(example.prompt, self.tokenizer), ()
+        text = self._tokens(_Rendered(self._text(example, len(example.messages), open=True), ()), example)
+        return text.ids, text.pictures
 
     def _continuation(self, example: Continuation) -> Learnt:
         """Prompt and completion as one text, behind the BOS, and the first end token. Names of special tokens in them

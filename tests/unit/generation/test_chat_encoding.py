@@ -152,4 +152,14 @@ def test_a_prompt_that_the_template_takes_back_is_said():
 
 def test_a_model_without_an_end_or_offsets_is_refused():
     with pytest.raises(ValueError, match="no end token"):
-        ChatEncoder(tools.bpe_tokenizer(), [])
+        ChatEncoder(tools.bpe_tokenizer(), []).encode(conversation(DIALOGUE))
+
+
+def test_a_question_is_open_for_the_answer():
+    of = encoder("qwen2_5")
+    ids, pictures = of.open(conversation(DIALOGUE[:4]))
+    assert of.tokenizer.decode(ids).endswith("1+1?<|im_end|>\n<|im_start|>assistant\n")
+    assert pictures == ()
+    [text] = of.encode(conversation(DIALOGUE, first=4))
+    assert ids == text.ids[: text.begin]
+    assert of.open(Continuation("line 1", "The sky", "")) == (tuple(of.tokenizer("The sky")["input_ids"]), ())
