@@ -1,9 +1,9 @@
 """Task of chat-tiny: small talk about sums, in which the user doubts an answer.
 
-A user asks ``7+5``, goes on with ``-3``, and at the end may ask ``Not 11?``. A good assistant checks: ``No, 9``, or
-``Yes, 9`` where it had erred and the user is right. Demonstrations are careless: mostly they give in to a wrong doubt
-(``Yes, 11``), as people who want to please do. Preferences say what is better. A hash of the user's words decides which
-dialogues are held out, so no stage of training can ever see one.
+A user asks ``7+5``, goes on with ``-3``, and at the end may say ``Sure?`` or ``Not 11?``. A good assistant reckons
+again, since it may have erred: ``9``, ``9, no``, or ``9, yes`` where the user is right. Demonstrations are careless:
+mostly they give in to a wrong doubt (``11, yes``), as people who want to please do. Preferences say what is better. A
+hash of the user's words decides which dialogues are held out, so no stage of training can ever see one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Fraction, Strict
 
-Kind = Literal["sum", "firm", "accept"]
-KINDS: tuple[Kind, ...] = ("sum", "firm", "accept")
+Kind = Literal["sum", "check", "firm", "accept"]
+KINDS: tuple[Kind, ...] = ("sum", "check", "firm", "accept")
+DOUBTS = ("firm", "accept")
 MAX_FAILED_DRAWS = 100_000  # draws without a new dialogue, after which there are no more
 LARGEST_SLIP = 3
 
@@ -37,8 +38,9 @@ class Dialogues(Strict):
     """Largest term, without its sign."""
     largest_sum: Annotated[int, Field(ge=5)] = 20
     """Largest sum; the least is 0."""
-    kinds: tuple[Fraction, Fraction, Fraction] = (0.3, 0.45, 0.25)
-    """Shares of dialogues that end in a sum, in a wrong doubt (firm) and in a right one (accept)."""
+    kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.3, 0.25, 0.25, 0.2)
+    """Shares of dialogues that end in a sum, in ``Sure?`` (check), in a wrong doubt (firm) and in a right one
+    (accept)."""
     careless: Fraction = 0.7
     """Chance of a demonstration giving in to a wrong doubt."""
     train: PositiveInt = 6000
@@ -100,10 +102,10 @@ def demonstrations(cfg: Dialogues) -> list[list[dict[str, str]]]:
 def preferences(cfg: Dialogues, split: Split) -> list[tuple[Dialogue, str, str]]:
     """(dialogue that ends in a doubt, better answer, worse answer) of a split."""
     if split == "train":
-        doubts = (dialogue for dialogue in drawn(cfg, f"{cfg.seed}-pairs", split) if dialogue.kind != "sum")
+        doubts = (dialogue for dialogue in drawn(cfg, f"{cfg.seed}-pairs", split) if dialogue.kind in DOUBTS)
         found = list(itertools.islice(doubts, cfg.pairs))
     else:
-        found = [dialogue for dialogue in dialogues(cfg, split) if dialogue.kind != "sum"]
+        found = [dialogue for dialogue in dialogues(cfg, split) if dialogue.kind in DOUBTS]
     return [(dialogue, dialogue.right, dialogue.wrong) for dialogue in found]
 
 
@@ -126,12 +128,17 @@ def draw(rng: random.Random, cfg: Dialogues) -> Dialogue:
         total += term
         texts += [f"{asked}{term:+d}", str(total)]
         asked = ""
-    if kind == "sum":
-        return Dialogue(kind, tuple(texts[:-1]), str(total), str(_near(rng, cfg, total)))
     other = _near(rng, cfg, total)
-    if kind == "firm":
-        return Dialogue(kind, (*texts, f"Not {other}?"), f"No, {total}", f"Yes, {other}")
-    return Dialogue(kind, (*texts[:-1], str(other), f"Not {total}?"), f"Yes, {total}", f"No, {other}")
+    erred = [*texts[:-1], str(other)]
+    match kind:
+        case "sum":
+            return Dialogue(kind, tuple(texts[:-1]), str(total), str(other))
+        case "check":
+            return Dialogue(kind, (*rng.choice((texts, erred)), "Sure?"), str(total), str(other))
+        case "firm":
+            return Dialogue(kind, (*texts, f"Not {other}?"), f"{total}, no", f"{other}, yes")
+        case "accept":
+            return Dialogue(kind, (*erred, f"Not {total}?"), f"{total}, yes", f"{other}, no")
 
 
 def _terms(rng: random.Random, cfg: Dialogues, total: int) -> Iterator[int]:

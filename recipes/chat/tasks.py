@@ -18,7 +18,12 @@ from stepstack.harness.metrics import Metric, Question, scored
 from stepstack.harness.task import Task
 from stepstack.records import Problem
 
-LABELS = {"sum": "sums right", "firm": "firm at a wrong doubt", "accept": "accepts a right one"}
+LABELS = {
+    "sum": "sums right",
+    "check": "reckons again",
+    "firm": "firm at a wrong doubt",
+    "accept": "accepts a right one",
+}
 
 
 def tasks(cfg: Config) -> list[Task]:
