@@ -8,6 +8,7 @@ hash of the user's words decides which dialogues are held out, so no stage of tr
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from stepstack.config import ConfigError, Fraction, Strict
 
 Kind = Literal["sum", "check", "firm", "accept"]
 KINDS: tuple[Kind, ...] = ("sum", "check", "firm", "accept")
-DOUBTS = ("firm", "accept")
 MAX_FAILED_DRAWS = 100_000  # draws without a new dialogue, after which there are no more
 LARGEST_SLIP = 3
 
@@ -41,12 +41,14 @@ class Dialogues(Strict):
     kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.3, 0.25, 0.25, 0.2)
     """Shares of dialogues that end in a sum, in ``Sure?`` (check), in a wrong doubt (firm) and in a right one
     (accept)."""
+    pair_kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.2, 0.1, 0.45, 0.25)
+    """Shares of the kinds among the pairs of answers."""
     careless: Fraction = 0.7
     """Chance of a demonstration giving in to a wrong doubt."""
     train: PositiveInt = 6000
     """Distinct dialogues to learn from."""
-    pairs: PositiveInt = 600
-    """Pairs of answers to doubts, the better one first."""
+    pairs: PositiveInt = 1500
+    """Pairs of a right and a wrong answer."""
     select: NonNegativeInt = 128
     """Distinct dialogues that are watched during training; disjoint from the other sets."""
     test: NonNegativeInt = 768
@@ -100,12 +102,11 @@ def demonstrations(cfg: Dialogues) -> list[list[dict[str, str]]]:
 
 
 def preferences(cfg: Dialogues, split: Split) -> list[tuple[Dialogue, str, str]]:
-    """(dialogue that ends in a doubt, better answer, worse answer) of a split."""
+    """(dialogue, better answer, worse answer) of a split."""
+    found = dialogues(cfg, split)
     if split == "train":
-        doubts = (dialogue for dialogue in drawn(cfg, f"{cfg.seed}-pairs", split) if dialogue.kind in DOUBTS)
-        found = list(itertools.islice(doubts, cfg.pairs))
-    else:
-        found = [dialogue for dialogue in dialogues(cfg, split) if dialogue.kind in DOUBTS]
+        shares = dataclasses.replace(cfg, kinds=cfg.pair_kinds)
+        found = list(itertools.islice(drawn(shares, f"{cfg.seed}-pairs", split), cfg.pairs))
     return [(dialogue, dialogue.right, dialogue.wrong) for dialogue in found]
 
 
