@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
@@ -35,7 +35,7 @@ def add_lora(body: nn.Module, cfg: Lora) -> None:
     """
     targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
     config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
-    tied = isinstance(body, PreTrainedModel) and body.config.get_text_config().tie_word_embeddings
+    tied = isinstance(body, PreTrainedModel) and cast(Any, body).config.get_text_config().tie_word_embeddings
     inject_adapter_in_model(config, body)
     if tied:
         for name, layer in body.named_modules():
