@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ from stepstack.generation.chat import ChatEncoder, Continuation, Conversation, E
 from stepstack.generation.types import Prompt
 from stepstack.harness.training.task_data import hold_out
 from stepstack.records import Problem
+from stepstack.report.tokens import ShownRow, readable
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,25 @@ def _preference(dialogue: dialogues.Dialogue, better: str, worse: str) -> Prefer
         for answer in (better, worse)
     )
     return Preference("a drawn pair", chosen, rejected)
+
+
+def shown_rows(data: ChatData[Row], encoder: ChatEncoder, count: int) -> Iterator[ShownRow]:
+    """The first rows as they are learned."""
+    for row, where in zip(data.rows[:count], data.where, strict=False):
+        yield _shown(f"sft, {where}", row, encoder)
+
+
+def shown_pairs(data: ChatData[Pair], encoder: ChatEncoder, count: int) -> Iterator[ShownRow]:
+    """The first pairs, winner and loser one below the other."""
+    for pair, where in zip(data.rows[:count], data.where, strict=False):
+        yield _shown(f"dpo, {where}, chosen", pair.chosen, encoder)
+        yield _shown(f"dpo, {where}, rejected", pair.rejected, encoder)
+
+
+def _shown(title: str, row: Row, encoder: ChatEncoder) -> ShownRow:
+    learned = set(row.learned)
+    marks = [*(False for _ in row.prompt_ids), *(place in learned for place in range(len(row.ids)))]
+    return ShownRow(title, tuple(readable(encoder.tokenizer.decode, [*row.prompt_ids, *row.ids], marks)))
 
 
 def prepare(cfg: Config) -> str:

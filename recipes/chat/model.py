@@ -53,21 +53,33 @@ def untrained(cfg: TinyChat, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     tokenizer.chat_template = CHATML
     shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
     lm = tiny.qwen2(len(tokenizer), seed=seed, **shape)
-    write_end(lm, tokenizer, "<|im_end|>")
+    write_end(lm.generation_config, tokenizer, "<|im_end|>")
     return lm, tokenizer
 
 
-def load_model(run: Run[Config], place: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer, as ``chat`` wants them: they are saved so after training."""
+def load_model(run: Run[Config], place: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ChatEncoder]:
+    """A model, its tokenizer and how conversations become its tokens. Chat template and end token are those of the
+    config, and are saved with the model after training."""
     lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
-    tokenizer = pretrained.load_tokenizer(place)
-    apply_chat(lm, tokenizer, run.config.chat)
-    return lm, tokenizer
+    tokenizer, generation = load_tokenizer(place, run.config.chat)
+    lm.generation_config = generation
+    return lm, tokenizer, ChatEncoder(tokenizer, end_tokens(generation), turns=run.config.chat.turns)
 
 
-def apply_chat(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: ChatConfig) -> None:
-    """The config's chat template and end token in place of the model's own. ConfigError for a model without a
-    template."""
+def load_encoder(cfg: Config) -> ChatEncoder:
+    """How conversations become tokens of the model that a run begins with; no weight is read."""
+    if isinstance(cfg.model, TinyChat):
+        lm, tokenizer = untrained(cfg.model, cfg.seed)
+        generation = lm.generation_config
+    else:
+        tokenizer, generation = load_tokenizer(cfg.model, cfg.chat)
+    return ChatEncoder(tokenizer, end_tokens(generation), turns=cfg.chat.turns)
+
+
+def load_tokenizer(place: Pretrained, cfg: ChatConfig) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
+    """Tokenizer, and what the model stops at, with the config's chat template and end token in place of the model's
+    own. ConfigError for a model without a template."""
+    tokenizer, generation = pretrained.load_tokenizer(place), pretrained.load_generation(place)
     if cfg.template is not None:
         tokenizer.chat_template = resolve_path(cfg.template).read_text(encoding="utf-8")
     if tokenizer.chat_template is None:
@@ -76,24 +88,17 @@ def apply_chat(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: Cha
             "model"
         )
     if cfg.end is not None:
-        write_end(lm, tokenizer, cfg.end)
+        write_end(generation, tokenizer, cfg.end)
+    return tokenizer, generation
 
 
-def write_end(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end: str) -> None:
+def write_end(generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase, end: str) -> None:
     """Let a model stop at a token too. ConfigError for a text that is no token."""
     if end not in tokenizer.get_vocab():
         raise ConfigError(f"chat.end = {end!r} is no token of the model: look into its tokenizer.json")
     number = tokenizer.get_vocab()[end]
-    ends = [number, *(other for other in end_tokens(lm) if other != number)]
-    if lm.generation_config is None:
-        lm.generation_config = GenerationConfig.from_model_config(lm.config)
-    lm.generation_config.eos_token_id = ends
+    generation.eos_token_id = [number, *(other for other in end_tokens(generation) if other != number)]
     tokenizer.eos_token = end
-
-
-def encoder_of(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cfg: ChatConfig) -> ChatEncoder:
-    """How conversations become tokens of a model."""
-    return ChatEncoder(tokenizer, end_tokens(lm), turns=cfg.turns)
 
 
 def prompt_builder(encoder: ChatEncoder) -> Callable[[Question], Prompt]:

@@ -3,12 +3,12 @@ one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipes.chat.config import Config
-from recipes.chat.data import prepare, select_prompts
-from recipes.chat.model import encoder_of, load_model, open_engine, prompt_builder, start_model
+from recipes.chat.data import load_pairs, load_rows, prepare, select_prompts, shown_pairs, shown_rows
+from recipes.chat.model import load_encoder, load_model, open_engine, prompt_builder, start_model
 from recipes.chat.report import write_report
 from recipes.chat.reward import exact
 from recipes.chat.stages import dpo, sft
@@ -20,9 +20,10 @@ from stepstack.harness.engines.generator import engine_of
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
 from stepstack.models.lm.config import Pretrained
+from stepstack.report.tokens import ShownRow
 from stepstack.tuning.config import DpoStage, SftStage
 
-__all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:
@@ -43,8 +44,7 @@ def train(run: Run[Config]) -> None:
 def tune(run: Run[Config], cfg: SftStage | DpoStage, place: Pretrained) -> None:
     """One stage, from the model in ``place`` to one in the run's folder. Held-out questions are answered before and
     after; the model between two stages is only asked before the second."""
-    lm, tokenizer = load_model(run, place)
-    encoder = encoder_of(lm, tokenizer, run.config.chat)
+    lm, tokenizer, encoder = load_model(run, place)
     run.reseed()
     generator = build_generator(run.config.generator, lm, tokenizer, place.path, run.device)
     engine = engine_of(run.config.generator, generator, tokenizer, prompt=prompt_builder(encoder))
@@ -72,6 +72,15 @@ def tune(run: Run[Config], cfg: SftStage | DpoStage, place: Pretrained) -> None:
         return
     generator.load(policy.named_weights(), version=run.step)
     measure(run, "after", engine, str(folder), tasks(run.config))
+
+
+def show_rows(cfg: Config, count: int) -> Iterator[ShownRow]:
+    """The first rows of each stage, token by token."""
+    encoder = load_encoder(cfg)
+    if cfg.sft is not None:
+        yield from shown_rows(load_rows(cfg, encoder).train, encoder, count)
+    if cfg.dpo is not None:
+        yield from shown_pairs(load_pairs(cfg, encoder).train, encoder, count)
 
 
 def describe(cfg: Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import jinja2
+from transformers import GenerationConfig
 
 from data.errors import BadRow
 from stepstack.generation.prompts import Tokenizer, encode
@@ -34,6 +35,8 @@ class ChatTokenizer(Tokenizer, Protocol):
     def __call__(self, text: str, **options: bool) -> dict[str, Any]: ...
 
     def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+
+    def decode(self, token_ids: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +252,7 @@ def common(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
-def end_tokens(lm: Any) -> list[int]:
-    """Ids of the tokens that a model's generation stops at."""
-    config = lm.generation_config
-    ends = config.eos_token_id if config is not None and config.eos_token_id is not None else lm.config.eos_token_id
+def end_tokens(generation: GenerationConfig) -> list[int]:
+    """Ids of the tokens that generation stops at."""
+    ends = generation.eos_token_id
     return [ends] if isinstance(ends, int) else list(ends or ())
