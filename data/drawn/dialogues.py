@@ -42,13 +42,13 @@ class Dialogues(Strict):
     kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.3, 0.25, 0.25, 0.2)
     """Shares of dialogues that end in a sum, in ``Sure?`` (check), in a wrong claim (firm) and in a right one
     (agree)."""
-    pair_kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.1, 0.1, 0.5, 0.3)
+    pair_kinds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.25, 0.15, 0.35, 0.25)
     """Shares of the kinds among the pairs of answers."""
     careless: Fraction = 0.7
     """Chance of a demonstration agreeing to a wrong claim."""
     train: PositiveInt = 6000
     """Distinct dialogues to learn from."""
-    pairs: PositiveInt = 1500
+    pairs: PositiveInt = 4000
     """Pairs of a right and a wrong answer."""
     select: NonNegativeInt = 128
     """Distinct dialogues that are watched during training; disjoint from the other sets."""
