@@ -213,7 +213,8 @@ def their_sft(data: list[Example], folder: str) -> float:
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
     )
-    tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+    dataset: Any = trainer.train_dataset
+    tokens = sum(len(row["input_ids"]) for row in dataset)
     started = time.process_time()
     trainer.train()
     return tokens / (time.process_time() - started)
@@ -225,9 +226,12 @@ def their_dpo(data: list[Example], folder: str) -> float:
     from trl import DPOConfig, DPOTrainer
 
     charts = len(data[0].charts)
-    rows = [{"prompt": prompt_of(e), "chosen": f" {e.chosen}", "rejected": f" {e.rejected}"} for e in data]
-    if charts:
-        rows = [{**row, "images": [c.image() for c in e.charts]} for row, e in zip(rows, data, strict=True)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": prompt_of(e), "chosen": f" {e.chosen}", "rejected": f" {e.rejected}"} for e in data
+    ]
+    for row, example in zip(rows, data, strict=True):
+        if charts:
+            row["images"] = [chart.image() for chart in example.charts]
     trainer = DPOTrainer(
         model=model(charts),
         ref_model=model(charts),

@@ -149,8 +149,8 @@ class VisionPolicy(Policy):
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
 
     def _positions(self, input_ids: Tensor, position_ids: Tensor, pictures: Sequence[Sequence[Picture]]) -> Tensor:
-        """Frame, row and column positions [3, B, T]; where rows are packed behind each other [4, B, T], with counts of the
-        tokens first, because by these the model tells the rows apart."""
+        """Frame, row and column positions [3, B, T]; where rows are packed behind each other [4, B, T], the counts
+        of the tokens come first, because by these the model tells the rows apart."""
         starts = (position_ids.flatten() == 0).nonzero()[:, 0].tolist()
         packed = len(starts) > len(position_ids)
         three = position_ids.expand(3, -1, -1)
