@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.chat.config import Config, TinyChat
 from stepstack.batching.config import ChatConfig
-from stepstack.batching.pairs import PairMicroBatch
 from stepstack.config import ConfigError
-from stepstack.core.adapters import without_adapters
 from stepstack.core.run import Run
-from stepstack.core.trainable import Trainable
 from stepstack.generation.chat import ChatEncoder, end_tokens
 from stepstack.generation.prompts import ClipPrompt, Pictured, encode
 from stepstack.generation.types import EngineError, Prompt
@@ -25,8 +20,6 @@ from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
-from stepstack.models.lm.policy import Policy
-from stepstack.tuning.preference import PairScores
 from stepstack.user_code import resolve_path
 
 PIECES = ("user\n", "assistant\n", "So ", "Sure?", ", no", ", yes")
@@ -121,22 +114,3 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
     tokenizer = pretrained.load_tokenizer(place)
     builder = prompt_builder(ChatEncoder(tokenizer, ()))
     return open_generator(cfg.generator, place, device, tokenizer, prompt=builder)
-
-
-def reference_model(run: Run[Config], lm: PreTrainedModel) -> nn.Module:
-    """A frozen copy of the start model."""
-    return run.frozen(Policy(copy.deepcopy(lm)))
-
-
-def reference_scores(policy: Trainable, frozen: nn.Module | None) -> Callable[[PairMicroBatch], PairScores]:
-    """Log-probabilities of pairs by the start model, computed with each micro-batch: a frozen copy, or the policy
-    without its adapters."""
-
-    def scores(micro: PairMicroBatch) -> PairScores:
-        with torch.no_grad():
-            if frozen is not None:
-                return micro.scores(frozen(**micro.tokens.inputs())[0])
-            with without_adapters(policy.unwrapped):
-                return micro.scores(policy.module(**micro.tokens.inputs())[0])
-
-    return scores

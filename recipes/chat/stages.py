@@ -8,10 +8,9 @@ from transformers import PreTrainedModel
 
 from recipes.chat.config import Config
 from recipes.chat.data import load_pairs, load_rows
-from recipes.chat.model import reference_model, reference_scores
 from stepstack.batching.minibatch import minibatches
-from stepstack.batching.pairs import PairMicroBatch, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores
+from stepstack.batching.pairs import pair_minibatch
+from stepstack.batching.reference import start_copy, with_reference
 from stepstack.batching.stream import RowStream
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
@@ -19,7 +18,6 @@ from stepstack.generation.chat import ChatEncoder
 from stepstack.loops import preference, supervised
 from stepstack.models.lm.policy import Policy
 from stepstack.tuning.config import DpoStage, SftStage
-from stepstack.tuning.preference import PairScores
 
 Before = Callable[[Trainable], None]
 Watch = Callable[[Trainable], Mapping[str, float]]
@@ -52,18 +50,11 @@ def dpo(
     pairs, layout = load_pairs(run.config, encoder), run.config.layout
     learned, held_out = pairs.train.rows, pairs.select.rows
     steps = cfg.updates(len(learned))
-    beside = (
-        reference_model(run, lm)
-        if cfg.loss.needs_reference and cfg.reference == "model" and not cfg.policy.lora
-        else None
-    )
-    policy = run.trainable("policy", Policy(lm), cfg.policy, total_updates=steps)
-    reference: Callable[[PairMicroBatch], PairScores] | None = None
-    if cfg.loss.needs_reference and cfg.reference == "cached":
-        known = cached(run, policy, [*learned, *held_out], layout, run.dir / "reference.json")
-        learned, held_out, reference = known[: len(learned)], known[len(learned) :], cached_scores
-    elif cfg.loss.needs_reference:
-        reference = reference_scores(policy, beside)
+    module = Policy(lm)
+    start = start_copy(run, module, cfg)
+    policy = run.trainable("policy", module, cfg.policy, total_updates=steps)
+    known, reference = with_reference(run, policy, [*learned, *held_out], cfg, layout, start)
+    learned, held_out = known[: len(learned)], known[len(learned) :]
     before(policy)
 
     def evaluate() -> Mapping[str, float]:

@@ -18,6 +18,9 @@ class BatchLayout(Strict):
     """Whether rows are packed one behind the other into one sequence, instead of padded to the longest."""
     max_tokens: PositiveInt = 8192
     """Most tokens of a micro-batch, padding counted."""
+    share_prompts: bool = False
+    """Whether the prompt of a preference pair goes through the model once, for both answers, which is half the work
+    where prompts are long; needs the attention sdpa."""
     orz_parity: bool = False
     """Whether packs are filled in arrival order and trailing packs dropped, as ORZ's code does; needs ``pack``."""
 
