@@ -48,19 +48,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(seed: int) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,  # head_dim 32
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        eos_token_id=EOS,
-        pad_token_id=EOS + 1,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}  # head_dim 32
+    ends = {"eos_token_id": EOS, "pad_token_id": EOS + 1, "bos_token_id": None}
+    config = Qwen2Config(vocab_size=128, **shape, **heads, **ends)
     return perturbed(Qwen2ForCausalLM(config), seed, 0.1)
 
 
@@ -491,7 +482,6 @@ def test_server_goes_away_and_comes_back(folder, servers, lm, tmp_path):
     with pytest.raises(EngineError, match=rf"{urls[1]} did not answer .* for 2 s .* start `vllm serve` there again"):
         list(iterator)
     assert generator.retries > 0
-    print(f"retries before the error: {generator.retries}")
     servers[1] = Served(folder, tmp_path / "again.log", servers[1].port).wait()
     patient = VllmServerGenerator(VllmServerConfig(urls=urls, transfer="disk", dir=str(tmp_path), patience=180.0))
     with pytest.raises(EngineError, match="'default' instead of '1'"):  # it restarted with its initial weights

@@ -1,4 +1,4 @@
-"""Drawn dialogues: right answers are right, held-out ones are held out, demonstrations are careless as asked."""
+"""Drawn dialogues: right answers, held-out dialogues, as much label noise as asked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_right_answers(split):
             assert (claimed == said) == (dialogue.kind == "agree")
 
 
-def test_demonstrations_are_careless_about_wrong_claims_alone():
+def test_label_noise_is_about_wrong_claims_alone():
     found = dialogues(CFG, "train")
     shown = [messages[-1]["content"] for messages in demonstrations(CFG)]
     wrong = [dialogue.kind for dialogue, answer in zip(found, shown, strict=True) if answer != dialogue.right]
