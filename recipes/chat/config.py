@@ -14,6 +14,7 @@ from stepstack.config import Footprint, Needed, RunConfig, Scale, Strict
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
 from stepstack.models.lm.config import Pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.planning.steplaw.count import count
 from stepstack.tuning.config import DpoStage, SftStage
 
@@ -49,6 +50,14 @@ class TinyChat(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VisionChat(PretrainedVl):
+    """A Qwen2-VL or Qwen2.5-VL by hub name or local path, whose conversations may show pictures."""
+
+    type: Literal["vision"] = "vision"  # type: ignore[assignment]
+    """Choice of the model: a published one with eyes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRows(Strict):
     """Conversations and pairs of answers of your own. Which are held out is decided by a hash of what is asked."""
 
@@ -73,7 +82,7 @@ class ChatRows(Strict):
 class Config(RunConfig):
     """Config of a chat run: a model, rows, and the stages sft and dpo, one alone or one after the other."""
 
-    model: Annotated[TinyChat | Pretrained, Field(discriminator="type")]
+    model: Annotated[TinyChat | Pretrained | VisionChat, Field(discriminator="type")]
     """Model that the run begins with."""
     data: Annotated[ChatRows | Dialogues, Field(discriminator="type")]
     """Conversations and pairs of answers."""

@@ -156,7 +156,7 @@ def shown_pairs(data: ChatData[Pair], encoder: ChatEncoder, count: int) -> Itera
 def _shown(title: str, row: Row, encoder: ChatEncoder) -> ShownRow:
     learned = set(row.learned)
     marks = [*(False for _ in row.prompt_ids), *(place in learned for place in range(len(row.ids)))]
-    return ShownRow(title, tuple(readable(encoder.tokenizer.decode, [*row.prompt_ids, *row.ids], marks)))
+    return ShownRow(title, tuple(readable(encoder.decode, [*row.prompt_ids, *row.ids], marks)))
 
 
 def prepare(cfg: Config) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipes.chat.config import Config, TinyChat
 from stepstack.batching.config import ChatConfig
@@ -20,6 +20,11 @@ from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
+from stepstack.models.lm.policy import Policy
+from stepstack.models.vision import pretrained as vision
+from stepstack.models.vision.config import PretrainedVl
+from stepstack.models.vision.policy import VisionPolicy
+from stepstack.models.vision.processor import Processor
 from stepstack.user_code import resolve_path
 
 PIECES = ("user\n", "assistant\n", "So ", "Sure?", ", no", ", yes")
@@ -50,23 +55,39 @@ def untrained(cfg: TinyChat, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     return lm, tokenizer
 
 
-def load_model(run: Run[Config], place: Pretrained) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, ChatEncoder]:
-    """A model, its tokenizer and how conversations become its tokens. Chat template and end token are those of the
-    config, and are saved with the model after training."""
-    lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
-    tokenizer, generation = load_tokenizer(place, run.config.chat)
-    lm.generation_config = generation
-    return lm, tokenizer, ChatEncoder(tokenizer, end_tokens(generation), turns=run.config.chat.turns)
+def load_model(run: Run[Config], place: Pretrained) -> tuple[PreTrainedModel, ChatEncoder]:
+    """A model, and how conversations become its tokens. Chat template and end token are those of the config, and are
+    saved with the model after training."""
+    if isinstance(place, PretrainedVl):
+        lm = run.load(lambda: vision.load(place), lambda: vision.skeleton(place))
+    else:
+        lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
+    encoder, lm.generation_config = make_encoder(place, run.config.chat)
+    return lm, encoder
 
 
 def load_encoder(cfg: Config) -> ChatEncoder:
     """How conversations become tokens of the model that a run begins with; no weight is read."""
     if isinstance(cfg.model, TinyChat):
         lm, tokenizer = untrained(cfg.model, cfg.seed)
-        generation = lm.generation_config
-    else:
-        tokenizer, generation = load_tokenizer(cfg.model, cfg.chat)
-    return ChatEncoder(tokenizer, end_tokens(generation), turns=cfg.chat.turns)
+        return ChatEncoder(tokenizer, end_tokens(lm.generation_config), turns=cfg.chat.turns)
+    return make_encoder(cfg.model, cfg.chat)[0]
+
+
+def make_encoder(place: Pretrained, cfg: ChatConfig) -> tuple[ChatEncoder, GenerationConfig]:
+    """(how conversations become tokens, what the model stops at)."""
+    tokenizer, generation = load_tokenizer(place, cfg)
+    processor = None
+    if isinstance(place, PretrainedVl):
+        processor = Processor(tokenizer, vision.load_processor(place).patcher)
+    return ChatEncoder(tokenizer, end_tokens(generation), turns=cfg.turns, processor=processor), generation
+
+
+def make_policy(lm: PreTrainedModel, encoder: ChatEncoder) -> Policy:
+    """The model as what returns log-probabilities, with eyes where it has them."""
+    if encoder.processor is None:
+        return Policy(lm)
+    return VisionPolicy(lm, encoder.processor.patcher, encoder.processor.banned)
 
 
 def load_tokenizer(place: Pretrained, cfg: ChatConfig) -> tuple[PreTrainedTokenizerBase, GenerationConfig]:
@@ -110,7 +131,10 @@ def prompt_builder(encoder: ChatEncoder) -> Callable[[Question], Prompt]:
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder, answering on ``device`` by the config's generator."""
-    place = Pretrained(path=str(folder))
-    tokenizer = pretrained.load_tokenizer(place)
-    builder = prompt_builder(ChatEncoder(tokenizer, ()))
-    return open_generator(cfg.generator, place, device, tokenizer, prompt=builder)
+    place = Pretrained(path=str(folder)) if isinstance(cfg.model, TinyChat) else cfg.model.moved(folder)
+    encoder, _ = make_encoder(place, ChatConfig())
+    auto = AutoModelForCausalLM if encoder.processor is None else vision.AUTO
+    processor, prompt = encoder.processor, prompt_builder(encoder)
+    return open_generator(
+        cfg.generator, place, device, encoder.tokenizer, auto=auto, processor=processor, prompt=prompt
+    )

@@ -34,7 +34,7 @@ def train(run: Run[Config]) -> None:
         made = run.dir / "sft" / "model"
         if not made.is_dir():
             tune(stage(run, "sft"), cfg.sft, place)
-        place = Pretrained(path=str(made))
+        place = place.moved(made)
     assert last is not None, "the config asks for a stage"
     tune(run, last, place)
     report_outcome(run, write_report)
@@ -44,9 +44,10 @@ def train(run: Run[Config]) -> None:
 def tune(run: Run[Config], cfg: SftStage | DpoStage, place: Pretrained) -> None:
     """One stage, from the model in ``place`` to one in the run's folder. Held-out questions are answered before and
     after; the model between two stages is only asked before the second."""
-    lm, tokenizer, encoder = load_model(run, place)
+    lm, encoder = load_model(run, place)
+    tokenizer, processor = encoder.tokenizer, encoder.processor
     run.reseed()
-    generator = build_generator(run.config.generator, lm, tokenizer, place.path, run.device)
+    generator = build_generator(run.config.generator, lm, tokenizer, place.path, run.device, processor)
     engine = engine_of(run.config.generator, generator, tokenizer, prompt=prompt_builder(encoder))
 
     def before(policy: Trainable) -> None:
@@ -66,7 +67,7 @@ def tune(run: Run[Config], cfg: SftStage | DpoStage, place: Pretrained) -> None:
             policy = dpo(run, cfg, lm, encoder, before, watch)
         case SftStage():
             policy = sft(run, cfg, lm, encoder, before, watch)
-    folder = run.export("policy", run.dir / "model", tokenizer)
+    folder = run.export("policy", run.dir / "model", processor or tokenizer)
     if run.inner:
         run.finish()
         return

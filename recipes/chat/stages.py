@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from recipes.chat.config import Config
 from recipes.chat.data import load_pairs, load_rows
+from recipes.chat.model import make_policy
 from stepstack.batching.minibatch import minibatches
 from stepstack.batching.pairs import pair_minibatch
 from stepstack.batching.reference import start_copy, with_reference
@@ -16,7 +17,6 @@ from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.generation.chat import ChatEncoder
 from stepstack.loops import preference, supervised
-from stepstack.models.lm.policy import Policy
 from stepstack.tuning.config import DpoStage, SftStage
 
 Before = Callable[[Trainable], None]
@@ -29,7 +29,7 @@ def sft(
     """Learn conversations; the loss of held-out ones is watched."""
     rows, layout = load_rows(run.config, encoder), run.config.layout
     steps = cfg.updates(len(rows.train.rows))
-    policy = run.trainable("policy", Policy(lm), cfg.policy, total_updates=steps)
+    policy = run.trainable("policy", make_policy(lm, encoder), cfg.policy, total_updates=steps)
     before(policy)
 
     def evaluate() -> Mapping[str, float]:
@@ -50,7 +50,7 @@ def dpo(
     pairs, layout = load_pairs(run.config, encoder), run.config.layout
     learned, held_out = pairs.train.rows, pairs.select.rows
     steps = cfg.updates(len(learned))
-    module = Policy(lm)
+    module = make_policy(lm, encoder)
     start = start_copy(run, module, cfg)
     policy = run.trainable("policy", module, cfg.policy, total_updates=steps)
     known, reference = with_reference(run, policy, [*learned, *held_out], cfg, layout, start)

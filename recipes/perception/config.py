@@ -16,9 +16,8 @@ from data.prepare.manifest import MANIFEST
 from stepstack.config import ROOT, ConfigError, Footprint, Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
-from stepstack.models.lm.config import Pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.rl.config import FileReward, PpoConfig
-from stepstack.scoring.vision.spatial import smart_resize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,22 +125,6 @@ class TinyVl(Strict):
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Scenes are not resized."""
         return size
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainedVl(Pretrained):
-    """A vision-language model by hub name or local path."""
-
-    min_pixels: PositiveInt = 3136
-    """Least pixels of a picture; a smaller one is enlarged."""
-    max_pixels: PositiveInt = 1_000_000
-    """Most pixels of a picture; a larger one is reduced."""
-    freeze: Literal["none", "tower"] = "none"
-    """Part that is not trained; tower trains the language model alone (adapters: actor.lora)."""
-
-    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of a picture as the model sees it."""
-        return smart_resize(*size, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,33 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jinja2
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from data.errors import BadRow
-from stepstack.generation.prompts import Tokenizer, encode
+from stepstack.generation.prompts import encode
 from stepstack.models.vision.processor import Processor
 from stepstack.records import Picture
 
 Turns = Literal["all", "last"]
 READ_AS_WRITTEN = ("system", "developer", "user")  # roles whose text must stand in what the template makes of them
-
-
-class ChatTokenizer(Tokenizer, Protocol):
-    """The part of a fast Hugging Face tokenizer that chats need."""
-
-    is_fast: bool
-
-    @property
-    def added_tokens_decoder(self) -> Mapping[int, Any]: ...
-
-    def __call__(self, text: str, **options: bool) -> dict[str, Any]: ...
-
-    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
-
-    def decode(self, token_ids: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +86,7 @@ class ChatEncoder:
 
     def __init__(
         self,
-        tokenizer: ChatTokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         ends: Sequence[int],
         *,
         turns: Turns = "all",
@@ -110,7 +95,7 @@ class ChatEncoder:
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} does not know its offsets: use a fast tokenizer")
         self.tokenizer, self.ends, self.turns, self.processor = tokenizer, tuple(ends), turns, processor
-        self.end_texts: list[str] = [tokenizer.convert_ids_to_tokens(end) for end in ends]
+        self.end_texts = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends]
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.special = sorted(special, key=len, reverse=True)
 
@@ -130,6 +115,9 @@ class ChatEncoder:
             return encode(example.prompt, self.tokenizer), ()
         text = self._tokens(_Rendered(self._text(example, len(example.messages), open=True), ()), example)
         return text.ids, text.pictures
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
 
     def _continuation(self, example: Continuation) -> Learnt:
         """Prompt and completion as one text, behind the BOS, and the first end token. Names of special tokens in them
@@ -202,7 +190,7 @@ class ChatEncoder:
     def _text(self, example: Conversation, count: int, open: bool = False) -> str:
         options = {"add_generation_prompt": open, "tokenize": False, **example.options}
         try:
-            return self.tokenizer.apply_chat_template([dict(m) for m in example.messages[:count]], **options)
+            return str(self.tokenizer.apply_chat_template([dict(m) for m in example.messages[:count]], **options))
         except jinja2.TemplateError as error:
             raise BadRow(f"the chat template refuses the first {count} messages: {error}") from None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
@@ -38,6 +38,10 @@ class Pretrained(Strict):
     the run reports."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are kept in; ``precision`` says what is computed in."""
+
+    def moved(self, folder: Path) -> Self:
+        """Settings of a model that was made of this one, in a folder of its own."""
+        return replace(self, path=str(folder), revision=None, adapter=None)
 
     @property
     def packages(self) -> tuple[Needed, ...]:
