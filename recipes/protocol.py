@@ -15,6 +15,8 @@ from stepstack.harness.task import LM_EVAL, menu_of
 if TYPE_CHECKING:
     import torch
 
+    from recipes.mdocsum import recipe as mdocsum
+    from recipes.mdocsum.config import Config as MDocSumConfig
     from recipes.orz import recipe as orz
     from recipes.orz.config import Config as OrzConfig
     from recipes.perception import recipe as perception
@@ -64,6 +66,7 @@ class Recipe(Protocol[C]):
 
 
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
+    _mdocsum: Recipe[MDocSumConfig] = mdocsum
     _orz: Recipe[OrzConfig] = orz
     _perception: Recipe[PerceptionConfig] = perception
     _steplaw: Recipe[SteplawConfig] = steplaw
