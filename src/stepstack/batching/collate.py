@@ -13,7 +13,8 @@ from stepstack.batching.rows import Row
 
 @dataclass
 class TokenMicroBatch:
-    """One forward: input_ids, position_ids [B, T]; select, labels [N] (see models.Policy.forward).
+    """One forward: input_ids, position_ids [B, T]; select, labels [N] of the learned tokens (see
+    models.Policy.forward), and their loss weights.
 
     ``blank`` marks a copy that only keeps processes in step and must weigh nothing.
     """
@@ -23,11 +24,13 @@ class TokenMicroBatch:
     position_ids: Tensor
     select: Tensor
     labels: Tensor
+    weight_N: Tensor
     blank: bool = False
 
     @property
     def lengths(self) -> list[int]:
-        return [len(row.ids) for row in self.rows]
+        """Learned tokens of each row."""
+        return [len(row.learned) for row in self.rows]
 
     def inputs(self) -> dict[str, Any]:
         """Arguments of a policy's forward; pictures row by row where there are any."""
@@ -41,7 +44,7 @@ class TokenMicroBatch:
 
     @property
     def count(self) -> int:
-        """Response tokens."""
+        """Learned tokens."""
         return len(self.labels)
 
     @property
@@ -50,7 +53,7 @@ class TokenMicroBatch:
         return sum(map(len, self.rows))
 
     def field(self, name: str) -> Tensor:
-        """A per-token field of its rows as [N], on the device."""
+        """A field of its rows as [N], on the device."""
         return torch.cat([row.fields[name] for row in self.rows]).to(self.input_ids.device)
 
     def store(self, name: str, flat_N: Tensor) -> None:
@@ -77,9 +80,13 @@ def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool
         starts = [i * width for i in range(len(rows))]
         input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
         position_ids = torch.arange(width).expand(len(rows), width)
-    select = torch.cat(
-        [torch.arange(s + len(r.prompt_ids) - 1, s + len(r) - 1) for s, r in zip(starts, rows, strict=True)]
-    )
-    labels = torch.cat([torch.tensor(row.ids) for row in rows])
-    input_ids, position_ids, select, labels = (x.to(device) for x in (input_ids, position_ids, select, labels))
-    return TokenMicroBatch(rows, input_ids, position_ids, select, labels, blank)
+    learned = [torch.tensor(row.learned) for row in rows]
+    select = torch.cat([place + s + len(r.prompt_ids) - 1 for place, s, r in zip(learned, starts, rows, strict=True)])
+    labels = torch.cat([torch.tensor(row.ids)[place] for row, place in zip(rows, learned, strict=True)])
+    weight_N = torch.cat([_weights(row)[place] for row, place in zip(rows, learned, strict=True)])
+    input_ids, position_ids, select = (x.to(device) for x in (input_ids, position_ids, select))
+    return TokenMicroBatch(rows, input_ids, position_ids, select, labels.to(device), weight_N.to(device), blank)
+
+
+def _weights(row: Row) -> Tensor:
+    return torch.ones(len(row.ids)) if row.weights is None else torch.tensor(row.weights)

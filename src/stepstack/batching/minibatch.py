@@ -15,7 +15,8 @@ from stepstack.core.run import Run
 
 @dataclass
 class Minibatch:
-    """The data of one optimizer step: this process's micro-batches, and counts over all processes.
+    """The data of one optimizer step: this process's micro-batches, and counts over all processes; ``tokens`` sums the
+    loss weights of the learned tokens.
 
     ``spare``: rows that no update sees (orz-parity drops packs), to be annotated all the same.
     """
@@ -31,9 +32,7 @@ def minibatches(run: Run, batch: Batch, updates: int, layout: BatchLayout) -> li
     """Cut a batch for ``updates`` optimizer steps. A process with fewer micro-batches gets blank ones, because under
     FSDP every process must run as many forwards."""
     if batch.size < run.processes:
-        raise ValueError(
-            f"{batch.size} rollouts are too few for {run.processes} processes: raise rollout.prompts or start fewer"
-        )
+        raise ValueError(f"{batch.size} rows are too few for {run.processes} processes: raise the batch or start fewer")
     parts = plan(batch, updates, layout)
     parts += [[] for _ in range(int(run.max(torch.tensor([float(len(parts))]))) - len(parts))]
     counts = torch.tensor([_counts(part) for part in parts], dtype=torch.float64)
@@ -48,7 +47,7 @@ def minibatches(run: Run, batch: Batch, updates: int, layout: BatchLayout) -> li
 
 def _counts(part: list[list[Row]]) -> tuple[float, float, float]:
     rows = [row for micro in part for row in micro]
-    return float(sum(len(row.ids) for row in rows)), float(len(rows)), float(len(part))
+    return sum(row.weight for row in rows), float(len(rows)), float(len(part))
 
 
 def _micros(run: Run, part: list[list[Row]], most: int, layout: BatchLayout, batch: Batch) -> list[TokenMicroBatch]:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.rows import Batch, Row
+
+
+class Sized(Protocol):
+    """A row, or a pair of rows that stay together."""
+
+    @property
+    def index(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+T = TypeVar("T", bound=Sized)
 
 
 def plan(batch: Batch, updates: int, layout: BatchLayout) -> list[list[list[Row]]]:
@@ -22,18 +35,18 @@ def plan(batch: Batch, updates: int, layout: BatchLayout) -> list[list[list[Row]
     return [packs[k * each : (k + 1) * each] for k in range(min(updates, len(packs) // each))]
 
 
-def partition(rows: Sequence[Row], layout: BatchLayout) -> list[list[Row]]:
+def partition(rows: Sequence[T], layout: BatchLayout) -> list[list[T]]:
     """Rows of one mini-batch grouped for forwards. Packed: first-fit decreasing. Padded: neighbours in length."""
     for row in rows:
         if len(row) > layout.max_tokens:
             raise ValueError(
-                f"a rollout of {len(row)} tokens does not fit layout.max_tokens={layout.max_tokens}: "
-                "raise it, or lower rollout.sampling.max_tokens"
+                f"{type(row).__name__.lower()} {row.index} of {len(row)} tokens does not fit layout.max_tokens="
+                f"{layout.max_tokens}: raise it, or shorten rows (of rollouts: rollout.sampling.max_tokens)"
             )
     ordered = list(rows) if layout.orz_parity else sorted(rows, key=lambda row: (-len(row), row.index))
     if not layout.pack:
         return _neighbours(ordered, layout.max_tokens)
-    packs: list[list[Row]] = []
+    packs: list[list[T]] = []
     room: list[int] = []
     for row in ordered:
         open_packs = range(len(packs) - 1, len(packs)) if layout.orz_parity else range(len(packs))
@@ -47,8 +60,8 @@ def partition(rows: Sequence[Row], layout: BatchLayout) -> list[list[Row]]:
     return packs
 
 
-def _neighbours(ordered: Sequence[Row], max_tokens: int) -> list[list[Row]]:
-    groups: list[list[Row]] = []
+def _neighbours(ordered: Sequence[T], max_tokens: int) -> list[list[T]]:
+    groups: list[list[T]] = []
     for row in ordered:
         if groups and len(groups[-1][0]) * (len(groups[-1]) + 1) <= max_tokens:
             groups[-1].append(row)

@@ -25,8 +25,10 @@ from stepstack.records import Picture
 
 @dataclass
 class Row:
-    """One rollout as the trainer needs it. ``fields`` are per-response-token tensors [len(ids)]; ``index`` is its
-    place in the whole batch, the same on every process; ``group`` its problem's index, ``sample`` its place there."""
+    """One sequence as the trainer needs it, such as a rollout. ``index`` is its place in the whole batch, the same on
+    every process; ``group`` its problem's index, ``sample`` its place there. ``weights`` are the loss weights of the
+    tokens in ``ids``, None for 1 each; a token of weight 0 is read and not learned. ``fields`` are tensors [N] with a
+    number for each learned token."""
 
     index: int
     prompt_ids: tuple[int, ...]
@@ -36,6 +38,7 @@ class Row:
     sample: int = 0
     fields: dict[str, Tensor] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    weights: tuple[float, ...] | None = None
 
     @classmethod
     def of(cls, rollout: Rollout, reward: float, index: int) -> Row:
@@ -46,6 +49,18 @@ class Row:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.ids)
+
+    @property
+    def learned(self) -> Sequence[int]:
+        """Places in ``ids`` of the tokens that are learned."""
+        if self.weights is None:
+            return range(len(self.ids))
+        return [place for place, weight in enumerate(self.weights) if weight]
+
+    @property
+    def weight(self) -> float:
+        """Sum of the loss weights, which counts in denominators."""
+        return float(len(self.ids) if self.weights is None else sum(self.weights))
 
 
 @dataclass

@@ -69,7 +69,27 @@ class Trainable:
         A non-finite gradient skips the step, is counted, and raises NonFiniteGradient when ``max_skipped`` follow each
         other; the weights then are still the last good ones.
         """
-        accelerator, started = self.run.accelerator, time.perf_counter()
+        started = time.perf_counter()
+        metrics, work = self._forwards(micros, loss, denominator, learn=True)
+        metrics |= self._step()
+        self.run.count_work(6 * self.size * work, time.perf_counter() - started)
+        return self._named(metrics)
+
+    @torch.no_grad()
+    def measure(
+        self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float
+    ) -> dict[str, float]:
+        """The metrics of ``update``, without an update and without the gradient's norm."""
+        return self._named(self._forwards(micros, loss, denominator, learn=False)[0])
+
+    def _named(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {f"{self.role}/{name}": value for name, value in metrics.items()}
+
+    def _forwards(
+        self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float, learn: bool
+    ) -> tuple[dict[str, float], float]:
+        """(metrics, tokens that went through the model) over all processes; with ``learn``, gradients are summed up."""
+        accelerator = self.run.accelerator
         sums: dict[str, Tensor] = {}
         count = work = 0.0
         for i, micro in enumerate(micros):
@@ -77,18 +97,16 @@ class Trainable:
             with contextlib.nullcontext() if last else no_sync(self.module):
                 with accelerator.autocast():
                     out = loss(self.module, micro)
-                weight = 0.0 if micro.blank else accelerator.num_processes / denominator
-                # Not multiplied by 0 for a blank: 0 x inf is NaN.
-                total = torch.where(torch.tensor(micro.blank, device=out.total.device), 0.0, out.total) * weight
-                accelerator.backward(total)
+                if learn:
+                    weight = 0.0 if micro.blank else accelerator.num_processes / denominator
+                    # Not multiplied by 0 for a blank: 0 x inf is NaN.
+                    total = torch.where(torch.tensor(micro.blank, device=out.total.device), 0.0, out.total) * weight
+                    accelerator.backward(total)
             new = {"loss": out.total, **out.metrics}
             _accumulate(sums, {k: torch.zeros_like(v) for k, v in new.items()} if micro.blank else new)
             if not micro.blank:
                 count, work = count + out.count, work + out.work
-        metrics, work = self._reduce(sums, count, work, denominator)
-        metrics |= self._step()
-        self.run.count_work(6 * self.size * work, time.perf_counter() - started)
-        return {f"{self.role}/{name}": value for name, value in metrics.items()}
+        return self._reduce(sums, count, work, denominator)
 
     def _reduce(
         self, sums: dict[str, Tensor], count: float, work: float, denominator: float

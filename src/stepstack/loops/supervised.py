@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token loss on the response tokens of (prompt, response) rows."""
+"""Supervised fine-tuning: next-token loss on the learned tokens of rows."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def local_batch(run: Run, rows: list[Row], seed: int) -> Batch:
 
 
 def likelihood(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
-    """Negative log-likelihood of the response tokens, summed."""
+    """Negative log-likelihood of the learned tokens, summed by their weights."""
     logp_N, entropy_N = module(**micro.inputs())
-    return LossOut(total=-logp_N.sum(), count=micro.count, work=micro.work, metrics={"entropy": entropy_N.sum()})
+    return LossOut(
+        total=-(micro.weight_N * logp_N).sum(), count=micro.count, work=micro.work, metrics={"entropy": entropy_N.sum()}
+    )

@@ -148,7 +148,7 @@ def test_packing_wastes_less_than_padding():
 
 
 def test_a_rollout_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"a rollout of 26 tokens does not fit layout\.max_tokens=25"):
+    with pytest.raises(ValueError, match=r"row \d+ of 26 tokens does not fit layout\.max_tokens=25"):
         partition(ROWS, BatchLayout(max_tokens=25))
 
 
@@ -192,7 +192,7 @@ def test_a_blank_micro_batch_writes_nothing_to_its_rows():
 def test_too_few_rollouts_for_the_processes_is_an_error_on_each_of_them():
     """Also on those that did get one, or they would wait for the others."""
     several = SimpleNamespace(processes=3, rank=0, device="cpu")
-    with pytest.raises(ValueError, match="2 rollouts are too few for 3 processes"):
+    with pytest.raises(ValueError, match="2 rows are too few for 3 processes"):
         minibatches(several, tools.batch(tools.rows([(2, 2)] * 2)), 1, BatchLayout())
 
 

@@ -22,7 +22,7 @@ ALL = "total"
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class ClipPair:
     """``group``: what figures are split by, as a domain. ``picture``: the first frame that both models were given."""
 
     name: str
@@ -49,7 +49,7 @@ class Judge(Protocol):
     @property
     def dimensions(self) -> Sequence[str]: ...
 
-    def verdicts(self, pairs: Sequence[Pair]) -> list[Verdict]: ...
+    def verdicts(self, pairs: Sequence[ClipPair]) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Tally:
     net: Measured | None
 
 
-def tallies(pairs: Sequence[Pair], judge: Judge) -> list[Tally]:
+def tallies(pairs: Sequence[ClipPair], judge: Judge) -> list[Tally]:
     """Each dimension by group and over all groups, then everything."""
     verdicts, group_of = judge.verdicts(pairs), {pair.name: pair.group for pair in pairs}
     groups = [*dict.fromkeys(group_of.values()), ALL]
@@ -89,14 +89,14 @@ def tally(dimension: str, group: str, verdicts: Sequence[Verdict]) -> Tally:
     return Tally(dimension, group, count["a"], count["tie"], count["b"], net)
 
 
-def by_judge(pairs: Sequence[Pair], judge: Judge) -> dict[str, Tally]:
+def by_judge(pairs: Sequence[ClipPair], judge: Judge) -> dict[str, Tally]:
     """Annotator -> everything they said."""
     verdicts = judge.verdicts(pairs)
     names = sorted({verdict.judge for verdict in verdicts})
     return {name: tally(ALL, ALL, [v for v in verdicts if v.judge == name]) for name in names}
 
 
-def conclude(file: Path, labels: tuple[str, str], pairs: Sequence[Pair], judge: Judge) -> Table:
+def conclude(file: Path, labels: tuple[str, str], pairs: Sequence[ClipPair], judge: Judge) -> Table:
     """Write the result as JSON with its provenance; the table of it."""
     rows, judges = tallies(pairs, judge), by_judge(pairs, judge)
     record = {

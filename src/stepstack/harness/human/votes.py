@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from stepstack.config import ConfigError
-from stepstack.harness.human.pairwise import Choice, Pair, Verdict, left_is_a
+from stepstack.harness.human.pairwise import Choice, ClipPair, Verdict, left_is_a
 from stepstack.report import jsonl
 from stepstack.report.html import script_page
 
@@ -51,7 +51,7 @@ class Study:
     """Which votes are asked for. ``questions``: dimension -> what voters are asked."""
 
     folder: Path
-    pairs: Sequence[Pair]
+    pairs: Sequence[ClipPair]
     questions: Mapping[str, str]
     seed: int = 0
 
@@ -84,7 +84,7 @@ class Study:
             ],
         }
 
-    def side(self, pair: Pair, annotator: str, side: str) -> Path:
+    def side(self, pair: ClipPair, annotator: str, side: str) -> Path:
         """The clip that an annotator sees at the left or the right."""
         return pair.a if (side == "left") == left_is_a(self.seed, annotator, pair.name) else pair.b
 
@@ -106,7 +106,7 @@ class Study:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         return {"time": time, "annotator": annotator, "pair": pair.name, "left": left, "choices": choices}
 
-    def pair(self, number: Any) -> Pair:
+    def pair(self, number: Any) -> ClipPair:
         if type(number) is not int or not 0 <= number < len(self.pairs):
             raise BadVote(f"pair must be a number from 0 to {len(self.pairs) - 1}, not {number!r}")
         return self.pairs[number]
@@ -127,7 +127,7 @@ class Votes:
         file = self.study.folder / VOTES
         return {(row["annotator"], row["pair"]): row for row in jsonl.read(file)} if file.is_file() else {}
 
-    def verdicts(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[ClipPair]) -> list[Verdict]:
         names = {pair.name for pair in pairs}
         return [
             Verdict(name, dimension, annotator, unblinded(seen, row["left"]))

@@ -12,13 +12,13 @@ import pytest
 
 from stepstack.config import ROOT
 from stepstack.harness.human import pairwise
-from stepstack.harness.human.pairwise import Pair, Verdict
+from stepstack.harness.human.pairwise import ClipPair, Verdict
 
 HERE = Path()
 
 
-def pair(name: str, group: str) -> Pair:
-    return Pair(name, group, "p", HERE, HERE, HERE)
+def pair(name: str, group: str) -> ClipPair:
+    return ClipPair(name, group, "p", HERE, HERE, HERE)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 
 from stepstack.config import ConfigError
 from stepstack.harness.human import pairwise, votes
-from stepstack.harness.human.pairwise import Pair, left_is_a
+from stepstack.harness.human.pairwise import ClipPair, left_is_a
 from stepstack.harness.human.votes import BadVote, Study, Votes, VoteServer
 
 QUESTIONS = {"instruction": "Which does it?", "physics": "Which falls right?"}
@@ -34,7 +34,7 @@ def study(tmp_path) -> Study:
             file.write_bytes(f"{side} {i}".encode())
         group = "real" if i % 2 else "anime"
         found.append(
-            Pair(f"item {i}", group, f"<b>prompt</b> {i}", files["picture"], files["model-a"], files["model-b"])
+            ClipPair(f"item {i}", group, f"<b>prompt</b> {i}", files["picture"], files["model-a"], files["model-b"])
         )
     return Study(folder=tmp_path / "votes", pairs=found, questions=QUESTIONS)
 

@@ -1,0 +1,1 @@
+"""Settings and losses of supervised and preference tuning."""

@@ -1,0 +1,81 @@
+"""Settings of supervised and preference tuning. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from stepstack.config import Strict
+from stepstack.core.config import TrainableConfig
+
+PreferenceType = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "dpop", "simpo"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreferenceLoss(Strict):
+    """Loss of a pair of answers, one preferred to the other. ``tuning.preference`` has the formulas."""
+
+    type: PreferenceType = "sigmoid"
+    """Form of the loss: sigmoid (DPO), ipo, hinge (SLiC), robust, apo_zero, apo_down, dpop (DPO-Positive), or simpo,
+    which needs no reference."""
+    beta: PositiveFloat = 0.1
+    """Scale of the log-ratios to the reference; of ipo the regularisation (tau of its paper)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Chance of a pair being the wrong way round, which robust corrects for."""
+    margin: NonNegativeFloat = 0.5
+    """Margin by which simpo wants the winner's mean log-probability, times beta, above the loser's (its gamma)."""
+    penalty: NonNegativeFloat = 5.0
+    """Weight of dpop's penalty of a winner that became less likely than it is to the reference (its lambda)."""
+    sft: NonNegativeFloat = 0.0
+    """Weight of the winners' negative log-likelihood, a mean over all their tokens, beside the loss; RPO's alpha."""
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing and self.type != "robust":
+            raise ValueError(
+                f"label_smoothing is a number of type=robust, not of {self.type}: take robust, or leave it"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.type != "simpo"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage(Strict):
+    """A stage of tuning: how long, in which batches, and how the model is trained."""
+
+    epochs: PositiveFloat | None = None
+    """Passes over the data; ``steps`` may be given in its place."""
+    steps: PositiveInt | None = None
+    """Updates; ``epochs`` may be given in its place."""
+    batch: PositiveInt = 32
+    """Rows, or pairs, of an update over all processes."""
+    policy: TrainableConfig = TrainableConfig()
+    """How the model is trained."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a stage is as long as its epochs or its steps: give one of the two")
+
+    def updates(self, rows: int) -> int:
+        """Updates of the stage on ``rows`` rows."""
+        return self.steps if self.steps is not None else max(1, math.ceil(rows * (self.epochs or 0) / self.batch))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftStage(Stage):
+    """Supervised fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpoStage(Stage):
+    """Preference tuning on pairs of answers."""
+
+    loss: PreferenceLoss = PreferenceLoss()
+    """Loss of a pair."""
+    reference: Literal["cached", "model"] = "cached"
+    """Source of the start model's log-probabilities: cached, computed once and kept in the run's folder; model, the
+    start model beside the policy, or the policy without its adapters."""
