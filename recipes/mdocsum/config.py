@@ -68,7 +68,7 @@ class FolderData(Strict):
     type: Literal["folder"] = "folder"
     """Choice of the data: papers in a folder (data/sets/mdocsum.py has the form)."""
     folder: str
-    """Folder with train.jsonl, select.jsonl and test.jsonl, from where the command is typed or from the repository."""
+    """Folder that holds train, select and test, absolute or from the repository."""
     limit: PositiveInt | None = None
     """Number of papers of each split, the first ones, for a trial; null: all."""
 

@@ -14,11 +14,10 @@ from data.sets import mdocsum
 from recipes.mdocsum.config import Config, Control, FolderData, Instruction, Sft
 from recipes.mdocsum.prompt import END, Lesson, encode, lesson, request_of, special_ids, text_ids
 from stepstack.batching.rows import Row
-from stepstack.config import ConfigError
+from stepstack.config import ROOT, ConfigError
 from stepstack.models.vision.processor import Processor
 from stepstack.records import Problem
 from stepstack.rl.prompts import PromptSplits
-from stepstack.user_code import resolve_path
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def documents(cfg: Config, split: Split) -> list[Document]:
         case Papers() as kind:
             return papers.documents(kind, split)
         case FolderData() as kind:
-            return mdocsum.load(resolve_path(kind.folder), split, kind.limit)
+            return mdocsum.load(ROOT / kind.folder, split, kind.limit)
 
 
 def problems(rows: Sequence[Document]) -> list[Problem]:
