@@ -20,7 +20,7 @@ from data.media import frames
 from data.media.images import FilePicture
 from stepstack.config import ROOT
 from stepstack.harness import answers
-from stepstack.harness.human.pairwise import Choice, Pair, Verdict
+from stepstack.harness.human.pairwise import Choice, ClipPair, Verdict
 from stepstack.records import Problem
 from stepstack.scoring import video
 
@@ -93,7 +93,7 @@ def problems(folder: Path, which: Which) -> list[Problem]:
     ]
 
 
-def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]:
+def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[ClipPair]:
     """Items of which both ``a`` and ``b`` hold clips.
 
     DataError where one lacks clips of the other, unless only the ``common`` ones are requested. DataError for two kinds
@@ -123,7 +123,7 @@ def pairs(folder: Path, a: Path, b: Path, *, common: bool = False) -> list[Pair]
         raise DataError(
             f"{folder} lacks {len(bare)} pictures of clips that are there: {join_names(bare)}. Get them from {SOURCE}"
         )
-    return [Pair(i.name, i.domain, i.prompt, i.image, clips_a[i.name], clips_b[i.name]) for i in items]
+    return [ClipPair(i.name, i.domain, i.prompt, i.image, clips_a[i.name], clips_b[i.name]) for i in items]
 
 
 def clips(folder: Path) -> dict[str, Path]:
@@ -159,10 +159,10 @@ class FirstFrameJudge:
     tie: float = 0.5
     dimensions: tuple[str, ...] = ("consistency",)
 
-    def verdicts(self, pairs: Sequence[Pair]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[ClipPair]) -> list[Verdict]:
         return [Verdict(pair.name, "consistency", "first_frame", self._choice(pair)) for pair in pairs]
 
-    def _choice(self, pair: Pair) -> Choice:
+    def _choice(self, pair: ClipPair) -> Choice:
         a, b = (first_frame(frames.read_video(clip)[0], pair.picture) for clip in (pair.a, pair.b))
         return "tie" if abs(a - b) < self.tie else "a" if a > b else "b"
 

@@ -19,7 +19,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
-from stepstack.loops.diffusion import LatentMicroBatch, matching
+from stepstack.diffusion.batch import LatentMicroBatch
+from stepstack.loops.diffusion import matching
 from stepstack.models.video.dit import Dense, VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig, Fixed
 from stepstack.models.video.dsv.diffusers import enable_dsv

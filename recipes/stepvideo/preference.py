@@ -4,12 +4,12 @@ less. The paper lets people choose; of drawn clips the checker can."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.drawn import moving
 from data.drawn.moving import Clip, Moving
@@ -19,21 +19,45 @@ from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
 from recipes.stepvideo.model import frames, make_dit, pixels
 from recipes.stepvideo.tasks import judge
 from stepstack.config import ROOT, ConfigError
+from stepstack.core import hf
 from stepstack.core.run import Run
+from stepstack.core.trainable import Trainable
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
+from stepstack.diffusion.preference import video_loss, video_pairs
 from stepstack.diffusion.sample import derive_seed
-from stepstack.loops import diffusion
+from stepstack.loops import preference
+from stepstack.parallel.ulysses import context_parallel
+from stepstack.tuning.config import PreferenceLoss
 
 QualityKey = tuple[float, float]  # colour kept, minus the track's error
 
 
-def preference_loss(run: Run[Config], cfg: Preference, videos: Latents) -> diffusion.Loss:
-    """ConfigError for data without losers."""
+def make_reference(run: Run[Config], videos: Latents) -> nn.Module:
+    """The model that training begins from, frozen. ConfigError for data without losers."""
     if videos[0].loser_FCYX is None:
         raise ConfigError(f"{videos.folder} has no losers: preference needs rows with a key loser (stepstack data)")
     build = partial(make_dit, run.config.model, videos)
-    start = run.load(build, build)
-    return diffusion.preference(run.frozen(start), cfg.beta)
+    return run.frozen(run.load(build, build))
+
+
+def prefer(
+    run: Run[Config],
+    cfg: Preference,
+    dit: Trainable,
+    videos: Latents,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+) -> None:
+    """Video-DPO on pairs, by the loop of all preference tuning."""
+    loss = video_loss(PreferenceLoss(beta=cfg.beta), make_reference(run, videos))
+    preference.train(
+        run,
+        policy=dit,
+        minibatch=lambda step: video_pairs(run, run.config, videos, step),
+        loss=lambda batch: loss,
+        steps=run.config.steps,
+        evaluate=evaluate,
+        together=context_parallel(hf.pretrained(dit.module), run.config.context),
+    )
 
 
 def load_pairs(run: Run[Config], cfg: Preference) -> Latents:

@@ -17,7 +17,7 @@ from recipes.stepvideo.data import load_latents, prepare_clips
 from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
 from recipes.stepvideo.model import make_codec, make_dit, vae_folder
-from recipes.stepvideo.preference import load_pairs, preference_loss
+from recipes.stepvideo.preference import load_pairs, prefer
 from recipes.stepvideo.report import report_outcome, write_report
 from recipes.stepvideo.tasks import judge, prompt_of, tasks
 from stepstack.core.run import Run
@@ -40,9 +40,10 @@ def train(run: Run[Config]) -> None:
     run.reseed()
     build = partial(make_dit, cfg.model, videos)
     dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
-    loss = None if cfg.preference is None else preference_loss(run, cfg.preference, videos)
     dsv = enable(run, dit)
-    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, loss=loss, **loop_hooks(cfg, dsv))
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(cfg, dsv))
+    if cfg.preference is not None:
+        fit = partial(prefer, run, cfg.preference, dit, videos)
     if codec is None:
         fit()
         export(run, dit, dsv)

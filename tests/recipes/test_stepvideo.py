@@ -264,7 +264,7 @@ def test_preference_needs_a_start_and_losers(run):
     with pytest.raises(ConfigError, match="and dsv=null"):
         load_config("stepvideo-tiny-dpo", ["dsv={dispatch: {type: fixed}}"])
     with pytest.raises(ConfigError, match="latents has no losers"):
-        preference.preference_loss(run, preference.Preference(), Latents(run.dir / "latents"))
+        preference.make_reference(run, Latents(run.dir / "latents"))
     with pytest.raises(ConfigError, match=r"does not exist: model\.start must be"):
         train(Run(load_config("stepvideo-tiny-dpo", [*SHORT, f"model.start={run.dir / 'none'}", f"dir={run.dir}"])))
 

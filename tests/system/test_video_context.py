@@ -19,10 +19,12 @@ from stepstack.core.config import AdamW, TrainableConfig
 from stepstack.core.run import Run
 from stepstack.diffusion.config import DiffusionConfig
 from stepstack.diffusion.latents import Latents, LatentWriter
-from stepstack.loops import diffusion
+from stepstack.diffusion.preference import video_loss, video_pairs
+from stepstack.loops import diffusion, preference
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
-from stepstack.parallel.ulysses import Context
+from stepstack.parallel.ulysses import Context, context_parallel
+from stepstack.tuning.config import PreferenceLoss
 from tests.system.processes import rows
 from tests.system.ranks import run
 
@@ -168,9 +170,20 @@ def trained(
         }
     made = Run(cfg, stop_after=stop_after)
     dit = made.trainable("dit", model(), cfg.dit, cfg.steps)
-    loss = diffusion.preference(model(), beta=5.0) if pairs else None
+    videos = Latents(latents)
     with nullcontext() if stop_after is None else pytest.raises(SystemExit):
-        diffusion.train(made, dit=dit, videos=Latents(latents), cfg=cfg, loss=loss)
+        if pairs:
+            loss = video_loss(PreferenceLoss(beta=5.0), model())
+            preference.train(
+                made,
+                policy=dit,
+                minibatch=lambda step: video_pairs(made, cfg, videos, step),
+                loss=lambda batch: loss,
+                steps=cfg.steps,
+                together=context_parallel(dit.unwrapped, cfg.context),
+            )
+        else:
+            diffusion.train(made, dit=dit, videos=videos, cfg=cfg)
     weights = {name: value.clone() for name, value in dit.named_weights()}
     with dit.averaged():
         return weights | {f"ema.{name}": value.clone() for name, value in dit.named_weights()}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError, RunConfig
-from stepstack.core import checkpoint, hf, preflight, sharding, state
+from stepstack.core import adapters, checkpoint, hf, preflight, sharding, state
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.folder import claim
@@ -316,7 +316,8 @@ class Run(Generic[C]):
         return {"file": self.config.launch.file, "models": "sharded" if self.sharded else "whole"}
 
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
-        """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it."""
+        """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it. Adapters
+        alone go into ``<folder>-adapter``."""
         trainable = self.trainables[role]
         body = hf.pretrained(trainable.unwrapped)
         weights = {}
@@ -331,6 +332,8 @@ class Run(Generic[C]):
                 tokenizer.save_pretrained(partial)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
+        if trainable.cfg.lora is not None:
+            adapters.save(trainable, folder.with_name(f"{folder.name}-adapter"), self.is_main)
         self.accelerator.wait_for_everyone()
         return folder
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stepstack.config import ConfigError
 from stepstack.core import hf
-from stepstack.core.config import Lora, TrainableConfig
+from stepstack.core.adapters import add_lora
+from stepstack.core.config import TrainableConfig
 from stepstack.core.ema import Ema
 from stepstack.core.optim import optimizers, resolve_optimizer
 from stepstack.core.sharding import clip_gradients, no_sync
@@ -229,13 +229,6 @@ class Trainable:
             f"{change}: the {schedule.kind} decay of its learning rate now ends at update {self.total_updates}; "
             f"at update {self.updates}, where this run stands, the learning rate goes from {old:.3g} to {new:.3g}"
         )
-
-
-def add_lora(body: nn.Module, cfg: Lora) -> None:
-    """Freeze the body and put adapters into it, in place; names of other weights gain ``.base_layer``."""
-    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
-    config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
-    inject_adapter_in_model(config, body)
 
 
 def _accumulate(sums: dict[str, Tensor], new: dict[str, Tensor]) -> None:

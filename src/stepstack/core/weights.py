@@ -68,7 +68,7 @@ def _whole(folder: Path) -> dict[str, Tensor]:
 
 
 def _merged(body: dict[str, Tensor], folder: Path, role: str) -> dict[str, Tensor]:
-    """W + alpha / r * B A for each linear layer with an adapter (``core.trainable.add_lora``)."""
+    """W + alpha / r * B A for each linear layer with an adapter (``core.adapters.add_lora``)."""
     adapters = {name for name in body if ".lora_" in name}
     if not adapters:
         return body

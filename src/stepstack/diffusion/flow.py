@@ -63,19 +63,6 @@ def squared_error(predicted: Tensor, target: Tensor, weight_B: Tensor | None = N
     return error_B.sum() if weight_B is None else (weight_B * error_B).sum()
 
 
-def preference_loss(
-    errors_win_B: Tensor, errors_lose_B: Tensor, reference_win_B: Tensor, reference_lose_B: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Loss and number of correctly ordered pairs of Diffusion-DPO on flow matching (§8, Video-DPO), both summed over
-    the batch.
-
-    The loss is -log sigmoid(-beta ((e_w - r_w) - (e_l - r_l))). Errors are means over a sample at the same noise and
-    time for both of a pair.
-    """
-    margin_B = (errors_lose_B - reference_lose_B) - (errors_win_B - reference_win_B)
-    return -torch.nn.functional.logsigmoid(beta * margin_B).sum(), (margin_B > 0).float().sum()
-
-
 def sampling_times(cfg: SamplerConfig) -> Tensor:
     """Times of a sampler from 0 to 1, float64 [steps + 1]."""
     return shift_times(torch.linspace(0, 1, cfg.steps + 1, dtype=torch.float64), cfg.shift)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from stepstack.batching.pairs import PairMicroBatch, PairMinibatch
@@ -44,8 +45,8 @@ def train(
             if step == 0:
                 check_start(run, policy, policy.measure(batch.micros, loss(batch), batch.pairs))
             metrics = policy.update(batch.micros, loss(batch), batch.pairs)
-        tokens = sum(micro.work for micro in batch.micros) * run.processes
-        run.log(**metrics, **after(), loss=metrics[f"{policy.role}/loss"], tokens=tokens)
+        tokens = run.sum(torch.tensor(sum(float(micro.work) for micro in batch.micros if not micro.blank)))
+        run.log(**metrics, **after(), loss=metrics[f"{policy.role}/loss"], tokens=float(tokens))
 
 
 def check_start(run: Run, policy: Trainable, metrics: Mapping[str, float]) -> None:

@@ -34,9 +34,7 @@ class PreferenceLoss(Strict):
 
     def __post_init__(self) -> None:
         if self.label_smoothing and self.type != "robust":
-            raise ValueError(
-                f"label_smoothing is a number of type=robust, not of {self.type}: take robust, or leave it"
-            )
+            raise ValueError(f"label_smoothing belongs to type=robust, not to {self.type}: take robust, or leave it")
 
     @property
     def needs_reference(self) -> bool:

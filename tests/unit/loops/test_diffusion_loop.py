@@ -16,12 +16,15 @@ from stepstack.core.config import AdamW, Lora, TrainableConfig
 from stepstack.core.ema import Ema
 from stepstack.core.run import Run
 from stepstack.diffusion import flow
+from stepstack.diffusion.batch import local_batch, noised, pick
 from stepstack.diffusion.config import Conditions, DiffusionConfig, SamplerConfig
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
+from stepstack.diffusion.preference import video_loss, video_pairs
 from stepstack.diffusion.sample import noise_like, pad_first_frame, sample
-from stepstack.loops import diffusion
+from stepstack.loops import diffusion, preference
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
+from stepstack.tuning.config import PreferenceLoss
 
 GRIDS = ((2, 2, 2), (3, 2, 4))
 ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
@@ -59,10 +62,23 @@ def config(tmp_path, **changes) -> DiffusionConfig:
     return DiffusionConfig(**{**base, **changes})
 
 
-def trained(cfg, videos, stop_after=None, loss=None) -> Run:
+def trained(cfg, videos, stop_after=None) -> Run:
     run = Run(cfg, stop_after=stop_after)
     dit = run.trainable("dit", model(), cfg.dit, cfg.steps)
-    diffusion.train(run, dit=dit, videos=videos, cfg=cfg, loss=loss)
+    diffusion.train(run, dit=dit, videos=videos, cfg=cfg)
+    return run
+
+
+def preferred(cfg, videos, reference) -> Run:
+    run = Run(cfg)
+    loss = video_loss(PreferenceLoss(beta=5.0), reference)
+    preference.train(
+        run,
+        policy=run.trainable("dit", model(), cfg.dit, cfg.steps),
+        minibatch=lambda step: video_pairs(run, cfg, videos, step),
+        loss=lambda batch: loss,
+        steps=cfg.steps,
+    )
     return run
 
 
@@ -128,8 +144,8 @@ def test_processes_share_a_step_between_them(tmp_path):
         def __init__(self, rank, processes):
             self.rank, self.processes = rank, processes
 
-    [whole] = diffusion.local_batch(World(0, 1), cfg, videos, step=5)
-    parts = [diffusion.local_batch(World(rank, 2), cfg, videos, step=5)[0] for rank in range(2)]
+    [whole] = local_batch(World(0, 1), cfg, videos, step=5)
+    parts = [local_batch(World(rank, 2), cfg, videos, step=5)[0] for rank in range(2)]
     for name, value in whole.inputs.items():
         assert torch.equal(torch.stack([p.inputs[name] for p in parts], 1).flatten(0, 1), value), name
 
@@ -140,19 +156,19 @@ def test_a_step_is_of_one_bucket_and_all_rows_come(tmp_path):
     of_row = {row: grid for grid, rows in videos.buckets.items() for row in rows}
     seen = set()
     for step in range(40):
-        rows = diffusion.pick(videos.buckets, 4, 0, step)
+        rows = pick(videos.buckets, 4, 0, step)
         assert len(set(rows)) == 4
         assert len({of_row[row] for row in rows}) == 1
         assert all(tuple(videos[row].latents_FCYX.shape) == (g[0], 3, *g[1:]) for row in rows for g in [of_row[row]])
         seen |= set(rows)
     assert seen == set(range(15))
-    assert len(diffusion.pick({GRIDS[0]: [0, 1]}, 5, 0, 0)) == 5
+    assert len(pick({GRIDS[0]: [0, 1]}, 5, 0, 0)) == 5
 
 
 def test_samples_are_noised_and_conditions_dropped_as_told(tmp_path):
     videos = prepared(tmp_path / "latents")
     cfg = config(tmp_path, conditions=Conditions(drop_text=0.3, drop_image=0.2))
-    drawn = [diffusion.noised(cfg, videos[0], videos.empty, i) for i in range(600)]
+    drawn = [noised(cfg, videos[0], videos.empty, i) for i in range(600)]
     clean = videos[0].latents_FCYX
     for s in drawn[:5]:
         noise = clean - s.target[0]
@@ -167,20 +183,30 @@ def test_samples_are_noised_and_conditions_dropped_as_told(tmp_path):
 def test_a_pair_has_one_noise_and_one_time_and_the_winner_gains(tmp_path):
     videos = prepared(tmp_path / "pairs", count=4, pairs=True, grids=GRIDS[:1])
     cfg = config(tmp_path, steps=30, batch=4, dit=TrainableConfig(optim=AdamW(lr=3e-3)))
-    [micro] = diffusion.local_batch(
-        type("W", (), {"rank": 0, "processes": 1, "device": torch.device("cpu")}), cfg, videos, 0
-    )
+    [micro] = local_batch(type("W", (), {"rank": 0, "processes": 1, "device": torch.device("cpu")}), cfg, videos, 0)
     assert (micro.count, len(micro.target_BFCYX)) == (4, 8)
     assert torch.equal(micro.inputs["time_B"][:4], micro.inputs["time_B"][4:])
-    rows = diffusion.pick(videos.buckets, 4, cfg.seed, 0)
+    rows = pick(videos.buckets, 4, cfg.seed, 0)
     winners = torch.stack([videos[row].latents_FCYX for row in rows])
     losers = torch.stack([videos[row].loser_FCYX for row in rows])
     torch.testing.assert_close(winners - micro.target_BFCYX[:4], losers - micro.target_BFCYX[4:])  # the noise
-    run = trained(cfg, videos, loss=diffusion.preference(model(), beta=5.0))
+    run = preferred(cfg, videos, model())
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert sum(r["loss"] for r in rows[-5:]) / 5 < 0.5
     assert sum(r["dit/right"] for r in rows[-5:]) / 5 > 0.9
+    assert rows[0]["dit/chosen_reward"] == rows[0]["dit/log_ratio_abs_max"] == 0
+    assert rows[-1]["dit/winner_error"] < rows[-1]["dit/loser_error"]
+
+
+def test_a_reference_that_is_not_the_start_is_refused(tmp_path):
+    videos = prepared(tmp_path / "pairs", count=4, pairs=True, grids=GRIDS[:1])
+    other = model()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    with pytest.raises(ValueError, match="the reference is not the model that training starts from"):
+        preferred(config(tmp_path), videos, other)
 
 
 def test_it_learns_and_samples_what_it_learned(tmp_path):

@@ -29,6 +29,8 @@ class Pretrained(Strict):
     """Hub name or local folder of the model and its tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null takes the default branch."""
+    adapter: str | None = None
+    """Folder of low-rank adapters in peft's form, which are merged into the weights when they are read."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation of transformers; auto: flash_attention_2 where flash-attn can be used, else sdpa, which
     the run reports."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
@@ -18,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """Model with its weights; ``auto`` is the Auto class of its task.
+    """Model with its weights, adapters merged; ``auto`` is the Auto class of its task.
 
     ConfigError where the folder lacks weights of the model, or has them in another shape: transformers would draw them
     at random.
@@ -38,7 +41,19 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
         )
     if info["unexpected_keys"]:
         log.warning("%s holds weights that the model does not have: %s", cfg.path, sorted(info["unexpected_keys"])[:5])
-    return lm
+    return lm if cfg.adapter is None else merged(lm, cfg.adapter)
+
+
+def merged(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model with the adapters of a peft folder in its weights. ConfigError where they are not its own."""
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise ConfigError(f"model.adapter={folder} has no adapter_config.json: give a folder that peft wrote")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(lm, folder)
+    if missing := [str(w.message) for w in said if "missing adapter keys" in str(w.message)]:
+        raise ConfigError(f"model.adapter={folder} is not an adapter of this model: {missing[0][:200]}")
+    return adapted.merge_and_unload()
 
 
 def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:

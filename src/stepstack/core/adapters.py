@@ -1,0 +1,80 @@
+"""Low-rank adapters by peft: into a model, switched off, and into a folder that peft reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.helpers import rescale_adapter_scale
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from stepstack.config import ConfigError
+from stepstack.core import hf
+from stepstack.core.config import Lora
+
+if TYPE_CHECKING:
+    from stepstack.core.trainable import Trainable
+
+ADAPTER = "default"  # peft's name of the one adapter
+WEIGHTS = "adapter_model.safetensors"  # peft's name of the file
+
+
+def add_lora(body: nn.Module, cfg: Lora) -> None:
+    """Freeze the body and put adapters into it, in place; names of other weights gain ``.base_layer``.
+
+    ConfigError for an adapter on an embedding that is also the head: merged, it would change both, while in training
+    it changes one.
+    """
+    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
+    config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
+    tied = isinstance(body, PreTrainedModel) and body.config.get_text_config().tie_word_embeddings
+    inject_adapter_in_model(config, body)
+    if tied:
+        for name, layer in body.named_modules():
+            if isinstance(layer, LoraLayer) and layer in (body.get_input_embeddings(), body.get_output_embeddings()):
+                raise ConfigError(
+                    f"lora.targets={cfg.targets} puts an adapter on {name}, whose weights are both the embedding and "
+                    "the head: merged it would change both. Leave it out of the targets"
+                )
+
+
+@contextmanager
+def without_adapters(module: nn.Module) -> Iterator[None]:
+    """The model as it was before it got adapters."""
+    with rescale_adapter_scale(module, 0.0):
+        yield
+
+
+def save(trainable: Trainable, folder: Path, is_main: bool) -> None:
+    """Write the adapters in peft's form, atomically: ``PeftModel.from_pretrained`` puts them on the model that training
+    began from. Every process must call it."""
+    body: Any = hf.pretrained(trainable.unwrapped)
+    weights = {
+        name: _whole(value) for name, value in body.state_dict().items() if ".lora_" in name
+    }  # every process takes part in gathering
+    if not is_main:
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    named = get_peft_model_state_dict(body, state_dict=weights, adapter_name=ADAPTER, save_embedding_layers=False)
+    save_file({f"base_model.model.{name}": value for name, value in named.items()}, partial / WEIGHTS)
+    config = body.peft_config[ADAPTER]
+    config.base_model_name_or_path = getattr(body, "name_or_path", "") or None
+    config.inference_mode = True
+    config.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _whole(value: Tensor) -> Tensor:
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().clone().contiguous()
