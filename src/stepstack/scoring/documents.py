@@ -64,7 +64,7 @@ class SummaryGold:
 
 @dataclass(frozen=True, slots=True)
 class ParsedSummary:
-    """What was read out of an answer. ``paragraphs`` is None where it holds no JSON list; an entry that is no paragraph
+    """An answer as it was read. ``paragraphs`` is None where it holds no JSON list; an entry that is no paragraph
     is an empty one, whose image is "", which is no reference. ``listed``: captions by idx of image objects before the
     list, with which a model may begin."""
 
