@@ -191,8 +191,6 @@ class Config(PpoConfig):
             weights_of(self.task, self.reward)
         if self.uses_critic:
             raise ValueError("perception has no critic: set advantage.type to grpo or rloo")
-        if self.layout.pack:
-            raise ValueError("rows with pictures are not packed: set layout.pack=false")
 
     @property
     def task_names(self) -> tuple[str, ...]:

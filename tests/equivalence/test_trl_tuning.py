@@ -26,7 +26,7 @@ PATCHER = ImagePatcher(tiny.image_processor())
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BOTH = pytest.mark.parametrize("pictures", [False, True], ids=["text", "pictures"])
 
-# Ours -> TRL's own name and arguments.
+LAYOUTS = (BatchLayout(max_tokens=10_000), BatchLayout(max_tokens=80), BatchLayout(pack=True))
 LOSSES = {
     "sigmoid": PreferenceLoss(),
     "ipo": PreferenceLoss(type="ipo", beta=0.3),
@@ -92,12 +92,6 @@ def padded(rows: list[Row]) -> dict[str, torch.Tensor]:
         out["image_grid_thw"] = torch.tensor([p.grid for p in patches])
         out["mm_token_type_ids"] = (ids == IMAGE).int()
     return out
-
-
-def layouts(pictures: bool) -> list[BatchLayout]:
-    """One micro-batch, several, and packed."""
-    padded_ones = [BatchLayout(max_tokens=10_000), BatchLayout(max_tokens=80)]
-    return padded_ones if pictures else [*padded_ones, BatchLayout(pack=True)]
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:

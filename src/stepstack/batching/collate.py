@@ -66,8 +66,6 @@ class TokenMicroBatch:
 
 def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool = False) -> TokenMicroBatch:
     """Tensors of one forward. select[i] is the flat position of the token before labels[i]."""
-    if pack and any(row.pictures for row in rows):
-        raise ValueError("rows with pictures are not packed: set layout.pack=false")
     sequences = [torch.tensor(row.prompt_ids + row.ids) for row in rows]
     if pack:
         starts = [0]

@@ -35,15 +35,22 @@ def add_lora(body: nn.Module, cfg: Lora) -> None:
     """
     targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
     config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
-    tied = isinstance(body, PreTrainedModel) and body.config.get_text_config().tie_word_embeddings
+    tied = _tied(body)
     inject_adapter_in_model(config, body)
-    if tied:
-        for name, layer in body.named_modules():
-            if isinstance(layer, LoraLayer) and layer in (body.get_input_embeddings(), body.get_output_embeddings()):
-                raise ConfigError(
-                    f"lora.targets={cfg.targets} puts an adapter on {name}, whose weights are both the embedding and "
-                    "the head: merged it would change both. Leave it out of the targets"
-                )
+    for name, layer in body.named_modules():
+        if isinstance(layer, LoraLayer) and layer.get_base_layer() in tied:
+            raise ConfigError(
+                f"lora.targets={cfg.targets} puts an adapter on {name}, whose weights are both the embedding and the "
+                "head: merged it would change both. Leave it out of the targets"
+            )
+
+
+def _tied(body: nn.Module) -> list[nn.Module]:
+    """Embedding and head where they have the same weights, else nothing."""
+    if not isinstance(body, PreTrainedModel):
+        return []
+    embedding, head = body.get_input_embeddings(), body.get_output_embeddings()
+    return [embedding, head] if head is not None and head.weight is embedding.weight else []
 
 
 @contextmanager

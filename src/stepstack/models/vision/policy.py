@@ -114,7 +114,7 @@ def features(tower: torch.nn.Module, patcher: ImagePatcher, pictures: Sequence[S
 
 
 class VisionPolicy(Policy):
-    """``Policy`` of a Qwen2-VL or Qwen2.5-VL model. Rows are padded at the right, never packed."""
+    """``Policy`` of a Qwen2-VL or Qwen2.5-VL model."""
 
     def __init__(self, lm: PreTrainedModel, patcher: ImagePatcher, banned: Sequence[int]):
         if lm.config.model_type not in FAMILIES:
@@ -135,23 +135,31 @@ class VisionPolicy(Policy):
     ) -> tuple[Tensor, Tensor]:
         """Log-probability [N] and entropy [N], like ``Policy.forward``; ``pictures`` row by row.
 
-        ``position_ids`` [B, T] count the tokens. The model's own three positions are derived from them here.
+        ``position_ids`` [B, T] count the tokens of each row; the model's own positions are derived from them here.
         """
         body = self.lm.model
         embedded_BTD = self.lm.get_input_embeddings()(input_ids)
-        position_3BT = position_ids.expand(3, -1, -1)
         if any(pictures):
-            token = self.lm.config.image_token_id
-            position_3BT = torch.stack(
-                [
-                    positions(ids, [self.patcher.patches(p).grid for p in row], token, self.patcher.merge)
-                    for ids, row in zip(input_ids.tolist(), pictures, strict=True)
-                ],
-                dim=1,
-            ).to(input_ids.device)
             features_RD = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
-            embedded_BTD = embedded_BTD.masked_scatter((input_ids == token)[..., None], features_RD)
+            is_image_BT = input_ids == self.lm.config.image_token_id
+            embedded_BTD = embedded_BTD.masked_scatter(is_image_BT[..., None], features_RD)
         hidden_BTD = body.language_model(
-            inputs_embeds=embedded_BTD, position_ids=position_3BT, use_cache=False
+            inputs_embeds=embedded_BTD, position_ids=self._positions(input_ids, position_ids, pictures), use_cache=False
         ).last_hidden_state
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
+
+    def _positions(self, input_ids: Tensor, position_ids: Tensor, pictures: Sequence[Sequence[Picture]]) -> Tensor:
+        """Frame, row and column positions [3, B, T]; where rows are packed behind each other [4, B, T], the counts
+        of the tokens come first, because by these the model tells the rows apart."""
+        starts = (position_ids.flatten() == 0).nonzero()[:, 0].tolist()
+        packed = len(starts) > len(position_ids)
+        three = position_ids.expand(3, -1, -1)
+        if any(pictures):
+            ends, flat = [*starts[1:], input_ids.numel()], input_ids.flatten().tolist()
+            token, merge = self.lm.config.image_token_id, self.patcher.merge
+            parts = [
+                positions(flat[start:end], [self.patcher.patches(p).grid for p in row], token, merge)
+                for start, end, row in zip(starts, ends, pictures, strict=True)
+            ]
+            three = torch.cat(parts, dim=1).unflatten(1, input_ids.shape).to(input_ids.device)
+        return torch.cat([position_ids[None], three]) if packed else three

@@ -186,10 +186,18 @@ def test_new_weights_reach_the_tower_too(lm, patcher, prompts):
     assert a == b
 
 
-def test_pictures_are_not_packed(prompts):
-    rows = [Row(0, prompts[0].ids, (5,), pictures=prompts[0].pictures)]
-    with pytest.raises(ValueError, match=r"not packed: set layout\.pack=false"):
-        collate(rows, pack=True, device="cpu")
+def test_packed_rows_do_not_see_each_other(lm, patcher, prompts):
+    """With pictures in some rows, in all and in none."""
+    policy = VisionPolicy(lm, patcher, BANNED)
+    words = Row(2, tuple(TOKENIZER("a dot").input_ids), tuple(TOKENIZER("is it").input_ids))
+    rows = [
+        Row(i, p.ids, tuple(TOKENIZER("yes" * (i + 1)).input_ids), pictures=p.pictures) for i, p in enumerate(prompts)
+    ]
+    for some in (rows, [words, *rows[:1], words], [words, words]):
+        with torch.no_grad():
+            alone = torch.cat([policy(**collate([row], pack=False, device="cpu").inputs())[0] for row in some])
+            packed = policy(**collate(some, pack=True, device="cpu").inputs())[0]
+        torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_module_decoder_reads_no_pictures(prompts):

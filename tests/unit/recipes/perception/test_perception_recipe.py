@@ -225,7 +225,6 @@ def test_published_configs_ask_in_the_published_words():
     [
         (("task=ocr",), "task is ocr, but the data is for grounding"),
         (("advantage={type: gae}",), "perception has no critic"),
-        (("layout.pack=true",), "not packed"),
     ],
 )
 def test_bad_configs(words, said):
