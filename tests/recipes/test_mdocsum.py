@@ -239,6 +239,28 @@ def test_a_cache_of_another_start_is_refused(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_reference_beside_the_policy_gives_what_the_cached_one_gives(trained, tmp_path, lora):
+    start = f"model={{type: pretrained, path: {trained / 'sft' / 'model'}, min_pixels: 784, freeze: none}}"
+    adapters = (
+        ("second.policy.lora={r: 4, targets: '.*language_model.*(q|v)_proj'}", "second.policy.optim.lr=1e-3")
+        if lora
+        else ()
+    )
+    kept = tuple(word for word in DPO if not word.startswith(("model.", "sft.")))
+    folders = [
+        train(tmp_path / name, "mdocsum-tiny", *kept, start, "sft=null", *adapters, f"second.reference={name}")
+        for name in ("cached", "model")
+    ]
+    cached, beside = (rows(folder / "metrics.jsonl") for folder in folders)
+    for one, other in zip(cached[1:], beside[1:], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert one["policy/margin"] == pytest.approx(other["policy/margin"], abs=1e-4)
+    assert not (folders[1] / "reference.json").exists()
+    assert cached[-1]["policy/margin"] != 0
+
+
+@pytest.mark.slow
 def test_no_pairs_is_an_error_that_says_so(trained, tmp_path):
     with pytest.raises(ConfigError, match=r"12 papers gave 0 pairs: lower pairs\.margin"):
         train(tmp_path / "q", "mdocsum-tiny", *DPO, *NO_OTHERS, "pairs.margin=1.0")
