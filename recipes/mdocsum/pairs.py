@@ -6,9 +6,9 @@ that DPO does not learn length: the share and the difference in length of each k
 
 from __future__ import annotations
 
-import json
 import logging
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -49,9 +49,11 @@ def load_pairs(
     file = run.dir / "pairs.jsonl"
     made = file.is_file()
     if not all(run.gather([made])):
+        started = time.process_time()
         pairs = make(run, prompts, generator, processor)
+        facts = {"kinds": shares(pairs), "cpu_s": time.process_time() - started}  # of this process
         if run.is_main:
-            jsonl.write_text_atomic(run.dir / "pairs.json", json.dumps(shares(pairs), indent=2))
+            jsonl.write_json_atomic(run.dir / "pairs.json", facts)
             jsonl.write_rows_atomic(file, [asdict(pair) for pair in pairs])
         run.accelerator.wait_for_everyone()
     rows: list[dict[str, Any]] = jsonl.read(file)

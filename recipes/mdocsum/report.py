@@ -61,8 +61,8 @@ def write_report(folder: Path) -> Path:
         )
         pairs = folder / "pairs.json"
         if pairs.is_file():
-            made = json.loads(pairs.read_text()).items()
-            rows = [(kind, str(n["pairs"]), f"{n['share']:.2f}", f"{n['longer']:+.1f}") for kind, n in made]
+            kinds = json.loads(pairs.read_text())["kinds"].items()
+            rows = [(kind, str(n["pairs"]), f"{n['share']:.2f}", f"{n['longer']:+.1f}") for kind, n in kinds]
             report.table("Preference pairs", ("kind", "pairs", "share", "winner longer by, tokens"), rows)
         for name, curves in (("sft", FIRST), ("grpo", GRPO)):
             if (file := folder / name / "metrics.jsonl").is_file():
