@@ -206,7 +206,7 @@ def document(index: int, cfg: Papers, paper: Paper) -> Document:
     idx = [str(number + 1) for number in range(len(names))]
     lines = []
     for number, name in enumerate(PARAGRAPHS):
-        text = f"# {name}\n"
+        text = f"\n# {name}\n"
         for place in range(len(paper.sentences[number]) + 1):
             here = [idx[k] for k, at in enumerate(paper.places) if at == (number, place)]
             text += "".join(f"<{tag}>{FIGURE}" for tag in here)

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from data.drawn.papers import Papers
 from data.drawn.splits import SPLITS
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Fraction, RunConfig, Strict
+from stepstack.config import Footprint, Fraction, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
@@ -221,6 +221,20 @@ class Config(RunConfig):
     @property
     def task_names(self) -> tuple[str, ...]:
         return (*SPLITS, "sampled", *(CONTROLS if isinstance(self.data, Papers) else ()))
+
+    def footprint(self, shards: int) -> Footprint | None:
+        """Footprint of the larger stage; a frozen tower is counted as if it were trained. Activations and the engine
+        come on top."""
+        size = self.model.size if isinstance(self.model, PretrainedVl) else None
+        if size is None:
+            return None
+        assert isinstance(self.model, PretrainedVl)
+        width = 2 if self.model.dtype == "bfloat16" else 4
+        stages = [stage for stage in (self.sft, self.second) if stage is not None]
+        whole = any(stage.policy.lora is None for stage in stages)
+        beside = isinstance(self.second, Dpo) and self.second.reference == "model" and whole
+        copies = 1 + beside + 3 * whole
+        return Footprint(states=width * size * copies // shards, activations=0, checkpoint=width * size * 3 * whole)
 
     @property
     def grpo(self) -> PpoConfig:

@@ -129,7 +129,7 @@ def pieces(cfg: TinyVl, data: Papers) -> list[str]:
     tags = [str(number + 1) for number in range(data.figures[1])]
     names, facts = papers.captions(data), papers.fact_sentences(data)
     frame = ['[{"summary":"', '{"summary":"', '","image":', '},{"summary":"', "}]", image_object(NO_FIGURE, "")]
-    frame += [*(f"# {name}\n" for name in PARAGRAPHS), *(f"<{tag}>" for tag in tags)]
+    frame += [*(f"\n# {name}\n" for name in PARAGRAPHS), *(f"<{tag}>" for tag in tags)]
     frame += ["summarise: ", "caption ", "find ", "image: ", "points of ", "list: ", ": ", *PARAGRAPHS, *names]
     if cfg.pieces == "sentences":
         cited = [papers.citing_sentence(name, section) for name in names for section in PARAGRAPHS]

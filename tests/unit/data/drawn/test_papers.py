@@ -49,6 +49,7 @@ def test_every_figure_stands_behind_its_tag_in_order(drawn):
         tags = re.findall(rf"<(\d)>{FIGURE}", paper.text)
         assert tags == [figure.idx for figure in paper.figures] == [str(n + 1) for n in range(len(tags))]
         assert paper.text.count(FIGURE) == len(tags)
+        assert re.findall(r"^# (\w+)$", paper.text, re.MULTILINE) == list(documents.PARAGRAPHS)
         assert 2 <= len(tags) <= 3
         assert len({figure.caption for figure in paper.figures}) == len(tags)
 

@@ -266,6 +266,16 @@ def test_instructions_are_drawn_by_their_weights_after_the_list_of_figures(cfg, 
     assert [row.ids for row in rows(5)] == [row.ids for row in rows(5)]
 
 
+def test_the_memory_of_the_large_ones_is_estimated_where_their_size_is_known():
+    first = load_config("mdocsum-7b-sft").footprint(8)
+    assert first.states == 4 * 4 * 8_291_375_616 // 8
+    second = load_config("mdocsum-7b-dpo", ("model.path=Qwen/Qwen2-VL-7B-Instruct", "second.reference=model"))
+    assert second.footprint(8).states == 5 * 4 * 8_291_375_616 // 8
+    adapters = load_config("mdocsum-7b-sft", ("sft.policy.lora={r: 8}", "model.dtype=bfloat16"))
+    assert adapters.footprint(8).states == 2 * 8_291_375_616 // 8
+    assert load_config("mdocsum-7b-dpo").footprint(8) is None  # the first stage's model is not there yet
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
