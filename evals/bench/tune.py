@@ -2,8 +2,8 @@
 
 Contestants share model, rows, batch, steps and the optimizer's numbers. One thread, process CPU time of the training
 alone: what is tokenized before is not counted for either, what is read while training is, and so are the reference's
-log-probabilities. Rows differ in length as chats do. TRL has its defaults. Ours keeps the reference's log-probabilities
-and pads rows of like length together, since packing does not pay without flash attention.
+log-probabilities. Rows differ in length as chats do. TRL has its defaults. Ours keeps what the reference said, reads
+the prompt of a pair once, and pads rows of like length together: packing does not pay without flash attention.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
 from stepstack.batching.config import BatchLayout
-from stepstack.batching.pairs import Pair, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores
+from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
+from stepstack.batching.reference import cached
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
 from stepstack.config import RunConfig, Save
@@ -146,7 +146,7 @@ def prepared(data: list[Example], folder: Path) -> tuple[Run, Any, Callable[[Exa
         chosen, rejected = (Row(side, prompt, tuple(a), pictures=example.charts) for side, a in enumerate(answers))
         return chosen, rejected
 
-    return run, trainable, rows, BatchLayout(max_tokens=MAX_TOKENS)
+    return run, trainable, rows, BatchLayout(max_tokens=MAX_TOKENS, share_prompts=True)
 
 
 def our_sft(data: list[Example], folder: Path) -> float:
@@ -169,7 +169,7 @@ def our_dpo(data: list[Example], folder: Path) -> float:
         run,
         policy=policy,
         minibatch=lambda step: pair_minibatch(run, stream.take(step), layout),
-        loss=lambda batch: preference.token_loss(PreferenceLoss(), batch, cached_scores),
+        loss=lambda batch: preference.token_loss(PreferenceLoss(), batch, PairMicroBatch.reference),
         steps=len(data) // BATCH,
     )
     return len(pairs) / (time.process_time() - started)

@@ -1,25 +1,32 @@
-"""Log-probabilities of pairs by the model that training starts from, computed once and kept in a file."""
+"""Log-probabilities of pairs by the model that training starts from: computed once and kept in a file, or by that model
+beside the policy."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.progress import track
+from torch import nn
 
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
 from stepstack.batching.rows import Row
 from stepstack.config import ConfigError
+from stepstack.core.adapters import without_adapters
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.records import Picture
 from stepstack.report import jsonl
+from stepstack.tuning.config import DpoStage
 from stepstack.tuning.preference import PairScores
+
+Reference = Callable[[PairMicroBatch], PairScores]
 
 PAIRS_AT_ONCE = 256  # pairs over all processes between two movements of the bar
 
@@ -47,9 +54,36 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
     return [replace(pair, reference=(won, lost)) for pair, (won, lost) in zip(pairs, values, strict=True)]
 
 
-def cached_scores(micro: PairMicroBatch) -> PairScores:
-    """Scores that ``cached`` put into the pairs."""
-    return micro.reference()
+def start_copy(run: Run, module: nn.Module, cfg: DpoStage) -> nn.Module | None:
+    """A frozen copy of a module that is not trained yet, where ``cfg`` wants the start model beside the policy. None
+    where it does not, and where the policy without its adapters is the start model."""
+    beside = cfg.loss.needs_reference and cfg.reference == "model" and cfg.policy.lora is None
+    return run.frozen(copy.deepcopy(module)) if beside else None
+
+
+def with_reference(
+    run: Run,
+    policy: Trainable,
+    pairs: Sequence[Pair],
+    cfg: DpoStage,
+    layout: BatchLayout,
+    start: nn.Module | None,
+) -> tuple[list[Pair], Reference | None]:
+    """(pairs, source of the reference's scores of them), None for a loss without reference. ``start`` is what
+    ``start_copy`` returned before ``policy`` was made. Every process must call it, before the first update."""
+    if not cfg.loss.needs_reference:
+        return list(pairs), None
+    if cfg.reference == "cached":
+        return cached(run, policy, pairs, layout, run.dir / "reference.json"), PairMicroBatch.reference
+
+    @torch.no_grad()
+    def scores(micro: PairMicroBatch) -> PairScores:
+        if start is not None:
+            return micro.scores(start(**micro.tokens.inputs())[0])
+        with without_adapters(policy.unwrapped):
+            return micro.scores(policy.module(**micro.tokens.inputs())[0])
+
+    return list(pairs), scores
 
 
 def _computed(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayout) -> list[tuple[float, float]]:

@@ -1,8 +1,9 @@
 """accelerate's launcher as `stepstack launch` starts it: `python -m stepstack.core.launcher`, then accelerate's words.
 
 It differs in how it ends. SIGTERM goes to the training processes, which save and end, and it waits for them. It ends
-them too when the one that started it is gone. In place of accelerate's and torchrun's tracebacks, which show nothing of
-the training, it has one line; and none after an error that the training process itself has said in one line.
+them too when the one that started it is gone. Among several machines the head's leaves last. In place of accelerate's
+and torchrun's tracebacks, which show nothing of the training, it has one line; and none after an error that the
+training process itself has said in one line.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psutil
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.elastic.utils.store import synchronize
+from torch.distributed.launcher import api as torchrun
 
 from stepstack.core.parent import end_with_parent
 
@@ -27,6 +32,26 @@ USERS_ERROR = 2  # exit status of a training process that has said in one line w
 # Seconds that the processes beside one that failed have to end: they cannot go on, and have nothing to save.
 SECONDS_AFTER_FAILURE = 20
 LOUD = ("agent.server.api", "agent.server.local_elastic_agent", "multiprocessing.api", "multiprocessing.errors")
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent of a machine, but for its end.
+
+    torchrun's agents wait for each other on a store that the head's process holds, and the head may be the first to
+    leave: another that still asks the store then shows a traceback at the end of a run that ended well.
+    """
+
+    def _exit_barrier(self) -> None:
+        """Wait until the training processes of all machines have ended; the head leaves last."""
+        group: Any = self._worker_group  # whose numbers torch types as None, which they are before the start
+        self._in_exit_barrier = True
+        place = group.group_rank, group.group_world_size
+        try:
+            synchronize(self._store, b"", *place, key_prefix="stepstack/ended/", timeout=self._exit_barrier_timeout)
+        except DistError as error:
+            _say(f"this machine is done, another did not say that it is ({str(error).splitlines()[0]})")
+        finally:
+            self._in_exit_barrier = False
 
 
 def main(words: Sequence[str]) -> int:
@@ -38,6 +63,7 @@ def main(words: Sequence[str]) -> int:
     for name in LOUD:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SECONDS_AFTER_FAILURE)
+    torchrun.LocalElasticAgent = Agent  # type: ignore[misc]
     args = launch_command_parser().parse_args(words)
     args.signals_to_handle = "SIGQUIT"  # torchrun's, which would end processes that are saving
     try:

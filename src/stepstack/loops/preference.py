@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from stepstack.batching.pairs import PairMicroBatch, PairMinibatch
+from stepstack.batching.reference import Reference
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
 from stepstack.tuning.config import PreferenceLoss
-from stepstack.tuning.preference import PairScores, figures, preference_loss
+from stepstack.tuning.preference import figures, preference_loss
 
 Loss = Callable[[nn.Module, Any], LossOut]
-Reference = Callable[[PairMicroBatch], PairScores]
 
 # Greatest log-ratio to its reference of a policy that has not been updated: rounding, no more. At the usual beta of 0.1
 # a reward of 1e-5.

@@ -11,15 +11,14 @@ import torch
 
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pairs import Pair, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores
+from stepstack.batching.reference import start_copy, with_reference
 from stepstack.batching.stream import RowStream
 from stepstack.config import ConfigError, Save
-from stepstack.core.adapters import without_adapters
 from stepstack.core.config import AdamW, Lora, TrainableConfig
 from stepstack.core.run import Run
 from stepstack.loops import preference
 from stepstack.models.lm.policy import Policy
-from stepstack.tuning.config import PreferenceLoss
+from stepstack.tuning.config import DpoStage, PreferenceLoss
 from tests import tools
 
 SHAPES = [(3, 4), (3, 6), (2, 5), (2, 2), (5, 5), (5, 1), (4, 9), (4, 3), (2, 7), (2, 8), (1, 3), (1, 5)]
@@ -35,33 +34,19 @@ def pairs() -> list[Pair]:
 
 
 def trained(folder, *, layout=None, cfg=None, policy=SMOOTH, steps=6, stop_after=None, start=0, how="cached") -> Run:
-    cfg = cfg or PreferenceLoss(sft=0.2)
+    kind = DpoStage(steps=steps, batch=4, policy=policy, loss=cfg or PreferenceLoss(sft=0.2), reference=how)
     layout = layout or BatchLayout(max_tokens=10_000)
     run = Run(tools.config(folder, save=Save(every=2)), stop_after=stop_after)
-    trainable = run.trainable("policy", Policy(tools.qwen2()), policy, steps)
-    rows, reference = pairs(), None
-    if how == "cached":
-        rows, reference = cached(run, trainable, rows, layout, run.dir / "reference.json"), cached_scores
-    elif how == "model":
-        before = Policy(tools.qwen2(seed=start))
-
-        @torch.no_grad()
-        def reference(micro):
-            return micro.scores(before(**micro.tokens.inputs())[0])
-
-    elif how == "adapters":
-
-        @torch.no_grad()
-        def reference(micro):
-            with without_adapters(trainable.module):
-                return micro.scores(trainable.module(**micro.tokens.inputs())[0])
-
+    module = Policy(tools.qwen2())
+    beside = start_copy(run, Policy(tools.qwen2(seed=start)), kind)
+    trainable = run.trainable("policy", module, policy, steps)
+    rows, reference = with_reference(run, trainable, pairs(), kind, layout, beside)
     stream = RowStream(rows, 4, seed=0)
     preference.train(
         run,
         policy=trainable,
         minibatch=lambda step: pair_minibatch(run, stream.take(step), layout),
-        loss=lambda batch: preference.token_loss(cfg, batch, reference),
+        loss=lambda batch: preference.token_loss(kind.loss, batch, reference),
         steps=steps,
     )
     return run
@@ -89,7 +74,15 @@ def test_it_begins_at_ln_2_and_winners_gain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", [BatchLayout(max_tokens=40), BatchLayout(pack=True), BatchLayout(pack=True, max_tokens=40)]
+    "layout",
+    [
+        BatchLayout(max_tokens=40),
+        BatchLayout(pack=True),
+        BatchLayout(pack=True, max_tokens=40),
+        BatchLayout(share_prompts=True),
+        BatchLayout(share_prompts=True, max_tokens=40),
+        BatchLayout(share_prompts=True, pack=True),
+    ],
 )
 def test_micro_batches_and_packing_change_nothing(tmp_path, layout):
     whole, cut = trained(tmp_path / "a"), trained(tmp_path / "b", layout=layout)
@@ -115,7 +108,7 @@ def test_every_source_of_the_reference_gives_the_same_run(tmp_path):
     for name, value in weights(runs[0]).items():
         torch.testing.assert_close(weights(runs[1])[name], value, atol=1e-5, rtol=1e-5)
     adapters = TrainableConfig(optim=AdamW(lr=3e-3, eps=1e-4), lora=Lora(r=4))
-    runs = [trained(tmp_path / f"lora-{how}", how=how, policy=adapters) for how in ("cached", "adapters")]
+    runs = [trained(tmp_path / f"lora-{how}", how=how, policy=adapters) for how in ("cached", "model")]
     for name, value in weights(runs[0]).items():
         torch.testing.assert_close(weights(runs[1])[name], value, atol=1e-5, rtol=1e-5)
     assert rows(runs[0])[-1]["policy/chosen_reward"] != 0
@@ -128,7 +121,7 @@ def test_a_start_that_is_not_the_reference_is_refused(tmp_path):
 
 
 def test_simpo_needs_no_reference(tmp_path):
-    first, *_, last = rows(trained(tmp_path, how="none", cfg=PreferenceLoss(type="simpo", beta=2.0), steps=12))
+    first, *_, last = rows(trained(tmp_path, cfg=PreferenceLoss(type="simpo", beta=2.0), steps=12))
     assert last["loss"] < first["loss"]
     assert "policy/chosen_reward" not in last
 
