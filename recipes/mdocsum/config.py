@@ -210,8 +210,6 @@ class Config(RunConfig):
     def __post_init__(self) -> None:
         if self.sft is None and self.second is None:
             raise ValueError("nothing to train: give sft, second, or both")
-        if self.layout.pack:
-            raise ValueError("rows with pictures are not packed: set layout.pack=false")
         for key, weights in (("sft.mix", self.sft.mix if self.sft else None), ("pairs.kinds", self.pairs.kinds)):
             if weights is not None and not any(weights.values()):
                 raise ValueError(f"{key}: all weights are 0")

@@ -65,7 +65,7 @@ def describe(cfg: Config) -> dict[str, Any]:
             facts["pairs"] = ", ".join(name for name, weight in cfg.pairs.kinds.items() if weight)
     return facts | {
         "longest prompt": f"{cfg.prompt.max_tokens} tokens",
-        "micro-batch": f"up to {cfg.layout.max_tokens} tokens, padded",
+        "micro-batch": f"up to {cfg.layout.max_tokens} tokens, {'packed' if cfg.layout.pack else 'padded'}",
         "summaries from": cfg.generator.type,
         "key points judged by": "exact sentences" if cfg.score.judge is None else cfg.score.judge.url,
         "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",

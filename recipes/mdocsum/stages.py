@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from recipes.mdocsum.config import Config, Dpo, MoreSft, PretrainedVl, Sft
@@ -16,10 +13,9 @@ from recipes.mdocsum.data import lesson_rows, load_prompts
 from recipes.mdocsum.model import load_model, placed_at
 from recipes.mdocsum.pairs import gold_rows, load_pairs, row
 from recipes.mdocsum.reward import make_metric
-from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
-from stepstack.batching.reference import cached, cached_scores
+from stepstack.batching.pairs import Pair, pair_minibatch
+from stepstack.batching.reference import start_copy, with_reference
 from stepstack.batching.stream import RowStream
-from stepstack.core.adapters import without_adapters
 from stepstack.core.run import Run, stage
 from stepstack.core.trainable import Trainable
 from stepstack.generation.types import Generator, Prompt
@@ -28,7 +24,6 @@ from stepstack.models.vision.policy import VisionPolicy
 from stepstack.models.vision.processor import Processor
 from stepstack.rl.prompts import PromptSplits, PromptStream
 from stepstack.rl.roles import roles
-from stepstack.tuning.preference import PairScores
 
 Select = Callable[[Trainable], Mapping[str, float]]  # figures of the selection split, with the weights of a role
 
@@ -79,50 +74,28 @@ def fit_second(
     made = [] if gold else load_pairs(run, prompts, generator, processor)
     generator.sleep()
     steps = kind.updates(len(prompts) if gold else len(made))
-    copied = isinstance(kind, Dpo) and kind.loss.needs_reference and kind.reference == "model" and not kind.policy.lora
-    beside = VisionPolicy(copy.deepcopy(lm), processor.patcher, processor.banned) if copied else None
-    policy = run.trainable("policy", VisionPolicy(lm, processor.patcher, processor.banned), kind.policy, steps)
+    module = VisionPolicy(lm, processor.patcher, processor.banned)
+    start = start_copy(run, module, kind) if isinstance(kind, Dpo) else None
+    policy = run.trainable("policy", module, kind.policy, steps)
+    evaluate = partial(select, policy)
     winners = [row(place, prompts[pair.prompt], pair.chosen) for place, pair in enumerate(made)]
     if isinstance(kind, MoreSft):
         rows = RowStream(gold_rows(cfg, prompts, processor) if gold else winners, kind.batch, cfg.seed)
-        supervised.train(
-            run, policy=policy, rows=rows.take, steps=steps, layout=cfg.layout, evaluate=partial(select, policy)
-        )
+        supervised.train(run, policy=policy, rows=rows.take, steps=steps, layout=cfg.layout, evaluate=evaluate)
         return policy
     losers = [row(place, prompts[pair.prompt], pair.rejected) for place, pair in enumerate(made)]
     pairs = [Pair(place, *both) for place, both in enumerate(zip(winners, losers, strict=True))]
-    return fit_pairs(run, kind, policy, pairs, None if beside is None else run.frozen(beside), select)
-
-
-def fit_pairs(
-    run: Run[Config], kind: Dpo, policy: Trainable, pairs: list[Pair], beside: nn.Module | None, select: Select
-) -> Trainable:
-    """DPO; ``beside`` is the frozen start model, where it is kept beside the policy."""
-    layout = run.config.layout
-    reference: Callable[[PairMicroBatch], PairScores] | None = None
-    if kind.loss.needs_reference and kind.reference == "cached":
-        pairs, reference = cached(run, policy, pairs, layout, run.dir / "reference.json"), cached_scores
-    elif kind.loss.needs_reference:
-        reference = partial(scores_of_start, policy, beside)
-    stream = RowStream(pairs, kind.batch, run.config.seed)
+    pairs, reference = with_reference(run, policy, pairs, kind, cfg.layout, start)
+    stream = RowStream(pairs, kind.batch, cfg.seed)
     preference.train(
         run,
         policy=policy,
-        minibatch=lambda step: pair_minibatch(run, stream.take(step), layout),
+        minibatch=lambda step: pair_minibatch(run, stream.take(step), cfg.layout),
         loss=lambda batch: preference.token_loss(kind.loss, batch, reference),
-        steps=kind.updates(len(pairs)),
-        evaluate=partial(select, policy),
+        steps=steps,
+        evaluate=evaluate,
     )
     return policy
-
-
-@torch.no_grad()
-def scores_of_start(policy: Trainable, beside: nn.Module | None, micro: PairMicroBatch) -> PairScores:
-    """Log-probabilities by the start model: by a frozen copy, or by the policy without its adapters."""
-    if beside is not None:
-        return micro.scores(beside(**micro.tokens.inputs())[0])
-    with without_adapters(policy.unwrapped):
-        return micro.scores(policy.module(**micro.tokens.inputs())[0])
 
 
 def fit_grpo(

@@ -280,7 +280,6 @@ def test_the_memory_of_the_large_ones_is_estimated_where_their_size_is_known():
     ("words", "message"),
     [
         (("sft=null", "second=null"), "nothing to train"),
-        (("layout.pack=true",), "not packed"),
         (("pairs.kinds={sampled: 0}",), "pairs.kinds: all weights are 0"),
         (("data={type: folder, folder: x}",), "drawn papers alone"),
         (("sft.epochs=1",), "epochs or its steps"),
