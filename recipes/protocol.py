@@ -78,7 +78,7 @@ class RecipeOfRows(Recipe[C], Protocol[C]):
 
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _chat: RecipeOfRows[ChatConfig] = chat
-    _mdocsum: Recipe[MDocSumConfig] = mdocsum
+    _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
     _orz: Recipe[OrzConfig] = orz
     _perception: Recipe[PerceptionConfig] = perception
     _steplaw: Recipe[SteplawConfig] = steplaw

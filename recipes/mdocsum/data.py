@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from data.drawn import papers
 from data.drawn.papers import Papers
 from data.drawn.splits import SPLITS, Split
 from data.media.documents import Document
 from data.sets import mdocsum
-from recipes.mdocsum.config import Config, Control, FolderData, Instruction, Sft
+from recipes.mdocsum.config import Config, Control, FolderData, Instruction, LabelNoise, Sft
 from recipes.mdocsum.prompt import END, Lesson, encode, lesson, request_of, special_ids, text_ids
 from stepstack.batching.rows import Row
 from stepstack.config import ROOT, ConfigError
 from stepstack.models.vision.processor import Processor
 from stepstack.records import Problem
+from stepstack.report.tokens import ShownRow, readable
 from stepstack.rl.prompts import PromptSplits
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,23 @@ def lesson_rows(
         return drawn
 
     return batch
+
+
+def shown_rows(cfg: Config, processor: Processor, count: int) -> Iterator[ShownRow]:
+    """The first papers, each with the next instruction of the mix, as they are learned."""
+    kinds: list[Instruction] = ["summary"]
+    noise = LabelNoise()
+    if cfg.sft is not None:
+        kinds, noise = [kind for kind, weight in cfg.sft.mix.items() if weight], cfg.sft.label_noise
+    decode = processor.tokenizer.decode
+    for place, document in enumerate(documents(cfg, "train")[:count]):
+        kind = kinds[place % len(kinds)]
+        asked = lesson(document, kind, cfg.prompt, noise, random.Random(f"{cfg.seed}-{place}"))
+        row = row_of(place, asked, document, processor, cfg)
+        learned = set(row.learned)
+        marks = [*(False for _ in row.prompt_ids), *(at in learned for at in range(len(row.ids)))]
+        tokens = readable(lambda ids: str(decode(ids)), [*row.prompt_ids, *row.ids], marks)
+        yield ShownRow(f"{document.name}, {kind}", tuple(tokens))
 
 
 def shuffled(rows: Sequence[Document], batch: int, step: int, seed: int) -> list[Document]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, Sft
-from recipes.mdocsum.data import load_prompts, prepare
-from recipes.mdocsum.model import base_model, load_model, open_engine, sampler
+from data.drawn.papers import Papers
+from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, PretrainedVl, Sft, TinyVl
+from recipes.mdocsum.data import load_prompts, prepare, shown_rows
+from recipes.mdocsum.model import base_model, load_model, load_processor, open_engine, sampler, untrained
 from recipes.mdocsum.report import write_report
 from recipes.mdocsum.reward import make_metric, watched
 from recipes.mdocsum.stages import first_stage, fit_grpo, fit_lessons, fit_second
@@ -15,8 +17,9 @@ from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
+from stepstack.report.tokens import ShownRow
 
-__all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:
@@ -50,6 +53,17 @@ def train(run: Run[Config]) -> None:
     measure(run, "after", engine, str(folder), tasks(cfg))
     report_outcome(run, write_report)
     run.finish()
+
+
+def show_rows(cfg: Config, count: int) -> Iterator[ShownRow]:
+    """The first rows of instruction tuning, token by token."""
+    match cfg.model:
+        case TinyVl() as kind:
+            assert isinstance(cfg.data, Papers)
+            processor = untrained(kind, cfg.data, cfg.seed)[1]
+        case PretrainedVl() as kind:
+            processor = load_processor(kind)
+    return shown_rows(cfg, processor, count)
 
 
 def describe(cfg: Config) -> dict[str, Any]:

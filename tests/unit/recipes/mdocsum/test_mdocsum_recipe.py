@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data.media.documents import FIGURE, Document, Figure
-from recipes.mdocsum import data, model, pairs, prompt, reward, tasks
+from recipes.mdocsum import data, model, pairs, prompt, recipe, reward, tasks
 from recipes.mdocsum.config import CONTROLS, INSTRUCTIONS, PAIR_KINDS, LabelNoise, PromptConfig
 from recipes.protocol import load_config
 from stepstack.generation.types import Answer, EngineError, Rollout
@@ -274,6 +274,14 @@ def test_the_memory_of_the_large_ones_is_estimated_where_their_size_is_known():
     adapters = load_config("mdocsum-7b-sft", ("sft.policy.lora={r: 8}", "model.dtype=bfloat16"))
     assert adapters.footprint(8).states == 2 * 8_291_375_616 // 8
     assert load_config("mdocsum-7b-dpo").footprint(8) is None  # the first stage's model is not there yet
+
+
+def test_rows_are_shown_with_what_is_learned(cfg):
+    rows = list(recipe.show_rows(cfg, 3))
+    assert [row.title for row in rows] == ["paper 0, summary", "paper 1, figures", "paper 2, section"]
+    learned = "".join(text for text, learns in rows[0].tokens if learns)
+    assert documents.parse(learned).complete
+    assert not any(learns for text, learns in rows[1].tokens if "shows its" in text)
 
 
 @pytest.mark.parametrize(
