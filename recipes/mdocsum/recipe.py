@@ -32,8 +32,11 @@ def train(run: Run[Config]) -> None:
     prompts = load_prompts(cfg, processor)
     run.reseed()
     generator, engine = sampler(run, lm, processor, place)
-    measure(run, "before", engine, place.path, tasks(cfg))
     metric = make_metric(cfg)
+
+    def begin(policy: Trainable) -> None:
+        generator.load(policy.named_weights(), version=0)
+        measure(run, "before", engine, place.path, tasks(cfg))
 
     def select(policy: Trainable) -> dict[str, float]:
         generator.load(policy.named_weights(), version=policy.updates)
@@ -43,11 +46,11 @@ def train(run: Run[Config]) -> None:
     match cfg.second:
         case None:
             assert cfg.sft is not None
-            inner, policy = run, fit_lessons(run, cfg.sft, lm, processor, prompts, select)
+            inner, policy = run, fit_lessons(run, cfg.sft, lm, processor, prompts, begin, select)
         case GrpoStage():
-            inner, policy = fit_grpo(run, lm, processor, generator, prompts, select)
+            inner, policy = fit_grpo(run, lm, processor, generator, prompts, begin, select)
         case kind:
-            inner, policy = run, fit_second(run, kind, lm, processor, generator, prompts.train, select)
+            inner, policy = run, fit_second(run, kind, lm, processor, generator, prompts.train, begin, select)
     generator.load(policy.named_weights(), version=policy.updates)
     folder = inner.export(policy.role, run.dir / "model", processor)
     measure(run, "after", engine, str(folder), tasks(cfg))

@@ -25,6 +25,7 @@ from stepstack.models.vision.processor import Processor
 from stepstack.rl.prompts import PromptSplits, PromptStream
 from stepstack.rl.roles import roles
 
+Begin = Callable[[Trainable], None]  # the sampler gets the start model's weights, and it is evaluated
 Select = Callable[[Trainable], Mapping[str, float]]  # figures of the selection split, with the weights of a role
 
 
@@ -47,12 +48,14 @@ def fit_lessons(
     lm: PreTrainedModel,
     processor: Processor,
     prompts: PromptSplits,
+    begin: Begin = lambda policy: None,
     select: Select | None = None,
 ) -> Trainable:
     """Instruction tuning on the training papers."""
     papers = [prompt.problem.meta["document"] for prompt in prompts.train]
     steps = kind.updates(len(papers))
     policy = run.trainable("policy", VisionPolicy(lm, processor.patcher, processor.banned), kind.policy, steps)
+    begin(policy)
     rows = lesson_rows(run.config, kind, papers, processor, steps)
     evaluate = None if select is None else partial(select, policy)
     supervised.train(run, policy=policy, rows=rows, steps=steps, layout=run.config.layout, evaluate=evaluate)
@@ -66,17 +69,20 @@ def fit_second(
     processor: Processor,
     generator: Generator,
     prompts: list[Prompt],
+    begin: Begin,
     select: Select,
 ) -> Trainable:
     """DPO on pairs, or SFT on their winners or on gold answers of the same papers."""
     cfg, prompts = run.config, prompts[: run.config.pairs.papers]
     gold = isinstance(kind, MoreSft) and kind.answers == "gold"
-    made = [] if gold else load_pairs(run, prompts, generator, processor)
-    generator.sleep()
-    steps = kind.updates(len(prompts) if gold else len(made))
     module = VisionPolicy(lm, processor.patcher, processor.banned)
     start = start_copy(run, module, kind) if isinstance(kind, Dpo) else None
-    policy = run.trainable("policy", module, kind.policy, steps)
+    policy = run.trainable("policy", module, kind.policy, total_updates=1)
+    begin(policy)
+    made = [] if gold else load_pairs(run, prompts, generator, processor)
+    generator.sleep()
+    # Known only now: pairs are sampled by the policy.
+    steps = policy.total_updates = kind.updates(len(prompts) if gold else len(made))
     evaluate = partial(select, policy)
     winners = [row(place, prompts[pair.prompt], pair.chosen) for place, pair in enumerate(made)]
     if isinstance(kind, MoreSft):
@@ -104,6 +110,7 @@ def fit_grpo(
     processor: Processor,
     generator: Generator,
     prompts: PromptSplits,
+    begin: Begin,
     select: Select,
 ) -> tuple[Run[Any], Trainable]:
     """GRPO on the score, as a stage of its own in runs/<name>/grpo."""
@@ -117,5 +124,6 @@ def fit_grpo(
         prompts=PromptStream(prompts.train, cfg.seed),
         reward=make_metric(cfg),
         evaluate=partial(select, models.actor),
+        before=lambda: begin(models.actor),
     )
     return inner, models.actor
