@@ -161,6 +161,15 @@ def test_eval_of_the_exported_model_says_the_same(trained):
 
 
 @pytest.mark.slow
+def test_checkpoints_are_evaluated(trained):
+    reset()
+    words = ["mdocsum-tiny", f"dir={trained.parent}", f"name={trained.name}", *DPO]
+    assert cli.main(["eval", *words, "--checkpoints", "--tasks", "select"]) == 0
+    scored = list(trained.glob("evals/checkpoints/step-*/select*/result.json"))
+    assert [json.loads(file.read_text())["step"] for file in sorted(scored)] == [2, 3]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["mdocsum-tiny-gold", "mdocsum-tiny-chosen", "mdocsum-tiny-grpo"])
 def test_what_stands_beside_dpo_trains_from_the_same_start(trained, tmp_path, monkeypatch, config):
     """The first stage is the same, bit for bit, so that the second ones can be compared."""
