@@ -56,6 +56,7 @@ SHORT: dict[Instruction, str] = {
     "key_points": "points of {name}: ",
     "figures": "list: ",
 }
+ABOUT_FIGURES = ("captioning", "retrieval", "figures")
 LOOK_UPS = 4  # references that a tiny model looks up behind its list of figures
 
 
@@ -73,11 +74,15 @@ def request_of(document: Document, cfg: PromptConfig) -> Pictured:
 
 
 def lesson(document: Document, kind: Instruction, cfg: PromptConfig, noise: LabelNoise, rng: random.Random) -> Lesson:
-    """An instruction of a kind about a paper, with the answer of a reference that errs by ``noise``."""
+    """An instruction of a kind about a paper, with the answer of a reference that errs by ``noise``. A paper without
+    figures is summarised where a kind asks about one."""
     gold = document.gold
+    if not document.figures and kind in ABOUT_FIGURES:
+        return summary_lesson(document, gold.paragraphs, cfg)
     number = rng.randrange(len(gold.paragraphs))
     name, paragraph = PARAGRAPHS[number], gold.paragraphs[number]
-    figure = rng.choice(document.figures)
+    slots = {"name": name, "about": ABOUT[name], "summary": paragraph.summary}
+    figure = rng.choice(document.figures) if document.figures else None
     match kind:
         case "summary":
             return summary_lesson(document, mislabelled(document, noise, rng), cfg)
@@ -85,6 +90,8 @@ def lesson(document: Document, kind: Instruction, cfg: PromptConfig, noise: Labe
             [paragraph] = _mislabel([paragraph], document, noise, rng)
             answer = documents.write([paragraph])[1:-1]
         case "captioning" | "retrieval":
+            assert figure is not None
+            slots |= {"idx": figure.idx, "caption": figure.caption}
             answer = documents.image_object(figure.idx, figure.caption)
         case "choice":
             [chosen] = _mislabel([paragraph], document, noise, rng)
@@ -93,9 +100,7 @@ def lesson(document: Document, kind: Instruction, cfg: PromptConfig, noise: Labe
             answer = " ".join(paragraph.points)
         case "figures":
             return _figures_lesson(document, cfg, rng)
-    slots = {"name": name, "about": ABOUT[name], "idx": figure.idx, "caption": figure.caption}
-    request = _request(document, kind, cfg, summary=paragraph.summary, **slots)
-    return Lesson(request, ((answer, 1.0),))
+    return Lesson(_request(document, kind, cfg, **slots), ((answer, 1.0),))
 
 
 def summary_lesson(document: Document, paragraphs: Sequence[Paragraph], cfg: PromptConfig) -> Lesson:

@@ -83,6 +83,18 @@ def test_every_instruction_has_an_answer_that_follows_from_the_reference(cfg, pr
             assert said.startswith("".join(image_object(f.idx, f.caption) for f in paper.figures))
 
 
+@pytest.mark.parametrize("kind", INSTRUCTIONS)
+def test_a_paper_without_figures_is_asked_about_too(cfg, processor, kind):
+    gold = SummaryGold(tuple(Paragraph(f"Nothing to see in {n}.") for n in "abcd"), {})
+    paper = Document(0, "bare", "Nothing.", (), gold)
+    asked = prompt.lesson(paper, kind, PromptConfig(), LabelNoise(first=0.5, random=0.5), random.Random(0))
+    row = data.row_of(0, asked, paper, processor, cfg)
+    assert row.pictures == ()
+    assert processor.image_token not in row.prompt_ids
+    if kind in prompt.ABOUT_FIGURES:
+        assert documents.score(asked.answer[0][0], gold)["total"] == 1.0
+
+
 def test_a_reference_is_a_single_token_of_the_tiny_model(cfg, processor, papers):
     lesson = prompt.lesson(papers[0], "figures", cfg.prompt, CLEAN, random.Random(0))
     row = data.row_of(0, lesson, papers[0], processor, cfg)
