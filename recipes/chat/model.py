@@ -22,7 +22,7 @@ from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.user_code import resolve_path
 
-PIECES = ("user\n", "assistant\n", "Not ", "Sure?", ", no", ", yes")
+PIECES = ("user\n", "assistant\n", "So ", "Sure?", ", no", ", yes")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

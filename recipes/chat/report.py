@@ -10,6 +10,7 @@ from stepstack.harness.training import outcome
 CURVES = {
     "Loss": ("loss", "eval/loss"),
     "Log-probability of winners and losers, nats per answer": ("policy/chosen_logp", "policy/rejected_logp"),
+    "The same of held-out pairs": ("eval/chosen_logp", "eval/rejected_logp"),
     "Rewards of winners and losers": ("policy/chosen_reward", "policy/rejected_reward"),
     "Winners above losers": ("policy/right", "eval/right"),
     "Held-out questions answered right": ("eval/accuracy",),

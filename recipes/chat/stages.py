@@ -45,7 +45,8 @@ def sft(
 def dpo(
     run: Run[Config], cfg: DpoStage, lm: PreTrainedModel, encoder: ChatEncoder, before: Before, watch: Watch
 ) -> Trainable:
-    """Learn preferences; the loss of held-out pairs, and how many are in the right order, are watched."""
+    """Learn preferences. Of held-out pairs the loss, how many are in the right order, and the log-probabilities of
+    winners and losers are watched."""
     pairs, layout = load_pairs(run.config, encoder), run.config.layout
     learned, held_out = pairs.train.rows, pairs.select.rows
     steps = cfg.updates(len(learned))
@@ -59,7 +60,8 @@ def dpo(
     def evaluate() -> Mapping[str, float]:
         batch = pair_minibatch(run, held_out, layout)
         metrics = policy.measure(batch.micros, preference.token_loss(cfg.loss, batch, reference), batch.pairs)
-        return {**{f"eval/{name}": metrics[f"policy/{name}"] for name in ("loss", "right")}, **watch(policy)}
+        kept = {f"eval/{name}": metrics[f"policy/{name}"] for name in ("loss", "right", "chosen_logp", "rejected_logp")}
+        return {**kept, **watch(policy)}
 
     stream = RowStream(learned, cfg.batch, run.config.seed)
     preference.train(

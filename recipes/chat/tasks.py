@@ -21,8 +21,8 @@ from stepstack.records import Problem
 LABELS = {
     "sum": "sums right",
     "check": "reckons again",
-    "firm": "firm at a wrong doubt",
-    "accept": "accepts a right one",
+    "firm": "firm at a wrong claim",
+    "agree": "agrees to a right one",
 }
 
 

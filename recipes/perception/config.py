@@ -13,7 +13,7 @@ from data.drawn.splits import SPLITS
 from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
 from data.prepare.manifest import MANIFEST
-from stepstack.config import ROOT, ConfigError, Fraction, Strict
+from stepstack.config import ROOT, ConfigError, Footprint, Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained
@@ -204,3 +204,9 @@ class Config(PpoConfig):
         ):  # one of another version is refused where data is read: here it must not bar preparing anew
             names |= json.loads(manifest.read_text(encoding="utf-8")).get("evals", {}).keys()
         return (*SPLITS, *(f"{self.data.set}_{name}" for name in sorted(names)))
+
+    def footprint(self, shards: int) -> Footprint | None:
+        """A frozen tower is counted as if it were trained."""
+        if isinstance(self.model, TinyVl) or self.model.size is None:
+            return None
+        return self.footprint_of(self.model.size, 2 if self.model.dtype == "bfloat16" else 4, shards)

@@ -69,7 +69,7 @@ def test_held_out_dialogues_are_answered_before_and_after(both):
     for when in ("before", "after"):
         result = json.loads(next((both / "evals" / when).glob("*/result.json")).read_text())
         names = [metric["name"] for metric in result["metrics"]]
-        assert names == ["greedy", "sums right", "reckons again", "firm at a wrong doubt", "accepts a right one"]
+        assert names == ["greedy", "sums right", "reckons again", "firm at a wrong claim", "agrees to a right one"]
         assert result["samples"] == 24
     assert cli.main(["eval", "chat-tiny", *SMALL, f"dir={both.parent}", "name=both", "--limit", "4"]) == 0
 

@@ -79,6 +79,20 @@ SWEEP = (
     "optim={type: adamw, eps: 1e-3}",
     "trackers=[]",
 )
+CHATS = (
+    "model={hidden: 48, layers: 2, intermediate: 96}",
+    "data.train=120",
+    "data.pairs=24",
+    "data.select=8",
+    "data.test=8",
+    "sft.steps=4",
+    "dpo.steps=2",
+    "dpo.batch=8",
+    f"sft.policy.optim={SMOOTH}",
+    f"dpo.policy.optim={SMOOTH}",
+    "eval_every=2",
+    "trackers=[]",
+)
 
 
 def alone(run: Path, config: str, *words: str) -> Path:
@@ -202,3 +216,13 @@ def test_steplaw(tmp_path):
     losses = [[float(row["loss"]) for row in csv.DictReader((run / "sweep.csv").open())] for run in (one, two)]
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("words", [("dpo.reference=cached",), ("dpo.reference=model", "dpo.policy.lora={r: 2}")])
+def test_chat(tmp_path, words):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "chat-tiny", *CHATS, *words)
+    sharded(two, "chat-tiny", *CHATS, *words)
+    follows(one / "sft", two / "sft")
+    follows(one, two)
+    assert apart(one, two) < 1e-5
