@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from recipes.chat import recipe as chat
     from recipes.chat.config import Config as ChatConfig
+    from recipes.mdocsum import recipe as mdocsum
+    from recipes.mdocsum.config import Config as MDocSumConfig
     from recipes.orz import recipe as orz
     from recipes.orz.config import Config as OrzConfig
     from recipes.perception import recipe as perception
@@ -76,6 +78,7 @@ class RecipeOfRows(Recipe[C], Protocol[C]):
 
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _chat: RecipeOfRows[ChatConfig] = chat
+    _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
     _orz: Recipe[OrzConfig] = orz
     _perception: Recipe[PerceptionConfig] = perception
     _steplaw: Recipe[SteplawConfig] = steplaw

@@ -49,6 +49,28 @@ PICTURES = (
     "trackers=[]",
     "evals=[test]",
 )
+PAPERS = (
+    "save.every=1",
+    "trackers=[]",
+    "evals=[test]",
+    "eval_every=1",
+    "model.hidden=48",
+    "model.layers=2",
+    "data.train=40",
+    "data.select=4",
+    "data.test=8",
+    "sft.steps=3",
+    "sft.batch=6",
+    f"sft.policy.optim={SMOOTH}",
+    "pairs.papers=12",
+    "pairs.margin=0.0",
+    "pairs.kinds={sampled: 1, similar: 1, none: 1, number: 1}",
+    "pairs.sampling={n: 2, max_tokens: 24}",
+    "score.max_tokens=24",
+    "second.steps=3",
+    "second.batch=5",
+    f"second.policy.optim={SMOOTH}",
+)
 SWEEP = (
     "lr=[0.01, 0.02]",
     "batch=[8]",
@@ -172,6 +194,17 @@ def test_perception(tmp_path, config):
     alone(one, config, *PICTURES)
     sharded(two, config, *PICTURES)
     follows(one / "base", two / "base")
+    follows(one, two)
+    assert apart(one, two) < 1e-5
+
+
+def test_mdocsum(tmp_path):
+    """Both stages, the pairs being sampled by both processes from the sharded first stage's model."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "mdocsum-tiny", *PAPERS)
+    sharded(two, "mdocsum-tiny", *PAPERS)
+    follows(one / "sft", two / "sft")
+    assert (one / "pairs.jsonl").read_text() == (two / "pairs.jsonl").read_text()
     follows(one, two)
     assert apart(one, two) < 1e-5
 

@@ -17,6 +17,7 @@ SIZES = {  # parameters of the models of configs/, by hub name
     "Qwen/Qwen2.5-32B": 32_763_876_352,
     "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
 }
 FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolation (docs/clusters.md)")
 
