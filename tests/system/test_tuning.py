@@ -35,6 +35,43 @@ def alone(tmp_path_factory) -> Path:
     return run
 
 
+PAPERS = str(ROOT / "configs" / "mdocsum-tiny.yaml")
+PICTURES = (
+    *("model.hidden=48", "model.layers=2", "model.intermediate=64", "model.tower=32"),
+    *("data.train=24", "data.select=4", "data.test=6", "pairs.papers=10", "pairs.margin=0.0"),
+    "pairs.kinds={similar: 1, exchanged: 1, none: 1}",  # not samples, which a rounding may change
+    *("pairs.sampling={n: 2, max_tokens: 8}", "score.max_tokens=8"),
+    *("sft.steps=4", "sft.batch=8", f"sft.policy.optim={SMOOTH}"),
+    *("second.steps=4", "second.batch=6", f"second.policy.optim={SMOOTH}"),
+    *("eval_every=2", "save.every=2", "evals=[test]", "trackers=[]"),
+)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory) -> Path:
+    """Both stages of a model with eyes by one process."""
+    run = tmp_path_factory.mktemp("papers") / "q"
+    ok(train(run, *PICTURES, config=PAPERS, report=True))
+    return run
+
+
+@pytest.mark.parametrize("ranks", [train_ranks, fsdp.train], ids=["ddp", "fsdp2"])
+def test_with_pictures_two_processes_follow_one(papers, tmp_path, ranks):
+    run = tmp_path / "q"
+    for ended in ranks(run, 2, *PICTURES, config=PAPERS, report=True):
+        ok(ended)
+    follows(run, papers)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_with_pictures_killed_and_resumed_it_is_the_same_run(papers, tmp_path, stage):
+    run = tmp_path / "q"
+    hook = (hooks.signal_in_stage, stage, 3, signal.SIGKILL)
+    assert train(run, *PICTURES, config=PAPERS, report=True, hooks=[hook]).code == -signal.SIGKILL
+    ok(train(run, *PICTURES, config=PAPERS, report=True))
+    same(run, papers)
+
+
 def follows(run: Path, one: Path) -> None:
     """Metrics and exported weights are those of one process, but for rounding."""
     for part in ("sft", "."):
@@ -46,6 +83,14 @@ def follows(run: Path, one: Path) -> None:
         weights = load_file(one / part / "model" / "model.safetensors")
         for name, value in load_file(run / part / "model" / "model.safetensors").items():
             assert (value - weights[name]).abs().max() < 1e-5, (part, name)
+
+
+def same(run: Path, one: Path) -> None:
+    """Metrics and exported weights are equal to the bit."""
+    for part in ("sft", "."):
+        assert differences(rows(run / part), rows(one / part)) == []
+        a, b = (load_file(folder / part / "model" / "model.safetensors") for folder in (run, one))
+        assert differences(a, b) == []
 
 
 def test_it_learns_something(alone):
@@ -92,10 +137,7 @@ def test_killed_in_a_stage_and_resumed_it_is_the_same_run(alone, tmp_path, stage
     assert (run / "sft" / "model").is_dir() == (stage == "dpo")
     resumed = ok(train(run, *SMALL, config=CHAT, report=True))
     assert "resumed from" in resumed.err
-    for part in ("sft", "."):
-        assert differences(rows(run / part), rows(alone / part)) == []
-        a, b = (load_file(folder / part / "model" / "model.safetensors") for folder in (run, alone))
-        assert differences(a, b) == []
+    same(run, alone)
 
 
 def test_a_reference_of_other_weights_is_one_error(alone, tmp_path):
