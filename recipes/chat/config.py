@@ -16,7 +16,7 @@ from stepstack.generation.types import Sampling
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.vision.config import PretrainedVl
 from stepstack.planning.steplaw.count import count
-from stepstack.tuning.config import DpoStage, SftStage
+from stepstack.tuning.config import DpoStage, SftStage, tuning_footprint
 
 CHAT = "make setup EXTRAS=chat"
 
@@ -129,7 +129,4 @@ class Config(RunConfig):
             return None
         width = 2 if isinstance(self.model, Pretrained) and self.model.dtype == "bfloat16" else 4
         stages = [stage for stage in (self.sft, self.dpo) if stage is not None]
-        whole = max(1 if stage.policy.lora is None else 0 for stage in stages)
-        beside = self.dpo is not None and self.dpo.reference == "model" and self.dpo.policy.lora is None
-        size = width * self.model.size
-        return Footprint(states=size * (1 + 3 * whole + beside) // shards, activations=0, checkpoint=size * 3 * whole)
+        return tuning_footprint(width * self.model.size, shards, stages)

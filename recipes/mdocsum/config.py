@@ -14,9 +14,9 @@ from stepstack.config import Footprint, Fraction, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
-from stepstack.models.lm.config import Pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.rl.config import Grpo, PpoConfig, RolloutConfig
-from stepstack.tuning.config import DpoStage, SftStage
+from stepstack.tuning.config import DpoStage, SftStage, tuning_footprint
 
 Instruction = Literal["summary", "section", "captioning", "retrieval", "choice", "key_points", "figures"]
 INSTRUCTIONS: tuple[Instruction, ...] = get_args(Instruction)
@@ -47,18 +47,6 @@ class TinyVl(Strict):
     pieces: Literal["sentences", "words"] = "sentences"
     """Longest pieces of the tokenizer: sentences (and a figure with its caption), so that a reference is looked up in
     one step, or words, so that it takes two."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainedVl(Pretrained):
-    """A vision-language model by hub name or local path."""
-
-    min_pixels: PositiveInt = 3136
-    """Least pixels of a figure; a smaller one is enlarged."""
-    max_pixels: PositiveInt = 200_704
-    """Most pixels of a figure; a larger one is reduced. A token is 28 x 28 of them: 200704 are 256 tokens."""
-    freeze: Literal["none", "tower"] = "tower"
-    """Part that is not trained; tower trains the language model alone (adapters: policy.lora)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,16 +211,11 @@ class Config(RunConfig):
     def footprint(self, shards: int) -> Footprint | None:
         """Footprint of the larger stage; a frozen tower is counted as if it were trained. Activations and the engine
         come on top."""
-        size = self.model.size if isinstance(self.model, PretrainedVl) else None
-        if size is None:
+        if isinstance(self.model, TinyVl) or self.model.size is None:
             return None
-        assert isinstance(self.model, PretrainedVl)
         width = 2 if self.model.dtype == "bfloat16" else 4
         stages = [stage for stage in (self.sft, self.second) if stage is not None]
-        whole = any(stage.policy.lora is None for stage in stages)
-        beside = isinstance(self.second, Dpo) and self.second.reference == "model" and whole
-        copies = 1 + beside + 3 * whole
-        return Footprint(states=width * size * copies // shards, activations=0, checkpoint=width * size * 3 * whole)
+        return tuning_footprint(width * self.model.size, shards, stages)
 
     @property
     def grpo(self) -> PpoConfig:

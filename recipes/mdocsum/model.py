@@ -7,22 +7,16 @@ writes it. A model of this size did not learn references that take two steps (do
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import PreTrainedModel
 
 from data.drawn import papers
 from data.drawn.papers import Papers
-from recipes.mdocsum.config import Config, PretrainedVl, TinyVl
+from recipes.mdocsum.config import Config, TinyVl
 from recipes.mdocsum.prompt import encode
 from stepstack.core.run import Run
 from stepstack.generation.build import build_generator
@@ -30,8 +24,11 @@ from stepstack.generation.prompts import Pictured
 from stepstack.generation.types import EngineError, Generator, Prompt
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, engine_of, open_generator
-from stepstack.models.lm import pretrained, tiny
+from stepstack.models.lm import tiny
+from stepstack.models.vision import pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.models.vision.policy import ImagePatcher
+from stepstack.models.vision.pretrained import load_processor, tiny_at
 from stepstack.models.vision.processor import Processor
 from stepstack.scoring.documents import NO_FIGURE, PARAGRAPHS, image_object
 
@@ -46,36 +43,19 @@ def base_model(run: Run[Config]) -> PretrainedVl:
             assert isinstance(cfg.data, Papers)
             folder = run.dir / "base" / "model"
             run.save_once(folder, partial(untrained, kind, cfg.data, cfg.seed))
-            return tiny_at(folder)
+            return tiny_at(folder, PATCH)
         case PretrainedVl() as kind:
             return kind
 
 
 def placed_at(cfg: Config, folder: Path) -> PretrainedVl:
     """A model folder that a run of this config has made."""
-    return dataclasses.replace(cfg.model, path=str(folder)) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder)
-
-
-def tiny_at(folder: Path) -> PretrainedVl:
-    """A tiny model in ``folder``; its figures are taken as they are."""
-    return PretrainedVl(path=str(folder), min_pixels=(2 * PATCH) ** 2, max_pixels=1 << 22, freeze="none")
+    return cfg.model.moved(folder) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder, PATCH)
 
 
 def load_model(run: Run[Config], place: PretrainedVl) -> tuple[PreTrainedModel, Processor]:
-    auto = AutoModelForImageTextToText
-    lm = run.load(lambda: pretrained.load(place, auto), lambda: pretrained.skeleton(place, auto))
-    if place.freeze == "tower":
-        lm.model.visual.requires_grad_(False)
+    lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
     return lm, load_processor(place)
-
-
-def load_processor(place: PretrainedVl) -> Processor:
-    """The tokenizer, and the image processor by its class: the automatic one asks for torchvision."""
-    tokenizer = AutoTokenizer.from_pretrained(place.path, revision=place.revision)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(
-        place.path, revision=place.revision or "main", min_pixels=place.min_pixels, max_pixels=place.max_pixels
-    )
-    return Processor(tokenizer, ImagePatcher(processor))
 
 
 def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:
@@ -110,7 +90,7 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
         place,
         device,
         processor.tokenizer,
-        auto=AutoModelForImageTextToText,
+        auto=pretrained.AUTO,
         processor=processor,
         prompt=prompt_builder(cfg, processor),
     )

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.drawn.papers import Papers
-from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, PretrainedVl, Sft, TinyVl
+from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, Sft, TinyVl
 from recipes.mdocsum.data import load_prompts, prepare, shown_rows
-from recipes.mdocsum.model import base_model, load_model, load_processor, open_engine, sampler, untrained
+from recipes.mdocsum.model import base_model, load_model, open_engine, sampler, untrained
 from recipes.mdocsum.report import write_report
 from recipes.mdocsum.reward import make_metric, watched
 from recipes.mdocsum.stages import first_stage, fit_grpo, fit_lessons, fit_second
@@ -17,6 +17,8 @@ from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
+from stepstack.models.vision.config import PretrainedVl
+from stepstack.models.vision.pretrained import load_processor
 from stepstack.report.tokens import ShownRow
 
 __all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "tasks", "train", "write_report"]

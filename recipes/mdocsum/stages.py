@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from recipes.mdocsum.config import Config, Dpo, MoreSft, PretrainedVl, Sft
+from recipes.mdocsum.config import Config, Dpo, MoreSft, Sft
 from recipes.mdocsum.data import lesson_rows, load_prompts
 from recipes.mdocsum.model import load_model, placed_at
 from recipes.mdocsum.pairs import gold_rows, load_pairs, row
@@ -20,6 +20,7 @@ from stepstack.core.run import Run, stage
 from stepstack.core.trainable import Trainable
 from stepstack.generation.types import Generator, Prompt
 from stepstack.loops import ppo, preference, supervised
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.models.vision.policy import VisionPolicy
 from stepstack.models.vision.processor import Processor
 from stepstack.rl.prompts import PromptSplits, PromptStream
