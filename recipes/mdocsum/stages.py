@@ -127,4 +127,5 @@ def fit_grpo(
         evaluate=partial(select, models.actor),
         before=lambda: begin(models.actor),
     )
+    inner.finish()
     return inner, models.actor

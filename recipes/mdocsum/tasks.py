@@ -24,6 +24,7 @@ MORE_RATES = [
     ("confused", "wrong", "confusion"),
     ("chance", "cited", "chance"),
 ]
+LESS_IS_BETTER = ("confusion", "match at old places")
 PARTS = [
     ("total", "Total"),
     ("following", "IF"),
@@ -46,7 +47,7 @@ def rate(top: str, bottom: str, name: str) -> Metric:
         total = sum(row[bottom] for row in parts)
         return sum(row[top] for row in parts) / total if total else None
 
-    return corpus(name, of, higher_is_better=name != "confusion")
+    return corpus(name, of, higher_is_better=name not in LESS_IS_BETTER)
 
 
 def metrics_of(kind: Control | None = None) -> list[Metric]:
