@@ -1,4 +1,4 @@
-"""Sentences of stepaudio-tiny: short commands of a closed vocabulary, each with a speaker and a speed that are asked for.
+"""Sentences of stepaudio-tiny: short commands, each with a speaker and a speed that are asked for.
 
 A hash of the text decides which are held out, so that no stage of training can hear one.
 """

@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,13 +106,13 @@ def load_whisper(seconds: float = LONGEST) -> WhisperForConditionalGeneration:
     width, frames = state["model.encoder.conv1.bias"].shape[0], round(seconds * 50)
     layers = len({key.split(".")[3] for key in state if key.startswith("model.encoder.layers.")})
     state["model.encoder.embed_positions.weight"] = state["model.encoder.embed_positions.weight"][:frames].clone()
-    sizes = {"vocab_size": len(state["proj_out.weight"]), "num_mel_bins": 80, "d_model": width}
+    sizes: dict[str, Any] = {"vocab_size": len(state["proj_out.weight"]), "num_mel_bins": 80, "d_model": width}
     sizes |= {"encoder_layers": layers, "decoder_layers": layers, "max_source_positions": frames}
     heads = width // 64
     sizes |= {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
     sizes |= {"encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, "max_target_positions": 448}
-    ends = {"eos_token_id": END, "bos_token_id": BEGIN, "pad_token_id": END, "decoder_start_token_id": BEGIN}
-    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **ends, begin_suppress_tokens=list(NEVER_FIRST)))
+    sizes |= {"eos_token_id": END, "bos_token_id": BEGIN, "pad_token_id": END, "decoder_start_token_id": BEGIN}
+    model = WhisperForConditionalGeneration(WhisperConfig(**sizes, begin_suppress_tokens=list(NEVER_FIRST)))
     model.load_state_dict(state)
     return model.eval()
 
