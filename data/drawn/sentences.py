@@ -15,14 +15,14 @@ from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
 
 SLOTS = (
-    ("open", "close", "move", "bring", "find", "wash"),
-    ("the", "my", "a"),
+    ("open", "close", "move", "bring", "find", "paint"),
+    ("the", "my", "this"),
     ("red", "green", "blue", "yellow", "black", "white"),
     ("box", "cup", "door", "lamp", "chair", "bottle", "basket", "hammer"),
     ("near the", "under the", "behind the"),
     ("window", "table", "garden", "kitchen", "river", "station"),
 )
-SPEEDS = {"(slow1)": 0.8, "": 1.0, "(fast1)": 1.3}  # by tag; of the voice that is asked to read it
+SPEEDS = {"(slow1)": 0.7, "": 1.0, "(fast1)": 1.35}  # by tag; of the voice that is asked to read it
 SPEAKERS = {"heart": 1.0, "deep": 0.8}  # by name; factor on pitch and formants
 MAX_FAILED_DRAWS = 100_000
 

@@ -88,6 +88,36 @@ def load_takes(file: Path, digest: str) -> list[Take]:
     ]
 
 
+class DurationModel:
+    """Expected groups of a line: the logarithm is a sum over its words and over its speaker and tag, fitted by least
+    squares on takes."""
+
+    def __init__(self, takes: Sequence[Take]):
+        """ValueError without takes."""
+        if not takes:
+            raise ValueError("no takes to learn durations from")
+        names = {name for take in takes for name in _features(take.line)}
+        self.places = {name: place for place, name in enumerate(sorted(names))}
+        rows = np.stack([self._row(take.line) for take in takes])
+        wanted = np.log([max(1, take.groups) for take in takes])
+        self.weights = np.linalg.lstsq(rows, wanted, rcond=1e-6)[0]
+
+    def groups(self, line: Line) -> float:
+        """Expected groups of a line; a word that no take had adds nothing."""
+        return float(np.exp(self._row(line) @ self.weights))
+
+    def _row(self, line: Line) -> np.ndarray:
+        row = np.zeros(len(self.places))
+        for name in _features(line):
+            if name in self.places:
+                row[self.places[name]] += 1
+        return row
+
+
+def _features(line: Line) -> list[str]:
+    return [*line.text.split(), f"{line.speaker}|{line.tag}"]
+
+
 # -- recordings to tokens -------------------------------------------------------------------------------------------
 
 
@@ -242,9 +272,11 @@ def _records(judged: Sequence[tuple[Take, tuple[TakeMeasures, str]]], places: di
 
 @dataclass(frozen=True)
 class Kept:
-    """Result of the filters: the best take of each line that has one (``best``), all that pass (``passed``), and the
-    report: ``rates`` by filter, speaker and tag, the ``silent_texts`` without a kept take, and codebook use."""
+    """Result of the filters: all that was ``spoken``, the best take of each line that has one (``best``), all that
+    pass (``passed``), and the report: ``rates`` by filter, speaker and tag, the ``silent_texts`` without a kept take,
+    and codebook use."""
 
+    spoken: list[EngineTake]
     best: list[EngineTake]
     passed: list[EngineTake]
     rates: list[scoring.Counts]
@@ -265,6 +297,7 @@ def keep(takes: Sequence[EngineTake], limits: TakeFilter, layout: TokenLayout) -
     for each in sorted(passed, key=lambda each: (each.number, scoring.take_order(each.measures), each.sample)):
         best.setdefault(each.number, each)
     return Kept(
+        list(takes),
         list(best.values()),
         passed,
         scoring.keep_rates(judged),

@@ -91,9 +91,9 @@ class Dnsmos:
         mel = (torch.maximum(mel - mel.max(), torch.tensor(-80.0)) + 40) / 40
         p808 = self.p808.run(None, {"input_1": mel.T.contiguous().numpy()[None]})[0][0][0]
         return (
-            np.polyval([-0.08397278, 1.22083953, 0.0052439], signal),
-            np.polyval([-0.13166888, 1.60915514, -0.39604546], background),
-            np.polyval([-0.06766283, 1.11546468, 0.04602535], overall),
+            float(np.polyval([-0.08397278, 1.22083953, 0.0052439], signal)),
+            float(np.polyval([-0.13166888, 1.60915514, -0.39604546], background)),
+            float(np.polyval([-0.06766283, 1.11546468, 0.04602535], overall)),
             float(p808),
         )
 

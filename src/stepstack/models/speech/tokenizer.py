@@ -79,7 +79,8 @@ class OfflineTokenizer:
 
     @classmethod
     def load(cls, folder: Path, encoder: Callable[[Tensor], Tensor] | None = None) -> OfflineTokenizer:
-        return cls(*(Codebook.load(folder / name) for name in FILES), encoder)
+        linguistic, semantic = (Codebook.load(folder / name) for name in FILES)
+        return cls(linguistic, semantic, encoder)
 
 
 def linguistic_features(wave_T: Tensor, encoder: Callable[[Tensor], Tensor]) -> Tensor:
