@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from data.drawn.sentences import Sentences
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Needed, RunConfig, Strict
+from stepstack.config import Fraction, Needed, RunConfig, Strict
 from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
 from stepstack.planning.steplaw.count import count
@@ -98,6 +98,8 @@ class Config(RunConfig):
     """Folder of the codebooks and of the recordings' tokens, from the repository; ``stepstack data`` makes it."""
     codebooks: tuple[PositiveInt, PositiveInt] = (256, 512)
     """Entries of the linguistic and of the semantic codebook."""
+    codec_gate: Fraction = 0.05
+    """Largest word error rate of the recordings' tokens played by the decoder; beyond it a run stops at its start."""
     teacher: TeacherConfig = TeacherConfig()
     """The teacher."""
     engine: EngineConfig = EngineConfig()
@@ -123,4 +125,4 @@ class Config(RunConfig):
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        return ("test", "select", "swapped")
+        return ("test", "swapped", "select")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +19,22 @@ from data.sets import speech
 from data.sets.speech import RATE, Take
 from recipes.stepaudio.config import Config
 from stepstack.batching.rows import Row
-from stepstack.config import ROOT
+from stepstack.config import ROOT, ConfigError
 from stepstack.models.lm import tiny
+from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.judges import Dnsmos
+from stepstack.models.speech.packages import DNSMOS
 from stepstack.models.speech.tokenizer import OfflineTokenizer
 from stepstack.models.speech.tokens import TokenLayout
 from stepstack.models.speech.voice import HibariVoice
-from stepstack.models.speech.whisper import WhisperEncoder
+from stepstack.models.speech.whisper import WhisperEncoder, WhisperRecognizer
+from stepstack.report import jsonl
+from stepstack.scoring.speech import error_rates, word_errors
 
 BOT, EOT = "<|BOT|>", "<|EOT|>"
 CODEBOOK_RECORDINGS = 600  # recordings of which the codebooks are made
+CODEC = "codec.json"
+DNSMOS_UTTERANCES = 12  # rated, since one costs almost a CPU second
 LEVEL = 0.5  # peak of a recording
 
 
@@ -60,7 +68,45 @@ def prepare(cfg: Config) -> str:
     for split in SPLITS:
         takes = [speech.tokenize(line, record(voice, line), tokenizer) for line in split_lines(cfg, split)]
         speech.save_takes(folder / f"{split}.safetensors", takes, tokenizer.digest)
-    return f"{folder}: codebooks {tokenizer.digest}"
+    figures = measure_codec(cfg)
+    return f"{folder}: codebooks {tokenizer.digest}, resynthesis {figures['centroids']}, original {figures['original']}"
+
+
+def measure_codec(cfg: Config) -> dict[str, Any]:
+    """Word error rate (and DNSMOS, where it is installed) of the watched recordings and of what the decoder makes of
+    their tokens, written to codec.json beside them: a model is judged beside its codec."""
+    takes, voice = recordings(cfg, "select"), HibariVoice()
+    decoder, recognizer = CentroidDecoder(load_tokenizer(cfg).semantic), WhisperRecognizer()
+    waves = {
+        "original": [record(voice, take.line) for take in takes],
+        "centroids": [decoder.decode(take.codes) for take in takes],
+    }
+    figures: dict[str, Any] = {"recogniser": recognizer.name, "normaliser": "spoken-en"}
+    for name, sounds in waves.items():
+        heard = recognizer.transcribe(sounds)
+        pairs = zip(takes, heard, strict=True)
+        rates = error_rates([word_errors(take.line.text, text, "spoken-en") for take, text in pairs])
+        figures[name] = {"wer": rates.mean, "error": rates.error, "utterances": rates.utterances}
+        if DNSMOS.installed:
+            judge = Dnsmos()
+            scores = [judge.rate(wave)["overall"] for wave in sounds[:DNSMOS_UTTERANCES]]
+            figures[name] |= {"dnsmos": sum(scores) / len(scores), "dnsmos_utterances": len(scores)}
+    jsonl.write_json_atomic(ROOT / cfg.tokens / CODEC, figures)
+    return figures
+
+
+def check_codec(cfg: Config) -> None:
+    """Refuse to train on tokens that cannot be understood: ConfigError where the decoder's word error rate is over
+    ``codec_gate``."""
+    file = ROOT / cfg.tokens / CODEC
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: measure the codec first (make data)")
+    found = json.loads(file.read_text())["centroids"]["wer"]
+    if found > cfg.codec_gate:
+        raise ConfigError(
+            f"{file}: {found:.1%} of the words are wrong in the tokens' own sound, over codec_gate="
+            f"{cfg.codec_gate:.0%}: no model can be better: make larger codebooks, or raise the gate"
+        )
 
 
 def load_tokenizer(cfg: Config) -> OfflineTokenizer:
@@ -79,7 +125,8 @@ def recordings(cfg: Config, split: Split) -> list[Take]:
 def text_tokenizer(cfg: Config) -> tiny.Qwen2Tokenizer:
     """Tokenizer of the tiny models: a token for each word of the grammar with its space, each tag and each speaker, and
     bytes for all else; then the audio tokens."""
-    pieces = [*(f" {word}" for word in sentences.words()), *(tag for tag in SPEEDS if tag), *SPEAKERS]
+    roles = ("system\n", "human\n", "assistant\n")
+    pieces = [*roles, *(f" {word}" for word in sentences.words()), *(tag for tag in SPEEDS if tag), *SPEAKERS]
     tokenizer = tiny.tokenizer(pieces=pieces, special=(BOT, EOT))
     tokenizer.add_tokens([AddedToken(f"<audio_{n}>", normalized=False) for n in range(sum(cfg.codebooks))])
     return tokenizer

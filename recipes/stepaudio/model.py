@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from data.drawn import sentences
 from data.drawn.sentences import Line
+from data.media import audio
 from data.sets import speech
 from data.sets.speech import DurationModel, Judge, Kept, Take
 from recipes.stepaudio.config import Config, EngineConfig, SpeechLmConfig
 from recipes.stepaudio.data import EOT, engine_lines, layout_of, load_tokenizer, prompt_ids, recordings, rows
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
-from stepstack.config import Save, to_dict
+from stepstack.config import ConfigError, Save, to_dict
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.generation.hf import HfGenerator
@@ -32,7 +33,7 @@ from stepstack.models.lm.policy import Policy
 from stepstack.models.speech.decoder import CentroidDecoder
 from stepstack.models.speech.judges import GrammarRecognizer
 from stepstack.models.speech.mask import GroupMask
-from stepstack.models.speech.tokens import TokenLayout
+from stepstack.models.speech.tokens import GROUP_SECONDS, TokenLayout
 from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Problem
 from stepstack.report import jsonl
@@ -57,7 +58,6 @@ def mask_of(layout: TokenLayout, lm: PreTrainedModel) -> GroupMask:
 
 def fit(
     run: Run[Config],
-    role: str,
     shape: SpeechLmConfig,
     cfg: TrainableConfig,
     learned: Sequence[Row],
@@ -71,7 +71,7 @@ def fit(
     run.reseed()
     make = partial(build, shape, tokenizer, run.config.seed)
     lm = run.load(make, make)
-    policy = run.trainable(role, Policy(lm, mask=mask_of(layout_of(run.config, tokenizer), lm)), cfg, steps)
+    policy = run.trainable("policy", Policy(lm, mask=mask_of(layout_of(run.config, tokenizer), lm)), cfg, steps)
     stream: RowStream[Row] = RowStream(learned, batch, run.config.seed)
     supervised.train(run, policy=policy, rows=stream.take, steps=steps, layout=run.config.layout)
 
@@ -84,8 +84,8 @@ def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
         learned = rows(recordings(cfg, "train"), tokenizer, layout_of(cfg, tokenizer))
         kind = cfg.teacher
         optim = TrainableConfig(optim=kind.optim)
-        fit(inner, "teacher", kind.model, optim, learned, tokenizer=tokenizer, batch=kind.batch, steps=kind.steps)
-        inner.export("teacher", folder, tokenizer)
+        fit(inner, kind.model, optim, learned, tokenizer=tokenizer, batch=kind.batch, steps=kind.steps)
+        inner.export("policy", folder, tokenizer)
         inner.finish()
         inner.accelerator.free_memory()
     return folder
@@ -112,6 +112,21 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
         return Prompt(problem, prompt_ids(line_of(dict(problem.meta), problem.text), tokenizer))
 
     return engine_of(cfg.generator, generator, tokenizer, prompt=prompt)
+
+
+def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, seed: int) -> str:
+    """Write a WAV of a spoken line; returns a line to print. ConfigError for a line that the model cannot say, or a
+    folder without a model."""
+    sentences.check_line(line)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no model: train one (make train RECIPE={cfg.name}), or give --model")
+    generator, tokenizer = generator_of(cfg, folder, torch.device("cpu"))
+    layout = layout_of(cfg, tokenizer)
+    sampling = Sampling(temperature=temperature, seed=seed, max_tokens=cfg.max_tokens)
+    [[take]] = speak(generator, tokenizer, layout, sampling)([line], 0)
+    audio.write_wav(out, CentroidDecoder(load_tokenizer(cfg).semantic).decode(take.codes).numpy(), speech.RATE)
+    ended = "" if take.ended else ", cut off: it did not end by itself"
+    return f"{out}: {take.groups * GROUP_SECONDS:.2f} s, {take.groups} groups of tokens{ended}"
 
 
 # -- the data engine ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.stepaudio.config import PACKAGES, Config
-from recipes.stepaudio.data import layout_of, prepare, rows, text_tokenizer
+from recipes.stepaudio.data import check_codec, layout_of, prepare, rows, text_tokenizer
 from recipes.stepaudio.model import fit, open_engine, student_takes, train_teacher
 from recipes.stepaudio.report import write_report
 from recipes.stepaudio.tasks import tasks
@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 def train(run: Run[Config]) -> None:
     """The whole recipe: the teacher, the data engine, the student, and both of them heard."""
     cfg = run.config
+    check_codec(cfg)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
     takes = student_takes(run, teacher)
     learned = rows(takes, tokenizer, layout_of(cfg, tokenizer))
-    fit(run, "student", cfg.model, cfg.student, learned, tokenizer=tokenizer, batch=cfg.batch, steps=cfg.steps)
-    student = run.export("student", run.dir / "model", tokenizer)
+    fit(run, cfg.model, cfg.student, learned, tokenizer=tokenizer, batch=cfg.batch, steps=cfg.steps)
+    student = run.export("policy", run.dir / "model", tokenizer)
     if missing := missing_judges(cfg):
         log.warning("not evaluated: %s", missing)
     else:

@@ -28,6 +28,9 @@ figcaption { font-size: .85rem; white-space: pre-wrap; }
 """
 
 
+Marked = Sequence[tuple[str, bool]]  # words, each with whether it is wrong
+
+
 class Report:
     """HTML page to which parts are added in reading order. ``write`` writes it."""
 
@@ -48,6 +51,13 @@ class Report:
             for png, caption in items
         )
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
+
+    def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[bytes | Marked]]) -> None:
+        """Add a table of players and texts: a cell of bytes is a WAV; a text is words, each with whether it is marked
+        as wrong."""
+        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        body = "".join("<tr>" + "".join(f"<td>{_sound_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
 
     def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:
         """Add a grid of finished SVG pictures by name."""
@@ -104,6 +114,12 @@ class Report:
             f"<h1>{title}</h1>{''.join(self.parts)}</html>\n",
         )
         return path
+
+
+def _sound_cell(cell: bytes | Marked) -> str:
+    if isinstance(cell, bytes):
+        return f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(cell).decode()}"></audio>'
+    return " ".join(f"<mark>{html.escape(word)}</mark>" if wrong else html.escape(word) for word, wrong in cell)
 
 
 def script_page(title: str, script: Path, body: str, policy: str = "") -> str:
