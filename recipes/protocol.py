@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from recipes.orz.config import Config as OrzConfig
     from recipes.perception import recipe as perception
     from recipes.perception.config import Config as PerceptionConfig
+    from recipes.stepaudio import recipe as stepaudio
+    from recipes.stepaudio.config import Config as StepaudioConfig
     from recipes.steplaw import recipe as steplaw
     from recipes.steplaw.config import Config as SteplawConfig
     from recipes.stepvideo import recipe as stepvideo
@@ -81,6 +83,7 @@ if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
     _orz: Recipe[OrzConfig] = orz
     _perception: Recipe[PerceptionConfig] = perception
+    _stepaudio: Recipe[StepaudioConfig] = stepaudio
     _steplaw: Recipe[SteplawConfig] = steplaw
     _stepvideo: Recipe[StepvideoConfig] = stepvideo
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -53,6 +53,9 @@ class AdamW(Strict):
     """Weight decay, times the learning rate at each update."""
     schedule: Schedule = Schedule()
     """Course of the learning rate."""
+    lr_factors: dict[str, PositiveFloat] = field(default_factory=dict)
+    """Factors on the learning rate of parameters whose name holds a key, such as {embed_tokens: 5.0}, which
+    Step-Audio's audio embeddings have; the first key that fits counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
     prepared: list[torch.optim.Optimizer]
     match cfg:
         case AdamW():
-            prepared = [_adamw([p for _, p in named], cfg.lr, cfg)]
+            prepared = [_adamw(_groups(named, cfg), cfg.lr, cfg)]
         case Muon():
             tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
             by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
@@ -37,7 +39,19 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
     return prepared
 
 
-def _adamw(parameters: list[nn.Parameter], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:
+def _groups(named: list[tuple[str, nn.Parameter]], cfg: AdamW) -> list[dict[str, Any]]:
+    """Groups of one learning rate, by ``lr_factors``; one group where there are none. ConfigError for a key that no
+    parameter's name holds."""
+    found: dict[str, list[nn.Parameter]] = {key: [] for key in ("", *cfg.lr_factors)}
+    for name, parameter in named:
+        found[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
+    if unused := [key for key in cfg.lr_factors if not found[key]]:
+        raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name")
+    factors = {"": 1.0, **cfg.lr_factors}
+    return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in found.items() if members]
+
+
+def _adamw(parameters: list[Any], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:
     eps = cfg.eps if isinstance(cfg, AdamW) else 1e-8
     fused = True  # the same arithmetic in one pass over memory
     return torch.optim.AdamW(parameters, lr=lr, betas=cfg.betas, eps=eps, weight_decay=cfg.weight_decay, fused=fused)

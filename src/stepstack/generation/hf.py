@@ -15,7 +15,7 @@ from stepstack.generation.config import HfConfig
 from stepstack.generation.decode import Decoder, Fused, Module, unfit, with_memory
 from stepstack.generation.decode_vision import FusedVision
 from stepstack.generation.types import Finish, Group, Prompt, Rollout, Sampling, response_budget, rollout_seed
-from stepstack.models.lm.policy import MIN_LOGIT
+from stepstack.models.lm.policy import MIN_LOGIT, TokenMask
 from stepstack.models.vision.policy import ImagePatcher
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,10 @@ class HfGenerator:
         *,
         patcher: ImagePatcher | None = None,
         banned: Sequence[int] = (),
+        mask: TokenMask | None = None,
     ):
         """Starts with the weights of ``lm``; where it has none (the meta device) ``load`` must come first. ``patcher``:
-        of a model that takes pictures; ``banned`` ids are never sampled."""
+        of a model that takes pictures; ``banned`` ids are never sampled, nor is what ``mask`` forbids."""
         self.device = lm.device if device is None else device
         self.tokenizer, self.cfg, self.version = tokenizer, cfg, 0
         text = lm.config.get_text_config()
@@ -58,6 +59,7 @@ class HfGenerator:
         self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)
         self.max_positions = text.max_position_embeddings
         self.banned = torch.tensor(list(banned), dtype=torch.long, device=self.device)
+        self.mask, self.forbidden = mask, None if mask is None else mask.forbidden.to(self.device)
         self._tables: dict[tuple[str, ...], Tensor] = {}
         self.vocab_size = text.vocab_size
 
@@ -100,12 +102,16 @@ class HfGenerator:
         going = torch.ones_like(alive, dtype=torch.bool)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
         ends: dict[int, tuple[int, Finish]] = {}
+        recent = self._last_tokens(ids, pad, n)
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
             if len(self.banned):
                 logits = logits.index_fill(-1, self.banned, MIN_LOGIT)
+            if self.mask is not None and self.forbidden is not None:
+                logits = logits.masked_fill(self.forbidden[self.mask.states(recent)], MIN_LOGIT)
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
+            recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
             kind = kinds[token]
             for at in ((kind > 0) & going).nonzero()[:, 0].tolist():
                 if kind[at] == STOPS or self._completes_stop(trail, at, sampling.stop):
@@ -121,9 +127,17 @@ class HfGenerator:
             if rows - len(ends) <= 0.8 * len(alive):
                 self.decoder.keep(going.nonzero()[:, 0])
                 alive, token, budgets, noise = alive[going], token[going], budgets[going], noise[:, going]
+                recent = recent[going]
                 going = going[going]
             logits = self.decoder.step(token)
         yield from self._groups(prompts, sampling, *self._gathered(trail, rows), ends)
+
+    def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int) -> Tensor:
+        """Last tokens [rows, window] of left-padded prompts, -1 where there was none; one column without a mask."""
+        window = 1 if self.mask is None else self.mask.window
+        ids_BT = ids_BT.masked_fill(torch.arange(ids_BT.shape[1]) < pad_B[:, None], -1)
+        ids_BT = torch.nn.functional.pad(ids_BT, (window, 0), value=-1)[:, -window:]
+        return ids_BT.repeat_interleave(n, 0).to(self.device)
 
     def _gathered(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], rows: int) -> tuple[list, list]:
         """Tokens and log-probabilities by row; what a row sampled after its end is cut off by its length."""

@@ -40,6 +40,7 @@ class FramedPicture:
 
 
 Column = tuple[str, Sequence["str | FramedPicture"]]  # heading, lines and pictures below it
+Marked = Sequence[tuple[str, bool]]  # words, each with whether it is wrong
 
 
 class Report:
@@ -77,6 +78,13 @@ class Report:
             columns = (f"<b>{html.escape(head)}</b>" + "".join(map(shown, items)) for head, items in row)
             body += '<div class="side">' + "".join(f"<div>{column}</div>" for column in columns) + "</div>"
         self.parts.append(f"<h2>{html.escape(title)}</h2>{body}")
+
+    def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[bytes | Marked]]) -> None:
+        """Add a table of players and texts: a cell of bytes is a WAV; a text is words, each with whether it is marked
+        as wrong."""
+        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+        body = "".join("<tr>" + "".join(f"<td>{_sound_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
 
     def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:
         """Add a grid of finished SVG pictures by name."""
@@ -133,6 +141,12 @@ class Report:
             f"<h1>{title}</h1>{''.join(self.parts)}</html>\n",
         )
         return path
+
+
+def _sound_cell(cell: bytes | Marked) -> str:
+    if isinstance(cell, bytes):
+        return f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(cell).decode()}"></audio>'
+    return " ".join(f"<mark>{html.escape(word)}</mark>" if wrong else html.escape(word) for word, wrong in cell)
 
 
 def script_page(title: str, script: Path, body: str, policy: str = "") -> str:

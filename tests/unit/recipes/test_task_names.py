@@ -14,7 +14,16 @@ PREPARED = "data={type: prepared, set: refcoco, folder: FOLDER, evals: [testA=a.
 
 
 @pytest.mark.parametrize(
-    "name", ["orz-tiny", "orz-7b", "perception-tiny", "perception-tiny-ocr", "steplaw-tiny", "stepvideo-tiny"]
+    "name",
+    [
+        "orz-tiny",
+        "orz-7b",
+        "perception-tiny",
+        "perception-tiny-ocr",
+        "stepaudio-tiny",
+        "steplaw-tiny",
+        "stepvideo-tiny",
+    ],
 )
 def test_names_are_those_of_the_tasks(name):
     cfg = load_config(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,25 @@ LOGIT_TRANSFORMS = (
 )  # config keys
 MIN_LOGIT = -1e30  # logit of a banned token; not -inf, whose product with probability 0 is NaN
 MAX_LOGIT_POSITIONS = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
+
+
+class TokenMask(Protocol):
+    """Rule of which tokens may follow the last ``window`` ones: a few states, and what each forbids."""
+
+    window: int
+    forbidden: Tensor  # bool [states, V]
+
+    def states(self, recent_NT: Tensor) -> Tensor:
+        """States [N] after the last ``window`` tokens [N, window], -1 where a sequence had none."""
+        ...
+
+
+def recent_tokens(input_ids: Tensor, position_ids: Tensor, select_N: Tensor, window: int) -> Tensor:
+    """Last ``window`` tokens [N, window] up to each selected flat position, -1 before the beginning of its row."""
+    back = torch.arange(window - 1, -1, -1, device=select_N.device)
+    places = (select_N[:, None] - back).clamp(min=0)
+    known = position_ids.flatten()[select_N][:, None] >= back
+    return torch.where(known, input_ids.flatten()[places], -1)
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -32,10 +52,11 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0
 class Policy(nn.Module):
     """Wrapper of a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
 
-    def __init__(self, lm: PreTrainedModel, banned: Sequence[int] = ()):
-        """``banned`` ids are never sampled, and have no part in the distribution here either."""
+    def __init__(self, lm: PreTrainedModel, banned: Sequence[int] = (), mask: TokenMask | None = None):
+        """``banned`` ids are never sampled, nor is what ``mask`` forbids; they have no part in the distribution here
+        either."""
         super().__init__()
-        self.banned = list(banned)
+        self.banned, self.mask = list(banned), mask
         for key in LOGIT_TRANSFORMS:
             if (value := lm.config.to_dict().get(key)) not in (None, 1.0):
                 raise ValueError(f"{key}={value}: Policy does not scale logits; take a model without it")
@@ -65,7 +86,12 @@ class Policy(nn.Module):
             attention_mask=self._checked(attention_mask),
             use_cache=False,
         ).last_hidden_state
-        return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
+        states = None
+        if self.mask is not None:
+            if attention_mask is not None:
+                raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
+            states = self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
+        return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature, states)
 
     def _checked(self, attention_mask: Tensor | None) -> Tensor | None:
         kind = self.config.get_text_config()._attn_implementation
@@ -77,20 +103,29 @@ class Policy(nn.Module):
         """Make tied embeddings one parameter again: accelerate's FSDP2 calls it, having made two of them."""
         self.lm.tie_weights()
 
-    def scored(self, hidden_ND: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability [N] and entropy [N] of labels from the last hidden states before them."""
+    def scored(
+        self, hidden_ND: Tensor, labels: Tensor, temperature: float, states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability [N] and entropy [N] of labels from the last hidden states before them; ``states`` [N] of the
+        mask."""
         if len(labels) <= MAX_LOGIT_POSITIONS:
-            return self._head(hidden_ND, labels, temperature)
+            return self._head(hidden_ND, labels, temperature, states)
+        split_states = [None] * len(labels) if states is None else states.split(MAX_LOGIT_POSITIONS)
         parts = [
-            checkpoint(self._head, hidden, label, temperature, use_reentrant=False)
-            for hidden, label in zip(
-                hidden_ND.split(MAX_LOGIT_POSITIONS), labels.split(MAX_LOGIT_POSITIONS), strict=True
+            checkpoint(self._head, hidden, label, temperature, state, use_reentrant=False)
+            for hidden, label, state in zip(
+                hidden_ND.split(MAX_LOGIT_POSITIONS), labels.split(MAX_LOGIT_POSITIONS), split_states, strict=False
             )
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _head(self, hidden_ND: Tensor, labels_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _head(
+        self, hidden_ND: Tensor, labels_N: Tensor, temperature: float, states: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits_NV = self.lm.get_output_embeddings()(hidden_ND)
         if self.banned:
             logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), MIN_LOGIT)
+        if self.mask is not None:
+            assert states is not None
+            logits_NV = logits_NV.masked_fill(self.mask.forbidden.to(logits_NV.device)[states], MIN_LOGIT)
         return token_logprobs(logits_NV, labels_N, temperature)

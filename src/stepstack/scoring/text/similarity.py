@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from rapidfuzz.distance import Levenshtein
+
+Edit = Literal["equal", "replace", "delete", "insert"]
 
 ORDER = 4  # largest n of the n-grams of BLEU
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5  # METEOR: weight of precision, power and weight of the fragmentation penalty
@@ -25,6 +27,17 @@ def normalised_edit_distance(a: Sequence[str], b: Sequence[str]) -> float:
     Two empty texts are equal.
     """
     return Levenshtein.normalized_distance(a, b)
+
+
+def edits(a: Sequence[str], b: Sequence[str]) -> list[tuple[Edit, int, int]]:
+    """Least edits that turn ``a`` into ``b``, item by item in order: (kind, place in a, place in b), kind being equal,
+    replace, delete or insert."""
+    steps: list[tuple[Edit, int, int]] = []
+    for block in Levenshtein.opcodes(a, b):
+        count = max(block.src_end - block.src_start, block.dest_end - block.dest_start)
+        kind: Edit = block.tag  # type: ignore[assignment]
+        steps += [(kind, block.src_start + k, block.dest_start + k) for k in range(count)]
+    return steps
 
 
 def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,111 @@
+"""Sentences of stepaudio-tiny: short commands, each with a speaker and a speed that are asked for.
+
+A hash of the text decides which are held out, so that no stage of training can hear one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import NonNegativeInt
+
+from data.drawn.splits import Split, split_of
+from stepstack.config import ConfigError, Strict
+
+SLOTS = (
+    ("open", "close", "move", "bring", "find", "paint"),
+    ("the", "my", "this"),
+    ("red", "green", "blue", "yellow", "black", "white"),
+    ("box", "cup", "door", "lamp", "chair", "bottle", "basket", "hammer"),
+    ("near the", "under the", "behind the"),
+    ("window", "table", "garden", "kitchen", "river", "station"),
+)
+SPEEDS = {"(slow1)": 0.7, "": 1.0, "(fast1)": 1.35}  # by tag; of the voice that is asked to read it
+SPEAKERS = {"heart": 1.0, "deep": 0.8}  # by name; factor on pitch and formants
+MAX_FAILED_DRAWS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One utterance that is asked for."""
+
+    text: str
+    speaker: str
+    tag: str
+
+    @property
+    def key(self) -> str:
+        """Name that no other line of a set has."""
+        return f"{self.speaker}|{self.tag}|{self.text}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sentences(Strict):
+    """Commands that are drawn, and the sizes of the sets of them."""
+
+    type: Literal["sentences"] = "sentences"
+    """Choice of the data: drawn commands."""
+    train: NonNegativeInt = 3000
+    """Distinct texts of the training set, each with a random speaker and tag."""
+    engine: NonNegativeInt = 1500
+    """Distinct texts, none of the training set's, that the teacher speaks."""
+    select: NonNegativeInt = 48
+    """Distinct texts that are watched during training; disjoint from the other sets."""
+    test: NonNegativeInt = 200
+    """Distinct texts that are reported; disjoint from the other sets."""
+    seed: NonNegativeInt = 0
+    """Seed of the drawing; which texts are held out does not depend on it."""
+
+
+def lines(cfg: Sentences, split: Split) -> list[Line]:
+    """Lines of a split, a pure function of the config; those of train come first, then those of the engine.
+
+    ConfigError where there are not that many texts.
+    """
+    wanted = {"train": cfg.train + cfg.engine, "select": cfg.select, "test": cfg.test}[split]
+    rng = random.Random(f"{cfg.seed}-{split}")
+    found: dict[str, Line] = {}
+    in_vain = 0
+    while len(found) < wanted:
+        text = " ".join(rng.choice(slot) for slot in SLOTS)
+        speaker, tag = rng.choice(list(SPEAKERS)), rng.choice(list(SPEEDS))
+        if split_of(text) == split and text not in found:
+            found[text], in_vain = Line(text, speaker, tag), 0
+        elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
+            raise ConfigError(f"{wanted} texts of the split {split} are wanted, there are {len(found)}: ask for fewer")
+    return list(found.values())
+
+
+def swapped(line: Line) -> Line:
+    """Line of the same text with another speaker and another tag, for the test of the tags."""
+    tags, speakers = list(SPEEDS), list(SPEAKERS)
+    return Line(
+        line.text,
+        speakers[(speakers.index(line.speaker) + 1) % len(speakers)],
+        tags[(tags.index(line.tag) + 1) % len(tags)],
+    )
+
+
+def check_line(line: Line) -> None:
+    """ConfigError for an empty text, a word that the grammar lacks, or an unknown speaker or tag."""
+    if not line.text.strip():
+        raise ConfigError("the text is empty: give words to say")
+    if unknown := [word for word in line.text.split() if word not in words()]:
+        raise ConfigError(f"the grammar has no word {unknown[0]!r} (of {line.text!r}): it has {', '.join(words())}")
+    if line.speaker not in SPEAKERS:
+        raise ConfigError(f"no speaker {line.speaker!r}: there are {', '.join(SPEAKERS)}")
+    if line.tag not in SPEEDS:
+        raise ConfigError(f"no tag {line.tag!r}: there are {', '.join(tag for tag in SPEEDS if tag)}, or none")
+
+
+def words() -> list[str]:
+    """Words of the grammar, each once."""
+    return list(dict.fromkeys(word for slot in SLOTS for phrase in slot for word in phrase.split()))
+
+
+def jsgf() -> str:
+    """The grammar in PocketSphinx's form."""
+    slots = " ".join(f"({' | '.join(slot)})" for slot in SLOTS)
+    return f"#JSGF V1.0; grammar sentences; public <sentence> = {slots};"

@@ -1,0 +1,156 @@
+"""Recordings, their tokens, and the rows that a model learns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data.drawn import sentences
+from data.drawn.sentences import SPEAKERS, SPEEDS, Line
+from data.drawn.splits import SPLITS, Split
+from data.media import audio
+from data.sets import speech
+from data.sets.speech import RATE, Take
+from recipes.stepaudio.config import Config
+from stepstack.batching.rows import Row
+from stepstack.config import ROOT, ConfigError
+from stepstack.models.lm import tiny
+from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.judges import Dnsmos
+from stepstack.models.speech.packages import DNSMOS
+from stepstack.models.speech.tokenizer import OfflineTokenizer
+from stepstack.models.speech.tokens import TokenLayout
+from stepstack.models.speech.voice import HibariVoice
+from stepstack.models.speech.whisper import WhisperEncoder, WhisperRecognizer
+from stepstack.report import jsonl
+from stepstack.scoring.speech import error_rates, word_errors
+
+BOT, EOT = "<|BOT|>", "<|EOT|>"
+CODEBOOK_RECORDINGS = 600  # recordings of which the codebooks are made
+CODEC = "codec.json"
+DNSMOS_UTTERANCES = 12  # rated, since one costs almost a CPU second
+LEVEL = 0.5  # peak of a recording
+
+
+def split_lines(cfg: Config, split: Split) -> list[Line]:
+    """Lines that are recorded: of train those of the teacher, without the engine's."""
+    found = sentences.lines(cfg.data, split)
+    return found[: cfg.data.train] if split == "train" else found
+
+
+def engine_lines(cfg: Config) -> list[Line]:
+    """Lines that the teacher is asked to speak, none of which it has learned."""
+    return sentences.lines(cfg.data, "train")[cfg.data.train :]
+
+
+def record(voice: HibariVoice, line: Line) -> Tensor:
+    """Recording of a line at 16 kHz. A speaker's factor is one on pitch and formants: the voice speaks faster by it and
+    is played slower."""
+    sentences.check_line(line)
+    factor = SPEAKERS[line.speaker]
+    wave = voice.say(line.text, SPEEDS[line.tag] / factor)
+    wave = audio.resample(wave, round(voice.rate * factor), RATE)
+    return torch.from_numpy(audio.normalize(audio.trim(wave, RATE, below=35.0), LEVEL))
+
+
+def prepare(cfg: Config) -> str:
+    """``make data``: recordings of every split by the offline voice, codebooks, and files of tokens."""
+    folder, voice, encoder = ROOT / cfg.tokens, HibariVoice(), WhisperEncoder()
+    first = split_lines(cfg, "train")[:CODEBOOK_RECORDINGS]
+    tokenizer = speech.train_tokenizer((record(voice, line) for line in first), encoder, cfg.codebooks, cfg.seed)
+    tokenizer.save(folder)
+    for split in SPLITS:
+        takes = [speech.tokenize(line, record(voice, line), tokenizer) for line in split_lines(cfg, split)]
+        speech.save_takes(folder / f"{split}.safetensors", takes, tokenizer.digest)
+    figures = measure_codec(cfg)
+    return f"{folder}: codebooks {tokenizer.digest}, resynthesis {figures['centroids']}, original {figures['original']}"
+
+
+def measure_codec(cfg: Config) -> dict[str, Any]:
+    """Word error rate (and DNSMOS, where it is installed) of the watched recordings and of what the decoder makes of
+    their tokens, written to codec.json beside them: a model is judged beside its codec."""
+    takes, voice = recordings(cfg, "select"), HibariVoice()
+    decoder, recognizer = CentroidDecoder(load_tokenizer(cfg).semantic), WhisperRecognizer()
+    waves = {
+        "original": [record(voice, take.line) for take in takes],
+        "centroids": [decoder.decode(take.codes) for take in takes],
+    }
+    figures: dict[str, Any] = {"recogniser": recognizer.name, "normaliser": "spoken-en"}
+    for name, sounds in waves.items():
+        heard = recognizer.transcribe(sounds)
+        pairs = zip(takes, heard, strict=True)
+        rates = error_rates([word_errors(take.line.text, text, "spoken-en") for take, text in pairs])
+        figures[name] = {"wer": rates.mean, "error": rates.error, "utterances": rates.utterances}
+        if DNSMOS.installed:
+            judge = Dnsmos()
+            scores = [judge.rate(wave)["overall"] for wave in sounds[:DNSMOS_UTTERANCES]]
+            figures[name] |= {"dnsmos": sum(scores) / len(scores), "dnsmos_utterances": len(scores)}
+    jsonl.write_json_atomic(ROOT / cfg.tokens / CODEC, figures)
+    return figures
+
+
+def check_codec(cfg: Config) -> None:
+    """Refuse to train on tokens that cannot be understood: ConfigError where the decoder's word error rate is over
+    ``codec_gate``."""
+    file = ROOT / cfg.tokens / CODEC
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: measure the codec first (make data)")
+    found = json.loads(file.read_text())["centroids"]["wer"]
+    if found > cfg.codec_gate:
+        raise ConfigError(
+            f"{file}: {found:.1%} of the words are wrong in the tokens' own sound, over codec_gate="
+            f"{cfg.codec_gate:.0%}: no model can be better: make larger codebooks, or raise the gate"
+        )
+
+
+def load_tokenizer(cfg: Config) -> OfflineTokenizer:
+    """Codebooks of the config's folder, for decoding alone."""
+    return OfflineTokenizer.load(ROOT / cfg.tokens)
+
+
+def recordings(cfg: Config, split: Split) -> list[Take]:
+    """Tokens of the recordings of a split, each with its line."""
+    return speech.load_takes(ROOT / cfg.tokens / f"{split}.safetensors", load_tokenizer(cfg).digest)
+
+
+# -- prompts and rows -----------------------------------------------------------------------------------------------
+
+
+def text_tokenizer(cfg: Config) -> tiny.Qwen2Tokenizer:
+    """Tokenizer of the tiny models: a token for each word of the grammar with its space, each tag and each speaker, and
+    bytes for all else; then the audio tokens."""
+    roles = ("system\n", "human\n", "assistant\n")
+    pieces = [*roles, *(f" {word}" for word in sentences.words()), *(tag for tag in SPEEDS if tag), *SPEAKERS]
+    tokenizer = tiny.tokenizer(pieces=pieces, special=(BOT, EOT))
+    tokenizer.add_tokens([AddedToken(f"<audio_{n}>", normalized=False) for n in range(sum(cfg.codebooks))])
+    return tokenizer
+
+
+def layout_of(cfg: Config, tokenizer: PreTrainedTokenizerBase) -> TokenLayout:
+    """Audio ids, which follow the text's."""
+    return TokenLayout(len(tokenizer) - sum(cfg.codebooks), *cfg.codebooks)
+
+
+def prompt_text(line: Line) -> str:
+    """Turns of a line in the chat form of Step-Audio: the speaker as the system's, the tag before the text, and the
+    assistant's turn begun. The tiny models' words are shorter than the published system prompt."""
+    return f"{BOT}system\n{line.speaker}{EOT}{BOT}human\n{line.tag} {line.text}{EOT}{BOT}assistant\n"
+
+
+def prompt_ids(line: Line, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    return tuple(tokenizer(prompt_text(line), add_special_tokens=False).input_ids)
+
+
+def rows(takes: Sequence[Take], tokenizer: PreTrainedTokenizerBase, layout: TokenLayout) -> list[Row]:
+    """Training rows: the prompt, the audio tokens, and the end, which is always learned."""
+    end: Any = tokenizer.convert_tokens_to_ids(EOT)
+    return [
+        Row(k, prompt_ids(take.line, tokenizer), (*layout.interleave(*take.codes), int(end)))
+        for k, take in enumerate(takes)
+    ]

@@ -1,0 +1,1 @@
+"""Speech as tokens: the dual codebook's layout, tokenizers, codebooks, mel spectrograms and decoders."""
