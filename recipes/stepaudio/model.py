@@ -187,7 +187,7 @@ def judge(cfg: EngineConfig, decoder: SpeechDecoder, durations: DurationModel) -
 
 
 def run_engine(run: Run[Config], teacher: Path) -> Kept:
-    """What the teacher says of the engine's lines, filtered; the report goes to engine/report.json."""
+    """Takes of the engine's lines by the teacher, filtered; the report goes to engine/report.json."""
     cfg, kind = run.config, run.config.engine
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)

@@ -66,7 +66,7 @@ class ContextTables:
         return context_size(self.linguistic, self.semantic)
 
     def correction(self, codes: Codes) -> Tensor:
-        """What is added to the stacked mel of each semantic code, [codes, 320]."""
+        """Correction of the stacked mel of each semantic code, [codes, 320]."""
         return self.weights_VO[context_places(codes, self.linguistic, self.semantic)].sum(1)
 
 
