@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
@@ -15,6 +15,10 @@ from stepstack.harness.task import LM_EVAL, menu_of
 if TYPE_CHECKING:
     import torch
 
+    from recipes.chat import recipe as chat
+    from recipes.chat.config import Config as ChatConfig
+    from recipes.mdocsum import recipe as mdocsum
+    from recipes.mdocsum.config import Config as MDocSumConfig
     from recipes.orz import recipe as orz
     from recipes.orz.config import Config as OrzConfig
     from recipes.perception import recipe as perception
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from stepstack.core.run import Run
     from stepstack.harness.engine import Engine
     from stepstack.harness.task import Task
+    from stepstack.report.tokens import ShownRow
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -65,7 +70,17 @@ class Recipe(Protocol[C]):
         ...
 
 
+class RecipeOfRows(Recipe[C], Protocol[C]):
+    """A recipe that learns rows of tokens from data."""
+
+    def show_rows(self, cfg: C, count: int) -> Iterator[ShownRow]:
+        """The first rows as they are learned."""
+        ...
+
+
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
+    _chat: RecipeOfRows[ChatConfig] = chat
+    _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
     _orz: Recipe[OrzConfig] = orz
     _perception: Recipe[PerceptionConfig] = perception
     _stepaudio: Recipe[StepaudioConfig] = stepaudio
@@ -77,6 +92,14 @@ def load(name: str) -> Recipe[RunConfig]:
     """The module recipes/<name>/recipe.py. ConfigError where there is none."""
     _check(name)
     return cast(Recipe[RunConfig], import_module(f"recipes.{name}.recipe"))
+
+
+def rows_of(cfg: RunConfig, count: int) -> Iterator[ShownRow] | None:
+    """The first rows of a config as they are learned; None where its recipe learns none."""
+    recipe = load(cfg.recipe)
+    if "show_rows" not in vars(recipe):
+        return None
+    return cast(RecipeOfRows[RunConfig], recipe).show_rows(cfg, count)
 
 
 def names() -> list[str]:

@@ -2,8 +2,8 @@
 
 Contestants share model, rows, batch, steps and the optimizer's numbers. One thread, process CPU time of the training
 alone: what is tokenized before is not counted for either, what is read while training is, and so are the reference's
-log-probabilities. Rows differ in length as chats do. TRL has its defaults. Ours keeps the reference's log-probabilities
-and pads rows of like length together, since packing does not pay without flash attention.
+log-probabilities. Rows differ in length as chats do. TRL has its defaults. Ours keeps what the reference said, reads
+the prompt of a pair once, and pads rows of like length together: packing does not pay without flash attention.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def prepared(data: list[Example], folder: Path) -> tuple[Run, Any, Callable[[Exa
         chosen, rejected = (Row(side, prompt, tuple(a), pictures=example.charts) for side, a in enumerate(answers))
         return chosen, rejected
 
-    return run, trainable, rows, BatchLayout(max_tokens=MAX_TOKENS)
+    return run, trainable, rows, BatchLayout(max_tokens=MAX_TOKENS, share_prompts=True)
 
 
 def our_sft(data: list[Example], folder: Path) -> float:

@@ -19,15 +19,19 @@ from stepstack.rl.config import FileReward, PpoConfig
 Overlong = Literal["error", "drop", "left"]
 Style = Literal["orz", "examples", "short"]
 Grader = Literal["math_verify", "exact", "orz_legacy"]
+Extract = Literal["orz", "boxed", "number"]
+QUESTION = "{question}"
 
 SMOLLM2 = 134_515_008  # parameters of SmolLM2-135M, head and embedding being one
 REASONING = "make setup EXTRAS=reasoning"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig(Strict):
-    """How a question is asked."""
+class StylePrompt(Strict):
+    """How a question is asked, in one of the forms that the recipe has."""
 
+    type: Literal["style"] = "style"
+    """Choice of the prompt: a form that the recipe has."""
     style: Style = "orz"
     """Form of the prompt: orz; examples (three solved sums in the answer format, for a small model that ORZ's words
     alone leave at reward 0); short (the question alone, for a tiny model)."""
@@ -39,6 +43,51 @@ class PromptConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TemplatePrompt(Strict):
+    """The question in a text of your own, which the model continues."""
+
+    type: Literal["template"] = "template"
+    """Choice of the prompt: a text of your own."""
+    text: str
+    """Text of the prompt, in which {question} stands for the question."""
+    max_tokens: PositiveInt = 2048
+    """Most tokens of a prompt."""
+    overlong: Literal["error", "drop"] = "drop"
+    """Fate of a longer prompt: error stops, drop leaves it out."""
+
+    def __post_init__(self) -> None:
+        _check_question(self.text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatPrompt(Strict):
+    """The question as the user's turn in the model's own chat template, open for the assistant's: for Instruct
+    models."""
+
+    type: Literal["chat"] = "chat"
+    """Choice of the prompt: the model's chat template."""
+    text: str = QUESTION
+    """User's turn, in which {question} stands for the question."""
+    system: str | None = None
+    """System message; null: none, or what the template writes by itself."""
+    max_tokens: PositiveInt = 2048
+    """Most tokens of a prompt."""
+    overlong: Literal["error", "drop"] = "drop"
+    """Fate of a longer prompt: error stops, drop leaves it out."""
+
+    def __post_init__(self) -> None:
+        _check_question(self.text)
+
+
+def _check_question(text: str) -> None:
+    if QUESTION not in text:
+        raise ValueError(f"text must hold {QUESTION}, in whose place the question is put: add it")
+
+
+PromptConfig = StylePrompt | TemplatePrompt | ChatPrompt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardConfig(Strict):
     """How an answer is graded."""
 
@@ -46,10 +95,17 @@ class RewardConfig(Strict):
     """Choice of the reward: a grader of mathematics."""
     grader: Grader = "math_verify"
     """Comparison of answer and gold: math_verify, exact (the normalised string), or orz_legacy (orz-parity)."""
+    extract: Extract = "orz"
+    """Place of the answer in a response: orz (the last box in an <answer> block), boxed (the last box anywhere), or
+    number (the last number)."""
     workers: PositiveInt = 4
     """Processes that grade."""
     timeout: PositiveFloat = 3.0
     """Seconds after which an answer is wrong; its worker process is killed and replaced."""
+
+    def __post_init__(self) -> None:
+        if self.grader == "orz_legacy" and self.extract != "orz":
+            raise ValueError("grader=orz_legacy reads answers as ORZ's code does: leave extract=orz")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +209,35 @@ class PreparedMath(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Columns(Strict):
+    """Names of the columns of a file."""
+
+    question: str = "question"
+    """Column of the question."""
+    answer: str = "answer"
+    """Column of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowsData(Strict):
+    """Questions and answers of a file of any columns, as they are. Which rows are held out is decided by a hash of the
+    question."""
+
+    type: Literal["rows"] = "rows"
+    """Choice of the data: rows of a file."""
+    path: str
+    """File of JSON lines (or .json), from where the command is typed or from the repository, or hf:name[@split]."""
+    columns: Columns = Columns()
+    """Names of the columns."""
+    gold_after: str | None = None
+    """Text behind which the gold stands in an answer, e.g. "####" in GSM8K; null: the whole answer is the gold."""
+    select: PositiveInt = 64
+    """Rows that are watched during training and never trained on."""
+    test: PositiveInt = 256
+    """Rows that are reported at the end and never trained on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ReasoningGym(Strict):
     """A procedural data set of the package reasoning-gym (extra ``reasoning``). The three splits have seeds of their
     own, and questions that occur in an evaluation split are taken out of training."""
@@ -183,9 +268,9 @@ class Config(PpoConfig):
 
     model: Annotated[TinyBase | Pretrained | SmolLm2, Field(discriminator="type")]
     """Model that the run begins with."""
-    data: Annotated[Chains | PreparedMath | ReasoningGym | TaskData, Field(discriminator="type")]
+    data: Annotated[Chains | PreparedMath | RowsData | ReasoningGym | TaskData, Field(discriminator="type")]
     """Problems."""
-    prompt: PromptConfig = PromptConfig()
+    prompt: Annotated[PromptConfig, Field(discriminator="type")] = StylePrompt()
     """How a question is asked."""
     reward: Annotated[RewardConfig | FileReward, Field(discriminator="type")] = RewardConfig()
     """How an answer is graded."""

@@ -5,32 +5,38 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from data.drawn import chains
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS, Split
+from data.errors import BadRow
+from data.prepare.manifest import on_hub, read_source, refuse
 from data.sets import orz_math
-from recipes.orz.config import Config, PreparedMath, ReasoningGym
-from recipes.orz.prompt import encode, render
+from recipes.orz.config import ChatPrompt, Config, PreparedMath, ReasoningGym, RowsData
+from recipes.orz.prompt import encode, request_of
 from stepstack.config import ROOT, ConfigError
+from stepstack.generation.prompts import ClipPrompt, Message, Pictured
 from stepstack.generation.types import Prompt
 from stepstack.harness import answers
 from stepstack.harness.config import TaskData
-from stepstack.harness.training.task_data import load_task, split_rows
+from stepstack.harness.training.task_data import hold_out, load_task, split_rows
 from stepstack.records import Problem
 from stepstack.rl.prompts import PromptSplits
 
 log = logging.getLogger(__name__)
 
 
-def problems(cfg: Chains | PreparedMath | ReasoningGym | TaskData) -> Mapping[Split, list[Problem]]:
+def problems(cfg: Chains | PreparedMath | RowsData | ReasoningGym | TaskData) -> Mapping[Split, list[Problem]]:
     """Each split's problems; indices are unique within a split."""
     match cfg:
         case Chains():
             return {split: chains.problems(cfg, split) for split in SPLITS}
         case PreparedMath():
             return dict(zip(SPLITS, _prepared(cfg), strict=True))
+        case RowsData():
+            return hold_out(questions(cfg), cfg.select, cfg.test, cfg.path)
         case ReasoningGym():
             return dict(zip(SPLITS, _reasoning_gym(cfg), strict=True))
         case TaskData():
@@ -38,15 +44,21 @@ def problems(cfg: Chains | PreparedMath | ReasoningGym | TaskData) -> Mapping[Sp
 
 
 def load_prompts(cfg: Config, tokenizer: Any) -> PromptSplits:
-    """Tokenised splits; prompts that are too long go by ``prompt.overlong``."""
+    """Tokenised splits; prompts that are too long go by ``prompt.overlong``. ConfigError for chats where the model's
+    tokenizer has no chat template."""
+    if isinstance(cfg.prompt, ChatPrompt) and tokenizer.chat_template is None:
+        raise ConfigError(
+            "prompt.type=chat: the model's tokenizer has no chat template: take an Instruct model, or "
+            "prompt.type=template"
+        )
     named = problems(cfg.data)
     return PromptSplits(**{name: _encode(name, split, tokenizer, cfg) for name, split in named.items()})
 
 
 def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: Config) -> list[Prompt]:
-    text = prompt_text(cfg)
+    request = request_maker(cfg)
     encoded = [
-        encode(problem, text(problem), tokenizer, cfg.prompt.max_tokens, cfg.prompt.overlong) for problem in problems
+        encode(problem, request(problem), tokenizer, cfg.prompt.max_tokens, cfg.prompt.overlong) for problem in problems
     ]
     prompts = [prompt for prompt in encoded if prompt is not None]
     if dropped := len(encoded) - len(prompts):
@@ -55,23 +67,56 @@ def _encode(name: str, problems: Sequence[Problem], tokenizer: Any, cfg: Config)
     return prompts
 
 
-def prompt_text(cfg: Config) -> Callable[[Problem], str]:
-    """How a problem is put to the model: in the config's style, or as a task file puts it. ConfigError for a task
-    that asks with more than a text."""
+def request_maker(cfg: Config) -> Callable[[Problem], str | Sequence[Message]]:
+    """How a problem is put to the model: as the config says, or as a task file puts it. ConfigError for a task that
+    asks with pictures."""
     if not isinstance(cfg.data, TaskData):
-        return lambda problem: render(problem.text, cfg.prompt.style)
+        return lambda problem: request_of(problem, cfg.prompt)
     task = load_task(cfg.data)
 
-    def text(problem: Problem) -> str:
-        request = task.request(problem)
-        if not isinstance(request, str):
+    def request(problem: Problem) -> str | Sequence[Message]:
+        asked = task.request(problem)
+        if isinstance(asked, Pictured | ClipPrompt):
             raise ConfigError(
-                f"{task.name}: recipe orz trains on plain text, row {problem.index} asks with "
-                f"{request!r:.80}: give it text"
+                f"{task.name}: recipe orz trains on text and chats, row {problem.index} asks with "
+                f"{asked!r:.80}: give it text"
             )
-        return request
+        return asked
 
-    return text
+    return request
+
+
+def questions(cfg: RowsData) -> list[Problem]:
+    """Rows of a file of your own, in order. DataError names up to 20 bad rows by file and line."""
+    path = cfg.path if on_hub(cfg.path) or Path(cfg.path).exists() else str(ROOT / cfg.path)
+    rows, errors = [], []
+    for where, row in read_source(path).rows:
+        try:
+            rows.append((_cell(row, cfg.columns.question), _gold(_cell(row, cfg.columns.answer), cfg.gold_after)))
+        except BadRow as error:
+            errors.append(f"{where}: {error}")
+    refuse(errors)
+    return [Problem(index, question, gold) for index, (question, gold) in enumerate(rows)]
+
+
+def _cell(row: Any, column: str) -> str:
+    """A column as text that is not empty."""
+    if not isinstance(row, Mapping) or column not in row:
+        there = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
+        raise BadRow(f"has no column {column!r}, only {there}: set data.columns={{question: ..., answer: ...}}")
+    value = row[column]
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
+        raise BadRow(f"column {column!r} is {value!r:.80}: it must be a text or a number")
+    return str(value)
+
+
+def _gold(answer: str, after: str | None) -> str:
+    if after is None:
+        return answer.strip()
+    _, mark, gold = answer.rpartition(after)
+    if not mark or not gold.strip():
+        raise BadRow(f"no gold behind {after!r} in its answer: leave data.gold_after out, or repair the row")
+    return gold.strip()
 
 
 def _prepared(cfg: PreparedMath) -> list[list[Problem]]:
@@ -115,5 +160,7 @@ def prepare(cfg: Config) -> str:
                 raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
             manifest = orz_math.prepare(ROOT / kind.folder, kind.source, kind.evals)
             return f"{ROOT / kind.folder}: {manifest.counts}"
+        case RowsData() as kind:
+            return f"{kind.path}: {len(questions(kind))} rows, read where they are; there is nothing to prepare"
         case _:
             return f"{cfg.name}: the data ({cfg.data.type}) is made while training; there is nothing to prepare"

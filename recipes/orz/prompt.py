@@ -9,9 +9,11 @@ so a response begins there, and its template engine drops the newline after the 
 
 from __future__ import annotations
 
-from recipes.orz.config import Overlong, Style
+from collections.abc import Sequence
+
+from recipes.orz.config import QUESTION, ChatPrompt, Overlong, PromptConfig, Style, StylePrompt, TemplatePrompt
 from stepstack.generation import prompts
-from stepstack.generation.prompts import Tokenizer
+from stepstack.generation.prompts import Message, Tokenizer
 from stepstack.generation.types import Prompt
 from stepstack.records import Problem
 
@@ -46,15 +48,31 @@ def render(problem: str, style: Style = "orz") -> str:
     return f"{_SYSTEM}User: {_INSTRUCTION}{problem}{_END}"
 
 
+def request_of(problem: Problem, cfg: PromptConfig) -> str | list[Message]:
+    """How a problem is put to the model: a text to go on with, or a chat."""
+    match cfg:
+        case StylePrompt():
+            return render(problem.text, cfg.style)
+        case TemplatePrompt():
+            return cfg.text.replace(QUESTION, problem.text)
+        case ChatPrompt():
+            system = [] if cfg.system is None else [Message("system", cfg.system)]
+            return [*system, Message("user", cfg.text.replace(QUESTION, problem.text))]
+
+
 def encode(
-    problem: Problem, text: str, tokenizer: Tokenizer, max_tokens: int, overlong: Overlong = "error"
+    problem: Problem,
+    request: str | Sequence[Message],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    overlong: Overlong = "error",
 ) -> Prompt | None:
-    """Token ids of ``text``, the problem's prompt: at most ``max_tokens``, begin-of-sequence included.
+    """Token ids of ``request``, the problem's prompt: at most ``max_tokens``, begin-of-sequence included.
 
     A longer prompt raises ValueError ("error"), gives None ("drop") or loses tokens after the begin of sequence
     ("left"), never at its end, which opens the response.
     """
-    ids = prompts.encode(text, tokenizer)
+    ids = prompts.encode(request, tokenizer)
     if len(ids) > max_tokens:
         if overlong == "drop":
             return None
@@ -65,6 +83,8 @@ def encode(
             )
         if overlong != "left":
             raise ValueError(f"overlong={overlong!r} is not one of 'error', 'drop', 'left'")
+        if not isinstance(request, str):
+            raise ValueError(f"problem {problem.index}: a chat is never cut: set overlong to 'drop'")
         bos = ids[: tokenizer.bos_token_id is not None]
         keep = max_tokens - len(bos)
         end = tokenizer(_END, add_special_tokens=False, split_special_tokens=True)["input_ids"]

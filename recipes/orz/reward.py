@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from recipes.orz.config import Config, Grader, RewardConfig
+from recipes.orz.config import Config, Extract, Grader, RewardConfig
 from stepstack.generation.types import Answer
 from stepstack.harness.config import TaskData
 from stepstack.harness.training.task_data import load_task
 from stepstack.records import Score, gold_text
 from stepstack.rl.config import FileReward
 from stepstack.rl.reward import Reward, load_reward
-from stepstack.scoring.maths.boxed import extract_orz
+from stepstack.scoring.maths.boxed import extract_orz, last_box, last_number
 from stepstack.scoring.maths.pool import GraderPool
 
 # What ORZ counts as reflection (its logged "reflection pattern score"), case included.
@@ -21,7 +21,7 @@ REFLECTION = re.compile(r"wait,|recheck[,\s]|retry|alternatively,|however,")
 
 def make_reward(cfg: RewardConfig) -> MathReward:
     """The rule of the recipe."""
-    return MathReward(GraderPool(cfg.workers, cfg.timeout), grader=cfg.grader)
+    return MathReward(GraderPool(cfg.workers, cfg.timeout), grader=cfg.grader, extract=cfg.extract)
 
 
 def reward_of(cfg: Config) -> Reward:
@@ -35,20 +35,20 @@ def reward_of(cfg: Config) -> Reward:
 class MathReward:
     """Scores rollouts: 1.0 iff the answer is correct and ``finish`` is "stop"; a truncated response never earns it.
 
-    Parts: ``correct`` (whether or not finished), ``finished``, ``boxed`` (an answer block with a box), ``timeout``,
+    Parts: ``correct`` (whether or not finished), ``finished``, ``boxed`` (an answer was found), ``timeout``,
     ``grader_error`` (each 0 or 1) and ``reflections`` (a count). ``grader`` orz_legacy reads and grades answers as
     ORZ's code does (``extract_orz(parity=True)``, ``orz_legacy``); otherwise ``grader``, and ``choice`` for problems
-    with choices.
+    with choices. ``extract`` says where in a response the answer is looked for.
     """
 
-    def __init__(self, pool: GraderPool, *, grader: Grader = "math_verify"):
+    def __init__(self, pool: GraderPool, *, grader: Grader = "math_verify", extract: Extract = "orz"):
         self.pool = pool
-        self.name = grader
+        self.name, self.place = grader, extract
         self.parity = grader == "orz_legacy"
 
     def __call__(self, rollouts: Sequence[Answer]) -> list[Score]:
         """One Score a rollout, in order. Raises ValueError for a problem without a gold answer."""
-        extracted = [extract_orz(rollout.text, parity=self.parity) for rollout in rollouts]
+        extracted = [self.extract(rollout.text) for rollout in rollouts]
         items = [
             (self.grader(rollout), gold_text(rollout.problem.gold), answer)
             for rollout, answer in zip(rollouts, extracted, strict=True)
@@ -67,6 +67,16 @@ class MathReward:
             failure = grade.reason if grade.reason == "timeout" or grade.reason.startswith("error") else None
             scores.append(Score(float(grade.correct and finished), parts, answer, failure))
         return scores
+
+    def extract(self, text: str) -> str | None:
+        """The answer of a response; None when there is none."""
+        match self.place:
+            case "orz":
+                return extract_orz(text, parity=self.parity)
+            case "boxed":
+                return last_box(text)
+            case "number":
+                return last_number(text)
 
     def grader(self, rollout: Answer) -> str:
         """The grader's name for a rollout: log it with the result, since verdicts depend on it."""

@@ -10,7 +10,7 @@ from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS, Split
 from recipes.orz.config import Config, Grader, RewardConfig
 from recipes.orz.data import problems
-from recipes.orz.prompt import STOP, render
+from recipes.orz.prompt import STOP, render, request_of
 from recipes.orz.reward import make_reward, reward_of
 from stepstack.generation.types import Sampling
 from stepstack.harness.config import TaskData
@@ -61,7 +61,7 @@ def tasks(cfg: Config) -> list[Task]:
             version=1,
             about=f"the {name} split of {cfg.name}'s data",
             rows=lambda data: problems(cfg.data)[name],
-            request=lambda problem: render(problem.text, cfg.prompt.style),
+            request=lambda problem: request_of(problem, cfg.prompt),
             score=reward_of(cfg),
             budget=cfg.rollout.sampling.replace(n=1),
         )

@@ -13,12 +13,11 @@ from data.drawn.splits import SPLITS
 from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
 from data.prepare.manifest import MANIFEST
-from stepstack.config import ROOT, ConfigError, Fraction, Strict
+from stepstack.config import ROOT, ConfigError, Footprint, Fraction, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
-from stepstack.models.lm.config import Pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.rl.config import FileReward, PpoConfig
-from stepstack.scoring.vision.spatial import smart_resize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,22 +128,6 @@ class TinyVl(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainedVl(Pretrained):
-    """A vision-language model by hub name or local path."""
-
-    min_pixels: PositiveInt = 3136
-    """Least pixels of a picture; a smaller one is enlarged."""
-    max_pixels: PositiveInt = 1_000_000
-    """Most pixels of a picture; a larger one is reduced."""
-    freeze: Literal["none", "tower"] = "none"
-    """Part that is not trained; tower trains the language model alone (adapters: actor.lora)."""
-
-    def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) of a picture as the model sees it."""
-        return smart_resize(*size, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedPictures(Strict):
     """A folder of rows with pictures that ``make data`` prepares."""
 
@@ -204,3 +187,9 @@ class Config(PpoConfig):
         ):  # one of another version is refused where data is read: here it must not bar preparing anew
             names |= json.loads(manifest.read_text(encoding="utf-8")).get("evals", {}).keys()
         return (*SPLITS, *(f"{self.data.set}_{name}" for name in sorted(names)))
+
+    def footprint(self, shards: int) -> Footprint | None:
+        """A frozen tower is counted as if it were trained."""
+        if isinstance(self.model, TinyVl) or self.model.size is None:
+            return None
+        return self.footprint_of(self.model.size, 2 if self.model.dtype == "bfloat16" else 4, shards)

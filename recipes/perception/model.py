@@ -7,7 +7,6 @@ is a checkable reward on the true scene.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,17 +14,11 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessorPil,
-)
+from transformers import PreTrainedModel, Qwen2Tokenizer
 
 from data.drawn.scenes import Colour, Shape, Words
 from data.media.images import Record
-from recipes.perception.config import Config, LabelNoise, PretrainedVl, TinyVl
+from recipes.perception.config import Config, LabelNoise, TinyVl
 from recipes.perception.prompt import encode
 from stepstack.batching.rows import Row
 from stepstack.config import Save
@@ -37,8 +30,11 @@ from stepstack.harness.config import TaskData
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.loops import supervised
-from stepstack.models.lm import pretrained, tiny
+from stepstack.models.lm import tiny
+from stepstack.models.vision import pretrained
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
+from stepstack.models.vision.pretrained import load_processor, tiny_at
 from stepstack.models.vision.processor import Processor
 from stepstack.scoring.vision.answers import ANSWER, ANSWER_END, THINK, THINK_END, LabelledBox, write_tokens
 from stepstack.scoring.vision.spatial import centre
@@ -54,28 +50,11 @@ def load_model(run: Run[Config]) -> tuple[PreTrainedModel, Processor, str]:
                 run.save_once(folder, partial(untrained, kind, cfg.seed, cfg.prompt.thinking))
             else:
                 build_base(run, kind, folder)
-            place = tiny_at(folder)
+            place = tiny_at(folder, PATCH)
         case PretrainedVl() as kind:
             place = kind
-    auto = AutoModelForImageTextToText
-    lm = run.load(lambda: pretrained.load(place, auto), lambda: pretrained.skeleton(place, auto))
-    if place.freeze == "tower":
-        lm.model.visual.requires_grad_(False)
+    lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
     return lm, load_processor(place), place.path
-
-
-def tiny_at(folder: Path) -> PretrainedVl:
-    """A tiny model that was made in ``folder``; its scenes are taken as they are."""
-    return PretrainedVl(path=str(folder), min_pixels=(2 * PATCH) ** 2, max_pixels=1 << 22)
-
-
-def load_processor(cfg: PretrainedVl) -> Processor:
-    """The tokenizer, and the image processor by its class: the automatic one asks for torchvision."""
-    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(
-        cfg.path, revision=cfg.revision or "main", min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels
-    )
-    return Processor(tokenizer, ImagePatcher(processor))
 
 
 def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:
@@ -91,14 +70,14 @@ def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Pr
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder, answering on ``device`` by the config's generator."""
-    place = dataclasses.replace(cfg.model, path=str(folder)) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder)
+    place = cfg.model.moved(folder) if isinstance(cfg.model, PretrainedVl) else tiny_at(folder, PATCH)
     processor = load_processor(place)
     return open_generator(
         cfg.rollout.generator,
         place,
         device,
         processor.tokenizer,
-        auto=AutoModelForImageTextToText,
+        auto=pretrained.AUTO,
         processor=processor,
         prompt=prompt_builder(cfg, processor),
     )

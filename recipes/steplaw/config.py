@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from data.drawn.grammar import Grammar
 from stepstack.batching.config import BatchLayout
-from stepstack.config import RunConfig, Scale, Strict
+from stepstack.config import Footprint, RunConfig, Scale, Strict
 from stepstack.core.config import AdamW, Schedule
 from stepstack.planning.steplaw.count import count
 
@@ -157,3 +157,9 @@ class Config(RunConfig):
     def scale(self) -> Scale:
         """Scale of the last cell."""
         return Scale(self.cells[-1].params, self.cells[-1].tokens)
+
+    def footprint(self, shards: int) -> Footprint:
+        """Footprint of the largest cell: weights, gradients and two moments. Points are trained one after another."""
+        vocab = self.data.vocab
+        size = 4 * max(count(cell.fields(vocab)).total for cell in self.cells)
+        return Footprint(states=4 * size // shards, activations=0, checkpoint=3 * size)

@@ -27,6 +27,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 BOTH = pytest.mark.parametrize("pictures", [False, True], ids=["text", "pictures"])
 
 LAYOUTS = (BatchLayout(max_tokens=10_000), BatchLayout(max_tokens=80), BatchLayout(pack=True))
+SHARED = (BatchLayout(share_prompts=True), BatchLayout(share_prompts=True, pack=True))
 LOSSES = {
     "sigmoid": PreferenceLoss(),
     "ipo": PreferenceLoss(type="ipo", beta=0.3),

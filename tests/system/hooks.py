@@ -75,6 +75,18 @@ def signal_in_step(role: str, step: int, number: int) -> None:
     Trainable.update = updated
 
 
+def signal_in_stage(stage: str, step: int, number: int) -> None:
+    """The process gets the signal in the middle of a step of the stage sft, or of dpo, the run around it."""
+    update = Trainable.update
+
+    def updated(self, *arguments):
+        if self.run.inner == (stage == "sft") and self.run.step == step:
+            os.kill(os.getpid(), number)
+        return update(self, *arguments)
+
+    Trainable.update = updated
+
+
 def kill_in_save(step: int, moment: str) -> None:
     """kill -9 in the middle of writing the checkpoint of ``step``. moment: files (the last one is cut), manifest (all
     files there, nothing describes them), described (the manifest is there too), renamed (the checkpoint counts, nothing

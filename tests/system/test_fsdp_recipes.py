@@ -49,12 +49,48 @@ PICTURES = (
     "trackers=[]",
     "evals=[test]",
 )
+PAPERS = (
+    "save.every=1",
+    "trackers=[]",
+    "evals=[test]",
+    "eval_every=1",
+    "model.hidden=48",
+    "model.layers=2",
+    "data.train=40",
+    "data.select=4",
+    "data.test=8",
+    "sft.steps=3",
+    "sft.batch=6",
+    f"sft.policy.optim={SMOOTH}",
+    "pairs.papers=12",
+    "pairs.margin=0.0",
+    "pairs.kinds={sampled: 1, similar: 1, none: 1, number: 1}",
+    "pairs.sampling={n: 2, max_tokens: 24}",
+    "score.max_tokens=24",
+    "second.steps=3",
+    "second.batch=5",
+    f"second.policy.optim={SMOOTH}",
+)
 SWEEP = (
     "lr=[0.01, 0.02]",
     "batch=[8]",
     "held_out_rows=16",
     "cells=[{hidden: 32, intermediate: 96, layers: 1, heads: 4, tokens: 8192}]",
     "optim={type: adamw, eps: 1e-3}",
+    "trackers=[]",
+)
+CHATS = (
+    "model={hidden: 48, layers: 2, intermediate: 96}",
+    "data.train=120",
+    "data.pairs=24",
+    "data.select=8",
+    "data.test=8",
+    "sft.steps=4",
+    "dpo.steps=2",
+    "dpo.batch=8",
+    f"sft.policy.optim={SMOOTH}",
+    f"dpo.policy.optim={SMOOTH}",
+    "eval_every=2",
     "trackers=[]",
 )
 
@@ -162,6 +198,17 @@ def test_perception(tmp_path, config):
     assert apart(one, two) < 1e-5
 
 
+def test_mdocsum(tmp_path):
+    """Both stages, the pairs being sampled by both processes from the sharded first stage's model."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "mdocsum-tiny", *PAPERS)
+    sharded(two, "mdocsum-tiny", *PAPERS)
+    follows(one / "sft", two / "sft")
+    assert (one / "pairs.jsonl").read_text() == (two / "pairs.jsonl").read_text()
+    follows(one, two)
+    assert apart(one, two) < 1e-5
+
+
 def test_steplaw(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     alone(one, "steplaw-tiny", *SWEEP)
@@ -169,3 +216,13 @@ def test_steplaw(tmp_path):
     losses = [[float(row["loss"]) for row in csv.DictReader((run / "sweep.csv").open())] for run in (one, two)]
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("words", [("dpo.reference=cached",), ("dpo.reference=model", "dpo.policy.lora={r: 2}")])
+def test_chat(tmp_path, words):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "chat-tiny", *CHATS, *words)
+    sharded(two, "chat-tiny", *CHATS, *words)
+    follows(one / "sft", two / "sft")
+    follows(one, two)
+    assert apart(one, two) < 1e-5

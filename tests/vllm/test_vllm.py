@@ -5,12 +5,15 @@ The oracle is a Hugging Face model of the same weights: log_softmax(logits / T) 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,7 @@ from stepstack.records import Problem
 pytest.importorskip("vllm", reason="vLLM is not installed here: run scripts/test_vllm.sh")
 pytestmark = pytest.mark.vllm
 
+START = 900  # seconds in which a server must answer
 TOLERANCE = 1e-3
 LENGTH = 128  # max_model_len
 EOS = 95
@@ -44,19 +48,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(seed: int) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,  # head_dim 32
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        eos_token_id=EOS,
-        pad_token_id=EOS + 1,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": False}  # head_dim 32
+    ends = {"eos_token_id": EOS, "pad_token_id": EOS + 1, "bos_token_id": None}
+    config = Qwen2Config(vocab_size=128, **shape, **heads, **ends)
     return perturbed(Qwen2ForCausalLM(config), seed, 0.1)
 
 
@@ -108,7 +103,7 @@ class Served:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = probe.getsockname()[1]
-        self.port, self.url = port, f"http://127.0.0.1:{port}"
+        self.port, self.url, self.log = port, f"http://127.0.0.1:{port}", log
         # The module that `vllm serve` runs; the console script of the CPU package fails for want of vllm's metadata.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
@@ -123,6 +118,16 @@ class Served:
                 start_new_session=True,
             )
 
+    def wait(self) -> Served:
+        """Until it answers: minutes, where other processes want the same cores."""
+        limit = time.monotonic() + START
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < limit, self.log.read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return self
+            time.sleep(0.5)
+
     def kill(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -133,7 +138,7 @@ class Served:
 def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     logs = tmp_path_factory.mktemp("logs")
     both = [Served(folder, logs / f"{i}.log") for i in range(2)]
-    yield both
+    yield [server.wait() for server in both]
     for server in both:
         server.kill()
 
@@ -477,8 +482,7 @@ def test_server_goes_away_and_comes_back(folder, servers, lm, tmp_path):
     with pytest.raises(EngineError, match=rf"{urls[1]} did not answer .* for 2 s .* start `vllm serve` there again"):
         list(iterator)
     assert generator.retries > 0
-    print(f"retries before the error: {generator.retries}")
-    servers[1] = Served(folder, tmp_path / "again.log", servers[1].port)
+    servers[1] = Served(folder, tmp_path / "again.log", servers[1].port).wait()
     patient = VllmServerGenerator(VllmServerConfig(urls=urls, transfer="disk", dir=str(tmp_path), patience=180.0))
     with pytest.raises(EngineError, match="'default' instead of '1'"):  # it restarted with its initial weights
         list(generator.generate(some_prompts(4), Sampling(max_tokens=5)))

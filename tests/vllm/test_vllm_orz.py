@@ -69,7 +69,7 @@ def served(colocated, tmp_path) -> Iterator[tuple[Path, str]]:
     run = tmp_path / "run"
     base = untied(colocated[0] / "base" / "model", run / "base" / "model")
     servers = [Served(base, tmp_path / f"{i}.log") for i in range(2)]
-    urls = ", ".join(server.url for server in servers)
+    urls = ", ".join(server.wait().url for server in servers)
     settings = f"type: vllm_server, urls: [{urls}], transfer: disk, dir: {tmp_path / 'weights'}, patience: 180.0"
     yield run, f"rollout.generator={{{settings}}}"
     for server in servers:

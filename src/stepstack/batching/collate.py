@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepstack.batching.rows import Row
+from stepstack.records import Picture
 
 
 @dataclass
 class TokenMicroBatch:
     """One forward: input_ids, position_ids [B, T]; select, labels [N] of the learned tokens (see
-    models.Policy.forward), and their loss weights.
+    models.Policy.forward), and their loss weights. ``mask`` [B, 1, T, T] says what sees what where that is not the
+    usual, ``pictures`` are those of each sequence, and ``work`` counts the tokens that go through the model.
 
     ``blank`` marks a copy that only keeps processes in step and must weigh nothing.
     """
@@ -26,6 +28,9 @@ class TokenMicroBatch:
     labels: Tensor
     weight_N: Tensor
     blank: bool = False
+    mask: Tensor | None = None
+    pictures: list[tuple[Picture, ...]] = field(default_factory=list)
+    work: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -33,10 +38,12 @@ class TokenMicroBatch:
         return [len(row.learned) for row in self.rows]
 
     def inputs(self) -> dict[str, Any]:
-        """Arguments of a policy's forward; pictures row by row where there are any."""
+        """Arguments of a policy's forward; pictures and mask where there are any."""
         arguments: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids}
-        if any(row.pictures for row in self.rows):
-            arguments["pictures"] = [row.pictures for row in self.rows]
+        if any(self.pictures):
+            arguments["pictures"] = self.pictures
+        if self.mask is not None:
+            arguments["attention_mask"] = self.mask
         return arguments | {"select": self.select, "labels": self.labels}
 
     def has(self, name: str) -> bool:
@@ -46,11 +53,6 @@ class TokenMicroBatch:
     def count(self) -> int:
         """Learned tokens."""
         return len(self.labels)
-
-    @property
-    def work(self) -> int:
-        """Tokens that go through the model."""
-        return sum(map(len, self.rows))
 
     def field(self, name: str) -> Tensor:
         """A field of its rows as [N], on the device."""
@@ -81,10 +83,20 @@ def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool
     learned = [torch.tensor(row.learned) for row in rows]
     select = torch.cat([place + s + len(r.prompt_ids) - 1 for place, s, r in zip(learned, starts, rows, strict=True)])
     labels = torch.cat([torch.tensor(row.ids)[place] for row, place in zip(rows, learned, strict=True)])
-    weight_N = torch.cat([_weights(row)[place] for row, place in zip(rows, learned, strict=True)])
-    input_ids, position_ids, select = (x.to(device) for x in (input_ids, position_ids, select))
-    return TokenMicroBatch(rows, input_ids, position_ids, select, labels.to(device), weight_N.to(device), blank)
+    weight_N = torch.cat([weights_of(row)[place] for row, place in zip(rows, learned, strict=True)])
+    return TokenMicroBatch(
+        rows,
+        input_ids.to(device),
+        position_ids.to(device),
+        select.to(device),
+        labels.to(device),
+        weight_N.to(device),
+        blank,
+        pictures=[row.pictures for row in rows],
+        work=sum(map(len, rows)),
+    )
 
 
-def _weights(row: Row) -> Tensor:
+def weights_of(row: Row) -> Tensor:
+    """Loss weights of all tokens of a row."""
     return torch.ones(len(row.ids)) if row.weights is None else torch.tensor(row.weights)

@@ -12,6 +12,7 @@ from stepstack.batching.collate import TokenMicroBatch, collate
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pack import partition
 from stepstack.batching.rows import Row, owners
+from stepstack.batching.shared import collate_shared
 from stepstack.core.run import Run
 from stepstack.tuning.preference import PairScores
 
@@ -98,4 +99,7 @@ def pair_minibatch(run: Run, pairs: list[Pair], layout: BatchLayout) -> PairMini
 def _collate(pairs: list[Pair], layout: BatchLayout, device: torch.device, blank: bool = False) -> PairMicroBatch:
     rows = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     rows = [replace(row, index=place) for place, row in enumerate(rows)]
+    if layout.share_prompts:
+        half = len(pairs)
+        return PairMicroBatch(pairs, collate_shared(rows[:half], rows[half:], layout.pack, device, blank))
     return PairMicroBatch(pairs, collate(rows, layout.pack, device, blank))

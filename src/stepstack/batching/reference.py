@@ -57,8 +57,7 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
 def start_copy(run: Run, module: nn.Module, cfg: DpoStage) -> nn.Module | None:
     """A frozen copy of a module that is not trained yet, where ``cfg`` wants the start model beside the policy. None
     where it does not, and where the policy without its adapters is the start model."""
-    beside = cfg.loss.needs_reference and cfg.reference == "model" and cfg.policy.lora is None
-    return run.frozen(copy.deepcopy(module)) if beside else None
+    return run.frozen(copy.deepcopy(module)) if cfg.needs_copy else None
 
 
 def with_reference(

@@ -1,4 +1,4 @@
-"""`stepstack data`: prepare the data of a config, with a manifest of hashes."""
+"""`stepstack data`: prepare the data of a config, with a manifest of hashes, or show rows as they are learned."""
 
 from __future__ import annotations
 
@@ -6,16 +6,33 @@ import argparse
 
 from stepstack.cli.common import add_config
 
-HELP = "prepare the data of a config, with a manifest of hashes"
+HELP = "prepare the data of a config, with a manifest of hashes; --show N prints the tokens of its first rows"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print the tokens of the first N rows, learned ones coloured; nothing is written",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from recipes import protocol
 
     cfg = protocol.load_config(args.name, args.overrides)
-    print(protocol.load(cfg.recipe).prepare(cfg))
+    if args.show is None:
+        print(protocol.load(cfg.recipe).prepare(cfg))
+        return 0
+    rows = protocol.rows_of(cfg, args.show)
+    if rows is None:
+        print(f"recipe {cfg.recipe} learns no rows of tokens from data, so there is nothing to show")
+        return 0
+    from rich.console import Console
+
+    from stepstack.report.tokens import print_rows
+
+    print_rows(rows, Console())
     return 0

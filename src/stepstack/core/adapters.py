@@ -75,7 +75,7 @@ def save(trainable: Trainable, folder: Path, is_main: bool) -> None:
     named = get_peft_model_state_dict(body, state_dict=weights, adapter_name=ADAPTER, save_embedding_layers=False)
     save_file({f"base_model.model.{name}": value for name, value in named.items()}, partial / WEIGHTS)
     config = body.peft_config[ADAPTER]
-    config.base_model_name_or_path = getattr(body, "name_or_path", "") or None
+    config.base_model_name_or_path = body.name_or_path if isinstance(body, PreTrainedModel) else None
     config.inference_mode = True
     config.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a step of a diffusion model sees: noised latents, alone or in preference pairs.
+"""Noised latents that a step of a diffusion model sees, alone or in preference pairs.
 
 A pure function of (seed, step), drawn sample by sample: it depends neither on the number of processes nor on what was
 resumed.

@@ -45,7 +45,7 @@ def train(
             if step == 0:
                 check_start(run, policy, policy.measure(batch.micros, loss(batch), batch.pairs))
             metrics = policy.update(batch.micros, loss(batch), batch.pairs)
-        tokens = run.sum(torch.tensor(sum(float(micro.work) for micro in batch.micros if not micro.blank)))
+        tokens = run.sum(torch.tensor(float(sum(micro.work for micro in batch.micros if not micro.blank))))
         run.log(**metrics, **after(), loss=metrics[f"{policy.role}/loss"], tokens=float(tokens))
 
 

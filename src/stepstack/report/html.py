@@ -9,6 +9,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,21 @@ vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre
 .pictures img { width: 100%; image-rendering: pixelated; outline: 1px solid #ddd; }
 figcaption { font-size: .85rem; white-space: pre-wrap; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); }
+.side { display: flex; gap: 1rem; margin: 1rem 0; border-top: 1px solid #ddd; } .side div { flex: 1; }
+.side p { margin: .3rem 0; white-space: pre-wrap; } .side img { image-rendering: pixelated; border: 4px solid #fff; }
 .grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 """
 
 
+@dataclass(frozen=True, slots=True)
+class FramedPicture:
+    """A picture (PNG) between lines of text, and the CSS colour of its frame; "" for none."""
+
+    png: bytes
+    frame: str = ""
+
+
+Column = tuple[str, Sequence["str | FramedPicture"]]  # heading, lines and pictures below it
 Marked = Sequence[tuple[str, bool]]  # words, each with whether it is wrong
 
 
@@ -51,6 +63,21 @@ class Report:
             for png, caption in items
         )
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="pictures">{cells}</div>')
+
+    def side_by_side(self, title: str, rows: Sequence[Sequence[Column]], width: int = 84) -> None:
+        """Add rows of columns that hold lines and pictures, each picture ``width`` pixels wide."""
+
+        def shown(item: str | FramedPicture) -> str:
+            if isinstance(item, str):
+                return f"<p>{html.escape(item)}</p>"
+            style = f"width: {width}px" + (f"; border-color: {item.frame}" if item.frame else "")
+            return f'<img alt="" style="{style}" src="data:image/png;base64,{base64.b64encode(item.png).decode()}">'
+
+        body = ""
+        for row in rows:
+            columns = (f"<b>{html.escape(head)}</b>" + "".join(map(shown, items)) for head, items in row)
+            body += '<div class="side">' + "".join(f"<div>{column}</div>" for column in columns) + "</div>"
+        self.parts.append(f"<h2>{html.escape(title)}</h2>{body}")
 
     def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[bytes | Marked]]) -> None:
         """Add a table of players and texts: a cell of bytes is a WAV; a text is words, each with whether it is marked

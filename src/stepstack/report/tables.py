@@ -36,11 +36,12 @@ def record(run: Path, root: Path = ROOT) -> Path:
     fit = run / "fit.json"
     if not evals and not fit.is_file():
         raise FileNotFoundError(f"{run / 'evals'} holds no result.json: train to the end, or `stepstack eval` the run")
-    stages = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
-    seconds = [sum(row["cpu_s"] for row in jsonl.read(file)) for file in stages if file.is_file()]
+    files = [*sorted(run.glob("*/metrics.jsonl")), run / "metrics.jsonl"]
+    stages: list[list[dict[str, float]]] = [list(jsonl.read(file)) for file in files if file.is_file()]
+    seconds = [sum(row["cpu_s"] for row in rows) for rows in stages]
     out = root / "evals" / "results" / f"{facts['config']['name']}.json"
     result = {"kind": "run", **facts, "evals": evals, "cpu_s": sum(seconds), "cpu_s_by_stage": seconds}
-    result["curve"] = curve(jsonl.read(stages[-1]))
+    result["curve"] = next((points for rows in reversed(stages) if (points := curve(rows))), [])
     for extra in (fit, run / "dsv.json"):
         if extra.is_file():
             result[extra.stem] = json.loads(extra.read_text())

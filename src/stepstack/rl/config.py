@@ -174,6 +174,8 @@ class PpoConfig(RunConfig):
         means = self.policy_loss.aggregate, self.value_loss.aggregate
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")
+        if self.layout.share_prompts:
+            raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
 
     @property
     def rollouts_per_step(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from stepstack.config import Strict
+from stepstack.config import Footprint, Strict
 from stepstack.core.config import TrainableConfig
 
 PreferenceType = Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "dpop", "simpo"]
@@ -77,3 +78,23 @@ class DpoStage(Stage):
     reference: Literal["cached", "model"] = "cached"
     """Source of the start model's log-probabilities: cached, computed once and kept in the run's folder; model, the
     start model beside the policy, or the policy without its adapters."""
+
+    @property
+    def needs_copy(self) -> bool:
+        """Whether the start model stands beside the policy in memory."""
+        return self.loss.needs_reference and self.reference == "model" and self.policy.lora is None
+
+
+class Tuned(Protocol):
+    """A stage of training by its policy alone."""
+
+    @property
+    def policy(self) -> TrainableConfig: ...
+
+
+def tuning_footprint(weights: int, shards: int, stages: Sequence[Tuned]) -> Footprint:
+    """Footprint of the largest of ``stages`` of a model of ``weights`` bytes: with gradients and two moments, or under
+    adapters as weights alone, and with a start model beside it. Activations and the engine come on top."""
+    whole = any(stage.policy.lora is None for stage in stages)
+    beside = any(isinstance(stage, DpoStage) and stage.needs_copy for stage in stages)
+    return Footprint(states=weights * (1 + 3 * whole + beside) // shards, activations=0, checkpoint=weights * 3 * whole)

@@ -26,6 +26,9 @@ class PairScores:
     rejected_tokens_B: Tensor
 
 
+TIE = 1e-4  # nats of a log-ratio that are rounding
+
+
 def preference_loss(cfg: PreferenceLoss, policy: PairScores, reference: PairScores | None) -> Tensor:
     """Loss [B] of each pair, without the likelihood term ``cfg.sft``. ``reference`` may be None for simpo alone.
 
@@ -78,5 +81,11 @@ def figures(cfg: PreferenceLoss, policy: PairScores, reference: PairScores | Non
         return out | {"right": (policy.chosen_B > policy.rejected_B).float().sum()}
     x_B, y_B = (ratio.detach() for ratio in log_ratios(policy, reference))
     out |= {"chosen_reward": cfg.beta * x_B.sum(), "rejected_reward": cfg.beta * y_B.sum()}
-    out |= {"margin": cfg.beta * (x_B - y_B).sum(), "right": (x_B > y_B).float().sum()}
+    out |= {"margin": cfg.beta * (x_B - y_B).sum(), "right": _in_order(x_B - y_B).sum()}
     return out | {"log_ratio_abs_max": torch.maximum(x_B.abs(), y_B.abs()).max()}
+
+
+def _in_order(difference_B: Tensor) -> Tensor:
+    """1 for a pair in the right order, 0 for one in the wrong order, and 1/2 for one as near to a tie as rounding gets,
+    such as every pair before the first update."""
+    return torch.where(difference_B.abs() < TIE, 0.5, (difference_B > 0).float())

@@ -91,6 +91,42 @@ def test_only_learned_tokens_are_selected():
     assert (row.weight, other.weight) == (1.25, 2.0)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_shared_prompt_is_there_once_and_neither_answer_sees_the_other(pack):
+    both = pairs()[:2]
+    layout = BatchLayout(share_prompts=True, pack=pack)
+    [micro] = pair_minibatch(Rank(0, 1), both, layout).micros
+    tokens, lengths = micro.tokens, [3 + 4 + 6, 2 + 5 + 2]
+    assert tokens.work == sum(lengths)
+    assert tokens.labels.tolist() == [
+        *both[0].chosen.ids,
+        *both[1].chosen.ids,
+        *both[0].rejected.ids,
+        *both[1].rejected.ids,
+    ]
+    flat, seen = tokens.input_ids.flatten(), tokens.mask[:, 0]
+    place = 0
+    for row in tokens.rows:
+        start = int(tokens.select[place])
+        assert flat[start] == row.prompt_ids[-1]  # the first token of each answer is told by the prompt's last
+        place += len(row.ids)
+    matrix = seen[0]
+    assert matrix[6, :7].all()  # the winner's last token sees prompt and winner
+    assert matrix[12, :13].tolist() == [True] * 3 + [False] * 4 + [True] * 6  # the loser's last: not the winner
+    assert tokens.position_ids[0, :13].tolist() == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7, 8]
+    if pack:
+        assert not matrix[13:, :13].any()  # the second pair sees nothing of the first
+    else:
+        assert seen[1].diagonal().sum() == len(seen[1])  # padding too, or its row would be NaN
+
+
+def test_a_pair_of_two_prompts_shares_nothing():
+    [first, _, other, *_] = pairs()
+    wrong = replace(first, rejected=other.rejected)
+    with pytest.raises(ValueError, match=r"two prompts: set layout\.share_prompts=false"):
+        pair_minibatch(Rank(0, 1), [wrong], BatchLayout(share_prompts=True))
+
+
 # -- the stream -----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from recipes.protocol import load_config
+from recipes.steplaw.model import build
 from stepstack.cli import main as cli
 from stepstack.config import CONFIGS, ConfigError, Footprint, Launch, RunConfig
 from stepstack.core import preflight
@@ -67,6 +68,23 @@ def test_nvidia_smi_is_read(tmp_path, monkeypatch):
     assert preflight.gpus() == [Gpu("NVIDIA H100 80GB HBM3", 81559 * 2**20)]
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert preflight.gpus() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        ("perception-grounding-2b", (4 + 1) * 4 * 2_208_985_600),  # weights, gradients, two moments, and the reference
+        ("perception-detection-3b", (4 + 1) * 4 * 3_754_622_976),
+    ],
+)
+def test_models_with_eyes_have_an_estimate(name, states):
+    assert load_config(name).footprint(1).states == states
+
+
+def test_a_sweep_is_as_large_as_its_largest_cell():
+    cfg = load_config("steplaw-tiny")
+    sizes = [sum(p.numel() for p in build(cfg, cell).parameters()) for cell in cfg.cells]
+    assert cfg.footprint(1).states == 16 * max(sizes)
 
 
 def test_a_full_disk_is_refused(tmp_path, monkeypatch):

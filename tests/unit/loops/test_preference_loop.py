@@ -74,7 +74,15 @@ def test_it_begins_at_ln_2_and_winners_gain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layout", [BatchLayout(max_tokens=40), BatchLayout(pack=True), BatchLayout(pack=True, max_tokens=40)]
+    "layout",
+    [
+        BatchLayout(max_tokens=40),
+        BatchLayout(pack=True),
+        BatchLayout(pack=True, max_tokens=40),
+        BatchLayout(share_prompts=True),
+        BatchLayout(share_prompts=True, max_tokens=40),
+        BatchLayout(share_prompts=True, pack=True),
+    ],
 )
 def test_micro_batches_and_packing_change_nothing(tmp_path, layout):
     whole, cut = trained(tmp_path / "a"), trained(tmp_path / "b", layout=layout)

@@ -64,6 +64,18 @@ def test_record_keeps_results_and_provenance_but_no_samples(place):
     assert stored["provenance"]["host"]["cores"] >= 1
 
 
+def test_the_curve_is_that_of_the_last_stage_that_has_one(place):
+    """A recipe may train its last stage in a folder of its own, as M-DocSum's GRPO does."""
+    run = place / "runs" / "orz-tiny-seed7"
+    (run / "grpo").mkdir()
+    (run / "metrics.jsonl").unlink()
+    row = {"step": 1, "cpu_s": 5.0, "loss": 2.0, "eval/accuracy": 0.5}
+    (run / "grpo" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    stored = json.loads(recorded(place).read_text())
+    assert stored["curve"] == [{"step": 1, "eval/accuracy": 0.5, "loss": 2.0}]
+    assert sorted(stored["cpu_s_by_stage"]) == pytest.approx([5.0, 60.0])
+
+
 def test_record_of_a_run_that_was_not_evaluated(place):
     for file in place.glob("runs/*/evals/*/*/result.json"):
         file.unlink()

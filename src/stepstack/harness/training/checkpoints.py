@@ -19,6 +19,8 @@ from stepstack.harness.suite import SuiteOptions, evaluate_all
 from stepstack.harness.summary import figure
 from stepstack.harness.task import Task
 
+POLICIES = ("actor", "policy")  # roles that answer: of RL, and of tuning
+
 
 def whole(folder: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every whole checkpoint of a run, oldest first. ConfigError where it keeps none."""
@@ -45,7 +47,8 @@ def run(
     for column in ("step", "task", "metric", "value", "stderr"):
         table.add_column(column)
     for step, place in places:
-        values = dict(weights.read(place, role="actor"))
+        role = next(role for role in POLICIES if (place / role).is_dir())
+        values = dict(weights.read(place, role=role))
         engine.generator.load(values.items(), version=step)
         model = {"name": f"{cfg.name} step {step}", "sha256": hash_of(values)}
         root = cfg.folder / "evals" / "checkpoints" / place.name

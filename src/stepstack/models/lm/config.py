@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
@@ -15,6 +15,9 @@ SIZES = {  # parameters of the models of configs/, by hub name
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "Qwen/Qwen2.5-32B": 32_763_876_352,
+    "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
 }
 FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolation (docs/clusters.md)")
 
@@ -36,6 +39,10 @@ class Pretrained(Strict):
     the run reports."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are kept in; ``precision`` says what is computed in."""
+
+    def moved(self, folder: Path) -> Self:
+        """Settings of a model that was made of this one, in a folder of its own."""
+        return replace(self, path=str(folder), revision=None, adapter=None)
 
     @property
     def packages(self) -> tuple[Needed, ...]:

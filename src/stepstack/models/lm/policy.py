@@ -65,21 +65,39 @@ class Policy(nn.Module):
         self._no_split_modules = lm._no_split_modules  # what accelerate shards by under FSDP
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, labels: Tensor, temperature: float = 1.0
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        select: Tensor,
+        labels: Tensor,
+        temperature: float = 1.0,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability [N] and entropy [N] in fp32 of the labels at the selected positions.
 
         input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N]. Rows are
         right-padded, or one row packs several sequences by restarting position_ids at 0. Neither needs a mask
-        (``stepstack.batching.rows`` explains why).
+        (``stepstack.batching.rows`` explains why). An ``attention_mask`` [B, 1, T, T], True where a token sees another,
+        takes the place of what is inferred (``stepstack.batching.shared``); ValueError for an attention without masks.
         """
         hidden_BTD = self.lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=self._checked(attention_mask),
+            use_cache=False,
         ).last_hidden_state
         states = None
         if self.mask is not None:
+            if attention_mask is not None:
+                raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
             states = self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature, states)
+
+    def _checked(self, attention_mask: Tensor | None) -> Tensor | None:
+        kind = self.config.get_text_config()._attn_implementation
+        if attention_mask is not None and kind != "sdpa":
+            raise ValueError(f"attention {kind} takes no mask of this form: set model.attention=sdpa, or share nothing")
+        return attention_mask
 
     def tie_weights(self) -> None:
         """Make tied embeddings one parameter again: accelerate's FSDP2 calls it, having made two of them."""

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from stepstack.config import ConfigError
@@ -78,3 +85,12 @@ def best_attention() -> str:
 def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:
     """Tokenizer of the model."""
     return AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+
+
+def load_generation(cfg: Pretrained) -> GenerationConfig:
+    """How the model generates unless told otherwise, with its end tokens; made of its config where it has no
+    generation_config.json."""
+    try:
+        return GenerationConfig.from_pretrained(cfg.path, revision=cfg.revision or "main")
+    except OSError:
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(cfg.path, revision=cfg.revision))

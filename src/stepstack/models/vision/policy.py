@@ -131,9 +131,10 @@ class VisionPolicy(Policy):
         select: Tensor,
         labels: Tensor,
         temperature: float = 1.0,
+        attention_mask: Tensor | None = None,
         pictures: Sequence[Sequence[Picture]] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability [N] and entropy [N], like ``Policy.forward``; ``pictures`` row by row.
+        """Log-probability [N] and entropy [N], like ``Policy.forward``; ``pictures`` sequence by sequence.
 
         ``position_ids`` [B, T] count the tokens of each row; the model's own positions are derived from them here.
         """
@@ -144,7 +145,10 @@ class VisionPolicy(Policy):
             is_image_BT = input_ids == self.lm.config.image_token_id
             embedded_BTD = embedded_BTD.masked_scatter(is_image_BT[..., None], features_RD)
         hidden_BTD = body.language_model(
-            inputs_embeds=embedded_BTD, position_ids=self._positions(input_ids, position_ids, pictures), use_cache=False
+            inputs_embeds=embedded_BTD,
+            position_ids=self._positions(input_ids, position_ids, pictures),
+            attention_mask=self._checked(attention_mask),
+            use_cache=False,
         ).last_hidden_state
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
 
@@ -156,10 +160,15 @@ class VisionPolicy(Policy):
         three = position_ids.expand(3, -1, -1)
         if any(pictures):
             ends, flat = [*starts[1:], input_ids.numel()], input_ids.flatten().tolist()
-            token, merge = self.lm.config.image_token_id, self.patcher.merge
-            parts = [
-                positions(flat[start:end], [self.patcher.patches(p).grid for p in row], token, merge)
-                for start, end, row in zip(starts, ends, pictures, strict=True)
-            ]
+            token, merge, counted = self.lm.config.image_token_id, self.patcher.merge, position_ids.flatten().cpu()
+            parts = []
+            for start, end, row in zip(starts, ends, pictures, strict=True):
+                grids = [self.patcher.patches(picture).grid for picture in row]
+                own = positions(flat[start:end], grids, token, merge)
+                # Behind its pictures a sequence counts on by one a token, also where it goes back to its prompt's end.
+                ahead = own - torch.arange(end - start)
+                last = max((place for place, one in enumerate(flat[start:end]) if one == token), default=-1)
+                own[:, last + 1 :] = (ahead + counted[start:end])[:, last + 1 :]
+                parts.append(own)
             three = torch.cat(parts, dim=1).unflatten(1, input_ids.shape).to(input_ids.device)
         return torch.cat([position_ids[None], three]) if packed else three

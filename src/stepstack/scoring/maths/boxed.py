@@ -21,6 +21,8 @@ MAX_BLOCK = 1 << 16  # characters before </answer> that are searched for a box
 # A box's opening brace, a TeX line break before a brace, an escaped brace (not structure), a brace.
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\\\(?=[{}])|\\[{}]|(?P<brace>[{}])")
 
+_NUMBER = re.compile(r"(?:(?<!\d)-)?\d+(?:,\d{3})*(?:\.\d+)?")
+
 
 def last_box(text: str) -> str | None:
     r"""Content of the balanced ``\boxed{}`` or ``\fbox{}`` that opens last, stripped; None when there is none.
@@ -45,6 +47,12 @@ def unbox(text: str) -> str:
     """Content of the last box where there is one, otherwise the text itself; stripped."""
     box = last_box(text)
     return text.strip() if box is None else box
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, without commas between its digits; None when there is none."""
+    numbers = _NUMBER.findall(text)
+    return numbers[-1].replace(",", "") if numbers else None
 
 
 def extract_orz(response: str, *, parity: bool = False) -> str | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from data.drawn.scenes import Objects, Words, problems
 from data.media.images import Record, Target
 from recipes.perception import data, model, tasks
-from recipes.perception.config import LabelNoise, PretrainedVl, PromptConfig, weights_of
+from recipes.perception.config import LabelNoise, PromptConfig, weights_of
 from recipes.perception.model import demonstration, misread, untrained
 from recipes.perception.prompt import encode, request_of
 from recipes.perception.reward import Gold, figures_of, gold_of, make_metric, parts_of, reward_of
@@ -19,6 +19,7 @@ from recipes.protocol import load_config
 from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
 from stepstack.harness.answers import Sample
+from stepstack.models.vision.config import PretrainedVl
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import LabelledBox, write_tokens
 from stepstack.scoring.vision.detection import average_precision

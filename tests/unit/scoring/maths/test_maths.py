@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepstack.scoring.maths.boxed import MAX_BLOCK
+from stepstack.scoring.maths.boxed import MAX_BLOCK, last_number
 from stepstack.scoring.maths.grade import extract_orz, grade
 from stepstack.scoring.maths.latex import Unreadable, read
 from stepstack.scoring.maths.orz_legacy import repetition
@@ -359,3 +359,19 @@ def test_every_math500_answer_equals_itself_and_not_a_changed_one(grader):
     assert len(golds) == 500
     assert [gold for gold in golds if not verdict(grader, gold, gold)] == []
     assert [(gold, changed(gold)) for gold in dict.fromkeys(golds) if verdict(grader, gold, changed(gold))] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 18.", "18"),
+        ("5 - 3 = 2, so $1,234.50", "1234.50"),
+        ("from 3-4 it is -7", "-7"),
+        ("3-4", "4"),
+        ("none", None),
+        ("", None),
+        ("9" * 100_000, "9" * 100_000),
+    ],
+)
+def test_the_last_number(text, number):
+    assert last_number(text) == number

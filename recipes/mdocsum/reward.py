@@ -1,0 +1,91 @@
+"""M-DocEval over answers: the score of evaluations, of pairs, and of GRPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from recipes.mdocsum.config import Config, ServedJudge
+from stepstack.generation.prompts import Message
+from stepstack.generation.types import Answer, EngineError, Sampling
+from stepstack.harness.engine import Engine, Question
+from stepstack.harness.engines.server import ServerConfig, ServerEngine
+from stepstack.harness.training.validation import Validation
+from stepstack.records import Problem, Score
+from stepstack.rl.reward import Reward
+from stepstack.scoring import documents
+from stepstack.scoring.documents import Claim, ClaimJudge, SummaryGold, exact
+
+# Ours: the judge of the paper and its words are not published.
+QUESTION = "Text:\n{text}\n\nStatement:\n{point}\n\nDoes the text say what the statement says? Answer yes or no."
+MAX_TOKENS = 8  # of a verdict
+
+
+def gold_in(problem: Problem) -> SummaryGold:
+    """The reference of a paper."""
+    assert isinstance(problem.gold, SummaryGold)
+    return problem.gold
+
+
+def claim_judge(cfg: Config) -> ClaimJudge:
+    """The config's judge of key points."""
+    judge = cfg.score.judge
+    return exact if judge is None else served(judge)
+
+
+def served(cfg: ServedJudge) -> ClaimJudge:
+    """A model on a server as a judge; it is asked for when the first claim comes."""
+    engine: list[Engine] = []
+
+    def judge(claims: Sequence[Claim]) -> list[bool]:
+        if not engine:
+            shared = {name: getattr(cfg, name) for name in ("url", "model", "key_file", "concurrency")}
+            engine.append(ServerEngine(ServerConfig(**shared)))
+        return verdicts(engine[0], claims)
+
+    return judge
+
+
+def verdicts(engine: Engine, claims: Sequence[Claim]) -> list[bool]:
+    """Yes or no to each claim, equal ones being asked once. EngineError for a request that failed and for an answer
+    that is neither."""
+    once = list(dict.fromkeys(claims))
+    questions = []
+    for index, claim in enumerate(once):
+        text = QUESTION.format(text=claim.text, point=claim.point)
+        questions.append(Question(Problem(index, text, ""), [Message("user", text)]))
+    found: dict[Claim, bool] = {}
+    for question, answers in engine.complete(questions, Sampling(temperature=0.0, max_tokens=MAX_TOKENS)):
+        said = answers[0].text.strip().lower()
+        if answers[0].error or not said.startswith(("yes", "no")):
+            why = answers[0].error or f"it said {answers[0].text!r}"
+            raise EngineError(f"the judge {dict(engine.facts)} gave no verdict ({why}): ask a larger model, or again")
+        found[once[question.problem.index]] = said.startswith("yes")
+    return [found[claim] for claim in claims]
+
+
+def make_metric(cfg: Config) -> Reward:
+    """M-DocEval's total, with all its figures as parts. Of exchanged figures there is also ``old_matched``, the matches
+    with the gold of before."""
+    judge, weight = claim_judge(cfg), cfg.score.weight
+
+    def score(answers: Sequence[Answer]) -> list[Score]:
+        pairs = [(answer.text, gold_in(answer.problem)) for answer in answers]
+        scores = []
+        for answer, figures in zip(answers, documents.evaluate(pairs, judge, weight) if pairs else [], strict=True):
+            if before := answer.problem.meta.get("before"):
+                old = documents.image_figures(documents.parse(answer.text), before)
+                figures |= {"old_matched": old["matched"]}
+            scores.append(Score(figures["total"], figures, answer.text))
+        return scores
+
+    return score
+
+
+def watched(result: Validation) -> dict[str, float]:
+    """Figures of the selection split that are logged while it trains."""
+    parts = [score.parts for _, score in result.scored]
+    figures = {name: fmean(row[name] for row in parts) for name in ("parse", "ts", "is")}
+    cited = sum(row["cited"] for row in parts)
+    match = {"match": sum(row["matched"] for row in parts) / cited} if cited else {}
+    return result.metrics("eval") | {f"eval/{name}": value for name, value in (figures | match).items()}
