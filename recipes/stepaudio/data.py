@@ -15,13 +15,13 @@ from data.drawn import sentences
 from data.drawn.sentences import SPEAKERS, SPEEDS, Line
 from data.drawn.splits import SPLITS, Split
 from data.media import audio
-from data.sets import speech
+from data.sets import mel_decoder, speech
 from data.sets.speech import RATE, Take
 from recipes.stepaudio.config import Config
 from stepstack.batching.rows import Row
 from stepstack.config import ROOT, ConfigError
 from stepstack.models.lm import tiny
-from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.decoder import CentroidDecoder, ContextDecoder
 from stepstack.models.speech.judges import Dnsmos
 from stepstack.models.speech.packages import DNSMOS
 from stepstack.models.speech.tokenizer import OfflineTokenizer
@@ -33,7 +33,8 @@ from stepstack.scoring.speech import error_rates, word_errors
 
 BOT, EOT = "<|BOT|>", "<|EOT|>"
 CODEBOOK_RECORDINGS = 600  # recordings of which the codebooks are made
-CODEC = "codec.json"
+CODEC, TABLES = "codec.json", "decoder.safetensors"
+TABLE_RECORDINGS = 1500  # recordings that the decoder's tables are fitted to
 DNSMOS_UTTERANCES = 12  # rated, since one costs almost a CPU second
 LEVEL = 0.5  # peak of a recording
 
@@ -68,18 +69,23 @@ def prepare(cfg: Config) -> str:
     for split in SPLITS:
         takes = [speech.tokenize(line, record(voice, line), tokenizer) for line in split_lines(cfg, split)]
         speech.save_takes(folder / f"{split}.safetensors", takes, tokenizer.digest)
+    learned = recordings(cfg, "train")[:TABLE_RECORDINGS]
+    pairs = ((record(voice, take.line), take.codes) for take in learned)
+    tables = mel_decoder.fit_context_tables(pairs, tokenizer.semantic, cfg.codebooks[0])
+    mel_decoder.save_context_tables(folder / TABLES, tables, tokenizer.digest)
     figures = measure_codec(cfg)
-    return f"{folder}: codebooks {tokenizer.digest}, resynthesis {figures['centroids']}, original {figures['original']}"
+    return f"{folder}: codebooks {tokenizer.digest}, resynthesis {figures['decoder']}, original {figures['original']}"
 
 
 def measure_codec(cfg: Config) -> dict[str, Any]:
     """Word error rate (and DNSMOS, where it is installed) of the watched recordings and of what the decoder makes of
     their tokens, written to codec.json beside them: a model is judged beside its codec."""
     takes, voice = recordings(cfg, "select"), HibariVoice()
-    decoder, recognizer = CentroidDecoder(load_tokenizer(cfg).semantic), WhisperRecognizer()
+    floor, decoder, recognizer = CentroidDecoder(load_tokenizer(cfg).semantic), load_decoder(cfg), WhisperRecognizer()
     waves = {
         "original": [record(voice, take.line) for take in takes],
-        "centroids": [decoder.decode(take.codes) for take in takes],
+        "centroids": [floor.decode(take.codes) for take in takes],
+        "decoder": [decoder.decode(take.codes) for take in takes],
     }
     figures: dict[str, Any] = {"recogniser": recognizer.name, "normaliser": "spoken-en"}
     for name, sounds in waves.items():
@@ -101,7 +107,7 @@ def check_codec(cfg: Config) -> None:
     file = ROOT / cfg.tokens / CODEC
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: measure the codec first (make data)")
-    found = json.loads(file.read_text())["centroids"]["wer"]
+    found = json.loads(file.read_text())["decoder"]["wer"]
     if found > cfg.codec_gate:
         raise ConfigError(
             f"{file}: {found:.1%} of the words are wrong in the tokens' own sound, over codec_gate="
@@ -112,6 +118,13 @@ def check_codec(cfg: Config) -> None:
 def load_tokenizer(cfg: Config) -> OfflineTokenizer:
     """Codebooks of the config's folder, for decoding alone."""
     return OfflineTokenizer.load(ROOT / cfg.tokens)
+
+
+def load_decoder(cfg: Config) -> ContextDecoder:
+    """Decoder of the config's folder: its semantic codebook and the tables that correct it."""
+    tokenizer = load_tokenizer(cfg)
+    tables = mel_decoder.load_context_tables(ROOT / cfg.tokens / TABLES, tokenizer.digest)
+    return ContextDecoder(tokenizer.semantic, tables)
 
 
 def recordings(cfg: Config, split: Split) -> list[Take]:

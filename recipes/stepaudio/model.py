@@ -16,7 +16,16 @@ from data.media import audio
 from data.sets import speech
 from data.sets.speech import DurationModel, Judge, Kept, Take
 from recipes.stepaudio.config import Config, EngineConfig, SpeechLmConfig
-from recipes.stepaudio.data import EOT, engine_lines, layout_of, load_tokenizer, prompt_ids, recordings, rows
+from recipes.stepaudio.data import (
+    EOT,
+    engine_lines,
+    layout_of,
+    load_decoder,
+    load_tokenizer,
+    prompt_ids,
+    recordings,
+    rows,
+)
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
 from stepstack.config import ConfigError, Save, to_dict
@@ -30,7 +39,7 @@ from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.lm.policy import Policy
-from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer
 from stepstack.models.speech.mask import GroupMask
 from stepstack.models.speech.tokens import GROUP_SECONDS, TokenLayout
@@ -124,7 +133,7 @@ def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, se
     layout = layout_of(cfg, tokenizer)
     sampling = Sampling(temperature=temperature, seed=seed, max_tokens=cfg.max_tokens)
     [[take]] = speak(generator, tokenizer, layout, sampling)([line], 0)
-    audio.write_wav(out, CentroidDecoder(load_tokenizer(cfg).semantic).decode(take.codes).numpy(), speech.RATE)
+    audio.write_wav(out, load_decoder(cfg).decode(take.codes).numpy(), speech.RATE)
     ended = "" if take.ended else ", cut off: it did not end by itself"
     return f"{out}: {take.groups * GROUP_SECONDS:.2f} s, {take.groups} groups of tokens{ended}"
 
@@ -152,7 +161,7 @@ def speak(
     return takes
 
 
-def judge(cfg: EngineConfig, decoder: CentroidDecoder, durations: DurationModel) -> Judge:
+def judge(cfg: EngineConfig, decoder: SpeechDecoder, durations: DurationModel) -> Judge:
     """Function that measures takes: duration against the expected one, silence within, and word errors where the config
     asks a recogniser."""
     grammar = GrammarRecognizer(sentences.jsgf()) if cfg.judge == "grammar" else None
@@ -187,7 +196,7 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
     settings = to_dict(kind) | {"filter": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    measured = judge(kind, CentroidDecoder(codebooks.semantic), DurationModel(recordings(cfg, "train")))
+    measured = judge(kind, load_decoder(cfg), DurationModel(recordings(cfg, "train")))
     files = speech.run_engine(
         run.dir / "engine",
         lines,

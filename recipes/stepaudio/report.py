@@ -9,12 +9,11 @@ from pathlib import Path
 from data.media import audio
 from data.sets.speech import RATE
 from recipes.stepaudio.config import Config
-from recipes.stepaudio.data import layout_of, load_tokenizer, recordings, text_tokenizer
+from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
 from stepstack.config import Resolved, build
 from stepstack.harness.answers import Sample
 from stepstack.harness.training import outcome
 from stepstack.harness.training.outcome import Columns, side_by_side
-from stepstack.models.speech.decoder import CentroidDecoder
 from stepstack.report.html import Marked, Report
 from stepstack.scoring.speech import word_errors
 
@@ -43,7 +42,7 @@ def _players(report: Report, columns: Columns, folder: Path) -> None:
     """Table of lines: the text, the recording as the codec plays it, and each model's take with what was heard."""
     file = folder / "config.json"
     cfg: Config = build(Config, Resolved(file, json.loads(file.read_text())["config"], {}))
-    decoder, takes = CentroidDecoder(load_tokenizer(cfg).semantic), recordings(cfg, "test")
+    decoder, takes = load_decoder(cfg), recordings(cfg, "test")
     layout = layout_of(cfg, text_tokenizer(cfg))
 
     def sound(ids: Sequence[int]) -> bytes:

@@ -13,9 +13,9 @@ from data.drawn import sentences
 from data.drawn.sentences import SPEAKERS, SPEEDS, Line
 from data.sets.speech import DurationModel, Take
 from recipes.stepaudio.config import Config
-from recipes.stepaudio.data import layout_of, load_tokenizer, recordings, text_tokenizer
+from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
 from stepstack.generation.types import Answer
-from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer, SpeakerEncoder
 from stepstack.models.speech.packages import RESEMBLYZER
 from stepstack.models.speech.tokenizer import Codes
@@ -33,7 +33,7 @@ class SpeechJudge:
     and ``speaker`` (whether the nearest centroid is the one that was asked for)."""
 
     transcribe: Callable[[Sequence[Tensor]], list[str]]
-    decoder: CentroidDecoder
+    decoder: SpeechDecoder
     durations: DurationModel
     speakers: SpeakerEncoder | None
     centroids: dict[str, Tensor]
@@ -78,7 +78,7 @@ def open_judge(cfg: Config) -> SpeechJudge:
         transcribe = lambda waves: [grammar.transcribe(wave) for wave in waves]  # noqa: E731
     else:
         transcribe = WhisperRecognizer().transcribe
-    decoder, takes = CentroidDecoder(load_tokenizer(cfg).semantic), recordings(cfg, "train")
+    decoder, takes = load_decoder(cfg), recordings(cfg, "train")
     speakers, centroids = None, {}
     if RESEMBLYZER.installed:
         speakers = SpeakerEncoder()

@@ -15,7 +15,7 @@ from data.drawn.splits import SPLITS
 from data.errors import DataError
 from data.media import audio
 from data.media.audio import AudioLimits
-from data.sets import speech
+from data.sets import mel_decoder, speech
 from data.sets.speech import DurationModel, Take
 from recipes.protocol import load_config
 from recipes.stepaudio import data, model, reward
@@ -25,7 +25,7 @@ from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.harness.engine import Question
 from stepstack.models.speech.codebook import Codebook
-from stepstack.models.speech.decoder import CentroidDecoder
+from stepstack.models.speech.decoder import CentroidDecoder, ContextTables, context_size
 from stepstack.models.speech.tokenizer import OfflineTokenizer
 
 SHORT = (
@@ -70,7 +70,9 @@ def tokens(tmp_path_factory):
     for split in SPLITS:
         takes = [spoken(line) for line in data.split_lines(cfg, split)]
         speech.save_takes(folder / f"{split}.safetensors", takes, tokenizer.digest)
-    (folder / data.CODEC).write_text('{"centroids": {"wer": 0.04}}')
+    tables = ContextTables(torch.zeros(context_size(8, 16), 320), 8, 16)
+    mel_decoder.save_context_tables(folder / data.TABLES, tables, tokenizer.digest)
+    (folder / data.CODEC).write_text('{"decoder": {"wer": 0.04}}')
     return folder
 
 

@@ -49,6 +49,60 @@ class CentroidDecoder:
 
 
 @dataclass(frozen=True)
+class ContextTables:
+    """Corrections of the centroids' mel by the codes around: a sum over semantic codes up to two places away,
+    linguistic codes around the same time, and the place in the group, by least squares.
+
+    ``weights_VO``: [entries of all tables, 320]. ``linguistic``, ``semantic``: sizes of the codebooks.
+    """
+
+    weights_VO: Tensor
+    linguistic: int
+    semantic: int
+
+    @property
+    def size(self) -> int:
+        """Entries of all tables together."""
+        return context_size(self.linguistic, self.semantic)
+
+    def correction(self, codes: Codes) -> Tensor:
+        """Correction of the stacked mel of each semantic code, [codes, 320]."""
+        return self.weights_VO[context_places(codes, self.linguistic, self.semantic)].sum(1)
+
+
+NEAR = range(-2, 3)  # semantic codes that are looked at, from the one that is decoded
+HEARD = range(-1, 3)  # linguistic codes that are looked at, from the last one that began before it
+
+
+def context_size(linguistic: int, semantic: int) -> int:
+    return len(NEAR) * semantic + len(HEARD) * linguistic + SEMANTIC
+
+
+def context_places(codes: Codes, linguistic: int, semantic: int) -> Tensor:
+    """Entries of ``ContextTables`` for each semantic code, [codes, 10]."""
+    own, other = torch.tensor(codes[1]), torch.tensor(codes[0])
+    places = torch.arange(len(own))
+    began = places * LINGUISTIC // SEMANTIC
+    columns = [k * semantic + own[(places + d).clamp(0, len(own) - 1)] for k, d in enumerate(NEAR)]
+    start = len(NEAR) * semantic
+    columns += [start + k * linguistic + other[(began + d).clamp(0, len(other) - 1)] for k, d in enumerate(HEARD)]
+    return torch.stack([*columns, start + len(HEARD) * linguistic + places % SEMANTIC], 1)
+
+
+@dataclass(frozen=True)
+class ContextDecoder:
+    """Centroids corrected by the codes around them."""
+
+    semantic: Codebook
+    tables: ContextTables
+    steps: int = 32
+
+    def decode(self, codes: Codes) -> Tensor:
+        stacked = self.semantic.decode(codes[1]) + self.tables.correction(codes)
+        return griffin_lim(stacked.reshape(-1, FRAMES.mels), FRAMES, self.steps)
+
+
+@dataclass(frozen=True)
 class NetDecoder:
     """A net's mels: ``mel_of`` gives them of whole groups of codes, such as ``diffusion.speech.sample_mel``."""
 

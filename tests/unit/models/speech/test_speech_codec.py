@@ -6,11 +6,13 @@ import torch
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
+from data.errors import DataError
+from data.sets import mel_decoder
 from stepstack.config import ConfigError
 from stepstack.diffusion import speech as flow_speech
 from stepstack.models.speech import mel
 from stepstack.models.speech.codebook import Codebook, train_codebook
-from stepstack.models.speech.decoder import CentroidDecoder, MelFlow, MelFlowShape, NetDecoder
+from stepstack.models.speech.decoder import CentroidDecoder, ContextDecoder, MelFlow, MelFlowShape, NetDecoder
 from stepstack.models.speech.mel import MelSpec
 from stepstack.models.speech.tokenizer import FRAMES, OfflineTokenizer, PublishedTokenizer, semantic_features
 from stepstack.models.speech.tokens import TokenLayout
@@ -165,6 +167,38 @@ def test_centroid_decoder(tokenizer):
         assert len(back) == len(codes[1]) * 640
         error = (mel.log_mel(back, FRAMES) - mel.log_mel(wave, FRAMES)[: len(codes[1]) * 4]).abs().mean()
         assert error < 1.0
+
+
+def test_context_tables_correct_the_centroids(tokenizer, tmp_path):
+    """Fitted to two clips they are nearer to the mel of both than the centroids alone; their file gives them back."""
+    waves = [voice(1.2), voice(2.4, seed=3)]
+    pairs = [(wave, tokenizer.encode(wave)) for wave in waves]
+    tables = mel_decoder.fit_context_tables(pairs, tokenizer.semantic, len(tokenizer.linguistic))
+    for wave, codes in pairs:
+        wanted, plain = semantic_features(wave), tokenizer.semantic.decode(codes[1])
+        assert (plain + tables.correction(codes) - wanted).square().mean() < 0.8 * (plain - wanted).square().mean()
+    file = tmp_path / "tables.safetensors"
+    mel_decoder.save_context_tables(file, tables, tokenizer.digest)
+    back = mel_decoder.load_context_tables(file, tokenizer.digest)
+    assert torch.equal(back.weights_VO, tables.weights_VO)
+    assert len(ContextDecoder(tokenizer.semantic, back).decode(pairs[0][1])) == 640 * len(pairs[0][1][1])
+    with pytest.raises(DataError, match="reads codes of"):
+        mel_decoder.load_context_tables(file, "other")
+    with pytest.raises(DataError, match="does not exist"):
+        mel_decoder.load_mel_flow(tmp_path / "none", "x")
+
+
+def test_training_a_mel_flow_and_its_file(tokenizer, tmp_path):
+    wave = voice(1.2)
+    shape = MelFlowShape(*tokenizer.sizes, width=16, blocks=1)
+    recordings = [(wave, tokenizer.encode(wave))]
+    nets = [mel_decoder.train_mel_flow(recordings, tokenizer.semantic, shape, steps=3, batch=2) for _ in "ab"]
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    mel_decoder.save_mel_flow(tmp_path / "net.safetensors", nets[0], tokenizer.digest)
+    assert mel_decoder.load_mel_flow(tmp_path / "net.safetensors", tokenizer.digest).shape == shape
+    short = [(wave[:6000], tokenizer.encode(wave[:6000]))]
+    with pytest.raises(DataError, match="8 groups"):
+        mel_decoder.train_mel_flow(short, tokenizer.semantic, shape)
 
 
 def test_mel_flow_learns_and_is_guided(tokenizer):
