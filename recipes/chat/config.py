@@ -13,40 +13,19 @@ from stepstack.batching.config import BatchLayout, ChatConfig
 from stepstack.config import Footprint, Needed, RunConfig, Scale, Strict
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
-from stepstack.models.lm.config import Pretrained
+from stepstack.models.lm.config import Pretrained, TinyQwen2
 from stepstack.models.vision.config import PretrainedVl
-from stepstack.planning.steplaw.count import count
 from stepstack.tuning.config import DpoStage, SftStage, tuning_footprint
 
 CHAT = "make setup EXTRAS=chat"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TinyChat(Strict):
+class TinyChat(TinyQwen2):
     """A tiny Qwen2 that is made on the spot, with random weights and a chat template in ChatML."""
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    hidden: PositiveInt = 96
-    """Width of the model."""
-    layers: PositiveInt = 3
-    """Layers of the model."""
-    intermediate: PositiveInt = 256
-    """Width of the MLPs."""
-
-    @property
-    def size(self) -> int:
-        """Parameters of ``models.lm.tiny.qwen2``; its vocabulary is too small to count."""
-        shape = {
-            "model_type": "qwen2",
-            "vocab_size": 1,
-            "hidden_size": self.hidden,
-            "num_hidden_layers": self.layers,
-            "intermediate_size": self.intermediate,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        }
-        return int(count(shape).non_embedding)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,7 @@ from data.drawn.splits import SPLITS
 from stepstack.config import Footprint, Fraction, Needed, Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
-from stepstack.models.lm.config import Pretrained
-from stepstack.planning.steplaw.count import count
+from stepstack.models.lm.config import Pretrained, TinyQwen2
 from stepstack.rl.config import FileReward, PpoConfig
 
 Overlong = Literal["error", "drop", "left"]
@@ -109,18 +108,12 @@ class RewardConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TinyBase(Strict):
+class TinyBase(TinyQwen2):
     """A tiny Qwen2 that is made on the spot: SFT on demonstrations first teaches it to reason, then buries that under
     blurted answers, for RL to bring out again."""
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    hidden: PositiveInt = 96
-    """Width of the model."""
-    layers: PositiveInt = 3
-    """Layers of the model."""
-    intermediate: PositiveInt = 256
-    """Width of the MLPs."""
     steps: PositiveInt = 300
     """Updates of the SFT."""
     batch: PositiveInt = 128
@@ -140,22 +133,8 @@ class TinyBase(Strict):
 
     @property
     def params(self) -> float:
-        """Non-embedding parameters of ``models.lm.tiny.qwen2``."""
-        shape = {
-            "model_type": "qwen2",
-            "vocab_size": 1,
-            "hidden_size": self.hidden,
-            "num_hidden_layers": self.layers,
-            "intermediate_size": self.intermediate,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        }
-        return float(count(shape).non_embedding)
-
-    @property
-    def size(self) -> int:
-        """Parameters of the model; its vocabulary is too small to count."""
-        return int(self.params)
+        """Non-embedding parameters."""
+        return float(self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

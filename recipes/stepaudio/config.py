@@ -12,7 +12,7 @@ from stepstack.batching.config import BatchLayout
 from stepstack.config import Fraction, Needed, RunConfig, Strict
 from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
-from stepstack.planning.steplaw.count import count
+from stepstack.models.lm.config import TinyQwen2
 from stepstack.scoring.speech import TakeFilter
 
 AUDIO = "make setup EXTRAS=audio"
@@ -26,7 +26,7 @@ PACKAGES: dict[JudgeName, tuple[Needed, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SpeechLmConfig(Strict):
+class SpeechLmConfig(TinyQwen2):
     """A tiny Qwen2 that reads words and speaks tokens."""
 
     hidden: PositiveInt = 160
@@ -35,13 +35,6 @@ class SpeechLmConfig(Strict):
     """Layers of the model."""
     intermediate: PositiveInt = 480
     """Width of the MLPs."""
-
-    @property
-    def params(self) -> int:
-        """Non-embedding parameters of ``models.lm.tiny.qwen2``."""
-        shape = {"model_type": "qwen2", "vocab_size": 1, "hidden_size": self.hidden, "num_hidden_layers": self.layers}
-        shape |= {"intermediate_size": self.intermediate, "num_attention_heads": 4, "num_key_value_heads": 2}
-        return count(shape).non_embedding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

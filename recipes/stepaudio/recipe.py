@@ -54,9 +54,9 @@ def describe(cfg: Config) -> dict[str, Any]:
     """Numbers that follow from those of a config, for ``--dry-run``."""
     teacher, spoken = cfg.teacher, cfg.data.engine * cfg.engine.takes
     return {
-        "teacher": f"{teacher.model.params:,} parameters, {teacher.steps} updates on {cfg.data.train} recordings",
+        "teacher": f"{teacher.model.size:,} parameters, {teacher.steps} updates on {cfg.data.train} recordings",
         "engine": f"{spoken} takes of {cfg.data.engine} texts",
-        "student": f"{cfg.model.params:,} parameters, {cfg.steps} updates on {cfg.source}",
+        "student": f"{cfg.model.size:,} parameters, {cfg.steps} updates on {cfg.source}",
         "evaluated by": missing_judges(cfg) or cfg.judge,
         "processes": cfg.launch.processes,
         "folder": cfg.folder,

@@ -162,4 +162,4 @@ class Config(RunConfig):
         """Footprint of the largest cell: weights, gradients and two moments. Points are trained one after another."""
         vocab = self.data.vocab
         size = 4 * max(count(cell.fields(vocab)).total for cell in self.cells)
-        return Footprint(states=4 * size // shards, activations=0, checkpoint=3 * size)
+        return Footprint(states=4 * size // shards, activations=0, checkpoint=3 * size, host=size)

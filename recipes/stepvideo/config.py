@@ -249,4 +249,4 @@ class Config(DiffusionConfig):
         most = max(tokens(self.frames, *size, self.latents) for size in self.sizes)
         costs = cost(dit, most, self.machine(shards))
         copies = 4 if self.dit.ema else 3
-        return Footprint(costs.states, costs.activations, FP32 * copies * dit.parameters)
+        return Footprint(costs.states, costs.activations, FP32 * copies * dit.parameters, FP32 * dit.parameters)

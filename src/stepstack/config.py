@@ -48,11 +48,13 @@ class Needed:
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """Least bytes of a training run: ``states`` (weights, gradients, moments) and ``activations`` (0: not estimated) on
-    each device, and ``checkpoint`` on disk, of all processes together."""
+    each device, ``checkpoint`` on disk, of all processes together, and ``host``, the whole weights of all models, which
+    the first process holds while it loads."""
 
     states: int
     activations: int
     checkpoint: int
+    host: int
 
 
 class Strict:

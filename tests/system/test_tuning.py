@@ -63,6 +63,20 @@ def test_with_pictures_two_processes_follow_one(papers, tmp_path, ranks):
     follows(run, papers)
 
 
+def test_as_a_cluster_has_it_two_processes_follow_one(tmp_path):
+    """As mdocsum-7b-dpo is: bf16, sharded, gradient checkpointing, a shared prompt; the reference within its bound."""
+    words = (*PICTURES, "precision=bf16", "layout.share_prompts=true", "second.policy.gradient_checkpointing=true")
+    one, run = tmp_path / "one", tmp_path / "many"
+    ok(train(one, *words, config=PAPERS, report=True))
+    for ended in fsdp.train(run, 2, *words, config=PAPERS, report=True):
+        ok(ended)
+    for a, b in zip(rows(one)[1:], rows(run)[1:], strict=True):
+        for name in ("loss", "policy/chosen_logp", "policy/rejected_logp"):
+            assert b[name] == pytest.approx(a[name], rel=2e-2), (a["step"], name)
+    assert rows(run)[1]["policy/log_ratio_abs_max"] < 0.5
+    assert abs(rows(run)[-1]["policy/chosen_reward"]) > 1e-3
+
+
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_with_pictures_killed_and_resumed_it_is_the_same_run(papers, tmp_path, stage):
     run = tmp_path / "q"

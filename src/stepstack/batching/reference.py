@@ -18,6 +18,7 @@ from stepstack.batching.config import BatchLayout
 from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
 from stepstack.batching.rows import Row
 from stepstack.config import ConfigError
+from stepstack.core import weights
 from stepstack.core.adapters import without_adapters
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
@@ -37,7 +38,11 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
 
     ConfigError for a file that was written for others: it names which.
     """
-    key = {"weights": weights_digest(policy), "rows": rows_digest(pairs), "pictures": pictures_digest(pairs)}
+    key = {
+        "weights": weights.digest(policy.named_weights()),
+        "rows": rows_digest(pairs),
+        "pictures": pictures_digest(pairs),
+    }
     kept = run.gather([json.loads(file.read_text()) if file.is_file() else None] if run.is_main else [])[0]
     if kept is None:
         values = _computed(run, policy, pairs, layout)
@@ -102,15 +107,6 @@ def _computed(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchL
         for index, value in run.gather(local):
             values[index] = value
     return values
-
-
-def weights_digest(policy: Trainable) -> str:
-    """Hash of the weights as they are now, adapters merged. Every process must call it."""
-    total = hashlib.sha256()
-    for name, value in policy.named_weights():
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def rows_digest(pairs: Sequence[Pair]) -> str:

@@ -206,11 +206,13 @@ class Trainable:
                 places.pop(name).copy_(value)
         assert not places, f"{self.role} has no weights for {', '.join(places)}"
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, int | None]:
+        """Counts of updates, and the scale of its adapters, without which nobody can merge them."""
         counts = {"updates": self.updates, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
-        return counts | {"total_updates": self.total_updates}
+        alpha = None if self.cfg.lora is None else self.cfg.lora.alpha
+        return counts | {"total_updates": self.total_updates, "lora_alpha": alpha}
 
-    def load_state_dict(self, state: dict[str, int]) -> str:
+    def load_state_dict(self, state: dict[str, Any]) -> str:
         """Take over the counts of a checkpoint; returns what is to be said where the run was planned for another number
         of updates, else an empty string."""
         self.updates, self.skipped = state["updates"], state["skipped"]

@@ -5,7 +5,9 @@ They lie in ``<checkpoint>/<role>/``, written by all processes of the run (``cor
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
     tensors = _whole(folder / role)
     wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), "")
     body = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
-    return _merged(body, folder, role)
+    return _merged(body, folder, facts["trainables"][role]["lora_alpha"])
 
 
 def load_into(lm: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
@@ -67,19 +69,19 @@ def _whole(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in empty.items()}
 
 
-def _merged(body: dict[str, Tensor], folder: Path, role: str) -> dict[str, Tensor]:
+def _merged(body: dict[str, Tensor], folder: Path, alpha: int) -> dict[str, Tensor]:
     """W + alpha / r * B A for each linear layer with an adapter (``core.adapters.add_lora``)."""
     adapters = {name for name in body if ".lora_" in name}
     if not adapters:
         return body
-    alpha, made = _alpha(folder, role), {}
+    made = {}
     for name, value in body.items():
         if name in adapters:
             continue
         if name.endswith(".base_layer.weight"):
             owner = name.removesuffix(".base_layer.weight")
-            a, b = (body[f"{owner}.lora_{x}.default.weight"] for x in "AB")
-            if a.shape[1] != value.shape[1] or b.shape[0] != value.shape[0]:
+            a, b = (body.get(f"{owner}.lora_{x}.default.weight") for x in "AB")
+            if a is None or b is None or a.shape[1] != value.shape[1] or b.shape[0] != value.shape[0]:
                 raise ConfigError(
                     f"{folder}: the adapter of {owner} is not that of a torch Linear and is not merged here: evaluate "
                     "the exported model (runs/<name>/model)"
@@ -89,9 +91,10 @@ def _merged(body: dict[str, Tensor], folder: Path, role: str) -> dict[str, Tenso
     return made
 
 
-def _alpha(folder: Path, role: str) -> int:
-    """The adapters' scale, which only the run's config tells."""
-    file = folder.parents[1] / "config.json"
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist: it holds {role}.lora.alpha, without which {folder} cannot be merged")
-    return json.loads(file.read_text())["config"][role]["lora"]["alpha"]
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Sha256 of named tensors, in the order in which they come."""
+    total = hashlib.sha256()
+    for name, value in tensors:
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -31,13 +31,11 @@ def train(
     minibatch: Callable[[int], Any],
     loss: Callable[[Any], Loss],
     steps: int,
-    after: Callable[[], Mapping[str, float]] = dict,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     together: AbstractContextManager | None = None,
 ) -> None:
     """``minibatch(step)`` gives the ``micros`` of a step and the number of its ``pairs`` over all processes; ``loss``
-    gives the loss of its micro-batches. Forwards run inside of ``together``. ``after`` is called after each update, and
-    logged."""
+    gives the loss of its micro-batches. Forwards run inside of ``together``."""
     run.refuse_dropout("would make the policy differ from its reference before it has learned anything")
     for step in run.steps(steps, evaluate):
         batch = minibatch(step)
@@ -46,7 +44,7 @@ def train(
                 check_start(run, policy, policy.measure(batch.micros, loss(batch), batch.pairs))
             metrics = policy.update(batch.micros, loss(batch), batch.pairs)
         tokens = run.sum(torch.tensor(float(sum(micro.work for micro in batch.micros if not micro.blank))))
-        run.log(**metrics, **after(), loss=metrics[f"{policy.role}/loss"], tokens=float(tokens))
+        run.log(**metrics, loss=metrics[f"{policy.role}/loss"], tokens=float(tokens))
 
 
 def check_start(run: Run, policy: Trainable, metrics: Mapping[str, float]) -> None:

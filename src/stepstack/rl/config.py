@@ -195,4 +195,5 @@ class PpoConfig(RunConfig):
             states=width * size * (copies + 3 * whole) // shards,
             activations=0,
             checkpoint=width * size * 3 * whole,
+            host=width * size * copies,
         )

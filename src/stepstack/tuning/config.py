@@ -97,4 +97,5 @@ def tuning_footprint(weights: int, shards: int, stages: Sequence[Tuned]) -> Foot
     adapters as weights alone, and with a start model beside it. Activations and the engine come on top."""
     whole = any(stage.policy.lora is None for stage in stages)
     beside = any(isinstance(stage, DpoStage) and stage.needs_copy for stage in stages)
-    return Footprint(states=weights * (1 + 3 * whole + beside) // shards, activations=0, checkpoint=weights * 3 * whole)
+    states = weights * (1 + 3 * whole + beside) // shards
+    return Footprint(states=states, activations=0, checkpoint=weights * 3 * whole, host=weights * (1 + beside))

@@ -86,8 +86,13 @@ def test_adapters_are_merged(tmp_path, make):
     found = read(folder, "actor")
     same(found, dict(run.trainables["actor"].named_weights()))
     assert not torch.equal(found["model.layers.0.mlp.up_proj.weight"], make().model.layers[0].mlp.up_proj.weight)
-    (run.dir / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"config\.json does not exist: it holds actor\.lora\.alpha"):
+    (run.dir / "config.json").unlink()  # the checkpoint is enough
+    same(read(folder, "actor"), found)
+
+
+def test_adapters_of_an_embedding_are_refused(tmp_path):
+    _, folder = trained(tmp_path, tools.llama, Lora(r=4, targets=("embed_tokens", "q_proj")))
+    with pytest.raises(ConfigError, match=r"the adapter of model\.embed_tokens is not that of a torch Linear"):
         read(folder, "actor")
 
 

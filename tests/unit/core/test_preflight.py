@@ -41,7 +41,7 @@ def sized(states: float, activations: float = 0.0) -> RunConfig:
 
     class Sized(RunConfig):
         def footprint(self, shards: int) -> Footprint:
-            return Footprint(int(states * GIB), int(activations * GIB), GIB)
+            return Footprint(int(states * GIB), int(activations * GIB), GIB, GIB)
 
     return Sized(recipe="x", name="x", launch=Launch(file="fsdp2", processes_per_node=8))
 

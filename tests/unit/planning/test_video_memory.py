@@ -144,6 +144,21 @@ def test_the_command_tells_it_for_a_config(capsys):
     assert "80 (9 frames of 32 x 32, VAE 2 x 8 x 8)" in output
     tiny = VideoDiT(layers=4, heads=3, head_width=32, channels=16, text_channels=(32, 32), split=(16, 8, 8))
     assert f"{sum(p.numel() for p in tiny.parameters()):,}\n" in output
-    assert cli.main(["plan", "memory", "orz-tiny"]) == 2
+    assert cli.main(["plan", "memory", "orz-tiny", "--frames", "3"]) == 2
+    assert "--frames is about clips" in capsys.readouterr().err
     assert cli.main(["plan", "memory", "stepvideo-ti2v-30b", "--size", "big"]) == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_the_command_knows_models_of_other_recipes(capsys):
+    assert cli.main(["plan", "memory", "mdocsum-7b-sft"]) == 0
+    output = capsys.readouterr().out
+    weights = 4 * 8_291_375_616 / 2**30
+    assert f"{4 * weights / 8:.3g} GiB a GPU, sharded over 8" in output
+    assert f"{weights:.3g} GiB for whole copies" in output
+    assert cli.main(["plan", "memory", "mdocsum-7b-dpo"]) == 2  # it begins with a folder that is not there yet
+    assert "give model.path a name" in capsys.readouterr().err
+    assert cli.main(["plan", "memory", "mdocsum-7b-dpo", "model.path=Qwen/Qwen2-VL-7B-Instruct"]) == 0
+    assert cli.main(["plan", "memory", "chat-dpo-0.5b"]) == 0
+    output = capsys.readouterr().out
+    assert f"{4 * 494_032_768 / 2**30 / 8:.3g} GiB a GPU" in output  # adapters: weights alone

@@ -1,15 +1,21 @@
-"""`stepstack plan memory`: what a config's DiT costs at a size and a length."""
+"""`stepstack plan memory`: least memory and disk of any config, and what a DiT costs at a size and a length."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-HELP = "tokens, FLOPs, memory and seconds of a step of a Step-Video DiT"
+if TYPE_CHECKING:
+    from recipes.stepvideo.config import Config as VideoConfig
+    from stepstack.config import Footprint, RunConfig
+
+HELP = "least memory and disk of a config; of a Step-Video DiT also tokens, FLOPs and seconds of a step"
+CLIP_OPTIONS = ("frames", "size")  # what only a config of the recipe stepvideo takes
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a config of the recipe stepvideo: its DiT and its machines")
+    parser.add_argument("name", help="a config: its models and its machines")
     parser.add_argument("overrides", nargs="*", metavar="a.b.c=value", help="stronger than any file")
     parser.add_argument("--frames", type=int, help="frames of a video; default: those of the config")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="in pixels; default: the first of the config's")
@@ -23,10 +29,49 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
     from recipes.stepvideo.config import Config
-    from stepstack import config
-    from stepstack.planning.memory import FP32, STEP_VIDEO, cost, tokens
+    from stepstack.config import ConfigError
 
-    cfg = load_config(args.name, args.overrides, kind=Config)
+    cfg = load_config(args.name, args.overrides)
+    if isinstance(cfg, Config):
+        return clips(args, cfg)
+    if given := [name for name in CLIP_OPTIONS if getattr(args, name) is not None]:
+        raise ConfigError(f"--{given[0]} is about clips: {args.name} is a config of the recipe {cfg.recipe}")
+    return models(cfg)
+
+
+def models(cfg: RunConfig) -> int:
+    """Print what a config's models take. ConfigError where it does not know their size."""
+    from stepstack.config import ConfigError
+
+    sharded = cfg.launch.file.startswith("fsdp2")
+    shards = cfg.launch.processes if sharded else 1
+    need = cfg.footprint(shards)
+    if need is None:
+        raise ConfigError(
+            f"{cfg.name}: the size of its model is not known: give model.path a name that models/lm/config.py knows, "
+            "or a local folder of a language model"
+        )
+    place = f"sharded over {shards}" if sharded else "a whole copy on each"
+    print(f"{'weights, gradients, moments':32} {need.states / 2**30:.3g} GiB a GPU, {place}")
+    print(f"{'activations, engine':32} on top, not estimated")
+    print(
+        f"{'a checkpoint':32} {need.checkpoint / 2**30:.3g} GiB on disk; {max(1, cfg.save.keep)} stay, one is written"
+    )
+    return host_memory(need, sharded)
+
+
+def host_memory(need: Footprint, sharded: bool) -> int:
+    if sharded:
+        head = f"{need.host / 2**30:.3g} GiB for whole copies while it loads, none elsewhere"
+        print(f"{'host memory of the head':32} {head}")
+    return 0
+
+
+def clips(args: argparse.Namespace, cfg: VideoConfig) -> int:
+    """Print what a DiT costs."""
+    from stepstack import config
+    from stepstack.planning.memory import STEP_VIDEO, cost, tokens
+
     try:
         height, width = (int(part) for part in args.size.split("x")) if args.size else cfg.sizes[0]
     except ValueError:
@@ -52,7 +97,4 @@ def run(args: argparse.Namespace) -> int:
         ),
     ):
         print(f"{key:32} {value}")
-    if cfg.launch.file.startswith("fsdp2"):
-        whole = FP32 * dit.parameters / 2**30
-        print(f"{'host memory of the head':32} {whole:.3g} GiB for one whole copy while it loads, none elsewhere")
-    return 0
+    return host_memory(cfg.footprint(machine.gpus), cfg.launch.file.startswith("fsdp2"))

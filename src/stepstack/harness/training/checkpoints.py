@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from stepstack.config import ConfigError, RunConfig
 from stepstack.core import checkpoint, weights
@@ -50,7 +47,7 @@ def run(
         role = next(role for role in POLICIES if (place / role).is_dir())
         values = dict(weights.read(place, role=role))
         engine.generator.load(values.items(), version=step)
-        model = {"name": f"{cfg.name} step {step}", "sha256": hash_of(values)}
+        model = {"name": f"{cfg.name} step {step}", "sha256": weights.digest(sorted(values.items()))}
         root = cfg.folder / "evals" / "checkpoints" / place.name
         about = {"step": step}
         for _, result in evaluate_all(
@@ -60,12 +57,3 @@ def run(
             table.add_row(str(step), result["task"], first["name"], figure(first["value"]), figure(first["stderr"]))
     if world.rank == 0:
         Console().print(table)
-
-
-def hash_of(weights: Mapping[str, Tensor]) -> str:
-    """sha256 of named tensors."""
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        total.update(name.encode())
-        total.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from pydantic import PositiveInt
+
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
 
 SIZES = {  # parameters of the models of configs/, by hub name
     "Qwen/Qwen2.5-0.5B": 494_032_768,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "Qwen/Qwen2.5-32B": 32_763_876_352,
@@ -20,6 +23,32 @@ SIZES = {  # parameters of the models of configs/, by hub name
     "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
 }
 FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolation (docs/clusters.md)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyQwen2(Strict):
+    """Shape of a tiny Qwen2, made on the spot by ``models.lm.tiny.qwen2``."""
+
+    hidden: PositiveInt = 96
+    """Width of the model."""
+    layers: PositiveInt = 3
+    """Layers of the model."""
+    intermediate: PositiveInt = 256
+    """Width of the MLPs."""
+
+    @property
+    def size(self) -> int:
+        """Parameters without the embedding; the vocabulary is too small to count."""
+        shape = {
+            "model_type": "qwen2",
+            "vocab_size": 1,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "intermediate_size": self.intermediate,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        return int(count(shape).non_embedding)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
