@@ -43,7 +43,7 @@ def colocated(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def untied(base: Path, to: Path) -> Path:
     """A copy of a model whose head is a matrix of its own: on a CPU vLLM packs a tied head once, at its start, and a
-    server cannot be told to pack it anew (docs/vllm.md)."""
+    server cannot be told to pack it anew, so one is refused (docs/vllm.md)."""
     lm = AutoModelForCausalLM.from_pretrained(base)
     lm.config.tie_word_embeddings = False
     lm.lm_head.weight = torch.nn.Parameter(lm.model.embed_tokens.weight.detach().clone())

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stepstack.generation.types import EngineError
+from stepstack.generation.types import EngineError, Sampling
+from stepstack.generation.vllm.config import VllmServerConfig
 from stepstack.generation.vllm.http import Server, ask, buckets, everywhere, send_by_disk
+from stepstack.generation.vllm.server import VllmServerGenerator
 
 
 class Fake(ThreadingHTTPServer):
@@ -25,6 +27,7 @@ class Fake(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.version, self.mode, self.drop, self.pause = "default", "processed_logprobs", 0, 0.0
+        self.device = "cuda"
         self.asked: list[tuple[str, Any]] = []
         self.hung_up = 0
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -44,8 +47,9 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/v1/models":
             self.reply(200, {"data": [{"id": "tiny"}]})
         elif path == "/server_info":
-            config = {"model_config": {"logprobs_mode": self.server.mode, "max_model_len": 128}}
-            self.reply(200, {"vllm_config": {**config, "weight_transfer_config": None}})
+            config: dict[str, Any] = {"model_config": {"logprobs_mode": self.server.mode, "max_model_len": 128}}
+            config |= {"weight_transfer_config": None, "device_config": {"device": self.server.device}}
+            self.reply(200, {"vllm_config": config})
         elif path == "/weight_info":
             self.reply(200, {"weight_version": self.server.version})
         else:
@@ -61,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, None)
         elif self.path == "/collective_rpc":
             self.reply(200, {})
+        elif self.path == "/reset_prefix_cache":
+            self.reply(200, {"success": True})
         else:
             self.reply(500, {"error": {"message": f"made to fail at {self.path}"}})
 
@@ -231,3 +237,19 @@ def test_weights_go_through_a_folder_that_keeps_the_newest(fake, tmp_path):
     assert all(torch.equal(read[name], tensor) for name, tensor in weights)
     reloads = [body["kwargs"]["weights_path"] for body in fake.posts("/collective_rpc")]
     assert reloads == [str(tmp_path / "weights-1"), str(folder)]
+
+
+def test_a_tied_head_on_a_cpu_is_refused(fake, tmp_path):
+    """There vLLM goes on with the head it began with: log-probabilities were 0.58 off after the first update."""
+    body, head = ("model.embed_tokens.weight", torch.ones(2, 2)), ("lm_head.weight", torch.ones(2, 2))
+    for device, weights, refused in (("cuda", [body], False), ("cpu", [body, head], False), ("cpu", [body], True)):
+        fake.device = device
+        generator = VllmServerGenerator(VllmServerConfig(urls=(fake.url,), transfer="disk", dir=str(tmp_path)))
+        if refused:
+            with pytest.raises(EngineError, match=r"runs on a CPU and the embeddings are tied.*untied copy"):
+                generator.load(weights, 1)
+            with pytest.raises(EngineError, match="a failed load"):
+                next(generator.generate([], Sampling()))
+        else:
+            generator.load(weights, 1)
+            assert generator.version == 1

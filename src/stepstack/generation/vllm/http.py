@@ -35,6 +35,7 @@ class Server:
             raise EngineError(f"{url} reports {mode}: start it with --logprobs-mode processed_logprobs")
         self.max_model_len: int = config["model_config"]["max_model_len"]
         self.receives: bool = config["weight_transfer_config"] is not None
+        self.on_cpu: bool = config["device_config"]["device"] == "cpu"
 
     @property
     def retries(self) -> int:

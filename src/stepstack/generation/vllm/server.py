@@ -149,7 +149,8 @@ class VllmServerGenerator:
         )
 
     def _send(self, weights: Iterator[tuple[str, Tensor]], tag: str) -> None:
-        pieces = buckets(weights, int(self.cfg.bucket_gib * 2**30))
+        names: list[str] = []
+        pieces = buckets(_noting(weights, names), int(self.cfg.bucket_gib * 2**30))
         if self.cfg.transfer == "disk":
             send_by_disk(self.servers, pieces, Path(self.cfg.dir).resolve(), tag)
         else:
@@ -159,6 +160,18 @@ class VllmServerGenerator:
             if not server.call("/reset_prefix_cache", {})["success"]:
                 raise EngineError(f"{server.url} kept its prefix cache: somebody else's requests are running on it")
             server.require(tag)
+            if server.on_cpu and not any(name.endswith("lm_head.weight") for name in names):
+                raise EngineError(
+                    f"{server.url} runs on a CPU and the embeddings are tied: vLLM would go on with its first head. "
+                    "Give an untied copy of the model, serve on GPUs, or use generator type vllm (docs/vllm.md)"
+                )
+
+
+def _noting(weights: Iterator[tuple[str, Tensor]], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The weights, whose names are put into ``names`` as they pass."""
+    for name, tensor in weights:
+        names.append(name)
+        yield name, tensor
 
 
 def _gathered(weights: Weights, keep: bool) -> list[tuple[str, Tensor]]:
