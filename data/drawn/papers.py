@@ -108,7 +108,10 @@ class Papers(Strict):
             if getattr(self, key)[0] > getattr(self, key)[1]:
                 raise ValueError(f"{key}={getattr(self, key)}: the first must not be above the second")
         if self.cites[0] > self.figures[0]:
-            raise ValueError(f"cites={self.cites}: each section cites another chart, and figures={self.figures}")
+            raise ValueError(
+                f"cites={self.cites}: each section cites another chart, and figures={self.figures}: "
+                "lower the first of cites"
+            )
 
     @property
     def unseen(self) -> tuple[Look, ...]:

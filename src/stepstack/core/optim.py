@@ -21,7 +21,7 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
     """Every parameter that asks for a gradient is in exactly one of them. Each group keeps its peak as ``peak_lr``."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
-        raise ConfigError("no parameter to train: every one is frozen (does lora.targets match any layer?)")
+        raise ConfigError("no parameter to train: every one is frozen; let lora.targets name layers of the model")
     prepared: list[torch.optim.Optimizer]
     match cfg:
         case AdamW():
@@ -46,7 +46,7 @@ def _groups(named: list[tuple[str, nn.Parameter]], cfg: AdamW) -> list[dict[str,
     for name, parameter in named:
         found[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
     if unused := [key for key in cfg.lr_factors if not found[key]]:
-        raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name")
+        raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name: correct it")
     factors = {"": 1.0, **cfg.lr_factors}
     return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in found.items() if members]
 

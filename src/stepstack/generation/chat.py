@@ -192,7 +192,10 @@ class ChatEncoder:
         try:
             return str(self.tokenizer.apply_chat_template([dict(m) for m in example.messages[:count]], **options))
         except jinja2.TemplateError as error:
-            raise BadRow(f"the chat template refuses the first {count} messages: {error}") from None
+            raise BadRow(
+                f"the chat template refuses the first {count} messages: {error}. Mend them, or take another template "
+                "(chat.template)"
+            ) from None
 
     def _tokens(self, rendered: _Rendered, example: Conversation) -> Learnt:
         ids, mask = self._masked(rendered.text, rendered.spans)

@@ -157,7 +157,9 @@ class VllmServerGenerator:
             self._nccl.send(pieces, tag)
         for server in self.servers:
             if not server.call("/reset_prefix_cache", {})["success"]:
-                raise EngineError(f"{server.url} kept its prefix cache: somebody else's requests are running on it")
+                raise EngineError(
+                    f"{server.url} kept its prefix cache: somebody else's requests are running on it: stop them"
+                )
             server.require(tag)
 
 

@@ -162,7 +162,10 @@ def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], samples:
     lengths = [answer.length for answer in answers if answer.error is None]
     if len(lm.failed) == len({sample.index for sample in samples}):
         error = next(iter(lm.failed.values()))
-        raise Stopped(f"the engine failed on every document of {task.task_name}: {error}")
+        raise Stopped(
+            f"the engine failed on every document of {task.task_name}: {error}\n"
+            "Mend that, and give the same command again"
+        )
     return {
         "kind": "eval",
         "task": f"lm_eval:{task.task_name}",

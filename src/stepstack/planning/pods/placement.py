@@ -41,7 +41,10 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if self.per_tor < 1 or self.ring.nodes % self.per_tor:
-            raise ValueError(f"per_tor={self.per_tor}: {self.ring.nodes} nodes fill no whole ToR switches of that many")
+            raise ValueError(
+                f"per_tor={self.per_tor}: {self.ring.nodes} nodes fill no whole ToR switches of that many: "
+                "take a divisor"
+            )
 
     @property
     def tors(self) -> int:
