@@ -42,13 +42,13 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
 def _groups(named: list[tuple[str, nn.Parameter]], cfg: AdamW) -> list[dict[str, Any]]:
     """Groups of one learning rate, by ``lr_factors``; one group where there are none. ConfigError for a key that no
     parameter's name holds."""
-    found: dict[str, list[nn.Parameter]] = {key: [] for key in ("", *cfg.lr_factors)}
+    by_key: dict[str, list[nn.Parameter]] = {key: [] for key in ("", *cfg.lr_factors)}
     for name, parameter in named:
-        found[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
-    if unused := [key for key in cfg.lr_factors if not found[key]]:
+        by_key[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
+    if unused := [key for key in cfg.lr_factors if not by_key[key]]:
         raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name: correct it")
     factors = {"": 1.0, **cfg.lr_factors}
-    return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in found.items() if members]
+    return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in by_key.items() if members]
 
 
 def _adamw(parameters: list[Any], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:

@@ -165,8 +165,8 @@ class VllmServerGenerator:
 
 def _gathered(weights: Weights, keep: bool) -> list[tuple[str, Tensor]]:
     """Whole tensors in host memory, on the rank that is to keep them; every rank takes part in each."""
-    kept = []
+    tensors = []
     for name, tensor in weights:
         if keep:
-            kept.append((name, tensor.detach().to("cpu", copy=True)))
-    return kept
+            tensors.append((name, tensor.detach().to("cpu", copy=True)))
+    return tensors

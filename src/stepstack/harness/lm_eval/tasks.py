@@ -50,7 +50,7 @@ def evaluate(
     include: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, result) of each lm-eval task of ``names``, in the form of ``harness.run``; a finished one stays.
+    """(folder, result) of each lm-eval task of ``names``, in the form of ``harness.evaluate``; a finished one stays.
 
     A name is a task, a group or a tag; a group that lm-eval aggregates has a folder too. ``limit``: the first so many
     documents; ``seed``: of sampled completions (few-shot examples are drawn as lm-eval draws them by default);
