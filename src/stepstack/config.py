@@ -347,8 +347,7 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, str]]]:
         if not parent.is_file():
             raise ConfigError(f"{where['base']}: base = {base!r}: {_shown(parent)} does not exist: correct it")
         if parent in [earlier for earlier, _, _ in chain]:
-            loop = f"the base chain of {_shown(path)} loops at {_shown(parent)}"
-            raise ConfigError(f"{where['base']}: {loop}: remove this key, or name another file")
+            raise ConfigError(f"{where['base']}: the base chain of {_shown(path)} loops at {_shown(parent)}: remove it")
         chain.append((parent, *_read(parent)))
     return chain[::-1]
 
