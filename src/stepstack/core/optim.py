@@ -31,8 +31,12 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
             by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
             hidden = [p for (_, p), chosen in zip(named, by_muon, strict=True) if chosen]
             rest = [p for (_, p), chosen in zip(named, by_muon, strict=True) if not chosen]
-            by_matrix = muon.MuonOptimizer(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-            prepared = [by_matrix, _adamw(rest, cfg.adamw_lr, cfg)]
+            prepared = []
+            if hidden:  # of adapters nothing is left for AdamW
+                by_matrix = muon.MuonOptimizer(hidden, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+                prepared.append(by_matrix)
+            if rest:
+                prepared.append(_adamw(rest, cfg.adamw_lr, cfg))
     for optimizer in prepared:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
