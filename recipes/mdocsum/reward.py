@@ -54,14 +54,14 @@ def verdicts(engine: Engine, claims: Sequence[Claim]) -> list[bool]:
     for index, claim in enumerate(once):
         text = QUESTION.format(text=claim.text, point=claim.point)
         questions.append(Question(Problem(index, text, ""), [Message("user", text)]))
-    found: dict[Claim, bool] = {}
+    verdicts: dict[Claim, bool] = {}
     for question, answers in engine.complete(questions, Sampling(temperature=0.0, max_tokens=MAX_TOKENS)):
         said = answers[0].text.strip().lower()
         if answers[0].error or not said.startswith(("yes", "no")):
             why = answers[0].error or f"it said {answers[0].text!r}"
             raise EngineError(f"the judge {dict(engine.facts)} gave no verdict ({why}): ask a larger model, or again")
-        found[once[question.problem.index]] = said.startswith("yes")
-    return [found[claim] for claim in claims]
+        verdicts[once[question.problem.index]] = said.startswith("yes")
+    return [verdicts[claim] for claim in claims]
 
 
 def make_metric(cfg: Config) -> Reward:
