@@ -14,6 +14,7 @@ from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
 from stepstack.models.lm.config import TinyQwen2
 from stepstack.scoring.speech import TakeFilter
+from stepstack.tuning.config import Distillation
 
 AUDIO = "make setup EXTRAS=audio"
 Source = Literal["recordings", "all", "kept"]
@@ -107,6 +108,9 @@ class Config(RunConfig):
         optim=Muon(lr=0.02, adamw_lr=4e-3, schedule=Schedule(kind="linear", warmup=20, final=0.02))
     )
     """How the student is trained."""
+    distill: Distillation | None = None
+    """Token-level distillation beside the takes: the teacher's distribution at each trained token; null: takes alone,
+    which is all the paper did."""
     judge: JudgeName = "whisper"
     """Recogniser of the evaluation; where its package is missing, evaluation says so and training goes on."""
     generator: HfConfig = HfConfig()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,21 +23,15 @@ from recipes.stepaudio.data import (
     load_tokenizer,
     prompt_ids,
     recordings,
-    rows,
 )
-from stepstack.batching.rows import Row
-from stepstack.batching.stream import RowStream
-from stepstack.config import ConfigError, Save, to_dict
-from stepstack.core.config import TrainableConfig
-from stepstack.core.run import Run, stage
+from stepstack.config import ConfigError, to_dict
+from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Prompt, Sampling
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, engine_of
-from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
-from stepstack.models.lm.policy import Policy
 from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer
 from stepstack.models.speech.mask import GroupMask
@@ -63,41 +56,6 @@ def build(shape: SpeechLmConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
 
 def mask_of(layout: TokenLayout, lm: PreTrainedModel) -> GroupMask:
     return GroupMask(layout, [lm.config.eos_token_id], lm.config.vocab_size)
-
-
-def fit(
-    run: Run[Config],
-    shape: SpeechLmConfig,
-    cfg: TrainableConfig,
-    learned: Sequence[Row],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: int,
-    steps: int,
-) -> None:
-    """Supervised training of one model from scratch, by the loop. The mask leaves what no turn can hold out of the
-    loss."""
-    run.reseed()
-    make = partial(build, shape, tokenizer, run.config.seed)
-    lm = run.load(make, make)
-    policy = run.trainable("policy", Policy(lm, mask=mask_of(layout_of(run.config, tokenizer), lm)), cfg, steps)
-    stream: RowStream[Row] = RowStream(learned, batch, run.config.seed)
-    supervised.train(run, policy=policy, rows=stream.take, steps=steps, layout=run.config.layout)
-
-
-def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Folder of the teacher, trained on the recordings by a stage of the run, or found finished."""
-    cfg, folder = run.config, run.dir / "teacher" / "model"
-    if not folder.is_dir():
-        inner = stage(run, "teacher", eval_every=0, save=Save(every=cfg.save.every, keep=1))
-        learned = rows(recordings(cfg, "train"), tokenizer, layout_of(cfg, tokenizer))
-        kind = cfg.teacher
-        optim = TrainableConfig(optim=kind.optim)
-        fit(inner, kind.model, optim, learned, tokenizer=tokenizer, batch=kind.batch, steps=kind.steps)
-        inner.export("policy", folder, tokenizer)
-        inner.finish()
-        inner.accelerator.free_memory()
-    return folder
 
 
 def generator_of(cfg: Config, folder: Path, device: torch.device) -> tuple[HfGenerator, PreTrainedTokenizerBase]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recipes.stepaudio.config import PACKAGES, Config
-from recipes.stepaudio.data import check_codec, layout_of, prepare, rows, text_tokenizer
-from recipes.stepaudio.model import fit, open_engine, student_takes, train_teacher
+from recipes.stepaudio.data import check_codec, prepare, text_tokenizer
+from recipes.stepaudio.model import open_engine, student_takes
 from recipes.stepaudio.report import write_report
+from recipes.stepaudio.stages import train_student, train_teacher
 from recipes.stepaudio.tasks import tasks
 from stepstack.core.run import Run
 from stepstack.harness.training.outcome import measure, report_outcome
@@ -26,9 +27,7 @@ def train(run: Run[Config]) -> None:
     check_codec(cfg)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
-    takes = student_takes(run, teacher)
-    learned = rows(takes, tokenizer, layout_of(cfg, tokenizer))
-    fit(run, cfg.model, cfg.student, learned, tokenizer=tokenizer, batch=cfg.batch, steps=cfg.steps)
+    train_student(run, student_takes(run, teacher), tokenizer, teacher)
     student = run.export("policy", run.dir / "model", tokenizer)
     if missing := missing_judges(cfg):
         log.warning("not evaluated: %s", missing)
@@ -57,6 +56,7 @@ def describe(cfg: Config) -> dict[str, Any]:
         "teacher": f"{teacher.model.size:,} parameters, {teacher.steps} updates on {cfg.data.train} recordings",
         "engine": f"{spoken} takes of {cfg.data.engine} texts",
         "student": f"{cfg.model.size:,} parameters, {cfg.steps} updates on {cfg.source}",
+        "distilled by": "takes alone" if cfg.distill is None else f"takes, and {cfg.distill.divergence} by token",
         "evaluated by": missing_judges(cfg) or cfg.judge,
         "processes": cfg.launch.processes,
         "folder": cfg.folder,

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from data.drawn import sentences
 from data.drawn.sentences import Line
@@ -18,7 +19,7 @@ from data.media.audio import AudioLimits
 from data.sets import mel_decoder, speech
 from data.sets.speech import DurationModel, Take
 from recipes.protocol import load_config
-from recipes.stepaudio import data, model, reward
+from recipes.stepaudio import data, model, reward, stages
 from recipes.stepaudio.config import Config
 from recipes.stepaudio.recipe import missing_judges, tasks, train
 from stepstack.config import ConfigError
@@ -27,6 +28,7 @@ from stepstack.harness.engine import Question
 from stepstack.models.speech.codebook import Codebook
 from stepstack.models.speech.decoder import CentroidDecoder, ContextTables, context_size
 from stepstack.models.speech.tokenizer import OfflineTokenizer
+from stepstack.report import jsonl
 
 SHORT = (
     "data.train=24",
@@ -136,11 +138,53 @@ def test_killed_in_the_engine_and_resumed_is_bit_equal(tmp_path, tokens, monkeyp
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+LEARNED = ("teacher.steps=24", "teacher.optim={type: adamw, lr: 0.03}", "student.optim={type: adamw, lr: 0.01}")
+
+
+def test_a_student_learns_its_teachers_distribution(tmp_path, tokens, monkeypatch):
+    """Weight 0 is the plain run to the bit; the loss is what its two metrics say, so that one without the divergence
+    would be another number; learned alone, the divergence falls."""
+    plain = trained(short(tmp_path / "plain", tokens, *LEARNED, "steps=8"), monkeypatch)
+    for weight, likelihood in ((0.0, 1.0), (2.0, 0.8), (1.0, 0.0)):
+        words = f"distill={{weight: {weight}, likelihood: {likelihood}, temperature: 2.0}}"
+        cfg = short(tmp_path / f"{weight}", tokens, *LEARNED, "steps=8", words)
+        student = trained(cfg, monkeypatch)
+        assert all(torch.equal(plain[name], student[name]) for name in plain) == (weight == 0)
+        rows = jsonl.read(cfg.folder / "metrics.jsonl")
+        assert len(rows) == 8
+        for row in rows:
+            want = likelihood * row["policy/nll"] + 4 * weight * row["policy/divergence"]
+            assert row["policy/loss"] == pytest.approx(want, rel=1e-5)
+            assert row["policy/divergence"] > 0.01
+    assert rows[-1]["policy/divergence"] < 0.8 * rows[0]["policy/divergence"]
+
+
+def test_the_teacher_says_what_it_would_have_said_at_the_same_tokens(tmp_path, tokens, monkeypatch):
+    """A student that begins as its teacher begins without a divergence."""
+    cfg = short(tmp_path, tokens, *LEARNED, "distill={}", "steps=2")
+    run, tokenizer = Run(cfg), data.text_tokenizer(cfg)
+    teacher = stages.train_teacher(run, tokenizer)
+    monkeypatch.setattr(stages, "_new", lambda run, shape, tokenizer: AutoModelForCausalLM.from_pretrained(teacher))
+    stages.train_student(run, data.recordings(cfg, "train"), tokenizer, teacher)
+    first, second = jsonl.read(cfg.folder / "metrics.jsonl")
+    assert abs(first["policy/divergence"]) < 1e-6
+    assert second["policy/divergence"] > 1e-4
+
+
+def test_a_teacher_of_another_vocabulary_is_one_error(tmp_path, tokens):
+    cfg = short(tmp_path, tokens, "distill={}")
+    run = Run(cfg)
+    teacher = stages.train_teacher(run, data.text_tokenizer(cfg))
+    other = short(tmp_path, tokens, "codebooks=[8, 32]")
+    with pytest.raises(ConfigError, match=r"the teacher has (\d+) logits .*, the student (?!\1)\d+ logits"):
+        stages.train_student(run, [], data.text_tokenizer(other), teacher)
+
+
 @pytest.mark.parametrize(("source", "count"), [("recordings", 24), ("all", 24), ("kept", 24)])
 def test_sources(tmp_path, tokens, source, count):
     cfg = short(tmp_path, tokens, f"source={source}", "data.engine=12")
     run = Run(cfg)
-    teacher = model.train_teacher(run, data.text_tokenizer(cfg))
+    teacher = stages.train_teacher(run, data.text_tokenizer(cfg))
     assert len(model.student_takes(run, teacher)) == count
     texts = {take.line.text for take in model.student_takes(run, teacher)}
     recorded = {line.text for line in data.split_lines(cfg, "train")}
