@@ -12,6 +12,7 @@ from stepstack.batching.config import BatchLayout
 from stepstack.config import Fraction, Needed, RunConfig, Strict
 from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
+from stepstack.generation.types import Repetition
 from stepstack.models.lm.config import TinyQwen2
 from stepstack.scoring.speech import TakeFilter
 from stepstack.tuning.config import Distillation
@@ -60,6 +61,8 @@ class EngineConfig(Strict):
     """Takes of each line."""
     temperature: NonNegativeFloat = 0.5
     """Temperature of the teacher's sampling; 0 is greedy, and all takes of a line are then the same."""
+    repetition: Repetition | None = None
+    """Repetition-aware sampling of the teacher, which the released code has (window 10, threshold 0.1); null: none."""
     shard: PositiveInt = 100
     """Lines of a shard, which one process speaks and writes at a time."""
     judge: JudgeName = "none"

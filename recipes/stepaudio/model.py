@@ -149,7 +149,13 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     cfg, kind = run.config, run.config.engine
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
-    sampling = Sampling(n=kind.takes, temperature=kind.temperature, max_tokens=cfg.max_tokens, seed=cfg.seed)
+    sampling = Sampling(
+        n=kind.takes,
+        temperature=kind.temperature,
+        repetition=kind.repetition,
+        max_tokens=cfg.max_tokens,
+        seed=cfg.seed,
+    )
     lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
     settings = to_dict(kind) | {"filter": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
