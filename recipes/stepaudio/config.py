@@ -14,11 +14,11 @@ from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
 from stepstack.generation.types import Repetition
 from stepstack.models.lm.config import TinyQwen2
+from stepstack.models.speech.packages import AUDIO, DNSMOS, RESEMBLYZER
 from stepstack.scoring.speech import TakeFilter
 from stepstack.tuning.config import Distillation
 
-AUDIO = "make setup EXTRAS=audio"
-Source = Literal["recordings", "all", "kept"]
+Source = Literal["recordings", "all", "kept", "best"]
 JudgeName = Literal["none", "grammar", "whisper"]
 PACKAGES: dict[JudgeName, tuple[Needed, ...]] = {
     "none": (),
@@ -71,14 +71,21 @@ class EngineConfig(Strict):
     """Thresholds that a take must meet."""
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """Measures that cost something and are asked for: word errors by any recogniser, the others by a threshold."""
+        asked = {"wer": self.judge != "none"}
+        asked |= {name: getattr(self.filter, name) is not None for name in ("similarity", "dnsmos", "silence")}
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+    @property
     def packages(self) -> tuple[Needed, ...]:
-        return PACKAGES[self.judge]
+        speaker = (RESEMBLYZER.package,) if "similarity" in self.measured else ()
+        sound = (DNSMOS.package, Needed("onnxruntime", AUDIO)) if "dnsmos" in self.measured else ()
+        return (*PACKAGES[self.judge], *speaker, *sound)
 
     def __post_init__(self) -> None:
         if self.filter.wer is not None and self.judge == "none":
             raise ValueError("engine.filter.wer asks for a recogniser: set engine.judge, or engine.filter.wer=null")
-        if self.filter.similarity is not None or self.filter.dnsmos is not None:
-            raise ValueError("engine.filter.similarity and dnsmos are not measured by this engine: set them to null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +109,8 @@ class Config(RunConfig):
     engine: EngineConfig = EngineConfig()
     """The data engine."""
     source: Source = "kept"
-    """Utterances that the student learns: recordings (the teacher's own), all takes, or the kept ones."""
+    """Utterances that the student learns: recordings (the teacher's own), all takes, all kept ones, or the best kept
+    take of each line."""
     limit: PositiveInt | None = None
     """Most utterances that the student learns, so that sources can be compared at equal numbers; null: all."""
     model: SpeechLmConfig = SpeechLmConfig(hidden=96, layers=3, intermediate=288)

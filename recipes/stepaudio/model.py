@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.drawn import sentences
@@ -24,6 +25,7 @@ from recipes.stepaudio.data import (
     prompt_ids,
     recordings,
 )
+from recipes.stepaudio.reward import similarities, speaker_centroids, transcriber
 from stepstack.config import ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
@@ -33,10 +35,9 @@ from stepstack.harness.engines.generator import GeneratorEngine, engine_of
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.speech.decoder import SpeechDecoder
-from stepstack.models.speech.judges import GrammarRecognizer
+from stepstack.models.speech.judges import Dnsmos, SpeakerEncoder
 from stepstack.models.speech.mask import GroupMask
 from stepstack.models.speech.tokens import GROUP_SECONDS, TokenLayout
-from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Problem
 from stepstack.report import jsonl
 from stepstack.scoring import speech as scoring
@@ -119,27 +120,37 @@ def speak(
     return takes
 
 
-def judge(cfg: EngineConfig, decoder: SpeechDecoder, durations: DurationModel) -> Judge:
-    """Function that measures takes: duration against the expected one, silence within, and word errors where the config
-    asks a recogniser."""
-    grammar = GrammarRecognizer(sentences.jsgf()) if cfg.judge == "grammar" else None
-    whisper = WhisperRecognizer() if cfg.judge == "whisper" else None
+def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -> Judge:
+    """Function that measures takes: duration against the one expected by ``recorded``, and of ``cfg.measured`` word
+    errors, similarity to the speaker's centroid, overall DNSMOS, and silence within. A take without a whole group has
+    the least of each."""
+    durations, asked = DurationModel(recorded), cfg.measured
+    transcribe = transcriber(cfg.judge) if "wer" in asked else None
+    speakers = SpeakerEncoder() if "similarity" in asked else None
+    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, recorded)
+    dnsmos = Dnsmos() if "dnsmos" in asked else None
 
     def measured(takes: Sequence[Take]) -> list[tuple[TakeMeasures, str]]:
-        heard: list[str] = [""] * len(takes)
-        waves = [] if cfg.judge == "none" and cfg.filter.silence is None else [decoder.decode(t.codes) for t in takes]
-        if grammar is not None:
-            heard = [grammar.transcribe(wave) for wave in waves]
-        elif whisper is not None:
-            heard = whisper.transcribe(waves)
-        results = []
-        for k, take in enumerate(takes):
-            asked = cfg.judge != "none"
-            wer = scoring.word_errors(take.line.text, heard[k], "spoken-en").rate if asked else None
-            silence = scoring.silences(waves[k].numpy(), speech.RATE)[1] if waves else None
-            duration = take.groups / durations.groups(take.line)
-            results.append((TakeMeasures(wer=wer, duration=duration, silence=silence, ended=take.ended), heard[k]))
-        return results
+        waves = {k: decoder.decode(take.codes) for k, take in enumerate(takes) if asked and take.groups}
+        heard = {}
+        if transcribe is not None and waves:
+            heard = dict(zip(waves, transcribe(list(waves.values())), strict=True))
+        return [(measures(take, waves.get(k), heard.get(k, "")), heard.get(k, "")) for k, take in enumerate(takes)]
+
+    def measures(take: Take, wave: Tensor | None, heard: str) -> TakeMeasures:
+        wer = scoring.word_errors(take.line.text, heard, "spoken-en").rate if "wer" in asked else None
+        similarity = mos = silence = None
+        if speakers is not None:
+            found = {} if wave is None else similarities(speakers, centroids, wave)
+            similarity = found.get(take.line.speaker, -1.0)
+        if dnsmos is not None:
+            mos = 1.0 if wave is None else dnsmos.rate(wave)["overall"]
+        if "silence" in asked:
+            silence = 0.0 if wave is None else scoring.silences(wave.numpy(), speech.RATE)[1]
+        duration = take.groups / durations.groups(take.line)
+        return TakeMeasures(
+            wer=wer, similarity=similarity, dnsmos=mos, duration=duration, silence=silence, ended=take.ended
+        )
 
     return measured
 
@@ -158,9 +169,10 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     )
     lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
-    settings = to_dict(kind) | {"filter": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
+    settings = to_dict(kind) | {"seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
+    settings["filter"] = list(kind.measured)  # thresholds may change, but not what was measured
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    measured = judge(kind, load_decoder(cfg), DurationModel(recordings(cfg, "train")))
+    measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))
     files = speech.run_engine(
         run.dir / "engine",
         lines,
@@ -189,4 +201,11 @@ def student_takes(run: Run[Config], teacher: Path) -> list[Take]:
             takes = [each.take for each in run_engine(run, teacher).spoken]
         case "kept":
             takes = [each.take for each in run_engine(run, teacher).passed]
+        case "best":
+            takes = [each.take for each in run_engine(run, teacher).best]
+    if not takes:
+        raise ConfigError(
+            f"source={cfg.source}: no take of the engine passes its filters: {run.dir / 'engine' / 'report.json'} says "
+            "which refused how many: loosen engine.filter, or train the teacher for longer"
+        )
     return takes[: cfg.limit]

@@ -13,6 +13,7 @@ from recipes.stepaudio.model import open_engine, student_takes
 from recipes.stepaudio.report import write_report
 from recipes.stepaudio.stages import train_student, train_teacher
 from recipes.stepaudio.tasks import tasks
+from stepstack.core import preflight
 from stepstack.core.run import Run
 from stepstack.harness.training.outcome import measure, report_outcome
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 def train(run: Run[Config]) -> None:
     """The whole recipe: the teacher, the data engine, the student, and both of them heard."""
     cfg = run.config
+    preflight.refuse(preflight.packages(cfg))
     check_codec(cfg)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
@@ -45,6 +47,8 @@ def evaluate(run: Run[Config], when: str, folder: Path) -> None:
 
 def missing_judges(cfg: Config) -> str:
     """Packages that the evaluation's recogniser lacks, and how they are installed; "" where all are there."""
+    if cfg.judge == "none":
+        return "judge=none: there is no recogniser to hear it"
     lacking = [package for package in PACKAGES[cfg.judge] if find_spec(package.module) is None]
     return "; ".join(f"the judge {cfg.judge} needs {package.module}: {package.install}" for package in lacking)
 

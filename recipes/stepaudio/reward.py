@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from data.drawn import sentences
 from data.drawn.sentences import SPEAKERS, SPEEDS, Line
+from data.errors import DataError
 from data.sets.speech import DurationModel, Take
-from recipes.stepaudio.config import Config
+from recipes.stepaudio.config import Config, JudgeName
 from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
+from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
 from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer, SpeakerEncoder
@@ -23,6 +25,7 @@ from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Score
 from stepstack.scoring.speech import word_errors
 
+Transcribe = Callable[[Sequence[Tensor]], list[str]]
 CENTROID_RECORDINGS = 20  # recordings of a speaker, as the codec plays them, whose mean is its centroid
 
 
@@ -32,7 +35,7 @@ class SpeechJudge:
     is nearest to that of the tag that was asked for); with Resemblyzer also ``similarity`` to the speaker's centroid
     and ``speaker`` (whether the nearest centroid is the one that was asked for)."""
 
-    transcribe: Callable[[Sequence[Tensor]], list[str]]
+    transcribe: Transcribe
     decoder: SpeechDecoder
     durations: DurationModel
     speakers: SpeakerEncoder | None
@@ -51,7 +54,7 @@ class SpeechJudge:
         parts = {"wer": rate, "ended": float(take.ended), "groups": float(take.groups)}
         parts["speed"] = float(self._speed(take) == take.line.tag)
         if self.speakers is not None:
-            found = {} if wave is None else self._similarities(wave)
+            found = {} if wave is None else similarities(self.speakers, self.centroids, wave)
             parts["similarity"] = found.get(take.line.speaker, 0.0)
             parts["speaker"] = float(bool(found) and max(found, key=found.__getitem__) == take.line.speaker)
         return Score(max(0.0, 1 - rate), parts, answer=heard)
@@ -60,32 +63,47 @@ class SpeechJudge:
         expected = {tag: self.durations.groups(Line(take.line.text, take.line.speaker, tag)) for tag in SPEEDS}
         return min(expected, key=lambda tag: abs(expected[tag] - take.groups))
 
-    def _similarities(self, wave: Tensor) -> dict[str, float]:
-        assert self.speakers is not None
-        try:
-            voice = self.speakers.embed(wave)
-        except ValueError:  # silence has no speaker, which is a wrong one
-            return {}
-        return {name: float(voice @ centroid) for name, centroid in self.centroids.items()}
+
+def transcriber(name: JudgeName) -> Transcribe:
+    """Recogniser of a config's choice. ConfigError without its package, and for none."""
+    match name:
+        case "grammar":
+            grammar = GrammarRecognizer(sentences.jsgf())
+            return lambda waves: [grammar.transcribe(wave) for wave in waves]
+        case "whisper":
+            return WhisperRecognizer().transcribe
+        case "none":
+            raise ConfigError("judge=none hears nothing: set it to grammar or whisper")
+
+
+def speaker_centroids(encoder: SpeakerEncoder, decoder: SpeechDecoder, takes: Sequence[Take]) -> dict[str, Tensor]:
+    """Unit mean of the voice of each speaker in its first recordings, as the codec plays them. DataError for a speaker
+    without a recording."""
+    found = {}
+    for name in SPEAKERS:
+        own = [take for take in takes if take.line.speaker == name][:CENTROID_RECORDINGS]
+        if not own:
+            raise DataError(f"no recording of the speaker {name}, whose voice is asked for: record it (make data)")
+        mean = torch.stack([encoder.embed(decoder.decode(take.codes)) for take in own]).mean(0)
+        found[name] = mean / mean.norm()
+    return found
+
+
+def similarities(encoder: SpeakerEncoder, centroids: Mapping[str, Tensor], wave: Tensor) -> dict[str, float]:
+    """Cosines of a wave's voice to the speakers' centroids; none for silence, which has no speaker."""
+    try:
+        voice = encoder.embed(wave)
+    except ValueError:  # of silence, by which a take is not similar to anybody
+        return {}
+    return {name: float(voice @ centroid) for name, centroid in centroids.items()}
 
 
 @cache
 def open_judge(cfg: Config) -> SpeechJudge:
     """The judge of a config's evaluation. ConfigError where its recogniser's package is missing."""
-    grammar = GrammarRecognizer(sentences.jsgf()) if cfg.judge == "grammar" else None
-    transcribe: Callable[[Sequence[Tensor]], list[str]]
-    if grammar is not None:
-        transcribe = lambda waves: [grammar.transcribe(wave) for wave in waves]  # noqa: E731
-    else:
-        transcribe = WhisperRecognizer().transcribe
-    decoder, takes = load_decoder(cfg), recordings(cfg, "train")
-    speakers, centroids = None, {}
-    if RESEMBLYZER.installed:
-        speakers = SpeakerEncoder()
-        for name in SPEAKERS:
-            own = [take for take in takes if take.line.speaker == name][:CENTROID_RECORDINGS]
-            mean = torch.stack([speakers.embed(decoder.decode(take.codes)) for take in own]).mean(0)
-            centroids[name] = mean / mean.norm()
+    transcribe, decoder, takes = transcriber(cfg.judge), load_decoder(cfg), recordings(cfg, "train")
+    speakers = SpeakerEncoder() if RESEMBLYZER.installed else None
+    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, takes)
     return SpeechJudge(transcribe, decoder, DurationModel(takes), speakers, centroids)
 
 
