@@ -11,7 +11,7 @@ from recipes.stepaudio.config import PACKAGES, Config
 from recipes.stepaudio.data import check_codec, prepare, text_tokenizer
 from recipes.stepaudio.model import open_engine, student_takes
 from recipes.stepaudio.report import write_report
-from recipes.stepaudio.stages import train_student, train_teacher
+from recipes.stepaudio.stages import train_by_reward, train_student, train_teacher
 from recipes.stepaudio.tasks import tasks
 from stepstack.core import preflight
 from stepstack.core.run import Run
@@ -23,25 +23,29 @@ log = logging.getLogger(__name__)
 
 
 def train(run: Run[Config]) -> None:
-    """The whole recipe: the teacher, the data engine, the student, and both of them heard."""
+    """The whole recipe: the teacher, the data engine, the student, GRPO where the config has it, and all of them
+    heard."""
     cfg = run.config
     preflight.refuse(preflight.packages(cfg))
     check_codec(cfg)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
-    train_student(run, student_takes(run, teacher), tokenizer, teacher)
-    student = run.export("policy", run.dir / "model", tokenizer)
+    student = train_student(run, student_takes(run, teacher), tokenizer, teacher)
+    model = student if cfg.rl is None else train_by_reward(run, student, tokenizer)
     if missing := missing_judges(cfg):
         log.warning("not evaluated: %s", missing)
     else:
         evaluate(run, "before", teacher)
-        evaluate(run, "after", student)
+        if model != student:
+            evaluate(run, "student", student)
+        evaluate(run, "after", model)
         report_outcome(run, write_report)
     run.finish()
 
 
 def evaluate(run: Run[Config], when: str, folder: Path) -> None:
-    """Figures of the teacher (``before``) or the student (``after``)."""
+    """Figures of the teacher (``before``), of the student that GRPO begins with (``student``), or of what the run makes
+    (``after``)."""
     measure(run, when, open_engine(run.config, folder, run.device), str(folder), tasks(run.config))
 
 
@@ -61,7 +65,15 @@ def describe(cfg: Config) -> dict[str, Any]:
         "engine": f"{spoken} takes of {cfg.data.engine} texts",
         "student": f"{cfg.model.size:,} parameters, {cfg.steps} updates on {cfg.source}",
         "distilled by": "takes alone" if cfg.distill is None else f"takes, and {cfg.distill.divergence} by token",
+        "reinforced by": reinforced(cfg),
         "evaluated by": missing_judges(cfg) or cfg.judge,
         "processes": cfg.launch.processes,
         "folder": cfg.folder,
     }
+
+
+def reinforced(cfg: Config) -> str:
+    """Size of the stage of GRPO, and its reward."""
+    if cfg.rl is None:
+        return "nothing"
+    return f"{cfg.rl.reward.type} reward, {cfg.rl.steps} steps of {cfg.rl.prompts} lines x {cfg.rl.takes} takes"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,20 +12,22 @@ from data.drawn import sentences
 from data.drawn.sentences import SPEAKERS, SPEEDS, Line
 from data.errors import DataError
 from data.sets.speech import DurationModel, Take
-from recipes.stepaudio.config import Config, JudgeName
+from recipes.stepaudio.config import Config, JudgeName, SpeechReward
 from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
-from stepstack.config import ConfigError
+from stepstack.config import ConfigError, digest
 from stepstack.generation.types import Answer
 from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer, SpeakerEncoder
 from stepstack.models.speech.packages import RESEMBLYZER
-from stepstack.models.speech.tokenizer import Codes
 from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Score
+from stepstack.rl.config import FileReward
+from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.speech import word_errors
 
 Transcribe = Callable[[Sequence[Tensor]], list[str]]
 CENTROID_RECORDINGS = 20  # recordings of a speaker, as the codec plays them, whose mean is its centroid
+_judges: dict[str, SpeechJudge] = {}  # of evaluations, by their config's digest
 
 
 @dataclass(frozen=True)
@@ -98,24 +99,57 @@ def similarities(encoder: SpeakerEncoder, centroids: Mapping[str, Tensor], wave:
     return {name: float(voice @ centroid) for name, centroid in centroids.items()}
 
 
-@cache
 def open_judge(cfg: Config) -> SpeechJudge:
-    """The judge of a config's evaluation. ConfigError where its recogniser's package is missing."""
-    transcribe, decoder, takes = transcriber(cfg.judge), load_decoder(cfg), recordings(cfg, "train")
-    speakers = SpeakerEncoder() if RESEMBLYZER.installed else None
+    """The judge of a config's evaluation, opened once. ConfigError where its recogniser's package is missing."""
+    key = digest(cfg)  # a config may hold a dict, and has no hash then
+    if key not in _judges:
+        _judges[key] = speech_judge(cfg, cfg.judge, RESEMBLYZER.installed)
+    return _judges[key]
+
+
+def speech_judge(cfg: Config, name: JudgeName, voices: bool) -> SpeechJudge:
+    """A judge by a recogniser, and by Resemblyzer where ``voices`` are judged. ConfigError for a missing package."""
+    transcribe, decoder, takes = transcriber(name), load_decoder(cfg), recordings(cfg, "train")
+    speakers = SpeakerEncoder() if voices else None
     centroids = {} if speakers is None else speaker_centroids(speakers, decoder, takes)
     return SpeechJudge(transcribe, decoder, DurationModel(takes), speakers, centroids)
 
 
-def take_of(cfg: Config, answer: Answer) -> Take:
-    """Take of an answer, whose ids are the model's."""
+def takes_of(cfg: Config, answers: Sequence[Answer]) -> list[Take]:
+    """Takes of answers, whose ids are the model's."""
     layout = layout_of(cfg, text_tokenizer(cfg))
-    meta = answer.problem.meta
-    line = Line(answer.problem.text, meta["speaker"], meta["tag"])
-    codes: Codes = layout.split(layout.whole_groups(answer.ids or ()))
-    return Take(line, codes, answer.finish == "stop")
+    return [
+        Take(
+            Line(answer.problem.text, answer.problem.meta["speaker"], answer.problem.meta["tag"]),
+            layout.split(layout.whole_groups(answer.ids or ())),
+            answer.finish == "stop",
+        )
+        for answer in answers
+    ]
 
 
 def score_answers(cfg: Config, answers: Sequence[Answer]) -> list[Score]:
     """Scores of spoken answers, by the config's judge."""
-    return open_judge(cfg)([take_of(cfg, answer) for answer in answers])
+    return open_judge(cfg)(takes_of(cfg, answers))
+
+
+# -- the reward of reinforcement learning ---------------------------------------------------------------------------
+
+
+def reward_of(cfg: Config) -> Reward:
+    """The reward of the config's GRPO: that of the file which it names, else the rule of the recipe. ConfigError
+    without a package that it needs."""
+    assert cfg.rl is not None
+    kind = cfg.rl.reward
+    if isinstance(kind, FileReward):
+        return load_reward(kind)
+    judge = speech_judge(cfg, kind.judge, kind.similarity > 0)
+    return lambda answers: [rewarded(kind, score) for score in judge(takes_of(cfg, answers))]
+
+
+def rewarded(cfg: SpeechReward, score: Score) -> Score:
+    """The judge's score with the reward for its value: weighted words and voice, 0 for a take that did not end by
+    itself, whose last words nobody can blame or praise."""
+    parts = score.parts
+    words, voice = max(0.0, 1 - parts["wer"]), parts.get("similarity", 0.0)
+    return replace(score, value=parts["ended"] * (cfg.wer * words + cfg.similarity * voice))

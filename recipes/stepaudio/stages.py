@@ -1,4 +1,4 @@
-"""The stages that train: the teacher on recordings, and the student, beside the teacher where the config distils."""
+"""The stages that train: the teacher on recordings, the student on takes, and GRPO on what is heard of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from data.drawn.sentences import Line
 from data.sets.speech import Take
 from recipes.stepaudio.config import Config, SpeechLmConfig
-from recipes.stepaudio.data import layout_of, recordings, rows
+from recipes.stepaudio.data import engine_lines, layout_of, prompt_ids, recordings, rows, split_lines
 from recipes.stepaudio.model import build, mask_of
+from recipes.stepaudio.reward import reward_of
+from recipes.stepaudio.tasks import problems
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
 from stepstack.config import Save
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
-from stepstack.loops import supervised
+from stepstack.generation.hf import HfGenerator
+from stepstack.generation.types import Prompt
+from stepstack.harness.training.validation import validate
+from stepstack.loops import ppo, supervised
 from stepstack.models.lm import pretrained
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.lm.distilled import StudentPolicy, TeacherPolicy, check_vocabularies
 from stepstack.models.lm.policy import Policy
+from stepstack.rl.config import PpoConfig
+from stepstack.rl.prompts import PromptStream
+from stepstack.rl.roles import roles
 from stepstack.tuning.distillation import divergence
 
 
@@ -41,21 +50,61 @@ def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
     return folder
 
 
-def train_student(run: Run[Config], takes: Sequence[Take], tokenizer: PreTrainedTokenizerBase, teacher: Path) -> None:
-    """Supervised training of the student from scratch, in the run itself. Where the config distils, it learns beside
-    each token what else the teacher would have said."""
+def train_student(run: Run[Config], takes: Sequence[Take], tokenizer: PreTrainedTokenizerBase, teacher: Path) -> Path:
+    """Folder of the student, trained from scratch: in the run itself, or, where GRPO follows, by a stage of its own in
+    runs/<name>/student. Where the config distils, it learns beside each token what else the teacher would have said."""
     cfg, layout = run.config, layout_of(run.config, tokenizer)
-    lm = _new(run, cfg.model, tokenizer)
+    inner = run if cfg.rl is None else stage(run, "student")
+    lm = _new(inner, cfg.model, tokenizer)
     mask = mask_of(layout, lm)
     policy = Policy(lm, mask=mask)
     loss: supervised.Loss = supervised.likelihood
     if cfg.distill is not None:
         place = Pretrained(path=str(teacher))
-        teacher_lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
+        teacher_lm = inner.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
         check_vocabularies(teacher_lm, pretrained.load_tokenizer(place), lm, tokenizer)
         policy = StudentPolicy(lm, partial(divergence, cfg.distill), mask=mask)
-        loss = supervised.distilled(cfg.distill, run.frozen(TeacherPolicy(teacher_lm, mask=mask)))
-    _fit(run, policy, cfg.student, rows(takes, tokenizer, layout), cfg.batch, cfg.steps, loss)
+        loss = supervised.distilled(cfg.distill, inner.frozen(TeacherPolicy(teacher_lm, mask=mask)))
+    _fit(inner, policy, cfg.student, rows(takes, tokenizer, layout), cfg.batch, cfg.steps, loss)
+    folder = inner.export("policy", inner.dir / "model", tokenizer)
+    if inner is not run:
+        inner.finish()
+        inner.accelerator.free_memory()
+    return folder
+
+
+def train_by_reward(run: Run[Config], student: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """GRPO of a student's folder on the reward, as a stage of its own in runs/<name>/grpo, and the folder of its model.
+    The mask is in the sampler and in the trainer. Lines are those of teacher and engine, spoken by nobody but it."""
+    cfg, layout = run.config, layout_of(run.config, tokenizer)
+    inner: Run[PpoConfig] = Run(cfg.grpo, folder=run.dir / "grpo")
+    place = Pretrained(path=str(student))
+    lm = inner.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
+    mask, reward = mask_of(layout, lm), reward_of(cfg)
+    generator = HfGenerator(lm, tokenizer, cfg.generator, inner.device, mask=mask)
+    models = roles(inner, cfg.grpo, lm, lambda lm: Policy(lm, mask=mask))
+    watched = prompts(split_lines(cfg, "select"), tokenizer)
+
+    def select() -> dict[str, float]:
+        sampling = cfg.grpo.rollout.sampling.replace(n=1, temperature=0.0)
+        return validate(generator, watched, sampling, reward, inner).metrics("eval")
+
+    ppo.train(
+        inner,
+        roles=models,
+        generator=generator,
+        prompts=PromptStream(prompts([*split_lines(cfg, "train"), *engine_lines(cfg)], tokenizer), cfg.seed),
+        reward=reward,
+        evaluate=select,
+    )
+    folder = inner.export("actor", run.dir / "model", tokenizer)
+    inner.finish()
+    return folder
+
+
+def prompts(lines: Sequence[Line], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Prompts of lines, for the sampler."""
+    return [Prompt(problem, prompt_ids(line, tokenizer)) for line, problem in zip(lines, problems(lines), strict=True)]
 
 
 def _new(run: Run[Config], shape: SpeechLmConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -49,8 +49,7 @@ def test_the_whole_path(tmp_path, tokens, monkeypatch, caplog):
     questions = [Question(problem, task.request(problem)) for problem in problems]
     answers = [answer for _, group in generator.complete(questions, task.budget) for answer in group]
     assert len(answers) == 4
-    for answer in answers:
-        take = reward.take_of(cfg, answer)
+    for take in reward.takes_of(cfg, answers):
         assert 3 * len(take.codes[0]) == 2 * len(take.codes[1]) > 0
 
 

@@ -7,21 +7,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from data.drawn.sentences import SPEAKERS, Line
 from data.errors import DataError
 from data.sets.speech import Take
 from recipes.protocol import load_config
-from recipes.stepaudio import data, model, stages
-from recipes.stepaudio.config import EngineConfig
+from recipes.stepaudio import data, model, reward, stages
+from recipes.stepaudio.config import EngineConfig, SpeechReward
+from recipes.stepaudio.recipe import open_engine, tasks
 from stepstack.config import ConfigError
 from stepstack.core import preflight
 from stepstack.core.run import Run
+from stepstack.harness.engine import Question
+from stepstack.models.lm.policy import Policy
 from stepstack.models.speech.decoder import CentroidDecoder
 from stepstack.models.speech.packages import DNSMOS, RESEMBLYZER
+from stepstack.records import Score
 from stepstack.report import jsonl
 from stepstack.scoring.speech import TakeFilter, failed_filters, take_order
+from tests import tools
 from tests.takes import make_tokens, short, trained
 
 
@@ -208,3 +214,102 @@ def test_shipped_takes_by_the_real_judges():
     assert all(each.similarity > 0.75 for each in judged[:2])
     assert judged[2].similarity < judged[0].similarity - 0.1
     assert all(1.0 < each.dnsmos < 5.0 for each in judged)
+
+
+# -- the reward -----------------------------------------------------------------------------------------------------
+
+TOY = """
+from stepstack.records import Score
+
+def score(rollouts):
+    \"\"\"Share of the linguistic tokens that are of the first half of their codebook.\"\"\"
+    first = FIRST
+    found = []
+    for rollout in rollouts:
+        linguistic = [token - first for token in rollout.ids if first <= token < first + 8]
+        found.append(Score(sum(code < 4 for code in linguistic) / max(1, len(linguistic)), {"tag": 1.0}))
+    return found
+"""
+
+
+def toy(folder, cfg) -> str:
+    file = folder / "toy_reward.py"
+    file.write_text(TOY.replace("FIRST", str(data.layout_of(cfg, data.text_tokenizer(cfg)).first)))
+    return f"reward: {{type: file, path: {file}}}"
+
+
+FAST = "policy: {optim: {type: adamw, lr: 0.02}}"
+
+
+def test_a_reward_rises_and_sampler_and_trainer_agree(tokens, tmp_path, monkeypatch):
+    """A toy reward of a user's file: its mean goes up in a few steps, tokens keep 2:3, and the log-probabilities of the
+    sampler, masked and at a temperature, are the trainer's."""
+    rl = f"rl={{steps: 12, prompts: 4, takes: 8, temperature: 0.7, {FAST}, {toy(tmp_path, short(tmp_path, tokens))}}}"
+    cfg = short(tmp_path, tokens, rl)
+    trained(cfg, monkeypatch)
+    rows = list(jsonl.read(cfg.folder / "grpo" / "metrics.jsonl"))
+    assert len(rows) == 13
+    means = [row["reward"] for row in rows[1:]]
+    assert sum(means[-3:]) > sum(means[:3]) + 0.6
+    assert rows[-1]["eval/accuracy"] > rows[0]["eval/accuracy"] + 0.1
+    assert max(row["actor/mismatch_max"] for row in rows[1:]) < 1e-5
+    student, model = (load_file(cfg.folder / place / "model.safetensors") for place in ("student/model", "model"))
+    assert any(not torch.equal(student[name], model[name]) for name in student)
+    engine = open_engine(cfg, cfg.folder / "model", torch.device("cpu"))
+    task = tasks(cfg)[0]
+    questions = [Question(problem, task.request(problem)) for problem in task.rows(tmp_path)]
+    answers = [answer for _, group in engine.complete(questions, task.budget) for answer in group]
+    assert all(take.groups for take in reward.takes_of(cfg, answers))
+
+
+def test_a_trainer_without_the_mask_would_show(tokens, tmp_path, monkeypatch):
+    """What the bound on the mismatch is worth."""
+    cfg = short(tmp_path, tokens, f"rl={{steps: 1, prompts: 2, takes: 2, {toy(tmp_path, short(tmp_path, tokens))}}}")
+    run, tokenizer = Run(cfg), data.text_tokenizer(cfg)
+    teacher = stages.train_teacher(run, tokenizer)
+    monkeypatch.setattr(stages, "Policy", lambda lm, mask: Policy(lm))
+    stages.train_by_reward(run, teacher, tokenizer)
+    assert jsonl.read(cfg.folder / "grpo" / "metrics.jsonl")[1]["actor/mismatch_max"] > 1
+
+
+def test_the_rule_weighs_words_and_voice():
+    cfg = SpeechReward(wer=2.0, similarity=0.5)
+
+    def value(**parts):
+        return reward.rewarded(cfg, Score(9.0, {"wer": 0.25, "similarity": 0.8, "ended": 1.0} | parts)).value
+
+    assert value() == pytest.approx(2 * 0.75 + 0.5 * 0.8)
+    assert value(wer=3.0) == pytest.approx(0.4)
+    assert value(ended=0.0) == 0
+    assert value(similarity=-0.2) == pytest.approx(1.5 - 0.1)
+    assert reward.rewarded(cfg, Score(0.0, {"wer": 0.0, "ended": 1.0})).value == 2.0  # nobody judged the voice
+
+
+def test_the_rule_hears_rollouts(tokens, tmp_path, monkeypatch):
+    """By stand-ins of recogniser and encoder: ids become takes, takes waves, and each rollout gets its own value."""
+    cfg = short(tmp_path, tokens, "rl={steps: 1}")
+    takes = data.recordings(cfg, "test")
+    heard = [takes[0].line.text, "nothing like it", takes[2].line.text]
+    monkeypatch.setattr(reward, "transcriber", lambda name: lambda waves: heard[: len(waves)])
+    monkeypatch.setattr(reward, "SpeakerEncoder", Ear)
+    monkeypatch.setattr(reward, "CENTROID_RECORDINGS", 1)
+    tokenizer = data.text_tokenizer(cfg)
+    layout = data.layout_of(cfg, tokenizer)
+    prompted = stages.prompts([take.line for take in takes[:3]], tokenizer)
+    ids = [layout.interleave(*take.codes) for take in takes[:3]]
+    finishes = ("stop", "stop", "length")
+    rollouts = [tools.rollout(p, 0, i, f) for p, i, f in zip(prompted, ids, finishes, strict=True)]
+    right, wrong, cut = reward.reward_of(cfg)(rollouts)
+    assert right.parts["wer"] == cut.parts["wer"] == 0
+    assert right.value == pytest.approx(1 + 0.5 * right.parts["similarity"])
+    assert wrong.value == pytest.approx(0.5 * wrong.parts["similarity"])
+    assert cut.value == 0
+    assert reward.reward_of(cfg)([]) == []
+
+
+def test_what_the_reward_needs_is_asked_before_the_first_step():
+    cfg = load_config("stepaudio-tiny-grpo")
+    assert [package.module for package in cfg.rl.reward.packages] == ["pocketsphinx", "resemblyzer"]
+    assert (cfg.grpo.rollout.sampling.max_tokens, cfg.grpo.rollout.sampling.n) == (cfg.max_tokens, cfg.rl.takes)
+    with pytest.raises(ConfigError, match=r"rl.takes"):
+        load_config("stepaudio-tiny-grpo", ["rl.takes=1"])
