@@ -74,6 +74,27 @@ def short(folder: Path, tokens: Path, *more: str) -> Config:
     return load_config("stepaudio-tiny", [*place, *SHORT, *more], kind=Config)
 
 
+TOY = """
+from stepstack.records import Score
+
+def score(rollouts):
+    \"\"\"Share of the linguistic tokens that are of the first half of their codebook.\"\"\"
+    first = FIRST
+    found = []
+    for rollout in rollouts:
+        linguistic = [token - first for token in rollout.ids if first <= token < first + 8]
+        found.append(Score(sum(code < 4 for code in linguistic) / max(1, len(linguistic))))
+    return found
+"""
+
+
+def toy_reward(folder: Path) -> str:
+    """Setting of a reward that needs no voice package, out of a file that it writes."""
+    cfg, file = load_config("stepaudio-tiny", SHORT, kind=Config), folder / "toy_reward.py"
+    file.write_text(TOY.replace("FIRST", str(data.layout_of(cfg, data.text_tokenizer(cfg)).first)))
+    return f"{{type: file, path: {file}}}"
+
+
 def trained(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Weights of the student of a whole run, which nobody hears."""
     monkeypatch.setattr("recipes.stepaudio.recipe.missing_judges", lambda cfg: "no judge in this test")

@@ -28,7 +28,7 @@ from stepstack.records import Score
 from stepstack.report import jsonl
 from stepstack.scoring.speech import TakeFilter, failed_filters, take_order
 from tests import tools
-from tests.takes import make_tokens, short, trained
+from tests.takes import make_tokens, short, toy_reward, trained
 
 
 @pytest.fixture(scope="module")
@@ -218,33 +218,13 @@ def test_shipped_takes_by_the_real_judges():
 
 # -- the reward -----------------------------------------------------------------------------------------------------
 
-TOY = """
-from stepstack.records import Score
-
-def score(rollouts):
-    \"\"\"Share of the linguistic tokens that are of the first half of their codebook.\"\"\"
-    first = FIRST
-    found = []
-    for rollout in rollouts:
-        linguistic = [token - first for token in rollout.ids if first <= token < first + 8]
-        found.append(Score(sum(code < 4 for code in linguistic) / max(1, len(linguistic)), {"tag": 1.0}))
-    return found
-"""
-
-
-def toy(folder, cfg) -> str:
-    file = folder / "toy_reward.py"
-    file.write_text(TOY.replace("FIRST", str(data.layout_of(cfg, data.text_tokenizer(cfg)).first)))
-    return f"reward: {{type: file, path: {file}}}"
-
-
 FAST = "policy: {optim: {type: adamw, lr: 0.02}}"
 
 
 def test_a_reward_rises_and_sampler_and_trainer_agree(tokens, tmp_path, monkeypatch):
     """A toy reward of a user's file: its mean goes up in a few steps, tokens keep 2:3, and the log-probabilities of the
     sampler, masked and at a temperature, are the trainer's."""
-    rl = f"rl={{steps: 12, prompts: 4, takes: 8, temperature: 0.7, {FAST}, {toy(tmp_path, short(tmp_path, tokens))}}}"
+    rl = f"rl={{steps: 12, prompts: 4, takes: 8, temperature: 0.7, {FAST}, reward: {toy_reward(tmp_path)}}}"
     cfg = short(tmp_path, tokens, rl)
     trained(cfg, monkeypatch)
     rows = list(jsonl.read(cfg.folder / "grpo" / "metrics.jsonl"))
@@ -264,7 +244,7 @@ def test_a_reward_rises_and_sampler_and_trainer_agree(tokens, tmp_path, monkeypa
 
 def test_a_trainer_without_the_mask_would_show(tokens, tmp_path, monkeypatch):
     """What the bound on the mismatch is worth."""
-    cfg = short(tmp_path, tokens, f"rl={{steps: 1, prompts: 2, takes: 2, {toy(tmp_path, short(tmp_path, tokens))}}}")
+    cfg = short(tmp_path, tokens, f"rl={{steps: 1, prompts: 2, takes: 2, reward: {toy_reward(tmp_path)}}}")
     run, tokenizer = Run(cfg), data.text_tokenizer(cfg)
     teacher = stages.train_teacher(run, tokenizer)
     monkeypatch.setattr(stages, "Policy", lambda lm, mask: Policy(lm))
