@@ -26,7 +26,7 @@ from recipes.stepaudio.data import (
     recordings,
 )
 from recipes.stepaudio.reward import similarities, speaker_centroids, transcriber
-from stepstack.config import ConfigError, to_dict
+from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Prompt, Sampling
@@ -158,6 +158,7 @@ def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -
 def run_engine(run: Run[Config], teacher: Path) -> Kept:
     """Takes of the engine's lines by the teacher, filtered; the report goes to engine/report.json."""
     cfg, kind = run.config, run.config.engine
+    folder = run.dir / "engine" if kind.folder is None else ROOT / kind.folder
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
     sampling = Sampling(
@@ -169,12 +170,14 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     )
     lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
-    settings = to_dict(kind) | {"seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
-    settings["filter"] = list(kind.measured)  # thresholds may change, but not what was measured
+    made = {"filter": None, "folder": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
+    settings = to_dict(kind) | made
+    if kind.repetition is None:
+        del settings["repetition"]  # takes without it are those that were made before it could be asked for
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))
     files = speech.run_engine(
-        run.dir / "engine",
+        folder,
         lines,
         speak(generator, tokenizer, layout, sampling),
         measured,
@@ -184,7 +187,13 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
         processes=run.processes,
     )
     run.accelerator.wait_for_everyone()
-    kept = speech.keep(speech.read_engine(files, lines, identity, kind.shard), kind.filter, layout)
+    takes = speech.read_engine(files, lines, identity, kind.shard)
+    if lacking := [name for name in kind.measured if any(getattr(each.measures, name) is None for each in takes)]:
+        raise ConfigError(
+            f"{folder}: its shards were written when nobody measured {' and '.join(lacking)}, for which this config "
+            "asks: remove them, and the lines are spoken again, or name another engine.folder"
+        )
+    kept = speech.keep(takes, kind.filter, layout)
     if run.is_main:
         report = {"rates": kept.rates, "texts_without_a_take": kept.silent_texts, "codebooks": kept.codebooks}
         jsonl.write_json_atomic(run.dir / "engine" / "report.json", report)

@@ -17,7 +17,7 @@ from recipes.stepaudio.reward import reward_of
 from recipes.stepaudio.tasks import problems
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
-from stepstack.config import Save
+from stepstack.config import ROOT, ConfigError, Save
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.generation.hf import HfGenerator
@@ -26,7 +26,7 @@ from stepstack.harness.training.validation import validate
 from stepstack.loops import ppo, supervised
 from stepstack.models.lm import pretrained
 from stepstack.models.lm.config import Pretrained
-from stepstack.models.lm.distilled import StudentPolicy, TeacherPolicy, check_vocabularies
+from stepstack.models.lm.distilled import StudentPolicy, TeacherPolicy, check_vocabularies, vocabulary_digest
 from stepstack.models.lm.policy import Policy
 from stepstack.rl.config import PpoConfig
 from stepstack.rl.prompts import PromptStream
@@ -35,8 +35,22 @@ from stepstack.tuning.distillation import divergence
 
 
 def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Folder of the teacher, trained on the recordings by a stage of the run, or found finished."""
+    """Folder of the teacher: the config's, or one that a stage of the run trains on the recordings, or found finished.
+    ConfigError for a folder of the config that holds no model, or one of another vocabulary."""
     cfg, folder = run.config, run.dir / "teacher" / "model"
+    if cfg.teacher.folder is not None:
+        folder = ROOT / cfg.teacher.folder
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"teacher.folder={folder} holds no model: train one, or set it to null")
+        its, mine = (
+            vocabulary_digest(pretrained.load_tokenizer(Pretrained(path=str(folder)))),
+            vocabulary_digest(tokenizer),
+        )
+        if its != mine:
+            raise ConfigError(
+                f"teacher.folder={folder} has the vocabulary {its}, this config the vocabulary {mine}: give the "
+                "codebooks that it was trained with, or set it to null"
+            )
     if not folder.is_dir():
         inner = stage(run, "teacher", eval_every=0, save=Save(every=cfg.save.every, keep=1))
         learned = rows(recordings(cfg, "train"), tokenizer, layout_of(cfg, tokenizer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -72,12 +73,17 @@ def test_the_teacher_says_what_it_would_have_said_at_the_same_tokens(tmp_path, t
 
 
 def test_a_teacher_of_another_vocabulary_is_one_error(tmp_path, tokens):
+    """Beside which a student would learn, and that somebody else trained."""
     cfg = short(tmp_path, tokens, "distill={}")
     run = Run(cfg)
     teacher = stages.train_teacher(run, data.text_tokenizer(cfg))
     other = short(tmp_path, tokens, "codebooks=[8, 32]")
     with pytest.raises(ConfigError, match=r"the teacher has (\d+) logits .*, the student (?!\1)\d+ logits"):
         stages.train_student(run, [], data.text_tokenizer(other), teacher)
+    for folder, words in ((teacher, "has the vocabulary .* this config the vocabulary"), (tmp_path, "holds no model")):
+        given = short(tmp_path / words[:3], tokens, "codebooks=[8, 32]", f"teacher.folder={folder}")
+        with pytest.raises(ConfigError, match=words):
+            stages.train_teacher(Run(given), data.text_tokenizer(given))
 
 
 # -- the engine's filters -------------------------------------------------------------------------------------------
@@ -151,16 +157,20 @@ def test_the_student_learns_the_best_of_n(tokens, tmp_path, judges, monkeypatch)
     assert len(model.student_takes(run, teacher)) == len(kept.passed) > len(best)
 
 
-def test_shards_without_what_is_asked_are_another_runs(tokens, tmp_path, judges):
+def test_shards_without_what_is_asked_are_refused(tokens, tmp_path, judges):
     cfg = short(tmp_path, tokens)
     run = Run(cfg)
     teacher = stages.train_teacher(run, data.text_tokenizer(cfg))
     model.run_engine(run, teacher)
     run.config = short(tmp_path, tokens, "engine.filter={duration: [0.5, 2.0], ended: false}")
     model.run_engine(run, teacher)  # another threshold needs no other takes
-    run.config = short(tmp_path, tokens, "engine.filter={duration: null, ended: false, dnsmos: 2.0}")
-    with pytest.raises(DataError, match=r"shard-00000.json is of another engine run"):
+    run.config = short(tmp_path, tokens, "engine.filter={duration: null, ended: false, dnsmos: 1.0}")
+    with pytest.raises(ConfigError, match=r"its shards were written when nobody measured dnsmos"):
         model.run_engine(run, teacher)
+    shutil.rmtree(run.dir / "engine")
+    assert len(model.run_engine(run, teacher).passed) == 24
+    run.config = cfg
+    model.run_engine(run, teacher)  # more than what is asked does no harm
 
 
 def test_filters_that_keep_nothing_are_one_error(tokens, tmp_path, judges, monkeypatch):
