@@ -226,7 +226,7 @@ def run_engine(
         part = list(lines[start : start + shard])
         header = {"identity": identity, "lines": [line.key for line in part]}
         if file.is_file():
-            _check_header(file, json.loads(file.read_text(encoding="utf-8")), header)
+            _read_shard(file, header)
             continue
         takes = [take for group in speak(part, start) for take in group]
         judged = list(zip(takes, judge(takes), strict=True))
@@ -240,10 +240,9 @@ def read_engine(files: Sequence[Path], lines: Sequence[Line], identity: str, sha
     for number, file in enumerate(files):
         if not file.is_file():
             raise DataError(f"{file} is missing: another process has not written it yet, or was killed: run it again")
-        record, start = json.loads(file.read_text(encoding="utf-8")), number * shard
+        start = number * shard
         part = list(lines[start : start + shard])
-        _check_header(file, record, {"identity": identity, "lines": [line.key for line in part]})
-        for take in record["takes"]:
+        for take in _read_shard(file, {"identity": identity, "lines": [line.key for line in part]}):
             codes = (take["linguistic"], take["semantic"])
             said = Take(part[take["line"]], codes, take["measures"]["ended"])
             measures = TakeMeasures(**take["measures"])
@@ -251,10 +250,17 @@ def read_engine(files: Sequence[Path], lines: Sequence[Line], identity: str, sha
     return found
 
 
-def _check_header(file: Path, record: dict[str, Any], header: dict[str, Any]) -> None:
+def _read_shard(file: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """Takes of a shard. DataError where the file is no whole shard, or of another run than ``header`` says."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        takes = record["takes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no whole shard ({error!r:.80}): remove it, and it is spoken again") from None
     for key, value in header.items():
         if record.get(key) != value:
             raise DataError(f"{file} is of another engine run (its {key} differs): remove the folder, or name another")
+    return takes
 
 
 def _records(judged: Sequence[tuple[Take, tuple[TakeMeasures, str]]], places: dict[Line, int]) -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.drawn import sentences
@@ -24,26 +24,20 @@ from recipes.stepaudio.data import (
     load_tokenizer,
     prompt_ids,
     recordings,
-    rows,
 )
-from stepstack.batching.rows import Row
-from stepstack.batching.stream import RowStream
-from stepstack.config import ROOT, ConfigError, Save, to_dict
-from stepstack.core.config import TrainableConfig
-from stepstack.core.run import Run, stage
+from recipes.stepaudio.reward import similarities, speaker_centroids, transcriber
+from stepstack.config import ROOT, ConfigError, to_dict
+from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Prompt, Sampling
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, engine_of
-from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
-from stepstack.models.lm.policy import Policy
 from stepstack.models.speech.decoder import SpeechDecoder
-from stepstack.models.speech.judges import GrammarRecognizer
+from stepstack.models.speech.judges import Dnsmos, SpeakerEncoder
 from stepstack.models.speech.mask import GroupMask
 from stepstack.models.speech.tokens import GROUP_SECONDS, TokenLayout
-from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Problem
 from stepstack.report import jsonl
 from stepstack.scoring import speech as scoring
@@ -63,46 +57,6 @@ def build(shape: SpeechLmConfig, tokenizer: PreTrainedTokenizerBase, seed: int) 
 
 def mask_of(layout: TokenLayout, lm: PreTrainedModel) -> GroupMask:
     return GroupMask(layout, [lm.config.eos_token_id], lm.config.vocab_size)
-
-
-def fit(
-    run: Run[Config],
-    shape: SpeechLmConfig,
-    cfg: TrainableConfig,
-    learned: Sequence[Row],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: int,
-    steps: int,
-) -> None:
-    """Supervised training of one model from scratch, by the loop. The mask leaves what no turn can hold out of the
-    loss."""
-    run.reseed()
-    make = partial(build, shape, tokenizer, run.config.seed)
-    lm = run.load(make, make)
-    policy = run.trainable("policy", Policy(lm, mask=mask_of(layout_of(run.config, tokenizer), lm)), cfg, steps)
-    stream: RowStream[Row] = RowStream(learned, batch, run.config.seed)
-    supervised.train(run, policy=policy, rows=stream.take, steps=steps, layout=run.config.layout)
-
-
-def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Folder of the teacher: the config's, or one that a stage of the run trains on the recordings, or found finished.
-    ConfigError for a folder of the config that holds no model."""
-    cfg, folder = run.config, run.dir / "teacher" / "model"
-    if cfg.teacher.folder is not None:
-        folder = ROOT / cfg.teacher.folder
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"teacher.folder={folder} holds no model: train one, or set it to null")
-    if not folder.is_dir():
-        inner = stage(run, "teacher", eval_every=0, save=Save(every=cfg.save.every, keep=1))
-        learned = rows(recordings(cfg, "train"), tokenizer, layout_of(cfg, tokenizer))
-        kind = cfg.teacher
-        optim = TrainableConfig(optim=kind.optim)
-        fit(inner, kind.model, optim, learned, tokenizer=tokenizer, batch=kind.batch, steps=kind.steps)
-        inner.export("policy", folder, tokenizer)
-        inner.finish()
-        inner.accelerator.free_memory()
-    return folder
 
 
 def generator_of(cfg: Config, folder: Path, device: torch.device) -> tuple[HfGenerator, PreTrainedTokenizerBase]:
@@ -166,27 +120,37 @@ def speak(
     return takes
 
 
-def judge(cfg: EngineConfig, decoder: SpeechDecoder, durations: DurationModel) -> Judge:
-    """Function that measures takes: duration against the expected one, silence within, and word errors where the config
-    asks a recogniser."""
-    grammar = GrammarRecognizer(sentences.jsgf()) if cfg.judge == "grammar" else None
-    whisper = WhisperRecognizer() if cfg.judge == "whisper" else None
+def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -> Judge:
+    """Function that measures takes: duration against the one expected by ``recorded``, and of ``cfg.measured`` word
+    errors, similarity to the speaker's centroid, overall DNSMOS, and silence within. A take without a whole group has
+    the least of each."""
+    durations, asked = DurationModel(recorded), cfg.measured
+    transcribe = transcriber(cfg.judge) if "wer" in asked else None
+    speakers = SpeakerEncoder() if "similarity" in asked else None
+    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, recorded)
+    dnsmos = Dnsmos() if "dnsmos" in asked else None
 
     def measured(takes: Sequence[Take]) -> list[tuple[TakeMeasures, str]]:
-        heard: list[str] = [""] * len(takes)
-        waves = [] if cfg.judge == "none" and cfg.filter.silence is None else [decoder.decode(t.codes) for t in takes]
-        if grammar is not None:
-            heard = [grammar.transcribe(wave) for wave in waves]
-        elif whisper is not None:
-            heard = whisper.transcribe(waves)
-        results = []
-        for k, take in enumerate(takes):
-            asked = cfg.judge != "none"
-            wer = scoring.word_errors(take.line.text, heard[k], "spoken-en").rate if asked else None
-            silence = scoring.silences(waves[k].numpy(), speech.RATE)[1] if waves else None
-            duration = take.groups / durations.groups(take.line)
-            results.append((TakeMeasures(wer=wer, duration=duration, silence=silence, ended=take.ended), heard[k]))
-        return results
+        waves = {k: decoder.decode(take.codes) for k, take in enumerate(takes) if asked and take.groups}
+        heard = {}
+        if transcribe is not None and waves:
+            heard = dict(zip(waves, transcribe(list(waves.values())), strict=True))
+        return [(measures(take, waves.get(k), heard.get(k, "")), heard.get(k, "")) for k, take in enumerate(takes)]
+
+    def measures(take: Take, wave: Tensor | None, heard: str) -> TakeMeasures:
+        wer = scoring.word_errors(take.line.text, heard, "spoken-en").rate if "wer" in asked else None
+        similarity = mos = silence = None
+        if speakers is not None:
+            found = {} if wave is None else similarities(speakers, centroids, wave)
+            similarity = found.get(take.line.speaker, -1.0)
+        if dnsmos is not None:
+            mos = 1.0 if wave is None else dnsmos.rate(wave)["overall"]
+        if "silence" in asked:
+            silence = 0.0 if wave is None else scoring.silences(wave.numpy(), speech.RATE)[1]
+        duration = take.groups / durations.groups(take.line)
+        return TakeMeasures(
+            wer=wer, similarity=similarity, dnsmos=mos, duration=duration, silence=silence, ended=take.ended
+        )
 
     return measured
 
@@ -197,13 +161,21 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     folder = run.dir / "engine" if kind.folder is None else ROOT / kind.folder
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
-    sampling = Sampling(n=kind.takes, temperature=kind.temperature, max_tokens=cfg.max_tokens, seed=cfg.seed)
+    sampling = Sampling(
+        n=kind.takes,
+        temperature=kind.temperature,
+        repetition=kind.repetition,
+        max_tokens=cfg.max_tokens,
+        seed=cfg.seed,
+    )
     lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
     made = {"filter": None, "folder": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
     settings = to_dict(kind) | made
+    if kind.repetition is None:
+        del settings["repetition"]  # takes without it are those that were made before it could be asked for
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
-    measured = judge(kind, load_decoder(cfg), DurationModel(recordings(cfg, "train")))
+    measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))
     files = speech.run_engine(
         folder,
         lines,
@@ -215,7 +187,13 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
         processes=run.processes,
     )
     run.accelerator.wait_for_everyone()
-    kept = speech.keep(speech.read_engine(files, lines, identity, kind.shard), kind.filter, layout)
+    takes = speech.read_engine(files, lines, identity, kind.shard)
+    if lacking := [name for name in kind.measured if any(getattr(each.measures, name) is None for each in takes)]:
+        raise ConfigError(
+            f"{folder}: its shards were written when nobody measured {' and '.join(lacking)}, for which this config "
+            "asks: remove them, and the lines are spoken again, or name another engine.folder"
+        )
+    kept = speech.keep(takes, kind.filter, layout)
     if run.is_main:
         report = {"rates": kept.rates, "texts_without_a_take": kept.silent_texts, "codebooks": kept.codebooks}
         jsonl.write_json_atomic(run.dir / "engine" / "report.json", report)
@@ -232,4 +210,11 @@ def student_takes(run: Run[Config], teacher: Path) -> list[Take]:
             takes = [each.take for each in run_engine(run, teacher).spoken]
         case "kept":
             takes = [each.take for each in run_engine(run, teacher).passed]
+        case "best":
+            takes = [each.take for each in run_engine(run, teacher).best]
+    if not takes:
+        raise ConfigError(
+            f"source={cfg.source}: no take of the engine passes its filters: {run.dir / 'engine' / 'report.json'} says "
+            "which refused how many: loosen engine.filter, or train the teacher for longer"
+        )
     return takes[: cfg.limit]

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.drawn import sentences
 from data.drawn.sentences import SPEAKERS, SPEEDS, Line
+from data.errors import DataError
 from data.sets.speech import DurationModel, Take
-from recipes.stepaudio.config import Config
+from recipes.stepaudio.config import Config, JudgeName, SpeechReward
 from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
+from stepstack.config import ConfigError, digest
 from stepstack.generation.types import Answer
 from stepstack.models.speech.decoder import SpeechDecoder
 from stepstack.models.speech.judges import GrammarRecognizer, SpeakerEncoder
 from stepstack.models.speech.packages import RESEMBLYZER
-from stepstack.models.speech.tokenizer import Codes
 from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.records import Score
+from stepstack.rl.config import FileReward
+from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.speech import word_errors
 
+Transcribe = Callable[[Sequence[Tensor]], list[str]]
 CENTROID_RECORDINGS = 20  # recordings of a speaker, as the codec plays them, whose mean is its centroid
+_judges: dict[str, SpeechJudge] = {}  # of evaluations, by their config's digest
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class SpeechJudge:
     is nearest to that of the tag that was asked for); with Resemblyzer also ``similarity`` to the speaker's centroid
     and ``speaker`` (whether the nearest centroid is the one that was asked for)."""
 
-    transcribe: Callable[[Sequence[Tensor]], list[str]]
+    transcribe: Transcribe
     decoder: SpeechDecoder
     durations: DurationModel
     speakers: SpeakerEncoder | None
@@ -51,7 +55,7 @@ class SpeechJudge:
         parts = {"wer": rate, "ended": float(take.ended), "groups": float(take.groups)}
         parts["speed"] = float(self._speed(take) == take.line.tag)
         if self.speakers is not None:
-            found = {} if wave is None else self._similarities(wave)
+            found = {} if wave is None else similarities(self.speakers, self.centroids, wave)
             parts["similarity"] = found.get(take.line.speaker, 0.0)
             parts["speaker"] = float(bool(found) and max(found, key=found.__getitem__) == take.line.speaker)
         return Score(max(0.0, 1 - rate), parts, answer=heard)
@@ -60,44 +64,92 @@ class SpeechJudge:
         expected = {tag: self.durations.groups(Line(take.line.text, take.line.speaker, tag)) for tag in SPEEDS}
         return min(expected, key=lambda tag: abs(expected[tag] - take.groups))
 
-    def _similarities(self, wave: Tensor) -> dict[str, float]:
-        assert self.speakers is not None
-        try:
-            voice = self.speakers.embed(wave)
-        except ValueError:  # silence has no speaker, which is a wrong one
-            return {}
-        return {name: float(voice @ centroid) for name, centroid in self.centroids.items()}
+
+def transcriber(name: JudgeName) -> Transcribe:
+    """Recogniser of a config's choice. ConfigError without its package, and for none."""
+    match name:
+        case "grammar":
+            grammar = GrammarRecognizer(sentences.jsgf())
+            return lambda waves: [grammar.transcribe(wave) for wave in waves]
+        case "whisper":
+            return WhisperRecognizer().transcribe
+        case "none":
+            raise ConfigError("judge=none hears nothing: set it to grammar or whisper")
 
 
-@cache
+def speaker_centroids(encoder: SpeakerEncoder, decoder: SpeechDecoder, takes: Sequence[Take]) -> dict[str, Tensor]:
+    """Unit mean of the voice of each speaker in its first recordings, as the codec plays them. DataError for a speaker
+    without a recording."""
+    found = {}
+    for name in SPEAKERS:
+        own = [take for take in takes if take.line.speaker == name][:CENTROID_RECORDINGS]
+        if not own:
+            raise DataError(f"no recording of the speaker {name}, whose voice is asked for: record it (make data)")
+        mean = torch.stack([encoder.embed(decoder.decode(take.codes)) for take in own]).mean(0)
+        found[name] = mean / mean.norm()
+    return found
+
+
+def similarities(encoder: SpeakerEncoder, centroids: Mapping[str, Tensor], wave: Tensor) -> dict[str, float]:
+    """Cosines of a wave's voice to the speakers' centroids; none for silence, which has no speaker."""
+    try:
+        voice = encoder.embed(wave)
+    except ValueError:  # of silence, by which a take is not similar to anybody
+        return {}
+    return {name: float(voice @ centroid) for name, centroid in centroids.items()}
+
+
 def open_judge(cfg: Config) -> SpeechJudge:
-    """The judge of a config's evaluation. ConfigError where its recogniser's package is missing."""
-    grammar = GrammarRecognizer(sentences.jsgf()) if cfg.judge == "grammar" else None
-    transcribe: Callable[[Sequence[Tensor]], list[str]]
-    if grammar is not None:
-        transcribe = lambda waves: [grammar.transcribe(wave) for wave in waves]  # noqa: E731
-    else:
-        transcribe = WhisperRecognizer().transcribe
-    decoder, takes = load_decoder(cfg), recordings(cfg, "train")
-    speakers, centroids = None, {}
-    if RESEMBLYZER.installed:
-        speakers = SpeakerEncoder()
-        for name in SPEAKERS:
-            own = [take for take in takes if take.line.speaker == name][:CENTROID_RECORDINGS]
-            mean = torch.stack([speakers.embed(decoder.decode(take.codes)) for take in own]).mean(0)
-            centroids[name] = mean / mean.norm()
+    """The judge of a config's evaluation, opened once. ConfigError where its recogniser's package is missing."""
+    key = digest(cfg)  # a config may hold a dict, and has no hash then
+    if key not in _judges:
+        _judges[key] = speech_judge(cfg, cfg.judge, RESEMBLYZER.installed)
+    return _judges[key]
+
+
+def speech_judge(cfg: Config, name: JudgeName, voices: bool) -> SpeechJudge:
+    """A judge by a recogniser, and by Resemblyzer where ``voices`` are judged. ConfigError for a missing package."""
+    transcribe, decoder, takes = transcriber(name), load_decoder(cfg), recordings(cfg, "train")
+    speakers = SpeakerEncoder() if voices else None
+    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, takes)
     return SpeechJudge(transcribe, decoder, DurationModel(takes), speakers, centroids)
 
 
-def take_of(cfg: Config, answer: Answer) -> Take:
-    """Take of an answer, whose ids are the model's."""
+def takes_of(cfg: Config, answers: Sequence[Answer]) -> list[Take]:
+    """Takes of answers, whose ids are the model's."""
     layout = layout_of(cfg, text_tokenizer(cfg))
-    meta = answer.problem.meta
-    line = Line(answer.problem.text, meta["speaker"], meta["tag"])
-    codes: Codes = layout.split(layout.whole_groups(answer.ids or ()))
-    return Take(line, codes, answer.finish == "stop")
+    return [
+        Take(
+            Line(answer.problem.text, answer.problem.meta["speaker"], answer.problem.meta["tag"]),
+            layout.split(layout.whole_groups(answer.ids or ())),
+            answer.finish == "stop",
+        )
+        for answer in answers
+    ]
 
 
 def score_answers(cfg: Config, answers: Sequence[Answer]) -> list[Score]:
     """Scores of spoken answers, by the config's judge."""
-    return open_judge(cfg)([take_of(cfg, answer) for answer in answers])
+    return open_judge(cfg)(takes_of(cfg, answers))
+
+
+# -- the reward of reinforcement learning ---------------------------------------------------------------------------
+
+
+def reward_of(cfg: Config) -> Reward:
+    """The reward of the config's GRPO: that of the file which it names, else the rule of the recipe. ConfigError
+    without a package that it needs."""
+    assert cfg.rl is not None
+    kind = cfg.rl.reward
+    if isinstance(kind, FileReward):
+        return load_reward(kind)
+    judge = speech_judge(cfg, kind.judge, kind.similarity > 0)
+    return lambda answers: [rewarded(kind, score) for score in judge(takes_of(cfg, answers))]
+
+
+def rewarded(cfg: SpeechReward, score: Score) -> Score:
+    """The judge's score with the reward for its value: weighted words and voice, 0 for a take that did not end by
+    itself, whose last words nobody can blame or praise."""
+    parts = score.parts
+    words, voice = max(0.0, 1 - parts["wer"]), parts.get("similarity", 0.0)
+    return replace(score, value=parts["ended"] * (cfg.wer * words + cfg.similarity * voice))

@@ -17,6 +17,7 @@ MORE = {"__init__.py", "prompt.py"}
 OWN = {  # stages of these recipes that no folder would make clearer
     "chat": {"stages.py"},
     "mdocsum": {"pairs.py", "stages.py"},
+    "stepaudio": {"stages.py"},
     "stepvideo": {"dsv.py", "preference.py"},
 }
 

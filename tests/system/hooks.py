@@ -87,6 +87,33 @@ def signal_in_stage(stage: str, step: int, number: int) -> None:
     Trainable.update = updated
 
 
+def signal_in_folder(folder: str, step: int, number: int) -> None:
+    """The process gets the signal in the middle of a step of the run, or the stage, in a folder of this name."""
+    update = Trainable.update
+
+    def updated(self, *arguments):
+        if self.run.dir.name == folder and self.run.step == step:
+            os.kill(os.getpid(), number)
+        return update(self, *arguments)
+
+    Trainable.update = updated
+
+
+def kill_in_engine(shards: int) -> None:
+    """kill -9 when so many shards are written and the next one is spoken."""
+    from data.sets import speech
+
+    records, written = speech._records, []
+
+    def recorded(*arguments):
+        if len(written) == shards:
+            os.kill(os.getpid(), signal.SIGKILL)
+        written.append(True)
+        return records(*arguments)
+
+    speech._records = recorded
+
+
 def kill_in_save(step: int, moment: str) -> None:
     """kill -9 in the middle of writing the checkpoint of ``step``. moment: files (the last one is cut), manifest (all
     files there, nothing describes them), described (the manifest is there too), renamed (the checkpoint counts, nothing

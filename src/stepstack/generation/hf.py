@@ -14,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from stepstack.generation.config import HfConfig
 from stepstack.generation.decode import Decoder, Fused, Module, unfit, with_memory
 from stepstack.generation.decode_vision import FusedVision
-from stepstack.generation.types import Finish, Group, Prompt, Rollout, Sampling, response_budget, rollout_seed
+from stepstack.generation.types import (
+    Finish,
+    Group,
+    Prompt,
+    Repetition,
+    Rollout,
+    Sampling,
+    response_budget,
+    rollout_seed,
+)
 from stepstack.models.lm.policy import MIN_LOGIT, TokenMask
 from stepstack.models.vision.policy import ImagePatcher
 
@@ -102,13 +111,15 @@ class HfGenerator:
         going = torch.ones_like(alive, dtype=torch.bool)
         trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
         ends: dict[int, tuple[int, Finish]] = {}
-        recent = self._last_tokens(ids, pad, n)
+        recent = self._last_tokens(ids, pad, n, 1 if sampling.repetition is None else sampling.repetition.window)
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
             if len(self.banned):
                 logits = logits.index_fill(-1, self.banned, MIN_LOGIT)
             if self.mask is not None and self.forbidden is not None:
-                logits = logits.masked_fill(self.forbidden[self.mask.states(recent)], MIN_LOGIT)
+                logits = logits.masked_fill(self.forbidden[self.mask.states(recent[:, -self.mask.window :])], MIN_LOGIT)
+            if sampling.repetition is not None:
+                logits = without_repetition(logits, recent, sampling.repetition)
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
             recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
@@ -132,9 +143,10 @@ class HfGenerator:
             logits = self.decoder.step(token)
         yield from self._groups(prompts, sampling, *self._gathered(trail, rows), ends)
 
-    def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int) -> Tensor:
-        """Last tokens [rows, window] of left-padded prompts, -1 where there was none; one column without a mask."""
-        window = 1 if self.mask is None else self.mask.window
+    def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int, window: int) -> Tensor:
+        """Last tokens of left-padded prompts, -1 where there was none, [rows, columns]: ``window``, or more where the
+        mask looks further back."""
+        window = window if self.mask is None else max(window, self.mask.window)
         ids_BT = ids_BT.masked_fill(torch.arange(ids_BT.shape[1]) < pad_B[:, None], -1)
         ids_BT = torch.nn.functional.pad(ids_BT, (window, 0), value=-1)[:, -window:]
         return ids_BT.repeat_interleave(n, 0).to(self.device)
@@ -218,6 +230,16 @@ def sample(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> tuple[Tens
     target = noise_B[:, None].double() * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
     return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def without_repetition(logits_BV: Tensor, recent_BT: Tensor, cfg: Repetition) -> Tensor:
+    """Logits in which the last token of a row is forbidden where its share of the last ``cfg.window`` tokens is beyond
+    ``cfg.threshold``. ``recent_BT`` has at least so many columns, -1 before a row's beginning."""
+    window_BT = recent_BT[:, -cfg.window :]
+    last_B1 = window_BT[:, -1:]
+    often_B1 = ((window_BT == last_B1).float().mean(1, keepdim=True) > cfg.threshold) & (window_BT[:, :1] >= 0)
+    banned_BV = torch.zeros_like(logits_BV, dtype=torch.bool).scatter(1, last_B1.clamp(min=0), often_B1)
+    return logits_BV.masked_fill(banned_BV, MIN_LOGIT)
 
 
 def _cut(logp_BV: Tensor, sampling: Sampling) -> Tensor:

@@ -29,6 +29,18 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Repetition(Strict):
+    """Repetition-aware sampling, as the released code of Step-Audio-TTS-3B has it: a token that came too often of late
+    may not come once more at once."""
+
+    window: Annotated[int, Field(ge=2)] = 10
+    """Last tokens, those of the prompt among them, in which the last one is counted; before there are so many, nothing
+    is forbidden."""
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the window beyond which the last token is forbidden; of 10 tokens, 0.1 are one: itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling(Strict):
     """How to sample. ``logprobs`` of a rollout are those of this distribution, temperature applied."""
 
@@ -46,6 +58,9 @@ class Sampling(Strict):
     """Most tokens of prompt and response together; null: no bound beyond the model's own."""
     stop: tuple[str, ...] = ()
     """Strings that end a response, which keeps the string."""
+    repetition: Repetition | None = None
+    """Repetition-aware sampling, by the engine hf alone; its log-probabilities are no policy's, so that training
+    refuses it. Null: none."""
     seed: NonNegativeInt = 0
     """Seed of the samples. Each rollout has one of its own, derived from (seed, problem index, sample), so a result
     depends neither on the batch nor on the number of processes."""
@@ -57,6 +72,13 @@ class Sampling(Strict):
 
     def replace(self, **changes) -> Sampling:
         return replace(self, **changes)
+
+    def refuse_repetition(self, engine: str) -> None:
+        """EngineError where repetition-aware sampling is asked of an engine that has none."""
+        if self.repetition is not None:
+            raise EngineError(
+                f"{engine} has no repetition-aware sampling: take the engine hf, or sampling.repetition=null"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

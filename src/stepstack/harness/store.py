@@ -52,7 +52,9 @@ def _spent(budget: Budget) -> dict[str, Any]:
     """A budget under the name of its kind."""
     match budget:
         case Sampling():
-            return {"sampling": dataclasses.asdict(budget) | {"stop": list(budget.stop)}}
+            found = dataclasses.asdict(budget) | {"stop": list(budget.stop)}
+            # Samples without it are those that were made before it could be asked for, and keep their plan.
+            return {"sampling": {k: v for k, v in found.items() if k != "repetition" or v is not None}}
         case ClipBudget():
             return {"clips": dataclasses.asdict(budget)}
 

@@ -172,6 +172,11 @@ class PpoConfig(RunConfig):
         if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:
             raise ValueError("rollouts are samples of the policy itself: set temperature above 0, top_p 1, top_k -1")
         means = self.policy_loss.aggregate, self.value_loss.aggregate
+        if self.rollout.sampling.repetition is not None:
+            raise ValueError(
+                "rollout.sampling.repetition forbids tokens that the trainer's distribution has: it is for evaluations "
+                "and for engines whose samples are learned by likelihood: set it to null"
+            )
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")
         if self.layout.share_prompts:

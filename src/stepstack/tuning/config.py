@@ -43,6 +43,25 @@ class PreferenceLoss(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Distillation(Strict):
+    """Token-level distillation: a student learns its teacher's distribution of each token beside the token itself.
+    ``tuning.distillation`` has the formulas. distil-whisper has likelihood 0.8, weight 1 and temperature 2."""
+
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    """Distance of the student's distribution from the teacher's: forward KL, reverse KL, or Jensen-Shannon."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the divergence, which is taken times the square of ``temperature``; 0: it is only logged."""
+    likelihood: NonNegativeFloat = 1.0
+    """Weight of the negative log-likelihood (cross-entropy) of the tokens themselves."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of both distributions in the divergence; above 1 unlikely tokens count for more."""
+
+    def __post_init__(self) -> None:
+        if not (self.weight or self.likelihood):
+            raise ValueError("weight and likelihood are both 0, nothing would be learned: raise one of them")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage(Strict):
     """A stage of tuning: how long, in which batches, and how the model is trained."""
 

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from stepstack.generation.hf import sample
-from stepstack.generation.types import Sampling, rollout_seed
+from stepstack.generation.hf import sample, without_repetition
+from stepstack.generation.types import EngineError, Repetition, Sampling, rollout_seed
+from stepstack.generation.vllm.request import request
+from stepstack.models.lm.policy import MIN_LOGIT
+from stepstack.rl.config import RolloutConfig
 from tests import tools
 
 
@@ -124,3 +128,82 @@ def test_groups_are_whole_and_ordered():
     for group in groups:
         assert [r.sample for r in group.rollouts] == [0, 1, 2]
         assert all(r.prompt is group.prompt for r in group.rollouts)
+
+
+# -- repetition-aware sampling --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recent", "cfg", "banned"),
+    [
+        ([3, 1, 2, 4, 5, 6, 7, 8, 9, 0], Repetition(), None),  # once, which is itself
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9, 0], Repetition(), 0),  # twice in ten
+        ([0, 5, 1, 2, 4, 5, 6, 7, 8, 9, 0], Repetition(), None),  # the first of the two is the eleventh
+        ([5, 5, 5, 5, 5, 5, 5, 5, 5, 0], Repetition(), None),  # others may come as often as they like
+        ([-1, 0, 2, 4, 5, 6, 7, 8, 9, 0], Repetition(), None),  # only nine tokens so far
+        ([1, 0, 2, 0, 0], Repetition(window=4, threshold=0.5), 0),
+        ([0, 1, 0, 2, 0], Repetition(window=4, threshold=0.5), None),
+        ([1, 1], Repetition(window=2, threshold=0.0), 1),
+    ],
+)
+def test_repetition_by_a_table(recent, cfg, banned):
+    logits = torch.arange(10.0)[None]
+    found = without_repetition(logits, torch.tensor([recent]), cfg)[0]
+    want = [MIN_LOGIT if place == banned else float(place) for place in range(10)]
+    assert torch.equal(found, torch.tensor(want))
+
+
+def test_repetition_equals_the_released_processor_on_random_tokens():
+    """The rule as it was read in Step-Audio's tts.py, row by row."""
+    rng = torch.Generator().manual_seed(0)
+    recent, logits = torch.randint(0, 8, (200, 10), generator=rng), torch.randn(200, 8, generator=rng)
+    found = without_repetition(logits, recent, Repetition())
+    for row, window in enumerate(recent.tolist()):
+        often = sum(token == window[-1] for token in window) / 10 > 0.1
+        want = logits[row].clone()
+        want[window[-1]] = MIN_LOGIT if often else want[window[-1]]
+        assert torch.equal(found[row], want)
+
+
+@pytest.mark.parametrize("decoder", ["auto", "module"])
+def test_rollouts_repeat_nothing_at_once_that_came_before(decoder):
+    """Two tokens in a row only where the first of them was new to the ten; without it the model does so all the time.
+    Rows that leave the batch take their windows with them."""
+    lm, of = tools.qwen2(6), tools.prompts([3, 9, 1, 17], vocab=6)
+    generator = tools.generator(lm, decoder=decoder)
+    counts = {}
+    for repetition in (None, Repetition()):
+        found = tools.sampled(generator, of, Sampling(n=3, max_tokens=40, temperature=0.7, repetition=repetition))
+        counts[repetition] = 0
+        for rollout in found.values():
+            ids = (*rollout.prompt.ids, *rollout.ids)
+            for place in range(max(10, len(rollout.prompt.ids)), len(ids)):
+                window = ids[place - 10 : place]
+                counts[repetition] += window.count(window[-1]) > 1 and ids[place] == window[-1]
+    assert counts[None] > 20
+    assert counts[Repetition()] == 0
+
+
+def test_repetition_and_log_probabilities():
+    """What is reported is the log-probability of what was sampled from, which is why training refuses it."""
+    lm, of = tools.qwen2(6), tools.prompts([12], vocab=6)
+    [rollout] = tools.sampled(
+        tools.generator(lm), of, Sampling(max_tokens=30, repetition=Repetition(), seed=4)
+    ).values()
+    ids = torch.tensor([[*rollout.prompt.ids, *rollout.ids]])
+    with torch.no_grad():
+        logits = lm(ids).logits[0, 11:-1]
+    recent = torch.stack([ids[0, k - 10 : k] for k in range(12, ids.shape[1])])
+    wanted = without_repetition(logits, recent, Repetition()).log_softmax(-1)
+    sampled = torch.tensor(rollout.logprobs)
+    torch.testing.assert_close(sampled, wanted.gather(1, ids[0, 12:, None])[:, 0], atol=1e-5, rtol=0)
+    plain = logits.log_softmax(-1).gather(1, ids[0, 12:, None])[:, 0]
+    assert (sampled - plain).abs().max() > 0.1
+
+
+def test_repetition_is_refused_where_it_would_be_lost(tmp_path):
+    sampling = Sampling(n=2, repetition=Repetition())
+    with pytest.raises((ValueError, ValidationError), match=r"rollout.sampling.repetition forbids tokens"):
+        tools.config(tmp_path, rollout=RolloutConfig(prompts=4, sampling=sampling))
+    with pytest.raises(EngineError, match="vLLM has no repetition-aware sampling"):
+        request(tools.prompt(0, (5,)), 0, sampling, 100)

@@ -12,8 +12,9 @@ def request(prompt: Prompt, sample: int, sampling: Sampling, max_model_len: int)
     """Sampling parameters of one rollout, by the names that vLLM gives them in Python and over HTTP.
 
     One rollout is one request (n=1), so that the seed is ours; the prefix cache pays for the repeated prompt.
-    Everything a model's generation_config could set is set here.
+    Everything a model's generation_config could set is set here. EngineError for repetition-aware sampling.
     """
+    sampling.refuse_repetition("vLLM")
     return {
         "n": 1,
         "seed": rollout_seed(sampling.seed, prompt.problem.index, sample),

@@ -110,6 +110,7 @@ class ServerEngine:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sample(self, client: http.Client, question: Question, sample: int, sampling: Sampling) -> Answer:
+        sampling.refuse_repetition(self.url)
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,

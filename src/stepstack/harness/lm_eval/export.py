@@ -182,6 +182,10 @@ def _checked(task: Task) -> Sequence[Metric]:
     """The task's figures, if lm-eval can aggregate them."""
     if _sampling(task).max_length is not None:
         raise ConfigError(f"task {task.name}: lm-eval bounds no prompt plus response: set sampling.max_length to None")
+    if _sampling(task).repetition is not None:
+        raise ConfigError(
+            f"task {task.name}: lm-eval has no repetition-aware sampling: set sampling.repetition to None"
+        )
     figures = task.metrics(task.budget)
     for metric in figures:
         if metric.whole:

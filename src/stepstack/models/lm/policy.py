@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -49,6 +49,20 @@ def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0
     return logp_NV.gather(-1, labels_N[:, None])[:, 0].clone(), entropy_N
 
 
+def in_chunks(head: Callable[..., tuple[Tensor, ...]], *columns: Tensor | None) -> tuple[Tensor, ...]:
+    """Outputs [N] of ``head``, which makes logits of what it gets: rows of ``columns``, at most MAX_LOGIT_POSITIONS at
+    one time, whose logits are then made again in the backward pass. A column that is None is None in each part."""
+    assert columns[0] is not None
+    if len(columns[0]) <= MAX_LOGIT_POSITIONS:
+        return head(*columns)
+    count = -(-len(columns[0]) // MAX_LOGIT_POSITIONS)
+    parts = zip(
+        *([None] * count if column is None else column.split(MAX_LOGIT_POSITIONS) for column in columns), strict=True
+    )
+    outputs = [checkpoint(head, *part, use_reentrant=False) for part in parts]
+    return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
+
+
 class Policy(nn.Module):
     """Wrapper of a Hugging Face causal LM. Weight names are the LM's behind the prefix ``lm.``."""
 
@@ -80,6 +94,13 @@ class Policy(nn.Module):
         (``stepstack.batching.rows`` explains why). An ``attention_mask`` [B, 1, T, T], True where a token sees another,
         takes the place of what is inferred (``stepstack.batching.shared``); ValueError for an attention without masks.
         """
+        hidden_ND, states = self._selected(input_ids, position_ids, select, attention_mask)
+        return self.scored(hidden_ND, labels, temperature, states)
+
+    def _selected(
+        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states [N, D] at the selected positions, and the mask's states [N] there, None without a mask."""
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -91,7 +112,7 @@ class Policy(nn.Module):
             if attention_mask is not None:
                 raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
             states = self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
-        return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature, states)
+        return hidden_BTD.flatten(0, 1)[select], states
 
     def _checked(self, attention_mask: Tensor | None) -> Tensor | None:
         kind = self.config.get_text_config()._attn_implementation
@@ -108,24 +129,19 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probability [N] and entropy [N] of labels from the last hidden states before them; ``states`` [N] of the
         mask."""
-        if len(labels) <= MAX_LOGIT_POSITIONS:
-            return self._head(hidden_ND, labels, temperature, states)
-        split_states = [None] * len(labels) if states is None else states.split(MAX_LOGIT_POSITIONS)
-        parts = [
-            checkpoint(self._head, hidden, label, temperature, state, use_reentrant=False)
-            for hidden, label, state in zip(
-                hidden_ND.split(MAX_LOGIT_POSITIONS), labels.split(MAX_LOGIT_POSITIONS), split_states, strict=False
-            )
-        ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _head(
-        self, hidden_ND: Tensor, labels_N: Tensor, temperature: float, states: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        def head(hidden_ND: Tensor, labels_N: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
+            return token_logprobs(self._logits(hidden_ND, states), labels_N, temperature)
+
+        logp_N, entropy_N = in_chunks(head, hidden_ND, labels, states)
+        return logp_N, entropy_N
+
+    def _logits(self, hidden_ND: Tensor, states: Tensor | None) -> Tensor:
+        """Logits [N, V] without what is banned and what the mask forbids."""
         logits_NV = self.lm.get_output_embeddings()(hidden_ND)
         if self.banned:
             logits_NV = logits_NV.index_fill(-1, torch.tensor(self.banned, device=logits_NV.device), MIN_LOGIT)
         if self.mask is not None:
             assert states is not None
             logits_NV = logits_NV.masked_fill(self.mask.forbidden.to(logits_NV.device)[states], MIN_LOGIT)
-        return token_logprobs(logits_NV, labels_N, temperature)
+        return logits_NV

@@ -127,6 +127,18 @@ def test_shards_of_another_run_are_refused(tmp_path):
         speech.read_engine(files, LINES, "teacher-1", shard=4)
 
 
+@pytest.mark.parametrize("content", ["", '{"identity": "teacher-1", "lines": [', "[]", '{"identity": "teacher-1"}'])
+def test_a_file_that_is_no_shard_is_named(tmp_path, content):
+    """In the engine, which would go on from it, and in the reader."""
+    files = run(tmp_path)
+    files[1].write_text(content)
+    for again in (lambda: run(tmp_path), lambda: speech.read_engine(files, LINES, "teacher-1", shard=4)):
+        with pytest.raises(DataError, match=r"shard-00001.json is no whole shard .* remove it"):
+            again()
+    files[1].unlink()
+    assert len(speech.read_engine(run(tmp_path), LINES, "teacher-1", shard=4)) == 20
+
+
 def test_filters_report_and_best_of_n(tmp_path):
     takes = speech.read_engine(run(tmp_path), LINES, "teacher-1", shard=4)
     kept = speech.keep(takes, LIMITS, LAYOUT)
