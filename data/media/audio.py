@@ -116,6 +116,15 @@ def wav(recording: Wave, rate: int) -> bytes:
     return out.getvalue()
 
 
+def wav_rate(file: Path) -> int:
+    """Samples a second of a WAV in whole numbers, by its header. DataError for another file."""
+    try:
+        with wave.open(str(file), "rb") as reader:
+            return reader.getframerate()
+    except (wave.Error, EOFError, OSError) as error:
+        raise DataError(f"{file} is no WAV in whole numbers ({error}): convert it") from None
+
+
 def write_wav(file: Path, recording: Wave, rate: int) -> Path:
     """Write ``wav`` to a file, atomically."""
     jsonl.write_bytes_atomic(file, wav(recording, rate))

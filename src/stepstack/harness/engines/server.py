@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from stepstack.config import ConfigError, Strict
 from stepstack.generation import http
-from stepstack.generation.prompts import ClipPrompt, Pictured
+from stepstack.generation.prompts import NotText
 from stepstack.generation.types import Answer, Budget, EngineError, Finish, Sampling, rollout_seed
 from stepstack.harness.engine import Question
 
@@ -122,8 +122,8 @@ class ServerEngine:
         if sampling.top_k > 0:
             body["top_k"] = sampling.top_k
         failed = Answer(problem=question.problem, sample=sample, finish="error")
-        if isinstance(question.request, Pictured | ClipPrompt):
-            raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
+        if isinstance(question.request, NotText):
+            raise EngineError(f"{self.url} is asked in text only: evaluate all else with an engine of their recipe")
         if isinstance(question.request, str):
             path, body["prompt"] = "/v1/completions", question.request
         else:
