@@ -127,8 +127,7 @@ def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, se
     """Write a WAV of a spoken line; returns a line to print. ConfigError for a line that the model cannot say, or a
     folder without a model."""
     sentences.check_line(line)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} holds no model: train one (make train RECIPE={cfg.name}), or give --model")
+    check_model(cfg, folder)
     generator, tokenizer = generator_of(cfg, folder, torch.device("cpu"))
     layout = layout_of(cfg, tokenizer)
     sampling = Sampling(temperature=temperature, seed=seed, max_tokens=cfg.max_tokens)
@@ -136,6 +135,12 @@ def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, se
     audio.write_wav(out, load_decoder(cfg).decode(take.codes).numpy(), speech.RATE)
     ended = "" if take.ended else ", cut off: it did not end by itself"
     return f"{out}: {take.groups * GROUP_SECONDS:.2f} s, {take.groups} groups of tokens{ended}"
+
+
+def check_model(cfg: Config, folder: Path) -> None:
+    """ConfigError for a folder without a model."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no model: train one (make train RECIPE={cfg.name}), or give --model")
 
 
 # -- the data engine ------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="temperature of the sampling; 0: the likeliest")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     parser.add_argument("--model", type=Path, help="folder; default: runs/<name>/model")
+    stream = "write the sound as it is made, and print the time to the first of it"
+    parser.add_argument("--stream", action="store_true", help=stream)
     parser.add_argument("--out", type=Path, default=Path("speech.wav"), help="file to write")
 
 
@@ -28,8 +30,12 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_config(args.name, args.overrides, kind=Config)
     from recipes.stepaudio.model import say
+    from recipes.stepaudio.stream import stream
 
     quiet_libraries()
-    line = Line(args.text, args.speaker, args.tags)
-    print(say(cfg, line, args.model or cfg.folder / "model", args.out, args.temperature, args.seed))
+    line, model = Line(args.text, args.speaker, args.tags), args.model or cfg.folder / "model"
+    if args.stream:
+        print(stream(cfg, line, model, args.out, args.temperature, args.seed).say(args.out))
+    else:
+        print(say(cfg, line, model, args.out, args.temperature, args.seed))
     return 0
