@@ -12,7 +12,9 @@ from stepstack.batching.config import BatchLayout
 from stepstack.config import Fraction, Needed, RunConfig, Strict
 from stepstack.core.config import Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
+from stepstack.harness.config import ServedJudge
 from stepstack.models.lm.config import TinyQwen2
+from stepstack.models.speech.config import EncoderConfig, RecognizerConfig, Resemblyzer, TinyWhisper
 from stepstack.scoring.speech import TakeFilter
 
 AUDIO = "make setup EXTRAS=audio"
@@ -78,6 +80,32 @@ class EngineConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmarks(Strict):
+    """Judges of the spoken benchmarks, whose figures carry their names."""
+
+    recognizer: Annotated[RecognizerConfig, Field(discriminator="type")] = TinyWhisper()
+    """Recogniser of what is spoken."""
+    encoder: Annotated[EncoderConfig, Field(discriminator="type")] | None = Resemblyzer()
+    """Encoder of voices for the similarity to the prompt; null: not measured."""
+    judge: ServedJudge | None = None
+    """Model that judges the answers to spoken questions; null: StepEval-Audio-360 cannot be asked, and an answer to
+    LLaMA Questions is right where it holds the right one's words."""
+
+
+SPOKEN = (  # names of the spoken benchmarks
+    "clips",
+    "resynthesis",
+    "seed_tts_en",
+    "seed_tts_zh",
+    "seed_tts_zh_hard",
+    "seed_tts_en_resynthesis",
+    "seed_tts_zh_resynthesis",
+    "stepeval_audio_360",
+    "llama_questions",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config(RunConfig):
     """Config of a Step-Audio run: a teacher, the data engine, a student."""
 
@@ -109,6 +137,8 @@ class Config(RunConfig):
     """How the student is trained."""
     judge: JudgeName = "whisper"
     """Recogniser of the evaluation; where its package is missing, evaluation says so and training goes on."""
+    benchmarks: Benchmarks = Benchmarks()
+    """Judges of the spoken benchmarks: sounds in files, whoever made them."""
     generator: HfConfig = HfConfig()
     """Engine that samples from teacher and student."""
     max_tokens: PositiveInt = 200
@@ -118,4 +148,4 @@ class Config(RunConfig):
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        return ("test", "swapped", "select")
+        return ("test", "swapped", "select", *SPOKEN)

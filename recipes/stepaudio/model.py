@@ -32,7 +32,8 @@ from stepstack.config import ConfigError, Save, to_dict
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.generation.hf import HfGenerator
-from stepstack.generation.types import Prompt, Sampling
+from stepstack.generation.prompts import SpeechPrompt
+from stepstack.generation.types import EngineError, Prompt, Sampling
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, engine_of
 from stepstack.loops import supervised
@@ -112,13 +113,29 @@ def line_of(meta: dict[str, str], text: str) -> Line:
     return Line(text, meta["speaker"], meta["tag"])
 
 
+def asked_line(question: Question) -> Line:
+    """Line that a question asks for. EngineError for a voice that is given by a recording, which no tiny model has
+    learned, and for a chat."""
+    match question.request:
+        case SpeechPrompt(text, speaker, tag, None):
+            line = Line(text, speaker, tag)
+            sentences.check_line(line)
+            return line
+        case str():
+            return line_of(dict(question.problem.meta), question.problem.text)
+        case _:
+            raise EngineError(
+                f"question {question.problem.index} asks for a voice by its recording, or for a chat: the tiny models "
+                "speak drawn lines by speakers that they know: evaluate a published model, or a server"
+            )
+
+
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder that speaks the lines of problems."""
     generator, tokenizer = generator_of(cfg, folder, device)
 
     def prompt(question: Question) -> Prompt:
-        problem = question.problem
-        return Prompt(problem, prompt_ids(line_of(dict(problem.meta), problem.text), tokenizer))
+        return Prompt(question.problem, prompt_ids(asked_line(question), tokenizer))
 
     return engine_of(cfg.generator, generator, tokenizer, prompt=prompt)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from recipes.stepaudio.config import PACKAGES, Config
 from recipes.stepaudio.data import check_codec, layout_of, prepare, rows, text_tokenizer
-from recipes.stepaudio.model import fit, open_engine, student_takes, train_teacher
+from recipes.stepaudio.evaluation.open import open_engine
+from recipes.stepaudio.model import fit, student_takes, train_teacher
 from recipes.stepaudio.report import write_report
 from recipes.stepaudio.tasks import tasks
 from stepstack.core.run import Run

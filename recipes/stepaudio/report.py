@@ -13,7 +13,7 @@ from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tok
 from stepstack.config import Resolved, build
 from stepstack.harness.answers import Sample
 from stepstack.harness.training import outcome
-from stepstack.harness.training.outcome import Columns, side_by_side
+from stepstack.harness.training.outcome import Columns, Result, side_by_side
 from stepstack.models.speech.mel import log_mel
 from stepstack.models.speech.tokenizer import FRAMES, Codes
 from stepstack.report.html import Marked, Report, Sound
@@ -47,7 +47,7 @@ def _players(report: Report, columns: Columns, folder: Path) -> None:
     file = folder / "config.json"
     cfg: Config = build(Config, Resolved(file, json.loads(file.read_text())["config"], {}))
     split: Split = "test" if all("test" in column for column in columns.values()) else "select"
-    shown = [{task: result for task, result in column.items() if task == split} for column in columns.values()]
+    shown: list[dict[str, Result]] = [{split: column[split]} if split in column else {} for column in columns.values()]
     decoder, takes = load_decoder(cfg), recordings(cfg, split)
     layout = layout_of(cfg, text_tokenizer(cfg))
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from data.drawn import sentences
 from data.drawn.sentences import Line
 from recipes.stepaudio.config import Config
-from recipes.stepaudio.data import prompt_text, split_lines
+from recipes.stepaudio.data import prompt_text, recordings, split_lines
+from recipes.stepaudio.evaluation.chats import chat_tasks
+from recipes.stepaudio.evaluation.spoken import seed_tasks, spoken_task
 from recipes.stepaudio.model import line_of
 from recipes.stepaudio.reward import score_answers
+from stepstack.generation.prompts import Resynthesis, SpeechPrompt
 from stepstack.generation.types import Budget, Sampling
 from stepstack.harness.metrics import Metric, part
 from stepstack.harness.task import Task
@@ -20,12 +24,12 @@ from stepstack.records import Problem
 
 def tasks(cfg: Config) -> list[Task]:
     """``test``: unseen texts; ``swapped``: the same with another speaker and tag; ``select``: what is watched."""
-    lines = {
+    own = {
         "test": lambda: split_lines(cfg, "test"),
         "swapped": lambda: [sentences.swapped(line) for line in split_lines(cfg, "test")],
         "select": lambda: split_lines(cfg, "select"),
     }
-    return [
+    drawn = [
         Task(
             name=name,
             version=1,
@@ -36,7 +40,34 @@ def tasks(cfg: Config) -> list[Task]:
             budget=Sampling(temperature=0.0, max_tokens=cfg.max_tokens),
             metrics=metrics,
         )
-        for name, make in lines.items()
+        for name, make in own.items()
+    ]
+    return [*drawn, *benchmarks(cfg)]
+
+
+def benchmarks(cfg: Config) -> list[Task]:
+    """Tasks whose answers are files of sound: the test lines (``clips``, which can be voted on), their recordings as
+    the codec plays them (``resynthesis``), seed-tts-eval's sets, and questions that a served model answers."""
+    kind, most = cfg.benchmarks, cfg.max_tokens
+
+    def clips(data: Path) -> list[Problem]:
+        return [Problem(k, line.text, line.key, {"line": line.key}) for k, line in enumerate(split_lines(cfg, "test"))]
+
+    def spoken(problem: Problem) -> SpeechPrompt:
+        line = split_lines(cfg, "test")[problem.index]
+        return SpeechPrompt(line.text, line.speaker, line.tag)
+
+    def played(problem: Problem) -> Resynthesis:
+        codes = recordings(cfg, "test")[problem.index].codes
+        return Resynthesis(problem.text, (tuple(codes[0]), tuple(codes[1])))
+
+    return [
+        spoken_task("clips", "unseen texts as sounds", clips, spoken, kind, "spoken-en", most, compared=False),
+        spoken_task(
+            "resynthesis", "their recordings, by the codec", clips, played, kind, "spoken-en", most, compared=False
+        ),
+        *seed_tasks(kind, most),
+        *chat_tasks(kind),
     ]
 
 

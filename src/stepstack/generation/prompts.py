@@ -64,7 +64,22 @@ class Resynthesis:
     sound: Path | tuple[tuple[int, ...], tuple[int, ...]]
 
 
-NotText = Pictured | ClipPrompt | SpeechPrompt | Resynthesis
+class SpokenTurn(NamedTuple):
+    """One turn of a spoken chat: its words, and the recording of them where there is one."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenChat:
+    """A chat whose turns may be recordings, which a model that hears is sent in place of their words."""
+
+    turns: tuple[SpokenTurn, ...]
+
+
+NotText = Pictured | ClipPrompt | SpeechPrompt | Resynthesis | SpokenChat
 
 # Plain text that the model continues, a chat that the model's own template renders, a question about pictures, a clip
 # to be made, or speech.

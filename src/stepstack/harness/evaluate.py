@@ -15,7 +15,7 @@ from typing import Any
 from stepstack.config import ConfigError
 from stepstack.core.progress import Progress
 from stepstack.core.types import ProcessGroup
-from stepstack.generation.prompts import ClipPrompt, Pictured, Request, Resynthesis, SpeechPrompt
+from stepstack.generation.prompts import ClipPrompt, Pictured, Request, Resynthesis, SpeechPrompt, SpokenChat
 from stepstack.generation.types import Answer, Budget, EngineError
 from stepstack.harness import answers as io
 from stepstack.harness.answers import Sample
@@ -195,6 +195,8 @@ def request_text(request: Request) -> str:
         return "\n".join([*map(repr, request.pictures), request.text])
     if isinstance(request, Resynthesis):
         return request.text
+    if isinstance(request, SpokenChat):
+        return "\n".join(f"{turn.role}: {turn.text}" for turn in request.turns)
     if isinstance(request, SpeechPrompt):
         return " ".join(filter(None, (request.speaker, request.tag, request.text)))
     return request if isinstance(request, str) else "\n".join(f"{m.role}: {m.content}" for m in request)
