@@ -12,13 +12,17 @@ from recipes.stepaudio import model
 from recipes.stepaudio.config import Config
 from recipes.stepaudio.data import layout_of, load_decoder, text_tokenizer
 from recipes.stepaudio.evaluation.engine import Codec, SpeechEngine
+from recipes.stepaudio.released import model as released
 from stepstack.config import ROOT
+from stepstack.models.lm.config import Pretrained
 from stepstack.models.speech.tokenizer import Codes, OfflineTokenizer
 from stepstack.models.speech.whisper import WhisperEncoder
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> SpeechEngine:
     """A model folder that speaks."""
+    if isinstance(cfg.model, Pretrained):
+        return released.open_engine(cfg, folder, device)
     inner = model.open_engine(cfg, folder, device)
     return SpeechEngine(inner, layout_of(cfg, text_tokenizer(cfg)), codec_of(cfg), cfg.folder)
 
