@@ -296,3 +296,20 @@ def test_plans_and_dry_runs(tmp_path, overrides, capsys):
     assert need is not None
     assert need.host == 4 * Pretrained(path=cfg.model.path).size
     assert mask.GROUP == 5
+
+
+def test_the_command_speaks_in_a_given_voice(tmp_path, overrides, monkeypatch, capsys):
+    monkeypatch.setattr(data, "open_tokenizer", lambda cfg: Encoder())
+    out, voice = tmp_path / "out.wav", tmp_path / "voice.wav"
+    audio.write_wav(voice, np.full(16000, 0.1, np.float32), 16000)
+    base = load_config("stepaudio-3b", overrides).model.path
+    words = ["speak", "stepaudio-3b", f"dir={tmp_path}", "name=run", *overrides, "--model", base, "--out", str(out)]
+    given = ["--reference", str(voice), "--reference-text", "早"]
+    assert cli.main([*words, "--text", "你好", "--tags", "(快速1)", *given]) == 0
+    assert "out.wav" in capsys.readouterr().out
+    assert float(np.abs(audio.read_audio(out, 22050, spoken.ANY)).max()) == pytest.approx(0.2, abs=1e-3)
+    assert cli.main([*words, "--text", "你好", "--speaker", "Ann"]) == 0
+    assert float(np.abs(audio.read_audio(out, 22050, spoken.ANY)).max()) == pytest.approx(0.1, abs=1e-3)
+    for more, said in ((["--stream"], "leave --stream out"), (given[:2], "belong together")):
+        assert cli.main([*words, "--text", "你好", *more]) == 2
+        assert said in capsys.readouterr().err

@@ -10,7 +10,8 @@ import torch
 
 from data.media import audio
 from data.sets.speech import RATE
-from recipes.stepaudio import data, model, stream
+from recipes.stepaudio import data, model
+from recipes.stepaudio.speaking import stream
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.generation.types import Prompt, Sampling

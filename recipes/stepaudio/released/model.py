@@ -25,7 +25,7 @@ from recipes.stepaudio.released.chat import Reference, ReleasedChat
 from recipes.stepaudio.released.data import Voices
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
-from stepstack.config import ConfigError, to_dict
+from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.prompts import Recording, SpeechPrompt
@@ -39,6 +39,7 @@ from stepstack.models.lm.config import Pretrained
 from stepstack.models.lm.policy import Policy
 from stepstack.models.speech.mask import GroupMask
 from stepstack.models.speech.tokenizer import Codes
+from stepstack.models.speech.tokens import GROUP
 from stepstack.records import Problem
 from stepstack.report import jsonl
 from stepstack.user_code import load_name
@@ -211,3 +212,14 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> SpeechEngine
     rate = speech.RATE if cfg.released.decoder is None else int(load_name(cfg.released.decoder, "RATE"))
     codec = Codec(lambda wave: data.whole(data.open_tokenizer(cfg), wave), decode, rate)
     return SpeechEngine(inner, chat.layout, codec, cfg.folder)
+
+
+def say(cfg: Config, prompt: SpeechPrompt, folder: Path, out: Path, temperature: float, seed: int) -> str:
+    """Write a WAV of a text in the voice of a recording, or of a learned speaker; returns a line to print."""
+    engine = open_engine(cfg, folder, torch.device("cpu"))
+    budget = Sampling(temperature=temperature, seed=seed, max_tokens=cfg.max_tokens)
+    [(_, [answer])] = engine.complete([Question(Problem(0, prompt.text, ""), prompt)], budget)
+    [file] = answer.media
+    jsonl.write_bytes_atomic(out, (ROOT / file).read_bytes())
+    ended = "" if answer.finish == "stop" else ", cut off: it did not end by itself"
+    return f"{out}: {answer.length // GROUP} groups of tokens{ended}"

@@ -42,7 +42,7 @@ class Streamed:
 
 
 class Speaking:
-    """What a stream of tokens becomes: groups, sound, and samples in a file that grows."""
+    """Groups, sound, and samples in a growing file, of a stream of tokens."""
 
     def __init__(self, layout: TokenLayout, stream: SpeechStream, writer: audio.WavWriter):
         self.layout, self.stream, self.writer = layout, stream, writer
