@@ -81,16 +81,16 @@ class Dialogue:
 def dialogues(cfg: Dialogues, split: Split) -> list[Dialogue]:
     """Distinct dialogues of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
-    found: dict[str, Dialogue] = {}
+    distinct: dict[str, Dialogue] = {}
     in_vain = 0
     for dialogue in drawn(cfg, f"{cfg.seed}-{split}", split):
-        if len(found) == wanted:
+        if len(distinct) == wanted:
             break
-        in_vain = in_vain + 1 if dialogue.show() in found else 0
-        found.setdefault(dialogue.show(), dialogue)
+        in_vain = in_vain + 1 if dialogue.show() in distinct else 0
+        distinct.setdefault(dialogue.show(), dialogue)
         if in_vain == MAX_FAILED_DRAWS:
-            raise ConfigError(f"data.{split}={wanted}: only {len(found)} such dialogues were found: ask for fewer")
-    return list(found.values())
+            raise ConfigError(f"data.{split}={wanted}: only {len(distinct)} such dialogues were found: ask for fewer")
+    return list(distinct.values())
 
 
 def demonstrations(cfg: Dialogues) -> list[list[dict[str, str]]]:
@@ -106,11 +106,11 @@ def demonstrations(cfg: Dialogues) -> list[list[dict[str, str]]]:
 
 def preferences(cfg: Dialogues, split: Split) -> list[tuple[Dialogue, str, str]]:
     """(dialogue, better answer, worse answer) of a split."""
-    found = dialogues(cfg, split)
+    compared = dialogues(cfg, split)
     if split == "train":
         shares = dataclasses.replace(cfg, kinds=cfg.pair_kinds)
-        found = list(itertools.islice(drawn(shares, f"{cfg.seed}-pairs", split), cfg.pairs))
-    return [(dialogue, dialogue.right, dialogue.wrong) for dialogue in found]
+        compared = list(itertools.islice(drawn(shares, f"{cfg.seed}-pairs", split), cfg.pairs))
+    return [(dialogue, dialogue.right, dialogue.wrong) for dialogue in compared]
 
 
 def drawn(cfg: Dialogues, seed: str, split: Split) -> Iterator[Dialogue]:

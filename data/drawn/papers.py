@@ -108,7 +108,10 @@ class Papers(Strict):
             if getattr(self, key)[0] > getattr(self, key)[1]:
                 raise ValueError(f"{key}={getattr(self, key)}: the first must not be above the second")
         if self.cites[0] > self.figures[0]:
-            raise ValueError(f"cites={self.cites}: each section cites another chart, and figures={self.figures}")
+            raise ValueError(
+                f"cites={self.cites}: each section cites another chart, and figures={self.figures}: "
+                "lower the first of cites"
+            )
 
     @property
     def unseen(self) -> tuple[Look, ...]:
@@ -121,15 +124,15 @@ def documents(cfg: Papers, split: Split) -> list[Document]:
     """Distinct papers of a split, a pure function of the config. ConfigError where there are not that many."""
     wanted = {"train": cfg.train, "select": cfg.select, "test": cfg.test}[split]
     rng = random.Random(f"{cfg.seed}-{split}")
-    found: dict[str, Paper] = {}
+    distinct: dict[str, Paper] = {}
     in_vain = 0
-    while len(found) < wanted:
+    while len(distinct) < wanted:
         paper = draw(rng, cfg, split)
-        if split_of(str(paper)) == split and str(paper) not in found:
-            found[str(paper)], in_vain = paper, 0
+        if split_of(str(paper)) == split and str(paper) not in distinct:
+            distinct[str(paper)], in_vain = paper, 0
         elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
-            raise ConfigError(f"data.{split}={wanted}: only {len(found)} such papers were found; ask for fewer")
-    return [document(index, cfg, paper) for index, paper in enumerate(found.values())]
+            raise ConfigError(f"data.{split}={wanted}: only {len(distinct)} such papers were found; ask for fewer")
+    return [document(index, cfg, paper) for index, paper in enumerate(distinct.values())]
 
 
 def draw(rng: random.Random, cfg: Papers, split: Split = "train") -> Paper:
@@ -215,9 +218,9 @@ def document(index: int, cfg: Papers, paper: Paper) -> Document:
     paragraphs = []
     for number in range(len(PARAGRAPHS)):
         told, cited = paper.facts[number], paper.cites[number]
-        kept = [s for s in paper.sentences[number] if s in told or (cited is not None and s.startswith("the "))]
+        sentences = [s for s in paper.sentences[number] if s in told or (cited is not None and s.startswith("the "))]
         image = (NO_FIGURE, "") if cited is None else (idx[cited], names[cited])
-        paragraphs.append(Paragraph(" ".join(kept) + " ", *image, key_points=told))
+        paragraphs.append(Paragraph(" ".join(sentences) + " ", *image, key_points=told))
     figures = tuple(
         Figure(tag, chart, name, (SIDE, SIDE)) for tag, chart, name in zip(idx, paper.charts, names, strict=True)
     )

@@ -126,13 +126,19 @@ class Objects(Strict):
         if not self.colours or not self.shapes or self.background in self.colours:
             raise ValueError("colours and shapes must not be empty, and background must not be one of the colours")
         if self.sides[1] // self.grid * self.grid < self.sides[0] or self.sides[0] > min(self.size):
-            raise ValueError(f"sides={self.sides}: no multiple of grid={self.grid} within them fits into {self.size}")
+            raise ValueError(
+                f"sides={self.sides}: no multiple of grid={self.grid} within them fits into {self.size}: widen them"
+            )
         if self.task == "grounding" and self.objects[0] < 1:
-            raise ValueError("objects: grounding needs at least 1 in a scene")
+            raise ValueError("objects: grounding needs at least 1 in a scene, raise the first")
         if self.task == "grounding" and self.objects[1] > 1 and len(self.names) < 2:
-            raise ValueError("objects: with one name only, grounding can ask for one object only")
+            raise ValueError(
+                "objects: with one name only, grounding can ask for one object only: add colours or shapes"
+            )
         if self.task == "counting" and self.count[1] > self.objects[1]:
-            raise ValueError(f"count={self.count} goes beyond objects={self.objects}, which are all of a scene")
+            raise ValueError(
+                f"count={self.count} goes beyond objects={self.objects}, which are all of a scene: lower count"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

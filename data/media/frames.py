@@ -27,16 +27,15 @@ Size = tuple[int, int]  # height, width
 def read_video(file: Path) -> tuple[Frames, float]:
     """Frames and frames per second of a file. DataError for a file that is missing, unreadable or empty."""
     if not file.is_file():
-        raise DataError(f"{file} does not exist")
+        raise DataError(f"{file} does not exist: correct the path, or put it there")
     try:
         frames = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
         fps = float(imageio.immeta(file, plugin="FFMPEG")["fps"])
     except (OSError, ValueError, RuntimeError, IndexError, KeyError, StopIteration) as error:
-        raise DataError(
-            f"{file} cannot be read as a video: {str(error).splitlines()[0] if str(error) else error!r}"
-        ) from None
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DataError(f"{file} cannot be read as a video ({why}): get it again, or convert it") from None
     if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise DataError(f"{file} is no video in colour: its frames are {list(frames.shape)}")
+        raise DataError(f"{file} is no video in colour: its frames are {list(frames.shape)}. Convert it")
     return frames.astype(np.uint8), fps
 
 
@@ -46,9 +45,9 @@ def read_image(file: Path) -> Frames:
         with Image.open(file) as image:
             full = image.convert("RGBA")
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist") from None
+        raise DataError(f"{file} does not exist: correct the path, or put it there") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} cannot be read as a picture: {error}") from None
+        raise DataError(f"{file} cannot be read as a picture ({error}): get it again, or convert it") from None
     ground = Image.new("RGBA", full.size, "white")
     return np.asarray(Image.alpha_composite(ground, full).convert("RGB"))
 

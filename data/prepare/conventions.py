@@ -110,7 +110,7 @@ def normalise_numbers(numbers: Numbers, size: tuple[int, int], convention: Conve
     limits = extent * 2
     slack = [room / side for room, side in zip(limits, size * 2, strict=True)]
     if not all(map(math.isfinite, values)):
-        raise BadRow(f"{list(numbers)} is not finite")
+        raise BadRow(f"{list(numbers)} is not finite: repair or remove the row")
     inside = tuple(
         min(max(value, 0.0), limit) if -more <= value <= limit + more else value
         for value, limit, more in zip(values, limits, slack, strict=False)

@@ -150,7 +150,8 @@ def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list
     options = manifest.options
     roots = list(images) or options["images"]
     if len(roots) != len(options["images"]):
-        raise DataError(f"images: {len(roots)} folders, {path} was prepared with {len(options['images'])}")
+        before = len(options["images"])
+        raise DataError(f"images: {len(roots)} folders, {path} was prepared with {before}: name as many, in that order")
     records: list[Record] = []
     for row in split_rows(path, manifest, split):
         pictures = tuple(_picture(picture, roots, path.parent) for picture in row["pictures"])
@@ -293,7 +294,7 @@ class _Intake:
         if self.task == "ocr" and not row.text.strip():
             raise BadRow("the text is empty: transcribe the picture, or remove the row")
         if self.task == "grounding" and known != 1:
-            raise BadRow(f"{known} boxes: grounding asks for exactly one")
+            raise BadRow(f"{known} boxes: grounding asks for exactly one; mend or remove the row")
         if self.task == "detection" and not known and self.options.empty == "refuse":
             raise BadRow('no objects: add them, or set empty to "drop" (leave out) or "keep" (there are none to see)')
         if self.task == "counting" and known and row.count not in (None, known):

@@ -62,7 +62,7 @@ def read_source(source: str) -> Source:
         raise DataError(f"{source} does not exist: give a .json or .jsonl file, a folder of them, or {HUB}owner/name")
     files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{source}: no .json or .jsonl file in this folder")
+        raise DataError(f"{source}: no .json or .jsonl file in this folder: name the one with the rows")
     rows: list[tuple[str, Any]] = []
     digests = {}
     for file in files:
@@ -70,7 +70,7 @@ def read_source(source: str) -> Source:
         digests[file.name] = hashlib.sha256(content).hexdigest()
         rows.extend(json_rows(file, content))
     if not rows:
-        raise DataError(f"{source}: no rows")
+        raise DataError(f"{source}: no rows: give a source that has some")
     return Source(rows, {"name": source, "rows": len(rows), "sha256": digests})
 
 
@@ -235,7 +235,7 @@ def _read_hub(source: str) -> Source:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
     if not len(table):
-        raise DataError(f"{source}: no rows")
+        raise DataError(f"{source}: no rows: give a source that has some")
     digest = hashlib.sha256()
     for row in table:
         digest.update(json.dumps(row, sort_keys=True, default=_hashable).encode())

@@ -96,9 +96,9 @@ def _message(key: str, number: int, turn: Any) -> dict[str, Any]:
 
 def _part(place: str, part: Any) -> dict[str, Any]:
     """A part of a message, without the null keys that a table gives to all of them."""
-    kept = {name: value for name, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
-    if kept.get("type") == "image" or (kept.get("type") == "text" and isinstance(kept.get("text"), str)):
-        return kept
+    fields = {name: value for name, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+    if fields.get("type") == "image" or (fields.get("type") == "text" and isinstance(fields.get("text"), str)):
+        return fields
     raise BadRow(f'{place} has a part that is neither {{"type": "text", "text": ...}} nor {{"type": "image"}}')
 
 
@@ -189,8 +189,8 @@ def _placed(messages: list[dict[str, Any]], pictures: Sequence[Picture]) -> list
     try:
         return _utilities().prepare_multimodal_messages(messages, images=list(pictures))
     except ValueError:
-        shown = sum(part["type"] == "image" for turn in messages for part in _in_parts(turn).get("content", ()))
-        raise BadRow(f"{shown} placeholders, but {len(pictures)} pictures: make them as many") from None
+        placeholders = sum(part["type"] == "image" for turn in messages for part in _in_parts(turn).get("content", ()))
+        raise BadRow(f"{placeholders} placeholders, but {len(pictures)} pictures: make them as many") from None
 
 
 def _has_image(turn: Mapping[str, Any]) -> bool:

@@ -154,7 +154,8 @@ def bucket_length(file: Path, video: Frames, size: Size, options: ClipOptions) -
     """Longest length that a video has frames for. BadRow where it has too few, or another shape than ``size``."""
     lengths = [length for length in options.lengths if length <= len(video)]
     if not lengths:
-        raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {min(options.lengths)}")
+        least = min(options.lengths)
+        raise BadRow(f"{file} has {len(video)} frames, the shortest of options.lengths is {least}: remove the row")
     if (left := frames.crop_fraction(video.shape[1:3], size)) < options.keep:
         raise BadRow(
             f"{file} is {video.shape[2]} x {video.shape[1]}: cropped to {size[1]} x {size[0]}, the nearest of "

@@ -70,7 +70,8 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
     images = {image["id"]: image for image in content["images"]}
     repeated = [key for key, times in Counter(image["id"] for image in content["images"]).items() if times > 1]
     if repeated:
-        raise DataError(f"{source}: image id {repeated[0]} stands {len(content['images']) - len(images) + 1} times")
+        times = len(content["images"]) - len(images) + 1
+        raise DataError(f"{source}: image id {repeated[0]} stands {times} times: remove all but one")
     objects: dict[Any, list[tuple[str, Any]]] = {key: [] for key in images}
     ids: set[Any] = set()
     crowds = 0
@@ -81,7 +82,8 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
         ids.add(annotation.get("id"))
         for key, known in (("image_id", images), ("category_id", categories)):
             if annotation.get(key) not in known:
-                raise DataError(f"{where}: key {key} is {annotation.get(key)!r}, which is not in this file")
+                value = annotation.get(key)
+                raise DataError(f"{where}: key {key} is {value!r}, which is not in this file: remove the annotation")
         if annotation.get("iscrowd"):
             crowds += 1
         else:
@@ -120,7 +122,7 @@ def _content(source: str) -> Mapping[str, Any]:
             if not isinstance(entry, Mapping) or "id" not in entry:
                 raise DataError(f"{source}: {key} entry {number} must be an object with an id")
     if not content["images"]:
-        raise DataError(f"{source}: no images")
+        raise DataError(f"{source}: no images: give a file that has some")
     return content
 
 

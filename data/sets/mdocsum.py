@@ -81,10 +81,10 @@ def reference(file: Path, captions: Mapping[str, str]) -> SummaryGold:
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BadRow(f"{file.name} is no JSON ({error})") from None
+        raise BadRow(f"{file.name} is no JSON ({error}): repair it") from None
     if not isinstance(rows, list) or len(rows) != len(PARAGRAPHS):
-        found = f"{len(rows)} paragraphs" if isinstance(rows, list) else type(rows).__name__
-        raise BadRow(f"{file.name} has {found}: must be a list of {len(PARAGRAPHS)}, {FORM}")
+        given = f"{len(rows)} paragraphs" if isinstance(rows, list) else type(rows).__name__
+        raise BadRow(f"{file.name} has {given}: must be a list of {len(PARAGRAPHS)}, {FORM}")
     paragraphs = []
     for number, row in enumerate(rows):
         try:

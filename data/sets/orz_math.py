@@ -136,7 +136,7 @@ def hard_set(problems: Sequence[Problem], correct_counts: Sequence[int], fewer_t
     ``correct_counts[i]`` belongs to ``problems[i]``. Indices are kept, so groups stay comparable with the full set.
     """
     if len(problems) != len(correct_counts):
-        raise ValueError(f"{len(problems)} problems but {len(correct_counts)} counts")
+        raise ValueError(f"{len(problems)} problems but {len(correct_counts)} counts: give one for each")
     return [problem for problem, count in zip(problems, correct_counts, strict=True) if count < fewer_than]
 
 

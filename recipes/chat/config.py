@@ -89,7 +89,7 @@ class Config(RunConfig):
         if self.layout.max_tokens < longest:
             raise ValueError(
                 f"a {'conversation' if self.dpo is None else 'pair'} may have {longest} tokens (chat.max_tokens), "
-                f"which layout.max_tokens={self.layout.max_tokens} does not hold"
+                f"which layout.max_tokens={self.layout.max_tokens} does not hold: raise it"
             )
 
     @property

@@ -58,9 +58,9 @@ def examples(cfg: Config) -> dict[Split, list[Example]]:
     """Conversations of each split."""
     match cfg.data:
         case Dialogues() as drawn:
-            shown = [_conversation(messages) for messages in dialogues.demonstrations(drawn)]
+            demonstrations = [_conversation(messages) for messages in dialogues.demonstrations(drawn)]
             right = [[_conversation(d.messages(d.right)) for d in dialogues.dialogues(drawn, s)] for s in SPLITS[1:]]
-            return dict(zip(SPLITS, [shown, *right], strict=True))  # type: ignore[list-item]
+            return dict(zip(SPLITS, [demonstrations, *right], strict=True))  # type: ignore[list-item]
         case ChatRows() as rows:
             return _held_out(chat.read_examples(rows.sft), rows, "data.sft")
 

@@ -123,7 +123,10 @@ def prompt_builder(encoder: ChatEncoder) -> Callable[[Question], Prompt]:
         if "asked" in problem.meta:
             return Prompt(problem, *encoder.open(problem.meta["asked"]))
         if isinstance(question.request, NotText):
-            raise EngineError(f"question {problem.index} has pictures, clips or speech, which this model does not read")
+            raise EngineError(
+                f"question {problem.index} has pictures, clips or speech, which this model does not read: leave the "
+                "task out"
+            )
         return Prompt(problem, encode(question.request, encoder.tokenizer))
 
     return build

@@ -31,10 +31,10 @@ def train(run: Run[Config]) -> None:
     cfg, place = run.config, start_model(run)
     last = cfg.dpo or cfg.sft
     if cfg.sft is not None and cfg.dpo is not None:
-        made = run.dir / "sft" / "model"
-        if not made.is_dir():
+        sft_model = run.dir / "sft" / "model"
+        if not sft_model.is_dir():
             tune(stage(run, "sft"), cfg.sft, place)
-        place = place.moved(made)
+        place = place.moved(sft_model)
     assert last is not None, "the config asks for a stage"
     tune(run, last, place)
     report_outcome(run, write_report)

@@ -60,8 +60,10 @@ def dpo(
     def evaluate() -> Mapping[str, float]:
         batch = pair_minibatch(run, held_out, layout)
         metrics = policy.measure(batch.micros, preference.token_loss(cfg.loss, batch, reference), batch.pairs)
-        kept = {f"eval/{name}": metrics[f"policy/{name}"] for name in ("loss", "right", "chosen_logp", "rejected_logp")}
-        return {**kept, **watch(policy)}
+        watched = {
+            f"eval/{name}": metrics[f"policy/{name}"] for name in ("loss", "right", "chosen_logp", "rejected_logp")
+        }
+        return {**watched, **watch(policy)}
 
     stream = RowStream(learned, cfg.batch, run.config.seed)
     preference.train(

@@ -187,7 +187,7 @@ class Config(RunConfig):
             raise ValueError("nothing to train: give sft, second, or both")
         for key, weights in (("sft.mix", self.sft.mix if self.sft else None), ("pairs.kinds", self.pairs.kinds)):
             if weights is not None and not any(weights.values()):
-                raise ValueError(f"{key}: all weights are 0")
+                raise ValueError(f"{key}: all weights are 0: raise one")
         if isinstance(self.model, TinyVl) and isinstance(self.data, FolderData):
             raise ValueError("model.type=tiny reads drawn papers alone: give data.type=papers, or a pretrained model")
 

@@ -64,7 +64,8 @@ def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Pr
     def build(question: Question) -> Prompt:
         if not isinstance(question.request, Pictured):
             raise EngineError(
-                f"question {question.problem.index} is no paper with figures, which this model summarises"
+                f"question {question.problem.index} is no paper with figures, which this model summarises: "
+                "leave the task out"
             )
         return encode(question.problem, question.request, processor, cfg.prompt)
 

@@ -47,10 +47,10 @@ def load_pairs(
 ) -> list[PreferredIds]:
     """The pairs of a run, made once by all processes together, in runs/<name>/pairs.jsonl."""
     file = run.dir / "pairs.jsonl"
-    made = file.is_file()
-    if not all(run.gather([made])):
+    exists = file.is_file()
+    if not all(run.gather([exists])):
         started = time.process_time()
-        pairs = make(run, prompts, generator, processor)
+        pairs = make_pairs(run, prompts, generator, processor)
         facts = {"kinds": shares(pairs), "cpu_s": time.process_time() - started}  # of this process
         if run.is_main:
             jsonl.write_json_atomic(run.dir / "pairs.json", facts)
@@ -68,7 +68,9 @@ def load_pairs(
     return pairs
 
 
-def make(run: Run[Config], prompts: Sequence[Prompt], generator: Generator, processor: Processor) -> list[PreferredIds]:
+def make_pairs(
+    run: Run[Config], prompts: Sequence[Prompt], generator: Generator, processor: Processor
+) -> list[PreferredIds]:
     """All pairs, ordered by prompt; the same on every process, and for any number of them."""
     cfg = run.config.pairs
     pairs: list[PreferredIds] = []
@@ -123,23 +125,23 @@ def constructed(cfg: Config, prompts: Sequence[Prompt], processor: Processor) ->
 def spoiled(document: Document, kind: PairKind, rng: random.Random) -> list[Paragraph] | None:
     """The reference with one fault of a kind; None where there is no place for it."""
     paragraphs = list(document.gold.paragraphs)
-    shown = [place for place, paragraph in enumerate(paragraphs) if paragraph.image != NO_FIGURE]
+    with_figures = [place for place, paragraph in enumerate(paragraphs) if paragraph.image != NO_FIGURE]
     match kind:
         case "similar":
             similar = document.gold.similar
-            places = [place for place in shown if similar.get(paragraphs[place].image)]
+            places = [place for place in with_figures if similar.get(paragraphs[place].image)]
             return _refer(document, places, lambda paragraph: rng.choice(similar[paragraph.image]), rng)
         case "exchanged":
-            if len(shown) < 2:
+            if len(with_figures) < 2:
                 return None
-            a, b = rng.sample(shown, 2)
+            a, b = rng.sample(with_figures, 2)
             first, second = paragraphs[a].image, paragraphs[b].image
             paragraphs[a] = with_figure(paragraphs[a], document, second)
             paragraphs[b] = with_figure(paragraphs[b], document, first)
             return paragraphs if first != second else None
         case "none":
             idx = list(document.gold.figures)
-            places = list(range(len(paragraphs))) if idx else shown
+            places = list(range(len(paragraphs))) if idx else with_figures
             return _refer(document, places, lambda p: rng.choice(idx) if p.image == NO_FIGURE else NO_FIGURE, rng)
         case "number":
             return _rewrite(paragraphs, lambda text: _other_number(text, rng), rng)

@@ -80,17 +80,17 @@ def fit_second(
     start = start_copy(run, module, kind) if isinstance(kind, Dpo) else None
     policy = run.trainable("policy", module, kind.policy, total_updates=1)
     begin(policy)
-    made = [] if gold else load_pairs(run, prompts, generator, processor)
+    preferred = [] if gold else load_pairs(run, prompts, generator, processor)
     generator.sleep()
     # Known only now: pairs are sampled by the policy.
-    steps = policy.total_updates = kind.updates(len(prompts) if gold else len(made))
+    steps = policy.total_updates = kind.updates(len(prompts) if gold else len(preferred))
     evaluate = partial(select, policy)
-    winners = [row(place, prompts[pair.prompt], pair.chosen) for place, pair in enumerate(made)]
+    winners = [row(place, prompts[pair.prompt], pair.chosen) for place, pair in enumerate(preferred)]
     if isinstance(kind, MoreSft):
         rows = RowStream(gold_rows(cfg, prompts, processor) if gold else winners, kind.batch, cfg.seed)
         supervised.train(run, policy=policy, rows=rows.take, steps=steps, layout=cfg.layout, evaluate=evaluate)
         return policy
-    losers = [row(place, prompts[pair.prompt], pair.rejected) for place, pair in enumerate(made)]
+    losers = [row(place, prompts[pair.prompt], pair.rejected) for place, pair in enumerate(preferred)]
     pairs = [Pair(place, *both) for place, both in enumerate(zip(winners, losers, strict=True))]
     pairs, reference = with_reference(run, policy, pairs, kind, cfg.layout, start)
     stream = RowStream(pairs, kind.batch, cfg.seed)

@@ -60,10 +60,10 @@ def metrics_of(kind: Control | None = None) -> list[Metric]:
 def tasks(cfg: Config) -> list[Task]:
     """The splits of a config's papers, greedy; ``sampled``, the test split at temperature 1; and of drawn papers the
     controls."""
-    made = [summaries(cfg, split, f"the {split} papers of {cfg.name}") for split in (*SPLITS, "sampled")]
+    every = [summaries(cfg, split, f"the {split} papers of {cfg.name}") for split in (*SPLITS, "sampled")]
     if isinstance(cfg.data, Papers):
-        made += [summaries(cfg, kind, f"the test papers of {cfg.name}, figures {kind}") for kind in CONTROLS]
-    return made
+        every += [summaries(cfg, kind, f"the test papers of {cfg.name}, figures {kind}") for kind in CONTROLS]
+    return every
 
 
 def summaries(cfg: Config, kind: str, about: str, name: str = "") -> Task:

@@ -265,7 +265,8 @@ class Config(PpoConfig):
         if self.layout.max_tokens < longest:
             raise ValueError(
                 f"a rollout may have {longest} tokens (prompt.max_tokens + rollout.sampling.max_tokens, at most "
-                f"rollout.sampling.max_length), which layout.max_tokens={self.layout.max_tokens} does not hold"
+                f"rollout.sampling.max_length), which layout.max_tokens={self.layout.max_tokens} does not hold: "
+                "raise it"
             )
 
     @property

@@ -89,6 +89,6 @@ def encode(
         keep = max_tokens - len(bos)
         end = tokenizer(_END, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if keep < len(end):
-            raise ValueError(f"max_tokens={max_tokens} does not hold even {_END!r} ({len(end)} tokens)")
+            raise ValueError(f"max_tokens={max_tokens} does not hold even {_END!r} ({len(end)} tokens): raise it")
         ids = bos + ids[-keep:]
     return Prompt(problem, ids)

@@ -62,7 +62,9 @@ def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Pr
 
     def build(question: Question) -> Prompt:
         if not isinstance(question.request, Pictured):
-            raise EngineError(f"question {question.problem.index} has no pictures, which this model answers about")
+            raise EngineError(
+                f"question {question.problem.index} has no pictures, which this model answers about: leave the task out"
+            )
         return encode(question.problem, question.request, processor, cfg.prompt)
 
     return build

@@ -1,4 +1,4 @@
-"""Rewards and figures of the four tasks: the parts of ``scoring.perception``, weighted, over rollouts."""
+"""Rewards and figures of the four tasks: the parts of ``scoring.vision.perception``, weighted, over rollouts."""
 
 from __future__ import annotations
 

@@ -49,6 +49,8 @@ class TeacherConfig(Strict):
 
     model: SpeechLmConfig = SpeechLmConfig()
     """Shape of the teacher."""
+    folder: str | None = None
+    """Folder of a trained teacher that is taken in place of training one, from the repository; null trains one."""
     steps: PositiveInt = 1200
     """Updates of the teacher's training."""
     batch: PositiveInt = 24
@@ -63,6 +65,8 @@ class EngineConfig(Strict):
 
     takes: PositiveInt = 2
     """Takes of each line."""
+    folder: str | None = None
+    """Folder of the shards, from the repository, such as another run's with the same teacher; null: the run's own."""
     temperature: NonNegativeFloat = 0.5
     """Temperature of the teacher's sampling; 0 is greedy, and all takes of a line are then the same."""
     shard: PositiveInt = 100

@@ -28,7 +28,7 @@ from recipes.stepaudio.data import (
 )
 from stepstack.batching.rows import Row
 from stepstack.batching.stream import RowStream
-from stepstack.config import ConfigError, Save, to_dict
+from stepstack.config import ROOT, ConfigError, Save, to_dict
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.generation.hf import HfGenerator
@@ -87,8 +87,13 @@ def fit(
 
 
 def train_teacher(run: Run[Config], tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Folder of the teacher, trained on the recordings by a stage of the run, or found finished."""
+    """Folder of the teacher: the config's, or one that a stage of the run trains on the recordings, or found finished.
+    ConfigError for a folder of the config that holds no model."""
     cfg, folder = run.config, run.dir / "teacher" / "model"
+    if cfg.teacher.folder is not None:
+        folder = ROOT / cfg.teacher.folder
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"teacher.folder={folder} holds no model: train one, or set it to null")
     if not folder.is_dir():
         inner = stage(run, "teacher", eval_every=0, save=Save(every=cfg.save.every, keep=1))
         learned = rows(recordings(cfg, "train"), tokenizer, layout_of(cfg, tokenizer))
@@ -211,16 +216,18 @@ def judge(cfg: EngineConfig, decoder: SpeechDecoder, durations: DurationModel) -
 def run_engine(run: Run[Config], teacher: Path) -> Kept:
     """Takes of the engine's lines by the teacher, filtered; the report goes to engine/report.json."""
     cfg, kind = run.config, run.config.engine
+    folder = run.dir / "engine" if kind.folder is None else ROOT / kind.folder
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
     sampling = Sampling(n=kind.takes, temperature=kind.temperature, max_tokens=cfg.max_tokens, seed=cfg.seed)
     lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
-    settings = to_dict(kind) | {"filter": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
+    made = {"filter": None, "folder": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
+    settings = to_dict(kind) | made
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     measured = judge(kind, load_decoder(cfg), DurationModel(recordings(cfg, "train")))
     files = speech.run_engine(
-        run.dir / "engine",
+        folder,
         lines,
         speak(generator, tokenizer, layout, sampling),
         measured,

@@ -62,7 +62,9 @@ def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer)
     if len(tokenizer) > cfg.vocab:
-        raise ConfigError(f"data.tokenizer={cfg.tokenizer} has {len(tokenizer)} tokens: data.vocab={cfg.vocab} is less")
+        raise ConfigError(
+            f"data.tokenizer={cfg.tokenizer} has {len(tokenizer)} tokens: data.vocab={cfg.vocab} is less: raise it"
+        )
     files = list(cfg.files) or None
     stream = datasets.load_dataset(cfg.dataset, cfg.subset, data_files=files, split="train", streaming=True)
     for row in stream.shuffle(seed=seed, buffer_size=cfg.shuffle):

@@ -156,11 +156,15 @@ def check_sparse(cfg: Config) -> None:
     if dsv is None:
         return
     if dsv.warmup >= cfg.steps:
-        raise ValueError(f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse")
+        raise ValueError(
+            f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse, lower it"
+        )
     if isinstance(cfg.data, Moving) and isinstance(cfg.vae, TinyVaeConfig):
         grid = grid_of(cfg.frames, cfg.data.size, cfg.data.size, cfg.vae.patch)
         if all(edge >= side for edge, side in zip(dsv.cube, grid, strict=True)):
-            raise ValueError(f"dsv.cube={dsv.cube} holds a whole clip of {grid} tokens: nothing can be left out")
+            raise ValueError(
+                f"dsv.cube={dsv.cube} holds a whole clip of {grid} tokens: nothing can be left out, take a smaller one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +197,9 @@ class Config(DiffusionConfig):
     def __post_init__(self) -> None:
         DiffusionConfig.__post_init__(self)
         if isinstance(self.vae, TinyVaeConfig) != isinstance(self.data, Moving):
-            raise ValueError("a tiny VAE is trained on drawn clips: vae.type=tiny and data.type=moving go together")
+            raise ValueError(
+                "a tiny VAE is trained on drawn clips: vae.type=tiny and data.type=moving go together, set both"
+            )
         if isinstance(self.data, Moving) and self.frames != self.data.frames:
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
         if self.preference is not None and (self.model.start is None or self.dsv is not None):

@@ -202,7 +202,9 @@ def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -
     """Merge the base chain, the file and the overrides of a run, keeping the source of each key."""
     merged = _merged(find(name, configs), overrides)
     if "recipe" not in merged.values:
-        raise ConfigError(f"{_shown(merged.path)}: no key 'recipe' (in configs/base? those files are not runnable)")
+        raise ConfigError(
+            f"{_shown(merged.path)}: no key 'recipe' (in configs/base? those files are not runnable): name one"
+        )
     if merged.values.get("name"):
         return merged
     named = {"name": merged.path.stem}, {"name": f"stem of {_shown(merged.path)}"}
@@ -343,9 +345,9 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, str]]]:
             raise ConfigError(f"{where['base']}: base = {base!r}: must be the path of one file")
         parent = (file.parent / base).resolve()
         if not parent.is_file():
-            raise ConfigError(f"{where['base']}: base = {base!r}: {_shown(parent)} does not exist")
+            raise ConfigError(f"{where['base']}: base = {base!r}: {_shown(parent)} does not exist: correct it")
         if parent in [earlier for earlier, _, _ in chain]:
-            raise ConfigError(f"{where['base']}: the base chain of {_shown(path)} loops at {_shown(parent)}")
+            raise ConfigError(f"{where['base']}: the base chain of {_shown(path)} loops at {_shown(parent)}: remove it")
         chain.append((parent, *_read(parent)))
     return chain[::-1]
 
@@ -358,9 +360,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         content = loader.construct_document(node) if node else {}
     except yaml.MarkedYAMLError as error:
         line = f"{_shown(path)}:{error.problem_mark.line + 1}" if error.problem_mark else _shown(path)
-        raise ConfigError(f"{line}: not YAML: {error.problem}") from None
+        raise ConfigError(f"{line}: not YAML: {error.problem}; repair the line") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_shown(path)}: not YAML: {error}") from None
+        raise ConfigError(f"{_shown(path)}: not YAML: {error}; repair it") from None
     if not isinstance(content, dict | None):
         raise ConfigError(f"{_shown(path)}: must be a map of keys, not {type(content).__name__}")
     return content or {}, {key: f"{_shown(path)}:{line}" for key, line in _lines(node)}

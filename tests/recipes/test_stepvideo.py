@@ -165,14 +165,14 @@ def test_sample_writes_a_gif_and_an_mp4(run, tmp_path, capsys):
 
 
 def test_what_cannot_be_sampled_is_named(run, tmp_path):
-    wish = SampleArgs(image=picture(tmp_path, (64, 32)), prompt="x")
+    args = SampleArgs(image=picture(tmp_path, (64, 32)), prompt="x")
     with pytest.raises(ConfigError, match=r"is 64 x 32.*50% of it would be left.*--crop"):
-        sampling.asked(run.config, wish)
-    assert sampling.asked(run.config, dataclasses.replace(wish, crop=True)).image.shape == (32, 32, 3)
+        sampling.clip_request(run.config, args)
+    assert sampling.clip_request(run.config, dataclasses.replace(args, crop=True)).image.shape == (32, 32, 3)
     with pytest.raises(ConfigError, match="--prompt is empty"):
-        sampling.asked(run.config, dataclasses.replace(wish, prompt=" "))
+        sampling.clip_request(run.config, dataclasses.replace(args, prompt=" "))
     with pytest.raises(DataError, match="does not exist"):
-        sampling.asked(run.config, dataclasses.replace(wish, image=tmp_path / "none.png", crop=True))
+        sampling.clip_request(run.config, dataclasses.replace(args, image=tmp_path / "none.png", crop=True))
     other = dataclasses.replace(run.config, text=dataclasses.replace(run.config.text, widths=(8, 8)))
     with pytest.raises(ConfigError, match="was made with text="):
         open_pipeline(other, run.dir / "model", torch.device("cpu"))

@@ -138,7 +138,9 @@ class Served:
 def servers(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     logs = tmp_path_factory.mktemp("logs")
     both = [Served(folder, logs / f"{i}.log") for i in range(2)]
-    yield [server.wait() for server in both]
+    for server in both:
+        server.wait()
+    yield both  # the list itself: a test puts a new server in a dead one's place
     for server in both:
         server.kill()
 

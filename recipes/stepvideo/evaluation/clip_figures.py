@@ -35,7 +35,9 @@ def frechet(
     smaller sets. Of each clip the first ``count`` frames count, cropped and scaled to ``size``. DataError for a clip
     with fewer, and for fewer than two clips or four true ones."""
     if len(true) < 4 or len(files) < 2:
-        raise DataError(f"{len(files)} clips and {len(true)} true ones: two and four make a distance, many a good one")
+        raise DataError(
+            f"{len(files)} clips and {len(true)} true ones: give two and four for a distance, many for a good one"
+        )
     generated, reference = (clip_features(features, _starts(group, count, size)) for group in (files, true))
     return {
         "distance": distance(gaussian(generated), gaussian(reference)),

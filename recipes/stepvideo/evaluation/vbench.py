@@ -59,7 +59,9 @@ def totals(scores: Mapping[str, float]) -> dict[str, float]:
     """total, i2v and quality, in [0, 1], of a score of every dimension, by VBench-I2V's scaling and weights.
     ConfigError for a dimension that is missing (its own script takes it for 0)."""
     if missing := [name for name in DIMENSIONS if name not in scores]:
-        raise ConfigError(f"no score of {', '.join(missing)}: the totals need all {len(DIMENSIONS)} dimensions")
+        raise ConfigError(
+            f"no score of {', '.join(missing)}: the totals need all {len(DIMENSIONS)} dimensions; score them too"
+        )
     parts = {}
     for part in ("i2v", "quality"):
         chosen = {name: d for name, d in DIMENSIONS.items() if d.part == part}
@@ -117,7 +119,10 @@ def run(python: Path, clone: Path, evaluation: Path, device: str) -> None:
         words = (device, INFO, str(results.resolve()), str(videos.resolve()), name, RATIO)
         process = subprocess.run([str(python.absolute()), "-c", SCRIPT, *words], cwd=clone, check=False)
         if process.returncode:
-            raise ConfigError(f"VBench failed on {name} (exit status {process.returncode}); what it said is above")
+            raise ConfigError(
+                f"VBench failed on {name} (exit status {process.returncode}); what it said is above: mend that, and "
+                "give the same command again"
+            )
 
 
 def prompts(clone: Path) -> dict[str, str]:

@@ -36,27 +36,27 @@ class SampleArgs:
     out: Path = Path("clip")
 
 
-def sample(cfg: Config, wish: SampleArgs) -> list[Path]:
+def sample(cfg: Config, args: SampleArgs) -> list[Path]:
     """Write ``out``.gif and ``out``.mp4. ConfigError or DataError for what cannot be made a clip of."""
-    ask = asked(cfg, wish)
-    folder = folder_of(wish.model or str(cfg.folder / "model"))
+    request = clip_request(cfg, args)
+    folder = folder_of(args.model or str(cfg.folder / "model"))
     pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch).device)
     bar = Console(stderr=True)
-    steps = track(pipeline.steps([ask]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
+    steps = track(pipeline.steps([request]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
     *_, latents = steps
     clip = as_frames(pipeline.codec.decode(latents))[0]
     scale = max(1, round(MIN_SHOWN_SIDE / min(clip.shape[1:3])))
     fps = rate(len(clip))
-    gif = wish.out.with_suffix(".gif")
+    gif = args.out.with_suffix(".gif")
     jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))
-    return [gif, frames.write_mp4(wish.out.with_suffix(".mp4"), clip, fps, scale)]
+    return [gif, frames.write_mp4(args.out.with_suffix(".mp4"), clip, fps, scale)]
 
 
-def asked(cfg: Config, wish: SampleArgs) -> ClipRequest:
-    if not wish.prompt.strip():
+def clip_request(cfg: Config, args: SampleArgs) -> ClipRequest:
+    if not args.prompt.strip():
         raise ConfigError("--prompt is empty: say what happens in the clip")
-    if not math.isfinite(wish.motion) or wish.motion < 0:
-        raise ConfigError(f"--motion {wish.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
+    if not math.isfinite(args.motion) or args.motion < 0:
+        raise ConfigError(f"--motion {args.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
     return ClipRequest(
-        wish.prompt, fitted(cfg, frames.read_image(wish.image), str(wish.image), wish.crop), wish.motion, wish.seed
+        args.prompt, fitted(cfg, frames.read_image(args.image), str(args.image), args.crop), args.motion, args.seed
     )

@@ -66,12 +66,12 @@ def _load(examples: Sequence[E], cfg: ChatConfig, parse: Callable[[E, ChatData[T
     errors = []
     for example in examples:
         try:
-            made = parse(example, data)
+            rows = parse(example, data)
         except BadRow as error:
             errors.append(f"{example.where}: {error}")
             continue
-        data.rows += [replace(row, index=len(data.rows) + number) for number, row in enumerate(made)]
-        data.where += [example.where] * len(made)
+        data.rows += [replace(row, index=len(data.rows) + number) for number, row in enumerate(rows)]
+        data.where += [example.where] * len(rows)
     refuse(errors)
     if examples and not data.rows:
         raise DataError(f"all {len(examples)} rows are longer than chat.max_tokens={cfg.max_tokens}: raise it")

@@ -60,9 +60,9 @@ class PairMicroBatch:
 
     def reference(self) -> PairScores:
         """Scores of the pairs by the reference model. ValueError where they were not computed."""
-        kept = [pair.reference for pair in self.pairs]
-        known = [pair for pair in kept if pair is not None]
-        if len(known) < len(kept):
+        references = [pair.reference for pair in self.pairs]
+        known = [pair for pair in references if pair is not None]
+        if len(known) < len(references):
             raise ValueError("pairs without the reference's log-probabilities: compute them by batching.reference")
         chosen_B, rejected_B = torch.tensor(known, device=self.tokens.labels.device).unbind(1)
         tokens_R = torch.tensor([row.weight for row in self.tokens.rows], device=chosen_B.device)

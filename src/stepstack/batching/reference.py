@@ -43,19 +43,19 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
         "rows": rows_digest(pairs),
         "pictures": pictures_digest(pairs),
     }
-    kept = run.gather([json.loads(file.read_text()) if file.is_file() else None] if run.is_main else [])[0]
-    if kept is None:
+    record = run.gather([json.loads(file.read_text()) if file.is_file() else None] if run.is_main else [])[0]
+    if record is None:
         values = _computed(run, policy, pairs, layout)
         if run.is_main:
             jsonl.write_json_atomic(file, {"key": key, "pairs": values})
         run.accelerator.wait_for_everyone()
-    elif changed := [name for name in key if kept["key"].get(name) != key[name]]:
+    elif changed := [name for name in key if record["key"].get(name) != key[name]]:
         raise ConfigError(
             f"{file} holds the reference's log-probabilities for other {' and '.join(changed)}: delete it, or give "
             "this run another name (name=...)"
         )
     else:
-        values = kept["pairs"]
+        values = record["pairs"]
     return [replace(pair, reference=(won, lost)) for pair, (won, lost) in zip(pairs, values, strict=True)]
 
 

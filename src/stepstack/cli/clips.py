@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.models.video.features import SavedFeatures
 
     if (args.against is None) != (args.features is None):
-        raise ConfigError("--against and --features go together: true videos, and the network that compares")
+        raise ConfigError("--against and --features go together: true videos, and the network that compares; give both")
     files = clip_figures.files_in(args.folder)
     print(f"dynamic degree (Farneback)  {clip_figures.dynamic_degree(files):.3f} of {len(files)} videos")
     if args.against is not None:

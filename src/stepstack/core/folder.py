@@ -75,8 +75,10 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
 def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """The record of a folder. ConfigError where it is that of another run."""
     record = json.loads(file.read_text())
-    kept, mine = ({k: v for k, v in values.items() if k not in CHANGEABLE_KEYS} for values in (record["config"], now))
-    changed = difference(kept, mine) + difference(record["files"], files)
+    recorded, current = (
+        {k: v for k, v in values.items() if k not in CHANGEABLE_KEYS} for values in (record["config"], now)
+    )
+    changed = difference(recorded, current) + difference(record["files"], files)
     if changed:
         raise ConfigError(
             f"{file} belongs to another configuration; these keys differ:\n  "

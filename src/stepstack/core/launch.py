@@ -144,7 +144,7 @@ def _this_node(nodes: int, rank: int | None, head: str | None, environ: Mapping[
     """This machine, by the flags or else by SLURM. No other place reads the environment of SLURM."""
     if nodes == 1:
         if rank not in (None, 0):
-            raise ConfigError(f"--rank {rank}, but launch.nodes is 1")
+            raise ConfigError(f"--rank {rank}, but launch.nodes is 1: leave --rank out")
         return Node("0", None)
     job_nodes = environ.get("SLURM_JOB_NUM_NODES")
     if rank is None and "SLURM_NODEID" in environ:

@@ -21,7 +21,7 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
     """Every parameter that asks for a gradient is in exactly one of them. Each group keeps its peak as ``peak_lr``."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
-        raise ConfigError("no parameter to train: every one is frozen (does lora.targets match any layer?)")
+        raise ConfigError("no parameter to train: every one is frozen; let lora.targets name layers of the model")
     prepared: list[torch.optim.Optimizer]
     match cfg:
         case AdamW():
@@ -31,8 +31,12 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
             by_muon = [p.ndim == 2 and id(p) not in tables and not _is_table(n) for n, p in named]
             hidden = [p for (_, p), chosen in zip(named, by_muon, strict=True) if chosen]
             rest = [p for (_, p), chosen in zip(named, by_muon, strict=True) if not chosen]
-            by_matrix = muon.MuonOptimizer(hidden, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-            prepared = [by_matrix, _adamw(rest, cfg.adamw_lr, cfg)]
+            prepared = []
+            if hidden:  # of adapters nothing is left for AdamW
+                by_matrix = muon.MuonOptimizer(hidden, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+                prepared.append(by_matrix)
+            if rest:
+                prepared.append(_adamw(rest, cfg.adamw_lr, cfg))
     for optimizer in prepared:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -42,13 +46,13 @@ def optimizers(module: nn.Module, cfg: AdamW | Muon) -> list[torch.optim.Optimiz
 def _groups(named: list[tuple[str, nn.Parameter]], cfg: AdamW) -> list[dict[str, Any]]:
     """Groups of one learning rate, by ``lr_factors``; one group where there are none. ConfigError for a key that no
     parameter's name holds."""
-    found: dict[str, list[nn.Parameter]] = {key: [] for key in ("", *cfg.lr_factors)}
+    by_key: dict[str, list[nn.Parameter]] = {key: [] for key in ("", *cfg.lr_factors)}
     for name, parameter in named:
-        found[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
-    if unused := [key for key in cfg.lr_factors if not found[key]]:
-        raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name")
+        by_key[next((key for key in cfg.lr_factors if key in name), "")].append(parameter)
+    if unused := [key for key in cfg.lr_factors if not by_key[key]]:
+        raise ConfigError(f"optim.lr_factors: no parameter that is trained has {unused[0]!r} in its name: correct it")
     factors = {"": 1.0, **cfg.lr_factors}
-    return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in found.items() if members]
+    return [{"params": members, "lr": factors[key] * cfg.lr} for key, members in by_key.items() if members]
 
 
 def _adamw(parameters: list[Any], lr: float, cfg: AdamW | Muon) -> torch.optim.AdamW:

@@ -16,7 +16,7 @@ from stepstack.config import Launch
 
 
 class LaunchedProcesses:
-    """``rl.types.World`` over accelerate: one process where it was not launched."""
+    """``core.types.ProcessGroup`` over accelerate: one process where it was not launched."""
 
     def __init__(self, launch: Launch):
         self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=launch.timeout))

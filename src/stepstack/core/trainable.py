@@ -146,7 +146,8 @@ class Trainable:
         if self.skipped_in_a_row >= max(1, self.run.config.max_skipped):
             raise NonFiniteGradient(
                 f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (a NaN loss). "
-                f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}"
+                f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}: "
+                "look at the rows of these steps, or begin anew with a lower learning rate"
             )
         return {"grad_norm": size}
 

@@ -20,7 +20,7 @@ from stepstack.config import ConfigError
 from stepstack.core import checkpoint
 from stepstack.core.state import WEIGHTS, check_format
 
-WRAPPERS = ("lm.", "body.")  # where models.policy and models.value keep the Hugging Face model
+WRAPPERS = ("lm.", "body.")  # where models.lm.policy and models.lm.value keep the Hugging Face model
 
 
 def read(folder: Path, role: str) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def _merged(body: dict[str, Tensor], folder: Path, alpha: int) -> dict[str, Tens
     adapters = {name for name in body if ".lora_" in name}
     if not adapters:
         return body
-    made = {}
+    merged = {}
     for name, value in body.items():
         if name in adapters:
             continue
@@ -87,8 +87,8 @@ def _merged(body: dict[str, Tensor], folder: Path, alpha: int) -> dict[str, Tens
                     "the exported model (runs/<name>/model)"
                 )
             value = value + (b @ a) * (alpha / a.shape[0])
-        made[name.replace(".base_layer.", ".")] = value
-    return made
+        merged[name.replace(".base_layer.", ".")] = value
+    return merged
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

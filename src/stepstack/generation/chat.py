@@ -178,21 +178,24 @@ class ChatEncoder:
                 f"the chat template writes {header!r} itself, but has no generation prompt (add_generation_prompt), so "
                 "the model would be asked without it: take another template (chat.template)"
             )
-        found = [turn.index(end, start) + len(end) for end in self.end_texts if end in turn[start:]]
-        if not found:
+        ends = [turn.index(end, start) + len(end) for end in self.end_texts if end in turn[start:]]
+        if not ends:
             raise BadRow(
                 f"the chat template ends a turn with {turn[-20:]!r}, where the model stops only at "
                 f"{', '.join(self.end_texts)}, so it would never learn to stop: set chat.end to the template's end "
                 "token, which is then written into the model's generation_config.json"
             )
-        return _Rendered(turn[: min(found)], ((start, min(found)),), prompt[start:])
+        return _Rendered(turn[: min(ends)], ((start, min(ends)),), prompt[start:])
 
     def _text(self, example: Conversation, count: int, open: bool = False) -> str:
         options = {"add_generation_prompt": open, "tokenize": False, **example.options}
         try:
             return str(self.tokenizer.apply_chat_template([dict(m) for m in example.messages[:count]], **options))
         except jinja2.TemplateError as error:
-            raise BadRow(f"the chat template refuses the first {count} messages: {error}") from None
+            raise BadRow(
+                f"the chat template refuses the first {count} messages: {error}. Mend them, or take another template "
+                "(chat.template)"
+            ) from None
 
     def _tokens(self, rendered: _Rendered, example: Conversation) -> Learnt:
         ids, mask = self._masked(rendered.text, rendered.spans)
@@ -200,10 +203,10 @@ class ChatEncoder:
             if example.pictures:
                 raise BadRow(f"{len(example.pictures)} pictures, but the model reads none: take one that does")
             return Learnt(ids, mask, (), rendered.taken_back)
-        token, shown = self.processor.image_token, ids.count(self.processor.image_token)
-        if shown > len(example.pictures):
-            raise BadRow(f"{shown} placeholders, but {len(example.pictures)} pictures: make them as many")
-        pictures = example.pictures[:shown]
+        token, placeholders = self.processor.image_token, ids.count(self.processor.image_token)
+        if placeholders > len(example.pictures):
+            raise BadRow(f"{placeholders} placeholders, but {len(example.pictures)} pictures: make them as many")
+        pictures = example.pictures[:placeholders]
         sizes = iter([self.processor.patcher.tokens(picture.image().size) for picture in pictures])
         wide: list[tuple[int, bool]] = []
         for one, learns in zip(ids, mask, strict=True):

@@ -228,11 +228,11 @@ class Fused:
 
 def with_memory(module: M, device: torch.device | str) -> M:
     """A module on the device. Parameters of the meta device get memory, which ``load`` fills; tied ones stay tied."""
-    made: dict[int, nn.Parameter] = {}
+    allocated: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.is_meta:
-                new = made.setdefault(
+                new = allocated.setdefault(
                     id(parameter), nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
                 )
                 setattr(part, name, new)

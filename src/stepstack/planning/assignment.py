@@ -16,6 +16,8 @@ Assignment = NDArray[np.intp]
 # search needs a slope).
 Score = Callable[[Assignment], tuple[NDArray[np.float64], NDArray[np.float64]]]
 Scored = tuple[Assignment, tuple[float, float]]  # one assignment and its two costs
+# Where local search ends from an assignment (its bytes): many starts meet on their way.
+Ends = dict[bytes, Scored]
 
 SCORE_CHUNK = 4096  # assignments scored at once
 RESTART_MOVES = 4  # jobs that a restart puts elsewhere
@@ -52,37 +54,53 @@ def even_lpt(burdens: Sequence[float] | NDArray[np.float64], rows: int) -> Assig
 
 
 def search(
-    score: Score, burdens: NDArray[np.float64], rows: int, exact: int, restarts: int, seed: int
+    score: Score,
+    burdens: NDArray[np.float64],
+    rows: int,
+    exact: int,
+    restarts: int,
+    seed: int,
+    ends: Ends | None = None,
 ) -> tuple[Assignment, bool]:
     """Best assignment found, and whether all assignments were tried.
 
     All are tried where there are at most ``exact`` of them. Otherwise the two greedy assignments and ``restarts``
-    randomly disturbed ones are improved by moving one job or exchanging two, until nothing helps.
+    randomly disturbed ones are improved by moving one job or exchanging two, until nothing helps. ``ends`` is what an
+    earlier search of the same jobs by the same score went through, and is added to.
     """
+    ends = {} if ends is None else ends
     jobs = len(burdens)
     if rows == 1:
         return np.zeros(jobs, np.intp), True
     if rows**jobs <= exact:
         return _least(score, _all(jobs, rows))[0], True
     rng = np.random.default_rng(seed)
-    best = min((_improve(score, start(burdens, rows), rows) for start in (lpt, even_lpt)), key=_value)
+    best = min((_improve(score, start(burdens, rows), rows, ends) for start in (lpt, even_lpt)), key=_value)
     for _ in range(restarts):
         start = best[0].copy()
         start[rng.choice(jobs, min(RESTART_MOVES, jobs), replace=False)] = rng.integers(
             rows, size=min(RESTART_MOVES, jobs)
         )
         if len(np.unique(start)) == rows:
-            best = min(best, _improve(score, start, rows), key=_value)
+            best = min(best, _improve(score, start, rows, ends), key=_value)
     return best[0], False
 
 
-def _improve(score: Score, rows_of: Assignment, rows: int) -> Scored:
-    best = _least(score, rows_of[None])
+def _improve(score: Score, rows_of: Assignment, rows: int, ends: Ends) -> Scored:
+    if rows_of.tobytes() in ends:
+        return ends[rows_of.tobytes()]
+    best, path = _least(score, rows_of[None]), [rows_of.tobytes()]
     while True:
         neighbour = _least(score, _neighbours(best[0], rows))
         if _value(neighbour) >= _value(best):
-            return best
+            break
         best = neighbour
+        if best[0].tobytes() in ends:
+            best = ends[best[0].tobytes()]
+            break
+        path.append(best[0].tobytes())
+    ends.update(dict.fromkeys(path, best))
+    return best
 
 
 def _neighbours(rows_of: Assignment, rows: int) -> Assignment:

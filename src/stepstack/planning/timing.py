@@ -42,8 +42,10 @@ class Link(Strict):
     def time(self, bytes: ArrayLike) -> NDArray[np.float64]:
         moved = np.asarray(bytes, float)
         (x0, x1), (y0, y1) = self.bytes[-2:], self.seconds[-2:]
-        beyond = np.maximum(moved - x1, 0.0) * ((y1 - y0) / (x1 - x0))
-        return np.where(moved > 0, np.interp(moved, self.bytes, self.seconds) + beyond, 0.0)
+        seconds = np.interp(moved, self.bytes, self.seconds)
+        if (moved > x1).any():
+            seconds = seconds + np.maximum(moved - x1, 0.0) * ((y1 - y0) / (x1 - x0))
+        return np.where(moved > 0, seconds, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ def load(name: str, root: Path = ROOT) -> Layout:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_relative(file, root)}: not YAML: {error}") from None
+        raise ConfigError(f"{_relative(file, root)}: not YAML, repair it: {error}") from None
     for row in values.get("rows") or [] if isinstance(values, dict) else []:
         if isinstance(row, dict) and isinstance(row.get("results"), str):
             row["results"] = [row["results"]]
@@ -181,7 +181,8 @@ def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tu
     matches = [(result, m) for result in results for m in result["metrics"] if m["name"] == metric]
     if not matches:
         have = [m["name"] for result in results for m in result["metrics"]]
-        problem = f"{task} has no metric {metric!r}: there are {', '.join(have)}" if results else f"no task {task!r}"
+        problem = f"{task} has no metric {metric!r}: there are {', '.join(have)}"
+        problem = problem if results else f"no task {task!r}: evaluate it, then record the run again"
         raise ConfigError(f"{where}, {label}: {problem}")
     if len(matches) > 1:
         raise ConfigError(
@@ -218,7 +219,7 @@ def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root:
     file = root / "evals" / "reported" / f"{row.reported}.json"
     path = _relative(file, root)
     if not file.is_file():
-        raise ConfigError(f"{path} does not exist: the row {row.model!r} names it")
+        raise ConfigError(f"{path} does not exist: the row {row.model!r} names it; correct that name")
     published = validate(Publication, json.loads(file.read_text()), path)
     if published.percent != layout.percent:
         raise ConfigError(f"{path}: percent is {published.percent}, the layout's {layout.percent}: make them the same")

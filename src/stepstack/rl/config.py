@@ -168,9 +168,9 @@ class PpoConfig(RunConfig):
                 "rollout.prompts or rollout.sampling.n"
             )
         if not self.uses_critic and self.rollout.sampling.n < 2:
-            raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2")
+            raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2: raise it")
         if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:
-            raise ValueError("rollouts are samples of the policy itself: temperature above 0, top_p 1, top_k -1")
+            raise ValueError("rollouts are samples of the policy itself: set temperature above 0, top_p 1, top_k -1")
         means = self.policy_loss.aggregate, self.value_loss.aggregate
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")

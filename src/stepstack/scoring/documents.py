@@ -240,8 +240,8 @@ def _paragraph(row: Any) -> Paragraph | None:
 def _listed(text: str) -> dict[str, str]:
     """Captions of the image objects in a text, one behind the other; the first of an idx counts."""
     captions: dict[str, str] = {}
-    for found in re.findall(r"\{[^{}]*\}", text):
-        image = _json(found)
+    for item in re.findall(r"\{[^{}]*\}", text):
+        image = _json(item)
         if isinstance(image, dict):
             idx, caption = image.get("imageRef"), image.get("imageCaption")
             if isinstance(idx, str) and isinstance(caption, str):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from stepstack.config import ConfigError, Scale
-from stepstack.core.config import AdamW, Schedule, TrainableConfig
+from stepstack.core.adapters import add_lora
+from stepstack.core.config import AdamW, Lora, Muon, Schedule, TrainableConfig
+from stepstack.core.muon import MuonOptimizer
 from stepstack.core.optim import optimizers, resolve_optimizer
 from stepstack.models.lm.policy import Policy
 from tests import tools
@@ -25,6 +27,16 @@ def test_each_group_has_its_factor():
 def test_a_name_that_no_parameter_has():
     with pytest.raises(ConfigError, match="'embd'"):
         optimizers(Policy(tools.qwen2()), AdamW(lr_factors={"embd": 5.0}))
+
+
+def test_muon_of_adapters_leaves_nothing_to_adamw():
+    """All that learns are matrices; where none does, Muon has nothing."""
+    policy = Policy(tools.qwen2())
+    add_lora(policy.lm, Lora(r=2, targets=("q_proj",)))
+    [by_matrix] = optimizers(policy, Muon(lr=0.02))
+    assert isinstance(by_matrix, MuonOptimizer)
+    [rest] = optimizers(torch.nn.LayerNorm(3), Muon(adamw_lr=0.01))
+    assert [group["peak_lr"] for group in rest.param_groups] == [0.01]
 
 
 def test_groups_are_scheduled_and_move_by_their_factor(tmp_path):

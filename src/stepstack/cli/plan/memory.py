@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(cfg, Config):
         return clips(args, cfg)
     if given := [name for name in CLIP_OPTIONS if getattr(args, name) is not None]:
-        raise ConfigError(f"--{given[0]} is about clips: {args.name} is a config of the recipe {cfg.recipe}")
+        raise ConfigError(
+            f"--{given[0]} is about clips: {args.name} is a config of the recipe {cfg.recipe}; leave it out"
+        )
     return models(cfg)
 
 

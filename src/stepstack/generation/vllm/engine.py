@@ -104,7 +104,10 @@ class VllmGenerator:
         self._valid = False
         [missing] = self.llm.collective_rpc(_load_into, args=(weights,))
         if missing:
-            raise EngineError(f"load of version {version} gave no value to {len(missing)} parameters: {missing[:5]}")
+            raise EngineError(
+                f"load of version {version} gave no value to {len(missing)} parameters: {missing[:5]}: "
+                "report this with the version of vLLM"
+            )
         # Keys and values of the old weights must not serve the new ones.
         if not self.llm.reset_prefix_cache():
             raise EngineError(

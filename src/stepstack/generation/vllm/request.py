@@ -49,7 +49,9 @@ def to_rollout(
     if finish not in ("stop", "length"):
         raise EngineError(f"{where} ended with {finish!r}: the engine aborted it; its log says why")
     if len(ids) != len(logprobs):
-        raise EngineError(f"{where} has {len(ids)} ids but {len(logprobs)} logprobs: this vLLM is not supported")
+        raise EngineError(
+            f"{where} has {len(ids)} ids but {len(logprobs)} logprobs: install the vLLM of pyproject.toml"
+        )
     text = text + stop if isinstance(stop, str) else text
     kind: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
     return Rollout(

@@ -158,7 +158,9 @@ class VllmServerGenerator:
             self._nccl.send(pieces, tag)
         for server in self.servers:
             if not server.call("/reset_prefix_cache", {})["success"]:
-                raise EngineError(f"{server.url} kept its prefix cache: somebody else's requests are running on it")
+                raise EngineError(
+                    f"{server.url} kept its prefix cache: somebody else's requests are running on it: stop them"
+                )
             server.require(tag)
             if server.on_cpu and not any(name.endswith("lm_head.weight") for name in names):
                 raise EngineError(
@@ -176,8 +178,8 @@ def _noting(weights: Iterator[tuple[str, Tensor]], names: list[str]) -> Iterator
 
 def _gathered(weights: Weights, keep: bool) -> list[tuple[str, Tensor]]:
     """Whole tensors in host memory, on the rank that is to keep them; every rank takes part in each."""
-    kept = []
+    tensors = []
     for name, tensor in weights:
         if keep:
-            kept.append((name, tensor.detach().to("cpu", copy=True)))
-    return kept
+            tensors.append((name, tensor.detach().to("cpu", copy=True)))
+    return tensors

@@ -38,7 +38,8 @@ class VllmVision:
         folded = ids[:1] + [b for a, b in pairwise(ids) if not a == b == self.image_token]
         if (places := folded.count(self.image_token)) != len(prompt.pictures):
             raise ValueError(
-                f"prompt {prompt.problem.index} has places for {places} pictures, and {len(prompt.pictures)} pictures"
+                f"prompt {prompt.problem.index} has places for {places} pictures, and {len(prompt.pictures)} pictures: "
+                "make them as many"
             )
         images = {"multi_modal_data": {"image": [p.image() for p in prompt.pictures]}} if prompt.pictures else {}
         return {"prompt_token_ids": folded, **images}

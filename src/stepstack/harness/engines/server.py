@@ -75,14 +75,14 @@ class ServerEngine:
         if budget.max_length is not None:
             raise EngineError(f"{self.url} counts no prompt tokens for us: set sampling.max_length to null")
         finished: queue.SimpleQueue[tuple[Question, list[Answer]] | None] = queue.SimpleQueue()
-        asking = http.start(self._ask_all(questions, budget, finished.put))  # answers flow while others are graded
-        asking.add_done_callback(lambda _: finished.put(None))
+        answering = http.start(self._ask_all(questions, budget, finished.put))  # answers flow while others are graded
+        answering.add_done_callback(lambda _: finished.put(None))
         try:
             while (item := finished.get()) is not None:
                 yield item
-            asking.result()
+            answering.result()
         finally:
-            asking.cancel()  # nothing where it is over
+            answering.cancel()  # nothing where it is over
 
     async def _ask_all(
         self,

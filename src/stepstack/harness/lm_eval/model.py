@@ -159,7 +159,8 @@ class StepstackLM(TemplateLM):
         for (context, continuation), before, after in requests:
             if not 0 < len(after) <= self.max_length:
                 end = context[-40:]
-                raise ConfigError(f"{continuation!r} after {end!r} has {len(after)} tokens, not 1 to {self.max_length}")
+                wrong = f"{continuation!r} after {end!r} has {len(after)} tokens, not 1 to {self.max_length}"
+                raise ConfigError(f"{wrong}: leave the task out, or take a model that reads longer texts")
             whole = [*before, *after][-self.max_length - 1 :]
             pairs.append((whole[: -len(after)], after))
 

@@ -50,7 +50,7 @@ def evaluate(
     include: Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """(folder, result) of each lm-eval task of ``names``, in the form of ``harness.run``; a finished one stays.
+    """(folder, result) of each lm-eval task of ``names``, in the form of ``harness.evaluate``; a finished one stays.
 
     A name is a task, a group or a tag; a group that lm-eval aggregates has a folder too. ``limit``: the first so many
     documents; ``seed``: of sampled completions (few-shot examples are drawn as lm-eval draws them by default);
@@ -162,7 +162,10 @@ def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], samples:
     lengths = [answer.length for answer in answers if answer.error is None]
     if len(lm.failed) == len({sample.index for sample in samples}):
         error = next(iter(lm.failed.values()))
-        raise Stopped(f"the engine failed on every document of {task.task_name}: {error}")
+        raise Stopped(
+            f"the engine failed on every document of {task.task_name}: {error}\n"
+            "Mend that, and give the same command again"
+        )
     return {
         "kind": "eval",
         "task": f"lm_eval:{task.task_name}",

@@ -309,5 +309,5 @@ def _renamed(name: str, known: Mapping[str, str], whole: str) -> str:
         return known[name]
     head, _, tail = name.rpartition(".")
     if head not in known or tail not in ("weight", "bias"):
-        raise ValueError(f"{whole} is no tensor of Step-Video-TI2V's DiT: is this another checkpoint?")
+        raise ValueError(f"{whole} is no tensor of Step-Video-TI2V's DiT: give the folder of its checkpoint")
     return f"{known[head]}.{tail}"

@@ -1,6 +1,6 @@
 """Codecs from videos to latents and back: a small causal VAE that trains, and those of diffusers behind one protocol.
 
-Shapes: B batch, F frames, C channels, H W height and width. Videos are floats in [-1, 1], RGB. Latents are normalised
+Shapes: B batch, F frames, C channels, Y X height and width. Videos are floats in [-1, 1], RGB. Latents are normalised
 to mean 0 and deviation 1 a channel, for the DiT.
 """
 

@@ -99,7 +99,9 @@ def plan(
             )
     shapes = list(_shapes(cluster.ranks, heads, options))
     if not shapes:
-        raise ValueError(f"no grid (hcp, scp) in {options.shapes} has hcp * scp = {cluster.ranks} and hcp <= {heads}")
+        raise ValueError(
+            f"no grid (hcp, scp) in {options.shapes} has hcp * scp = {cluster.ranks} and hcp <= {heads}: add one"
+        )
     layers = tuple(_best(profile, number, cluster, options, shapes) for number in watch(range(len(profile.layers))))
     result = Plan(layout, heads, profile.head_dim, layers)
     result.check()
@@ -154,6 +156,7 @@ def _best(
     if best is None:
         needed = min(max(rank.memory for rank in grid.search(0)[0].ranks) for grid in grids)
         raise ValueError(
-            f"layer {layer}: no grid fits: the smallest needs {needed} bytes a rank, memory is {cluster.memory:.4g}"
+            f"layer {layer}: no grid fits: the smallest needs {needed} bytes a rank, memory is {cluster.memory:.4g}: "
+            "take more ranks"
         )
     return best

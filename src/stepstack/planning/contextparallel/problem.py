@@ -72,6 +72,12 @@ class BlockLayout:
         count = len(self.queries if kind == "queries" else self.keys)
         return range(rank * count // self.ranks, (rank + 1) * count // self.ranks)
 
+    def shard_sizes(self, kind: Literal["queries", "keys"]) -> list[int]:
+        """Tokens in each rank's shard."""
+        sizes = self.queries if kind == "queries" else self.keys
+        shards = (self.blocks(kind, rank) for rank in range(self.ranks))
+        return [sum(sizes[shard.start : shard.stop]) for shard in shards]
+
     def tokens(self, kind: Literal["queries", "keys"], rank: int) -> range:
         """Tokens of the sequence in a rank's shard."""
         sizes = self.queries if kind == "queries" else self.keys
@@ -113,7 +119,7 @@ class Layer:
         density = 1.0 - np.array(sparsity, float)
         if density.ndim != 1 or not (density.size and density.min() >= 0 and density.max() <= 1):
             raise ValueError(f"sparsity must be one number in [0, 1] a head, got {list(sparsity)}")
-        queries = np.array([len(layout.tokens("queries", rank)) for rank in range(layout.ranks)], float)
+        queries = np.array(layout.shard_sizes("queries"), float)
         pairs = density[:, None] * queries * sum(layout.keys)
         need = np.broadcast_to(density[:, None, None], (len(density), layout.ranks, len(layout.keys)))
         return cls(pairs[None], need[None])

@@ -79,8 +79,8 @@ def _improve(healthy_LT: Line, made_LSM: Columns, hops: int) -> tuple[Columns, i
     for _ in range(MAX_SWEEPS):
         for turn in turns:
             marks = _marks(made_LSM, columns)
-            wish = marks[(turn - 1) % lines] + marks[(turn + 1) % lines]
-            better = chains(healthy_LT[turn], wish, size, hops)
+            neighbours = marks[(turn - 1) % lines] + marks[(turn + 1) % lines]
+            better = chains(healthy_LT[turn], neighbours, size, hops)
             assert better is not None  # these lines hold as many chains already
             made_LSM[turn] = better
         marks = _marks(made_LSM, columns)

@@ -41,7 +41,10 @@ class Deployment:
 
     def __post_init__(self) -> None:
         if self.per_tor < 1 or self.ring.nodes % self.per_tor:
-            raise ValueError(f"per_tor={self.per_tor}: {self.ring.nodes} nodes fill no whole ToR switches of that many")
+            raise ValueError(
+                f"per_tor={self.per_tor}: {self.ring.nodes} nodes fill no whole ToR switches of that many: "
+                "take a divisor"
+            )
 
     @property
     def tors(self) -> int:
@@ -367,9 +370,9 @@ def _matched(nodes: list[int], before: list[int], last: dict[int, int], tors: in
     an earlier group, then the others."""
     shard_of = {tor: shard for shard, tor in enumerate(before)}
     node_of_shard: dict[int, int] = {}
-    for wish in (shard_of, last):
+    for shard_of_tor in (shard_of, last):
         for node in nodes:
-            shard = wish.get(node % tors)
+            shard = shard_of_tor.get(node % tors)
             if shard is not None and shard not in node_of_shard and node not in node_of_shard.values():
                 node_of_shard[shard] = node
     left = iter([node for node in nodes if node not in node_of_shard.values()])

@@ -36,10 +36,13 @@ class Ring:
     def __post_init__(self) -> None:
         if not 2 <= self.hops <= self.gpus:
             raise ValueError(
-                f"hops={self.hops}: a node of {self.gpus} GPUs has room for 2 to {self.gpus} bundles of transceivers"
+                f"hops={self.hops}: a node of {self.gpus} GPUs has room for 2 to {self.gpus} bundles of transceivers: "
+                "take as many"
             )
         if self.nodes <= 2 * self.hops:
-            raise ValueError(f"nodes={self.nodes}: a {self.hops}-hop ring needs at least {2 * self.hops + 1} nodes")
+            raise ValueError(
+                f"nodes={self.nodes}: a {self.hops}-hop ring needs at least {2 * self.hops + 1} nodes: add some"
+            )
 
     def group_nodes(self, tp: int) -> int:
         """Nodes of a TP group of ``tp`` GPUs. ValueError where these are no whole nodes, or more than the ring has."""

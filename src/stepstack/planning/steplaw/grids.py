@@ -86,7 +86,8 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
         have = reader.fieldnames or []
         if lacking := [name for name in names if name not in have]:
             raise ConfigError(
-                f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}"
+                f"{path} has no column {', '.join(map(repr, lacking))}: it has {', '.join(have) or 'none'}. "
+                "Add it, or rename one"
             )
         table = list(reader)
     if not table:

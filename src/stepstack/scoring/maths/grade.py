@@ -1,7 +1,7 @@
 r"""Verdicts on mathematical answers: four graders behind one ``grade``.
 
 ``math_verify``  symbolic and numeric equality by math-verify; the default of our recipes.
-``orz_legacy``   Open-Reasoner-Zero's training grader (``scoring.orz_legacy``): stricter, for parity runs.
+``orz_legacy``   Open-Reasoner-Zero's training grader (``scoring.maths.orz_legacy``): stricter, for parity runs.
 ``exact``        equality of strings that TeX sets alike (spaces, ``\dfrac12``, 1,000).
 ``choice``       one capital letter A-J: ``(D)``, ``\text{D}``, ``D.``; never given to algebra. ``d`` is wrong: the
                  prompt offers capitals, ORZ's grader says so too, and a lower-case letter is more often a variable.

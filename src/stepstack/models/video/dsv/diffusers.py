@@ -33,7 +33,7 @@ def enable_dsv(model: Any, config: DsvConfig) -> Dsv:
     if issubclass(kind, VideoDiT):
         return install(model, [block.attn1 for block in model.blocks], VideoDsv, video_grid, config)
     known = "WanTransformer3DModel, LTXVideoTransformer3DModel, VideoDiT"
-    raise ConfigError(f"DSV knows no {kind.__name__}, only {known} (stepstack/models/video/dsv/diffusers.py)")
+    raise ConfigError(f"DSV knows no {kind.__name__}, only {known}: take one of these (or add it to {__name__})")
 
 
 class Rotary(tuple):
@@ -90,8 +90,8 @@ class DiffusersDsv(DsvAttention):
         whole = encoder is None and mask is None and self._parallel_config is None
         if not whole or not isinstance(rotary, Rotary):
             raise ConfigError(
-                "DSV is for self-attention over the whole video: no text, no mask, the model's own rotary embedding, "
-                "and no enable_parallelism"
+                "DSV is for self-attention over the whole video: call the model without a mask, with its own rotary "
+                "embedding and no enable_parallelism"
             )
 
     def finish(self, attn: Any, x: Tensor, q_BSHE: Tensor, k_BSHE: Tensor, v_BSHE: Tensor, rotary: Rotary) -> Tensor:
