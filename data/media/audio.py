@@ -106,20 +106,57 @@ def trim(recording: Wave, rate: int, below: float = 20.0, keep: tuple[float, flo
 
 def wav(recording: Wave, rate: int) -> bytes:
     """WAV of 16-bit samples as bytes; what is beyond [-1, 1] is cut."""
-    samples = np.round(np.clip(recording, -1, 1) * 32767).astype("<i2")
     out = io.BytesIO()
     with wave.open(out, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(2)
         writer.setframerate(rate)
-        writer.writeframes(samples.tobytes())
+        writer.writeframes(_samples(recording).tobytes())
     return out.getvalue()
+
+
+def wav_rate(file: Path) -> int:
+    """Samples a second of a WAV in whole numbers, by its header. DataError for another file."""
+    try:
+        with wave.open(str(file), "rb") as reader:
+            return reader.getframerate()
+    except (wave.Error, EOFError, OSError) as error:
+        raise DataError(f"{file} is no WAV in whole numbers ({error}): convert it") from None
 
 
 def write_wav(file: Path, recording: Wave, rate: int) -> Path:
     """Write ``wav`` to a file, atomically."""
     jsonl.write_bytes_atomic(file, wav(recording, rate))
     return file
+
+
+class WavWriter:
+    """WAV that grows: whoever reads the file between two pieces finds a whole one. A context manager."""
+
+    def __init__(self, file: Path, rate: int):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.rate = file, rate
+        self.handle = file.open("wb")
+        self.writer = wave.open(self.handle, "wb")  # noqa: SIM115  (closed by __exit__)
+        self.writer.setnchannels(1)
+        self.writer.setsampwidth(2)
+        self.writer.setframerate(rate)
+
+    def __enter__(self) -> WavWriter:
+        return self
+
+    def write(self, piece: Wave) -> None:
+        """Append samples; they are on disk, and counted in the header, when it returns."""
+        self.writer.writeframes(_samples(piece).tobytes())
+        self.handle.flush()
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+        self.handle.close()
+
+
+def _samples(recording: Wave) -> NDArray[np.int16]:
+    return np.round(np.clip(recording, -1, 1) * 32767).astype("<i2")
 
 
 def _decode(file: Path) -> tuple[Wave, int]:

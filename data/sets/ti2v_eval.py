@@ -163,7 +163,8 @@ class FirstFrameJudge:
         return [Verdict(pair.name, "consistency", "first_frame", self._choice(pair)) for pair in pairs]
 
     def _choice(self, pair: ClipPair) -> Choice:
-        a, b = (first_frame(frames.read_video(clip)[0], pair.picture) for clip in (pair.a, pair.b))
+        assert pair.given is not None, "every item of this set has a picture"
+        a, b = (first_frame(frames.read_video(clip)[0], pair.given) for clip in (pair.a, pair.b))
         return "tie" if abs(a - b) < self.tie else "a" if a > b else "b"
 
 

@@ -14,7 +14,7 @@ from stepstack.batching.config import ChatConfig
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.generation.chat import ChatEncoder, end_tokens
-from stepstack.generation.prompts import ClipPrompt, Pictured, encode
+from stepstack.generation.prompts import NotText, encode
 from stepstack.generation.types import EngineError, Prompt
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
@@ -122,9 +122,10 @@ def prompt_builder(encoder: ChatEncoder) -> Callable[[Question], Prompt]:
         problem = question.problem
         if "asked" in problem.meta:
             return Prompt(problem, *encoder.open(problem.meta["asked"]))
-        if isinstance(question.request, Pictured | ClipPrompt):
+        if isinstance(question.request, NotText):
             raise EngineError(
-                f"question {problem.index} has pictures or clips, which this model does not read: leave the task out"
+                f"question {problem.index} has pictures, clips or speech, which this model does not read: leave the "
+                "task out"
             )
         return Prompt(problem, encode(question.request, encoder.tokenizer))
 

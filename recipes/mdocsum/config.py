@@ -14,6 +14,7 @@ from stepstack.config import Footprint, Fraction, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
+from stepstack.harness.config import ServedJudge
 from stepstack.models.vision.config import PretrainedVl
 from stepstack.rl.config import Grpo, PpoConfig, RolloutConfig
 from stepstack.tuning.config import DpoStage, SftStage, tuning_footprint
@@ -144,20 +145,6 @@ class GrpoStage(Strict):
     """How summaries are sampled; ``n`` of each paper."""
     policy: TrainableConfig = TrainableConfig()
     """How the model is trained."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ServedJudge(Strict):
-    """A model on an OpenAI-compatible server that says whether a text says a key point."""
-
-    url: str
-    """Address of the server, http://host:port."""
-    model: str | None = None
-    """Name of the model there; null: the one that the server lists."""
-    key_file: str | None = None
-    """File that holds the API key; null: the server asks for none."""
-    concurrency: PositiveInt = 32
-    """Requests in flight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

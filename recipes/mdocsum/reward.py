@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from recipes.mdocsum.config import Config, ServedJudge
-from stepstack.generation.prompts import Message
-from stepstack.generation.types import Answer, EngineError, Sampling
-from stepstack.harness.engine import Engine, Question
-from stepstack.harness.engines.server import ServerConfig, ServerEngine
+from recipes.mdocsum.config import Config
+from stepstack.generation.types import Answer
+from stepstack.harness.config import ServedJudge
+from stepstack.harness.engine import Engine
+from stepstack.harness.judging import ask, no_verdict, open_judge
 from stepstack.harness.training.validation import Validation
 from stepstack.records import Problem, Score
 from stepstack.rl.reward import Reward
@@ -39,8 +39,7 @@ def served(cfg: ServedJudge) -> ClaimJudge:
 
     def judge(claims: Sequence[Claim]) -> list[bool]:
         if not engine:
-            shared = {name: getattr(cfg, name) for name in ("url", "model", "key_file", "concurrency")}
-            engine.append(ServerEngine(ServerConfig(**shared)))
+            engine.append(open_judge(cfg))
         return verdicts(engine[0], claims)
 
     return judge
@@ -49,19 +48,10 @@ def served(cfg: ServedJudge) -> ClaimJudge:
 def verdicts(engine: Engine, claims: Sequence[Claim]) -> list[bool]:
     """Yes or no to each claim, equal ones being asked once. EngineError for a request that failed and for an answer
     that is neither."""
-    once = list(dict.fromkeys(claims))
-    questions = []
-    for index, claim in enumerate(once):
-        text = QUESTION.format(text=claim.text, point=claim.point)
-        questions.append(Question(Problem(index, text, ""), [Message("user", text)]))
-    verdicts: dict[Claim, bool] = {}
-    for question, answers in engine.complete(questions, Sampling(temperature=0.0, max_tokens=MAX_TOKENS)):
-        said = answers[0].text.strip().lower()
-        if answers[0].error or not said.startswith(("yes", "no")):
-            why = answers[0].error or f"it said {answers[0].text!r}"
-            raise EngineError(f"the judge {dict(engine.facts)} gave no verdict ({why}): ask a larger model, or again")
-        verdicts[once[question.problem.index]] = said.startswith("yes")
-    return [verdicts[claim] for claim in claims]
+    said = ask(engine, [QUESTION.format(text=claim.text, point=claim.point) for claim in claims], MAX_TOKENS)
+    if unclear := [text for text in said if not text.startswith(("yes", "no"))]:
+        raise no_verdict(engine, f"it said {unclear[0]!r}")
+    return [text.startswith("yes") for text in said]
 
 
 def make_metric(cfg: Config) -> Reward:

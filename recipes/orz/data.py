@@ -17,7 +17,7 @@ from data.sets import orz_math
 from recipes.orz.config import ChatPrompt, Config, PreparedMath, ReasoningGym, RowsData
 from recipes.orz.prompt import encode, request_of
 from stepstack.config import ROOT, ConfigError
-from stepstack.generation.prompts import ClipPrompt, Message, Pictured
+from stepstack.generation.prompts import Message, NotText
 from stepstack.generation.types import Prompt
 from stepstack.harness import answers
 from stepstack.harness.config import TaskData
@@ -76,7 +76,7 @@ def request_maker(cfg: Config) -> Callable[[Problem], str | Sequence[Message]]:
 
     def request(problem: Problem) -> str | Sequence[Message]:
         asked = task.request(problem)
-        if isinstance(asked, Pictured | ClipPrompt):
+        if isinstance(asked, NotText):
             raise ConfigError(
                 f"{task.name}: recipe orz trains on text and chats, row {problem.index} asks with "
                 f"{asked!r:.80}: give it text"

@@ -41,13 +41,13 @@ LEVEL = 0.5  # peak of a recording
 
 def split_lines(cfg: Config, split: Split) -> list[Line]:
     """Lines that are recorded: of train those of the teacher, without the engine's."""
-    found = sentences.lines(cfg.data, split)
-    return found[: cfg.data.train] if split == "train" else found
+    found = sentences.lines(cfg.drawn, split)
+    return found[: cfg.drawn.train] if split == "train" else found
 
 
 def engine_lines(cfg: Config) -> list[Line]:
     """Lines that the teacher is asked to speak, none of which it has learned."""
-    return sentences.lines(cfg.data, "train")[cfg.data.train :]
+    return sentences.lines(cfg.drawn, "train")[cfg.drawn.train :]
 
 
 def record(voice: HibariVoice, line: Line) -> Tensor:

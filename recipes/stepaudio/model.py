@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,8 @@ from recipes.stepaudio.reward import similarities, speaker_centroids, transcribe
 from stepstack.config import ROOT, ConfigError, to_dict
 from stepstack.core.run import Run
 from stepstack.generation.hf import HfGenerator
-from stepstack.generation.types import Prompt, Sampling
+from stepstack.generation.prompts import SpeechPrompt
+from stepstack.generation.types import EngineError, Prompt, Sampling
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, engine_of
 from stepstack.models.lm import pretrained, tiny
@@ -71,13 +72,29 @@ def line_of(meta: dict[str, str], text: str) -> Line:
     return Line(text, meta["speaker"], meta["tag"])
 
 
+def asked_line(question: Question) -> Line:
+    """Line that a question asks for. EngineError for a voice that is given by a recording, which no tiny model has
+    learned, and for a chat."""
+    match question.request:
+        case SpeechPrompt(text, speaker, tag, None):
+            line = Line(text, speaker, tag)
+            sentences.check_line(line)
+            return line
+        case str():
+            return line_of(dict(question.problem.meta), question.problem.text)
+        case _:
+            raise EngineError(
+                f"question {question.problem.index} asks for a voice by its recording, or for a chat: the tiny models "
+                "speak drawn lines by speakers that they know: evaluate a published model, or a server"
+            )
+
+
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder that speaks the lines of problems."""
     generator, tokenizer = generator_of(cfg, folder, device)
 
     def prompt(question: Question) -> Prompt:
-        problem = question.problem
-        return Prompt(problem, prompt_ids(line_of(dict(problem.meta), problem.text), tokenizer))
+        return Prompt(question.problem, prompt_ids(asked_line(question), tokenizer))
 
     return engine_of(cfg.generator, generator, tokenizer, prompt=prompt)
 
@@ -86,8 +103,7 @@ def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, se
     """Write a WAV of a spoken line; returns a line to print. ConfigError for a line that the model cannot say, or a
     folder without a model."""
     sentences.check_line(line)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} holds no model: train one (make train RECIPE={cfg.name}), or give --model")
+    check_model(cfg, folder)
     generator, tokenizer = generator_of(cfg, folder, torch.device("cpu"))
     layout = layout_of(cfg, tokenizer)
     sampling = Sampling(temperature=temperature, seed=seed, max_tokens=cfg.max_tokens)
@@ -95,6 +111,12 @@ def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, se
     audio.write_wav(out, load_decoder(cfg).decode(take.codes).numpy(), speech.RATE)
     ended = "" if take.ended else ", cut off: it did not end by itself"
     return f"{out}: {take.groups * GROUP_SECONDS:.2f} s, {take.groups} groups of tokens{ended}"
+
+
+def check_model(cfg: Config, folder: Path) -> None:
+    """ConfigError for a folder without a model."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no model: train one (make train RECIPE={cfg.name}), or give --model")
 
 
 # -- the data engine ------------------------------------------------------------------------------------------------
@@ -156,9 +178,8 @@ def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -
 
 
 def run_engine(run: Run[Config], teacher: Path) -> Kept:
-    """Takes of the engine's lines by the teacher, filtered; the report goes to engine/report.json."""
+    """Takes of the engine's lines by the teacher, filtered."""
     cfg, kind = run.config, run.config.engine
-    folder = run.dir / "engine" if kind.folder is None else ROOT / kind.folder
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
     sampling = Sampling(
@@ -168,19 +189,36 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
         max_tokens=cfg.max_tokens,
         seed=cfg.seed,
     )
-    lines = engine_lines(cfg)
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
-    made = {"filter": None, "folder": None, "seed": cfg.seed, "tokenizer": codebooks.digest, "teacher": weights}
-    settings = to_dict(kind) | made
-    if kind.repetition is None:
-        del settings["repetition"]  # takes without it are those that were made before it could be asked for
-    identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
+    speak_lines = speak(generator, tokenizer, layout, sampling)
     measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))
+    makers = {"tokenizer": codebooks.digest, "teacher": weights}
+    return spoken(run, engine_lines(cfg), speak_lines, measured, layout, makers)
+
+
+def spoken(
+    run: Run[Config],
+    lines: Sequence[Line],
+    speak_lines: speech.Speak,
+    judge: Judge,
+    layout: TokenLayout,
+    makers: Mapping[str, str],
+) -> Kept:
+    """Takes of lines, spoken and measured shard by shard in the engine's folder, then filtered; the report goes to
+    engine/report.json of the run.
+
+    ``makers``: digests of what makes them beside the engine's config and the seed. ConfigError, or DataError, for
+    shards of anything else in the folder, and for shards without a measure that the config asks for.
+    """
+    cfg, kind = run.config, run.config.engine
+    folder = run.dir / "engine" if kind.folder is None else ROOT / kind.folder
+    settings = to_dict(kind) | {"filter": None, "folder": None, "seed": cfg.seed, **makers}
+    identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:16]
     files = speech.run_engine(
         folder,
         lines,
-        speak(generator, tokenizer, layout, sampling),
-        measured,
+        speak_lines,
+        judge,
         identity=identity,
         shard=kind.shard,
         process=run.rank,
@@ -202,19 +240,25 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
 
 def student_takes(run: Run[Config], teacher: Path) -> list[Take]:
     """Utterances that the student learns, by ``source``."""
+    if run.config.source == "recordings":
+        return limited(run.config, recordings(run.config, "train"))
+    return chosen(run, run_engine(run, teacher))
+
+
+def chosen(run: Run[Config], kept: Kept) -> list[Take]:
+    """Takes of the engine that the student learns, by ``source``. ConfigError where there are none."""
     cfg = run.config
-    match cfg.source:
-        case "recordings":
-            takes = recordings(cfg, "train")
-        case "all":
-            takes = [each.take for each in run_engine(run, teacher).spoken]
-        case "kept":
-            takes = [each.take for each in run_engine(run, teacher).passed]
-        case "best":
-            takes = [each.take for each in run_engine(run, teacher).best]
+    takes = {"all": kept.spoken, "kept": kept.passed, "best": kept.best}[cfg.source]
     if not takes:
         raise ConfigError(
             f"source={cfg.source}: no take of the engine passes its filters: {run.dir / 'engine' / 'report.json'} says "
             "which refused how many: loosen engine.filter, or train the teacher for longer"
         )
+    return limited(cfg, [each.take for each in takes])
+
+
+def limited(cfg: Config, takes: list[Take]) -> list[Take]:
+    """The first ``limit`` takes. ConfigError where there are fewer, since a comparison would not be at equal numbers."""
+    if cfg.limit is not None and len(takes) < cfg.limit:
+        raise ConfigError(f"limit={cfg.limit}, but source={cfg.source} has {len(takes)} takes: lower the limit")
     return takes[: cfg.limit]

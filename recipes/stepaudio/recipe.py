@@ -7,15 +7,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from recipes.stepaudio import data
 from recipes.stepaudio.config import PACKAGES, Config
-from recipes.stepaudio.data import check_codec, prepare, text_tokenizer
-from recipes.stepaudio.model import open_engine, student_takes
+from recipes.stepaudio.data import check_codec, text_tokenizer
+from recipes.stepaudio.evaluation.open import open_engine
+from recipes.stepaudio.model import student_takes
+from recipes.stepaudio.released import data as released_data
+from recipes.stepaudio.released import model as released
 from recipes.stepaudio.report import write_report
 from recipes.stepaudio.stages import train_by_reward, train_student, train_teacher
 from recipes.stepaudio.tasks import tasks
 from stepstack.core import preflight
 from stepstack.core.run import Run
 from stepstack.harness.training.outcome import measure, report_outcome
+from stepstack.models.lm.config import Pretrained
 
 __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
 
@@ -27,6 +32,9 @@ def train(run: Run[Config]) -> None:
     heard."""
     cfg = run.config
     preflight.refuse(preflight.packages(cfg))
+    if isinstance(cfg.model, Pretrained):
+        train_published(run)
+        return
     check_codec(cfg)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
@@ -40,6 +48,15 @@ def train(run: Run[Config]) -> None:
             evaluate(run, "student", student)
         evaluate(run, "after", model)
         report_outcome(run, write_report)
+    run.finish()
+
+
+def train_published(run: Run[Config]) -> None:
+    """A published model learns takes in files, or what a published teacher speaks; it is heard where the config asks
+    for it and names what plays its codes."""
+    student = released.train(run)
+    if run.config.evals:
+        evaluate(run, "after", student)
     run.finish()
 
 
@@ -59,11 +76,13 @@ def missing_judges(cfg: Config) -> str:
 
 def describe(cfg: Config) -> dict[str, Any]:
     """Numbers that follow from those of a config, for ``--dry-run``."""
-    teacher, spoken = cfg.teacher, cfg.data.engine * cfg.engine.takes
+    if isinstance(cfg.model, Pretrained):
+        return describe_published(cfg, cfg.model)
+    teacher, spoken, shape = cfg.teacher, cfg.drawn.engine * cfg.engine.takes, cfg.student_shape
     return {
-        "teacher": f"{teacher.model.size:,} parameters, {teacher.steps} updates on {cfg.data.train} recordings",
-        "engine": f"{spoken} takes of {cfg.data.engine} texts",
-        "student": f"{cfg.model.size:,} parameters, {cfg.steps} updates on {cfg.source}",
+        "teacher": f"{teacher.model.size:,} parameters, {teacher.steps} updates on {cfg.drawn.train} recordings",
+        "engine": f"{spoken} takes of {cfg.drawn.engine} texts",
+        "student": f"{shape.size:,} parameters, {cfg.steps} updates on {cfg.source}",
         "distilled by": "takes alone" if cfg.distill is None else f"takes, and {cfg.distill.divergence} by token",
         "reinforced by": reinforced(cfg),
         "evaluated by": missing_judges(cfg) or cfg.judge,
@@ -77,3 +96,22 @@ def reinforced(cfg: Config) -> str:
     if cfg.rl is None:
         return "nothing"
     return f"{cfg.rl.reward.type} reward, {cfg.rl.steps} steps of {cfg.rl.prompts} lines x {cfg.rl.takes} takes"
+
+
+def describe_published(cfg: Config, place: Pretrained) -> dict[str, Any]:
+    """The same of a published model."""
+    length = f"{cfg.steps} updates" if cfg.epochs is None else f"{cfg.epochs:g} epochs"
+    teacher = "none" if cfg.engine.teacher is None else f"{cfg.engine.teacher.path}, {cfg.engine.takes} takes of a line"
+    return {
+        "student": f"{place.path}, {length} of {cfg.batch} on {cfg.source}",
+        "teacher": teacher,
+        "micro-batch": f"up to {cfg.layout.max_tokens} tokens, {'packed' if cfg.layout.pack else 'padded'}",
+        "played by": cfg.released.decoder or "nothing: give released.decoder",
+        "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",
+        "folder": cfg.folder,
+    }
+
+
+def prepare(cfg: Config) -> str:
+    """``stepstack data``: tokens of recordings, by the offline voice or from files."""
+    return released_data.prepare(cfg) if isinstance(cfg.model, Pretrained) else data.prepare(cfg)

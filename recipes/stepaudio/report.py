@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
+from data.drawn.splits import Split
 from data.media import audio
 from data.sets.speech import RATE
 from recipes.stepaudio.config import Config
@@ -13,8 +13,11 @@ from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tok
 from stepstack.config import Resolved, build
 from stepstack.harness.answers import Sample
 from stepstack.harness.training import outcome
-from stepstack.harness.training.outcome import Columns, side_by_side
-from stepstack.report.html import Marked, Report
+from stepstack.harness.training.outcome import Columns, Result, side_by_side
+from stepstack.models.speech.mel import log_mel
+from stepstack.models.speech.tokenizer import FRAMES, Codes
+from stepstack.report.html import Marked, Report, Sound
+from stepstack.report.spectrogram import spectrogram_png
 from stepstack.scoring.speech import word_errors
 
 CURVES = {"Loss of the student": ("policy/loss",), "Entropy, nats per token": ("policy/entropy",)}
@@ -39,27 +42,31 @@ def write_report(folder: Path) -> Path:
 
 
 def _players(report: Report, columns: Columns, folder: Path) -> None:
-    """Table of lines: the text, the recording as the codec plays it, and each model's take with what was heard."""
+    """Table of lines: the text, the recording as the codec plays it, and each model's take, with spectrograms and what
+    was heard."""
     file = folder / "config.json"
     cfg: Config = build(Config, Resolved(file, json.loads(file.read_text())["config"], {}))
-    decoder, takes = load_decoder(cfg), recordings(cfg, "test")
+    split: Split = "test" if all("test" in column for column in columns.values()) else "select"
+    shown: list[dict[str, Result]] = [{split: column[split]} if split in column else {} for column in columns.values()]
+    decoder, takes = load_decoder(cfg), recordings(cfg, split)
     layout = layout_of(cfg, text_tokenizer(cfg))
 
-    def sound(ids: Sequence[int]) -> bytes:
-        codes = layout.split(layout.whole_groups(ids))
-        return audio.wav(decoder.decode(codes).numpy(), RATE) if codes[0] else b""
+    def sound(codes: Codes, words: Marked = ()) -> Sound:
+        if not codes[0]:
+            return Sound(b"", words=words)
+        wave = decoder.decode(codes)
+        return Sound(audio.wav(wave.numpy(), RATE), spectrogram_png(log_mel(wave, FRAMES).numpy()), words)
 
-    def heard(sample: Sample) -> Marked:
-        marks = word_errors(sample.problem, sample.answer or "", "spoken-en").marks
-        return [(word, kind != "equal") for word, kind in marks]
-
-    rows: list[list[bytes | Marked]] = []
-    for samples in side_by_side(*columns.values())[:PLAYED]:
+    rows: list[list[Sound | str]] = []
+    for samples in side_by_side(*shown)[:PLAYED]:
         take = takes[samples[0].index]
-        line = f"{take.line.speaker} {take.line.tag} {take.line.text}"
-        row: list[bytes | Marked] = [[(line, False)], audio.wav(decoder.decode(take.codes).numpy(), RATE)]
-        for sample in samples:
-            row += [sound(sample.ids or ()), heard(sample)]
-        rows.append(row)
-    heads = [head for when in columns for head in (HEADS.get(when, when), "heard")]
-    report.sounds("Listen", ("line", "recording, through the codec", *heads), rows)
+        line = " ".join(filter(None, (take.line.speaker, take.line.tag, take.line.text)))
+        spoken = [sound(layout.split(layout.whole_groups(sample.ids or ())), _heard(sample)) for sample in samples]
+        rows.append([line, sound(take.codes), *spoken])
+    heads = [HEADS.get(when, when) for when in columns]
+    report.sounds("Listen: wrong words are marked", ("text", "recording, through the codec", *heads), rows)
+
+
+def _heard(sample: Sample) -> Marked:
+    marks = word_errors(sample.problem, sample.answer or "", "spoken-en").marks
+    return [(word, kind != "equal") for word, kind in marks]

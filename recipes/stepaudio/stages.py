@@ -69,7 +69,7 @@ def train_student(run: Run[Config], takes: Sequence[Take], tokenizer: PreTrained
     runs/<name>/student. Where the config distils, it learns beside each token what else the teacher would have said."""
     cfg, layout = run.config, layout_of(run.config, tokenizer)
     inner = run if cfg.rl is None else stage(run, "student")
-    lm = _new(inner, cfg.model, tokenizer)
+    lm = _new(inner, cfg.student_shape, tokenizer)
     mask = mask_of(layout, lm)
     policy = Policy(lm, mask=mask)
     loss: supervised.Loss = supervised.likelihood

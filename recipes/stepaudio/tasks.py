@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 from data.drawn import sentences
-from data.drawn.sentences import Line
+from data.drawn.sentences import Line, Sentences
+from data.sets.speech import Take
 from recipes.stepaudio.config import Config
-from recipes.stepaudio.data import prompt_text, split_lines
+from recipes.stepaudio.data import prompt_text, recordings, split_lines
+from recipes.stepaudio.evaluation.chats import chat_tasks
+from recipes.stepaudio.evaluation.spoken import seed_tasks, spoken_task
 from recipes.stepaudio.model import line_of
+from recipes.stepaudio.released.data import takes
 from recipes.stepaudio.reward import score_answers
+from stepstack.generation.prompts import Resynthesis, SpeechPrompt
 from stepstack.generation.types import Budget, Sampling
 from stepstack.harness.metrics import Metric, part
 from stepstack.harness.task import Task
@@ -20,12 +26,14 @@ from stepstack.records import Problem
 
 def tasks(cfg: Config) -> list[Task]:
     """``test``: unseen texts; ``swapped``: the same with another speaker and tag; ``select``: what is watched."""
-    lines = {
+    if not isinstance(cfg.data, Sentences):
+        return benchmarks(cfg)
+    own = {
         "test": lambda: split_lines(cfg, "test"),
         "swapped": lambda: [sentences.swapped(line) for line in split_lines(cfg, "test")],
         "select": lambda: split_lines(cfg, "select"),
     }
-    return [
+    drawn = [
         Task(
             name=name,
             version=1,
@@ -36,7 +44,39 @@ def tasks(cfg: Config) -> list[Task]:
             budget=Sampling(temperature=0.0, max_tokens=cfg.max_tokens),
             metrics=metrics,
         )
-        for name, make in lines.items()
+        for name, make in own.items()
+    ]
+    return [*drawn, *benchmarks(cfg)]
+
+
+def benchmarks(cfg: Config) -> list[Task]:
+    """Tasks whose answers are files of sound: the test lines (``clips``, which can be voted on), their recordings as
+    the codec plays them (``resynthesis``), seed-tts-eval's sets, and questions that a served model answers."""
+    kind, most = cfg.benchmarks, cfg.max_tokens
+    temperature = 0.0 if isinstance(cfg.data, Sentences) else 0.7  # the released code's
+
+    @cache
+    def recorded() -> list[Take]:
+        return recordings(cfg, "test") if isinstance(cfg.data, Sentences) else takes(cfg, "test")
+
+    def clips(data: Path) -> list[Problem]:
+        lines = [take.line for take in recorded()]
+        return [Problem(k, line.text, line.key, {"line": line.key}) for k, line in enumerate(lines)]
+
+    def spoken(problem: Problem) -> SpeechPrompt:
+        line = recorded()[problem.index].line
+        return SpeechPrompt(line.text, line.speaker, line.tag)
+
+    def played(problem: Problem) -> Resynthesis:
+        linguistic, semantic = recorded()[problem.index].codes
+        return Resynthesis(problem.text, (tuple(linguistic), tuple(semantic)))
+
+    task = partial(spoken_task, rows=clips, cfg=kind, normaliser=kind.normaliser, max_tokens=most, compared=False)
+    return [
+        task("clips", "unseen texts as sounds", request=spoken, temperature=temperature),
+        task("resynthesis", "the codec alone: recordings of the same texts", request=played),
+        *seed_tasks(kind, most),
+        *chat_tasks(kind),
     ]
 
 

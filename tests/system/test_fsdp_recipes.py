@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.recipes import test_stepaudio_released as released
 from tests.system import fsdp, hooks
 from tests.system.processes import checkpoint, differences, ok, rows, samples, train
 
@@ -216,6 +217,19 @@ def test_steplaw(tmp_path):
     losses = [[float(row["loss"]) for row in csv.DictReader((run / "sweep.csv").open())] for run in (one, two)]
     assert len(losses[0]) == 2
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_stepaudio_of_a_published_model(tmp_path):
+    """The 3B config with a tiny random model and the published codebooks' sizes: embeddings at five times the rate."""
+    words = released.words(tmp_path)
+    words = [word for word in words if not word.startswith(("launch=", "student.optim.lr="))]
+    words += ["student.optim.lr=1e-3", "student.optim.eps=1e-3", "launch={nodes: 1, threads: 1}", "epochs=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone(one, "stepaudio-3b", *words, "launch={file: cpu, processes_per_node: 1}")
+    sharded(two, "stepaudio-3b", *words)
+    assert len(rows(one)) == 4
+    follows(one, two)
+    assert apart(one, two) < 1e-5
 
 
 @pytest.mark.parametrize("words", [("dpo.reference=cached",), ("dpo.reference=model", "dpo.policy.lora={r: 2}")])

@@ -11,10 +11,15 @@ HELP = "which of two models' clips: blind votes, and a table"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    clips = "clips of a model: an evaluation of ti2v_eval, or files named as its pictures"
+    clips = "clips of a model: an evaluation (runs/<name>/evals/<label>/<task>-...), or files named as ti2v_eval's"
     parser.add_argument("a", type=Path, help=clips)
     parser.add_argument("b", type=Path, help="clips of the model that it is compared with")
     parser.add_argument("--out", type=Path, required=True, help="folder of the votes; the same command goes on there")
+    kinds = ("ti2v_eval", "speech")
+    of = "ti2v_eval: clips of its first frames; speech: spoken answers of two evaluations of one task"
+    parser.add_argument("--of", choices=kinds, default="ti2v_eval", help=of)
+    voices = "of speech: meta file of the evaluation, whose recordings of the voice are heard too"
+    parser.add_argument("--voices", type=Path, metavar="META", help=voices)
     add_data(parser)
     parser.add_argument("--common", action="store_true", help="compare what both have, where one lacks clips")
     table = ("votes", "first_frame")
@@ -27,11 +32,19 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from data.sets import ti2v_eval
+    from data.sets import spoken_pairs, ti2v_eval
+    from stepstack.config import ConfigError
     from stepstack.harness.human import pairwise, votes
 
-    pairs = ti2v_eval.pairs(args.data / ti2v_eval.FOLDER, args.a, args.b, common=args.common)
-    study = votes.Study(folder=args.out, pairs=pairs, questions=ti2v_eval.DIMENSIONS, seed=args.seed)
+    if args.of == "speech":
+        if args.table == "first_frame":
+            raise ConfigError("--table first_frame looks at clips: sounds have none: give --table")
+        pairs = spoken_pairs.pairs(args.a, args.b, args.voices, common=args.common)
+        questions = spoken_pairs.questions(pairs)
+    else:
+        pairs = ti2v_eval.pairs(args.data / ti2v_eval.FOLDER, args.a, args.b, common=args.common)
+        questions = ti2v_eval.DIMENSIONS
+    study = votes.Study(folder=args.out, pairs=pairs, questions=questions, seed=args.seed)
     judge: pairwise.Judge = ti2v_eval.FirstFrameJudge() if args.table == "first_frame" else votes.Votes(study)
     if args.table is None:
         votes.serve(study, args.port, args.open)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -93,8 +93,19 @@ class HfGenerator:
         if wave:
             yield from self._wave(wave, sampling)
 
+    def stream(self, prompt: Prompt, sampling: Sampling, watch: Callable[[int], None]) -> Rollout:
+        """One rollout, the same as ``generate`` gives; ``watch`` is called with each of its tokens as it is sampled.
+        ValueError where more than one sample is asked for."""
+        if sampling.n != 1:
+            raise ValueError(f"sampling.n={sampling.n}: one sample can be watched, not several")
+        response_budget(prompt, sampling, self.max_positions)
+        [group] = self._wave([prompt], sampling, watch)
+        return group.rollouts[0]
+
     @torch.no_grad()
-    def _wave(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
+    def _wave(
+        self, prompts: Sequence[Prompt], sampling: Sampling, watch: Callable[[int], None] | None = None
+    ) -> Iterator[Group]:
         n, rows = sampling.n, len(prompts) * sampling.n
         width = max(len(p.ids) for p in prompts)
         budgets = torch.tensor(
@@ -122,6 +133,8 @@ class HfGenerator:
                 logits = without_repetition(logits, recent, sampling.repetition)
             token, logp = sample(logits, noise[t], sampling)
             trail.append((alive, token, logp))
+            if watch is not None:
+                watch(int(token[0]))
             recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
             kind = kinds[token]
             for at in ((kind > 0) & going).nonzero()[:, 0].tolist():

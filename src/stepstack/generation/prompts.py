@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from stepstack.records import Picture
@@ -36,9 +37,53 @@ class ClipPrompt:
     lossless: bool = False
 
 
-# Plain text that the model continues, a chat that the model's own template renders, a question about pictures, or a
-# clip to be made.
-Request = str | Sequence[Message] | Pictured | ClipPrompt
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording of speech and its words."""
+
+    text: str
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPrompt:
+    """A text to be spoken. ``tag`` says how, such as "(fast1)"; ``speaker`` names a voice that the model learned, ""
+    for that of the ``reference`` alone."""
+
+    text: str
+    speaker: str = ""
+    tag: str = ""
+    reference: Recording | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resynthesis:
+    """A recording that the codec is to encode and play again; given its codes (linguistic, semantic), play alone."""
+
+    text: str
+    sound: Path | tuple[tuple[int, ...], tuple[int, ...]]
+
+
+class SpokenTurn(NamedTuple):
+    """One turn of a spoken chat: its words, and the recording of them where there is one."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenChat:
+    """A chat whose turns may be recordings, which a model that hears is sent in place of their words."""
+
+    turns: tuple[SpokenTurn, ...]
+
+
+NotText = Pictured | ClipPrompt | SpeechPrompt | Resynthesis | SpokenChat
+
+# Plain text that the model continues, a chat that the model's own template renders, a question about pictures, a clip
+# to be made, or speech.
+Request = str | Sequence[Message] | NotText
 
 
 class Tokenizer(Protocol):

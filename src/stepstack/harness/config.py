@@ -1,4 +1,4 @@
-"""Settings of data that is a task file. No torch."""
+"""Settings of data that is a task file, and of judges. No torch."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ class TaskData(Strict):
     @property
     def user_files(self) -> tuple[str, ...]:
         return (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedJudge(Strict):
+    """A model on an OpenAI-compatible server that judges answers."""
+
+    url: str
+    """Address of the server, http://host:port."""
+    model: str | None = None
+    """Name of the model there; null: the one that the server lists."""
+    key_file: str | None = None
+    """File that holds the API key; null: the server asks for none."""
+    concurrency: PositiveInt = 32
+    """Requests in flight."""

@@ -15,7 +15,7 @@ from typing import Any
 from stepstack.config import ConfigError
 from stepstack.core.progress import Progress
 from stepstack.core.types import ProcessGroup
-from stepstack.generation.prompts import ClipPrompt, Pictured, Request
+from stepstack.generation.prompts import ClipPrompt, Pictured, Request, Resynthesis, SpeechPrompt, SpokenChat
 from stepstack.generation.types import Answer, Budget, EngineError
 from stepstack.harness import answers as io
 from stepstack.harness.answers import Sample
@@ -189,7 +189,14 @@ def _scored(task: Task, answered: Sequence[tuple[Question, list[Answer]]]) -> li
 
 
 def request_text(request: Request) -> str:
-    """A request as text: a chat as "role: content" lines, pictures as their references."""
+    """A request as text: a chat as "role: content" lines, pictures as their references, a text to be spoken after its
+    speaker and tag."""
     if isinstance(request, Pictured | ClipPrompt):
         return "\n".join([*map(repr, request.pictures), request.text])
+    if isinstance(request, Resynthesis):
+        return request.text
+    if isinstance(request, SpokenChat):
+        return "\n".join(f"{turn.role}: {turn.text}" for turn in request.turns)
+    if isinstance(request, SpeechPrompt):
+        return " ".join(filter(None, (request.speaker, request.tag, request.text)))
     return request if isinstance(request, str) else "\n".join(f"{m.role}: {m.content}" for m in request)

@@ -27,6 +27,8 @@ figcaption { font-size: .85rem; white-space: pre-wrap; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); }
 .side { display: flex; gap: 1rem; margin: 1rem 0; border-top: 1px solid #ddd; } .side div { flex: 1; }
 .side p { margin: .3rem 0; white-space: pre-wrap; } .side img { image-rendering: pixelated; border: 4px solid #fff; }
+audio { display: block; width: 17rem; height: 2.2rem; } mark { background: #fbb; }
+.spectrogram { display: block; width: 17rem; height: 6rem; margin: .3rem 0; image-rendering: auto; }
 .grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 """
 
@@ -39,8 +41,19 @@ class FramedPicture:
     frame: str = ""
 
 
-Column = tuple[str, Sequence["str | FramedPicture"]]  # heading, lines and pictures below it
 Marked = Sequence[tuple[str, bool]]  # words, each with whether it is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A WAV with its player, the picture of its spectrogram (PNG), and the words that were heard in it."""
+
+    wav: bytes
+    png: bytes = b""
+    words: Marked = ()
+
+
+Column = tuple[str, Sequence["str | FramedPicture"]]  # heading, lines and pictures below it
 
 
 class Report:
@@ -79,9 +92,9 @@ class Report:
             body += '<div class="side">' + "".join(f"<div>{column}</div>" for column in columns) + "</div>"
         self.parts.append(f"<h2>{html.escape(title)}</h2>{body}")
 
-    def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[bytes | Marked]]) -> None:
-        """Add a table of players and texts: a cell of bytes is a WAV; a text is words, each with whether it is marked
-        as wrong."""
+    def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Sound | str]]) -> None:
+        """Add a table of texts and sounds, the wrong words of which are marked. A sound without a WAV has words
+        alone."""
         cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
         body = "".join("<tr>" + "".join(f"<td>{_sound_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
@@ -143,10 +156,14 @@ class Report:
         return path
 
 
-def _sound_cell(cell: bytes | Marked) -> str:
-    if isinstance(cell, bytes):
-        return f'<audio controls preload="none" src="data:audio/wav;base64,{base64.b64encode(cell).decode()}"></audio>'
-    return " ".join(f"<mark>{html.escape(word)}</mark>" if wrong else html.escape(word) for word, wrong in cell)
+def _sound_cell(cell: Sound | str) -> str:
+    if isinstance(cell, str):
+        return html.escape(cell)
+    wav, png = (base64.b64encode(content).decode() for content in (cell.wav, cell.png))
+    player = f'<audio controls preload="none" src="data:audio/wav;base64,{wav}"></audio>' if wav else ""
+    picture = f'<img class="spectrogram" alt="" src="data:image/png;base64,{png}">' if png else ""
+    words = " ".join(f"<mark>{html.escape(word)}</mark>" if bad else html.escape(word) for word, bad in cell.words)
+    return f"{player}{picture}<div>{words}</div>"
 
 
 def script_page(title: str, script: Path, body: str, policy: str = "") -> str:

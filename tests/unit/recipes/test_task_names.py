@@ -20,6 +20,7 @@ PREPARED = "data={type: prepared, set: refcoco, folder: FOLDER, evals: [testA=a.
         "orz-7b",
         "perception-tiny",
         "perception-tiny-ocr",
+        "stepaudio-3b",
         "stepaudio-tiny",
         "steplaw-tiny",
         "stepvideo-tiny",

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from stepstack.generation.build import build_generator, refuse_server
 from stepstack.generation.config import GeneratorConfig
-from stepstack.generation.prompts import ClipPrompt, Pictured, encode
+from stepstack.generation.prompts import NotText, encode
 from stepstack.generation.types import Answer, Budget, EngineError, Generator, Prompt, Sampling, response_budget
 from stepstack.harness.engine import Question
 from stepstack.models.lm import pretrained
@@ -93,8 +93,10 @@ class GeneratorEngine:
             yield by_index[group.prompt.problem.index], list(group.rollouts)
 
     def _of_text(self, question: Question) -> Prompt:
-        if isinstance(question.request, Pictured | ClipPrompt):
-            raise EngineError(f"the engine {self.facts} reads no pictures: evaluate with a config of their recipe")
+        if isinstance(question.request, NotText):
+            raise EngineError(
+                f"the engine {self.facts} reads and answers text alone: evaluate with a config of their recipe"
+            )
         return Prompt(question.problem, encode(question.request, self.tokenizer))
 
     @torch.no_grad()

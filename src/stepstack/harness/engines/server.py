@@ -9,6 +9,7 @@ top_k and penalties.
 from __future__ import annotations
 
 import asyncio
+import base64
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from stepstack.config import ConfigError, Strict
 from stepstack.generation import http
-from stepstack.generation.prompts import ClipPrompt, Pictured
+from stepstack.generation.prompts import NotText, SpokenChat, SpokenTurn
 from stepstack.generation.types import Answer, Budget, EngineError, Finish, Sampling, rollout_seed
 from stepstack.harness.engine import Question
 
@@ -123,10 +124,13 @@ class ServerEngine:
         if sampling.top_k > 0:
             body["top_k"] = sampling.top_k
         failed = Answer(problem=question.problem, sample=sample, finish="error")
-        if isinstance(question.request, Pictured | ClipPrompt):
-            raise EngineError(f"{self.url} is asked in text only: evaluate pictures with an engine of their recipe")
+        if isinstance(question.request, NotText) and not isinstance(question.request, SpokenChat):
+            raise EngineError(f"{self.url} is asked in text only: evaluate all else with an engine of their recipe")
         if isinstance(question.request, str):
             path, body["prompt"] = "/v1/completions", question.request
+        elif isinstance(question.request, SpokenChat):
+            path = "/v1/chat/completions"
+            body["messages"] = [{"role": turn.role, "content": _heard(turn)} for turn in question.request.turns]
         else:
             path = "/v1/chat/completions"
             body["messages"] = [message._asdict() for message in question.request]
@@ -213,6 +217,14 @@ async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -
         return {"finish": "error", "error": f"the server ended the answer with {finish!r}"}
     ended: Finish = "stop" if finish == "stop" else "length"
     return {"text": text, "tokens": pieces if usage is None else usage, "finish": ended}
+
+
+def _heard(turn: SpokenTurn) -> str | list[dict[str, Any]]:
+    """Content of a turn: its words, or its recording in the form of OpenAI's API."""
+    if turn.file is None:
+        return turn.text
+    sound = {"data": base64.b64encode(turn.file.read_bytes()).decode(), "format": turn.file.suffix.lstrip(".").lower()}
+    return [{"type": "input_audio", "input_audio": sound}]
 
 
 def _key(file: str | None) -> str:

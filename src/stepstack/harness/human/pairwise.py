@@ -23,12 +23,16 @@ ALL = "total"
 
 @dataclass(frozen=True, slots=True)
 class ClipPair:
-    """``group``: what figures are split by, as a domain. ``picture``: the first frame that both models were given."""
+    """Clips of one item by two models, of pictures or of sound.
+
+    ``group``: what figures are split by, as a domain. ``given``: the first frame, or the recording of a voice, that
+    both models were given; None where it was the prompt alone.
+    """
 
     name: str
     group: str
     prompt: str
-    picture: Path
+    given: Path | None
     a: Path
     b: Path
 

@@ -4,7 +4,9 @@
 
 const SIDES = ["left", "tie", "right"];
 const KEYS = { ArrowLeft: "left", ArrowDown: "tie", ArrowRight: "right", 1: "left", 2: "tie", 3: "right" };
-const HELP = "← left, ↓ tie, → right (or 1 2 3); Backspace takes one back; Enter saves and goes on; P goes back; R plays again";
+const HELP = "← left, ↓ tie, → right (or 1 2 3); Backspace takes one back; Enter saves and goes on; P goes back; R plays again; sound: A plays the left, D the right, W the voice";
+const GIVEN = { image: "first frame", audio: "voice" };
+const PLAYED = { a: "left", d: "right", w: "given" }; // figures of sound, by key
 
 const main = document.getElementById("main");
 let annotator = "";
@@ -106,11 +108,14 @@ async function save() {
 async function load(pair) {
   const mine = ++shown;
   const who = encodeURIComponent(annotator);
-  const urls = [`/picture?pair=${pair.number}`, ...["left", "right"].map((s) => `/clip?pair=${pair.number}&side=${s}&annotator=${who}`)];
+  const clips = ["left", "right"].map((side) => [side, `/clip?pair=${pair.number}&side=${side}&annotator=${who}`]);
+  const urls = pair.given ? [["given", `/given?pair=${pair.number}`], ...clips] : clips;
   try {
-    const blobs = await Promise.all(urls.map(async (url) => (await fetch(url)).blob()));
+    const blobs = await Promise.all(urls.map(async ([, url]) => (await fetch(url)).blob()));
     if (mine !== shown) return;
-    blobs.forEach((blob, i) => put(["first frame", "left", "right"][i], blob));
+    silence(); // what leaves the page plays on
+    if (!pair.given) document.querySelector('figure[data-of="given"]').replaceChildren();
+    blobs.forEach((blob, i) => put(urls[i][0], blob));
     replay();
   } catch (error) {
     if (mine !== shown) return;
@@ -119,23 +124,42 @@ async function load(pair) {
   }
 }
 
-function put(label, blob) {
-  const figure = document.querySelector(`figure[data-of="${label}"]`);
-  const old = figure.querySelector("img, video");
+function put(place, blob) {
+  const figure = document.querySelector(`figure[data-of="${place}"]`);
+  const old = figure.querySelector("img, video, audio");
   if (old) URL.revokeObjectURL(old.src);
-  const kind = blob.type.startsWith("video/") ? "video" : "img";
-  const media = el(kind, { src: URL.createObjectURL(blob), ...(kind === "video" ? { loop: "", muted: "", playsinline: "" } : { alt: label }) });
+  const type = blob.type.split("/")[0];
+  const kind = { video: "video", audio: "audio" }[type] || "img";
+  const label = place === "given" ? GIVEN[type] : place;
+  const more = { video: { loop: "", muted: "", playsinline: "" }, audio: { controls: "" }, img: { alt: label } }[kind];
+  const media = el(kind, { src: URL.createObjectURL(blob), ...more });
   if (kind === "video") media.muted = true; // without it a browser does not play by itself
   figure.replaceChildren(media, el("figcaption", {}, label));
 }
 
-/** Both clips from their beginning, together. */
+/** Both clips from their beginning: pictures together, sounds one after the other. */
 function replay() {
+  if (sound("left")) return play("left", () => play("right"));
   for (const media of document.querySelectorAll("figure video")) {
     media.currentTime = 0;
     media.play();
   }
   for (const media of document.querySelectorAll("figure img")) media.src = media.src;
+}
+
+const sound = (place) => document.querySelector(`figure[data-of="${place}"] audio`);
+
+function silence() {
+  for (const media of document.querySelectorAll("figure audio")) media.pause(), (media.onended = null);
+}
+
+/** One sound from its beginning, the others silent. A browser that plays nothing before it was touched leaves it. */
+function play(place, then) {
+  silence();
+  const media = sound(place);
+  media.currentTime = 0;
+  media.onended = then || null;
+  media.play().catch(() => {});
 }
 
 document.addEventListener("keydown", (event) => {
@@ -147,6 +171,7 @@ document.addEventListener("keydown", (event) => {
   else if (key === "Enter") save();
   else if (key === "p" && at > 0) go(at - 1);
   else if (key === "r") replay();
+  else if (key in PLAYED && sound(PLAYED[key])) play(PLAYED[key]);
   else return;
   event.preventDefault();
 });
@@ -158,7 +183,7 @@ function ask(said) {
   const enter = (event) => (event.preventDefault(), begin(field.value));
   main.replaceChildren(
     el("h1", {}, "Which clip?"),
-    el("p", {}, "Two clips of one first frame and one prompt. Say of each question which is better, or that they tie."),
+    el("p", {}, "Two clips of one prompt. Say of each question which is better, or that they tie."),
     el("form", { onsubmit: enter }, el("label", {}, "Your name ", field), " ", el("button", {}, "Begin")),
     el("p", { class: "bad" }, said || ""),
   );
@@ -173,7 +198,7 @@ function render() {
     main.replaceChildren(
       el("header", { id: "header" }),
       el("p", { class: "prompt", id: "prompt" }),
-      el("div", { class: "clips" }, ...["first frame", "left", "right"].map((of) => el("figure", { "data-of": of }))),
+      el("div", { class: "clips" }, ...["given", "left", "right"].map((of) => el("figure", { "data-of": of }))),
       el("div", { id: "questions" }),
     );
   }
@@ -195,6 +220,7 @@ function render() {
 }
 
 function finish() {
+  silence();
   main.replaceChildren(el("h1", {}, "All saved. Thank you."), el("p", {}, el("button", { onclick: () => go(at) }, "look again")));
 }
 

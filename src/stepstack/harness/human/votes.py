@@ -37,6 +37,7 @@ TYPES = {
     ".gif": "image/gif",
     ".png": "image/png",
     ".jpg": "image/jpeg",
+    ".wav": "audio/wav",
 }
 
 Seen = Literal["left", "tie", "right"]
@@ -174,12 +175,12 @@ class VoteServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET / (the page), /pairs, /picture, /clip; POST /votes. Whatever is asked wrongly is answered by 400 and why."""
+    """GET / (the page), /pairs, /given, /clip; POST /votes. Whatever is asked wrongly is answered by 400 and why."""
 
     server: VoteServer
 
     def do_GET(self) -> None:
-        self._answer({"/": self._page, "/pairs": self._pairs, "/picture": self._picture, "/clip": self._clip})
+        self._answer({"/": self._page, "/pairs": self._pairs, "/given": self._given, "/clip": self._clip})
 
     def do_POST(self) -> None:
         self._answer({"/votes": self._vote})
@@ -222,12 +223,23 @@ class _Handler(BaseHTTPRequestHandler):
         content = {
             "study": self.server.id,
             "questions": study.questions,
-            "pairs": [{"number": n, "prompt": pair.prompt, "choices": cast.get(pair.name)} for n, pair in ordered],
+            "pairs": [
+                {
+                    "number": n,
+                    "prompt": pair.prompt,
+                    "given": pair.given is not None,
+                    "choices": cast.get(pair.name),
+                }
+                for n, pair in ordered
+            ],
         }
         return "application/json", _json(content)
 
-    def _picture(self, query: Mapping[str, str]) -> tuple[str, bytes]:
-        return _content(self.server.study.pair(_number(query)).picture)
+    def _given(self, query: Mapping[str, str]) -> tuple[str, bytes]:
+        given = self.server.study.pair(_number(query)).given
+        if given is None:
+            raise BadVote("this pair has nothing but its prompt")
+        return _content(given)
 
     def _clip(self, query: Mapping[str, str]) -> tuple[str, bytes]:
         study, annotator, side = self.server.study, annotator_of(query.get("annotator")), query.get("side", "")

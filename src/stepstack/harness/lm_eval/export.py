@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from stepstack.config import ConfigError
-from stepstack.generation.prompts import ClipPrompt, Pictured
+from stepstack.generation.prompts import NotText
 from stepstack.generation.types import Answer, Budget, Sampling
 from stepstack.harness.answers import Sample
 from stepstack.harness.evaluate import checked
@@ -150,7 +150,7 @@ def _cut(problem: Problem, number: int, text: str, stop: Sequence[str]) -> Answe
 
 def _row(task: Task, problem: Problem) -> dict[str, Any]:
     request = task.request(problem)
-    if isinstance(request, Pictured | ClipPrompt):
+    if isinstance(request, NotText):
         raise ConfigError(
             f"task {task.name}: its questions have pictures, which the export cannot write: evaluate it here"
         )

@@ -97,9 +97,13 @@ class ContextDecoder:
     tables: ContextTables
     steps: int = 32
 
-    def decode(self, codes: Codes) -> Tensor:
+    def mel(self, codes: Codes) -> Tensor:
+        """Log-mel [frames, bands] of whole groups; that of a group depends on one group before and one behind it."""
         stacked = self.semantic.decode(codes[1]) + self.tables.correction(codes)
-        return griffin_lim(stacked.reshape(-1, FRAMES.mels), FRAMES, self.steps)
+        return stacked.reshape(-1, FRAMES.mels)
+
+    def decode(self, codes: Codes) -> Tensor:
+        return griffin_lim(self.mel(codes), FRAMES, self.steps)
 
 
 @dataclass(frozen=True)

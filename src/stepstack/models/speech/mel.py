@@ -84,18 +84,25 @@ def magnitudes(log_mel_FC: Tensor, spec: MelSpec, steps: int = 12) -> Tensor:
     return found
 
 
-def griffin_lim(log_mel_FC: Tensor, spec: MelSpec, steps: int = 32, seed: int = 0) -> Tensor:
+def griffin_lim(
+    log_mel_FC: Tensor, spec: MelSpec, steps: int = 32, seed: int = 0, known_T: Tensor | None = None
+) -> Tensor:
     """Wave of frames x hop samples whose log-mel is near the given one: fast Griffin-Lim (Perraudin 2013, momentum
-    0.99) from random phases."""
+    0.99) from random phases. ``known_T``: samples that it begins with, which stay as they are: what follows goes on
+    from their phase."""
     magnitude, samples = magnitudes(log_mel_FC, spec), len(log_mel_FC) * spec.hop
     magnitude = torch.nn.functional.pad(magnitude, (0, 1))  # the frame that begins at the last sample
     angle = torch.rand(magnitude.shape, generator=torch.Generator().manual_seed(seed)) * 2 * torch.pi
     phase, before = torch.polar(torch.ones_like(angle), angle), torch.zeros_like(angle, dtype=torch.complex64)
     for _ in range(steps):
-        now = spectrum(_wave(magnitude * phase, spec, samples), spec)
+        now = spectrum(_begun(_wave(magnitude * phase, spec, samples), known_T), spec)
         fast = now + 0.99 * (now - before)
         phase, before = fast / fast.abs().clamp(min=1e-9), now
-    return _wave(magnitude * phase, spec, samples)
+    return _begun(_wave(magnitude * phase, spec, samples), known_T)
+
+
+def _begun(wave_T: Tensor, known_T: Tensor | None) -> Tensor:
+    return wave_T if known_T is None else torch.cat([known_T, wave_T[len(known_T) :]])
 
 
 def _wave(spectrum_: Tensor, spec: MelSpec, samples: int) -> Tensor:

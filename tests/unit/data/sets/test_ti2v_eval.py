@@ -118,7 +118,7 @@ def test_pairs_of_an_evaluation_and_of_another_engines_files(folder, tmp_path):
     result = ti2v_eval.pairs(folder, tmp_path / "evaluation", other)
     assert [(pair.name, pair.group) for pair in result] == [(NAMES[0], "real"), (NAMES[1], "real"), (NAMES[2], "anime")]
     assert (result[0].a, result[0].b) == (mine / f"{NAMES[0]}.mp4", other / f"{NAMES[0]}.mp4")
-    assert result[2].picture == folder / f"{NAMES[2]}.png"
+    assert result[2].given == folder / f"{NAMES[2]}.png"
     (mine / f"{NAMES[0]}.mp4").unlink()
     with pytest.raises(DataError, match="1 clips are gone"):
         ti2v_eval.pairs(folder, tmp_path / "evaluation", other)

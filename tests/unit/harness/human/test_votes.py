@@ -12,8 +12,10 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from data.media import audio
 from stepstack.config import ConfigError
 from stepstack.harness.human import pairwise, votes
 from stepstack.harness.human.pairwise import ClipPair, left_is_a
@@ -157,7 +159,7 @@ def test_what_is_asked_wrongly_is_named(study):
     with serving(study) as url:
         for path, said in (
             ("pairs", "annotator must be"),
-            ("picture?pair=x", "pair must be a number"),
+            ("given?pair=x", "pair must be a number"),
             ("clip?pair=1&annotator=kim", "side must be left or right, not ''"),
             ("clip?pair=1&side=left", "annotator must be"),
         ):
@@ -174,7 +176,7 @@ def test_nothing_that_the_page_gets_tells_the_models(study):
             get(url + path) for path in ("", "pairs?annotator=kim", "clip?pair=0&side=left&annotator=kim")
         )
         assert (page[0], page[2], clip[2]) == (200, "text/html; charset=utf-8", "video/mp4")
-        assert get(f"{url}picture?pair=5")[1:] == (b"picture 5", "image/png")
+        assert get(f"{url}given?pair=5")[1:] == (b"picture 5", "image/png")
         for text in (page[1], listed[1]):
             assert b"secret" not in text
             assert b"model-" not in text
@@ -219,3 +221,51 @@ def test_the_script_is_javascript():
         pytest.skip("no node here")
     script = Path(votes.__file__).parent / "votes.js"
     assert subprocess.run([node, "--check", str(script)], check=False).returncode == 0
+
+
+# ---- sounds
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Study:
+    """Tones of two models, a high one by the first and a low one by the second, after the recording of a voice."""
+    found = []
+    for i in range(COUNT):
+        files = {name: tmp_path / f"secret-{name}" / f"{i}.wav" for name in ("model-a", "model-b", "voice")}
+        for (name, file), pitch in zip(files.items(), (880, 220, 440), strict=True):
+            time = np.arange(4000 + 160 * i) / 16000
+            file.parent.mkdir(exist_ok=True)
+            audio.write_wav(file, (0.3 * np.sin(2 * np.pi * pitch * time)).astype(np.float32), 16000)
+            assert name
+        given = files["voice"] if i else None
+        found.append(ClipPair(f"{i}", "no tag", f"open box {i}", given, files["model-a"], files["model-b"]))
+    return Study(folder=tmp_path / "votes", pairs=found, questions={"naturalness": "Which sounds real?"})
+
+
+def pitch(content: bytes) -> float:
+    """Loudest frequency of a WAV in Hz."""
+    wave = np.frombuffer(content[44:], "<i2").astype(float)
+    return float(np.abs(np.fft.rfft(wave)).argmax() * 16000 / len(wave))
+
+
+def test_sounds_are_voted_on_blindly(sounds):
+    """A voter who hears only pitches is understood wherever the models stand."""
+    with serving(sounds) as url:
+        listed = json.loads(get(f"{url}pairs?annotator=kim")[1])["pairs"]
+        assert {row["number"]: row["given"] for row in listed} == {i: i > 0 for i in range(COUNT)}
+        status, answer, _ = get(f"{url}given?pair=0")
+        assert (status, json.loads(answer)["error"]) == (400, "this pair has nothing but its prompt")
+        assert pitch(get(f"{url}given?pair=5")[1]) == pytest.approx(440, abs=8)
+        for row in listed:
+            heard = {}
+            for side in ("left", "right"):
+                status, content, kind = get(f"{url}clip?pair={row['number']}&side={side}&annotator=kim")
+                assert (status, kind) == (200, "audio/wav")
+                heard[side] = pitch(content)
+            best = max(heard, key=heard.__getitem__)
+            assert vote(url, row["number"], naturalness=best)[0] == 200
+    [of_all] = [
+        r for r in pairwise.tallies(sounds.pairs, Votes(sounds)) if (r.dimension, r.group) == ("total", "total")
+    ]
+    assert (of_all.wins, of_all.losses, of_all.net.value) == (COUNT, 0, 1.0)
+    assert "secret" not in (sounds.folder / "study.json").read_text()
