@@ -258,7 +258,7 @@ def chosen(run: Run[Config], kept: Kept) -> list[Take]:
 
 
 def limited(cfg: Config, takes: list[Take]) -> list[Take]:
-    """The first ``limit`` takes. ConfigError where there are fewer, since a comparison would not be at equal numbers."""
+    """The first ``limit`` takes. ConfigError where there are fewer: sources would not be compared at equal numbers."""
     if cfg.limit is not None and len(takes) < cfg.limit:
         raise ConfigError(f"limit={cfg.limit}, but source={cfg.source} has {len(takes)} takes: lower the limit")
     return takes[: cfg.limit]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,11 @@ def test_sources(tmp_path, tokens, source, count):
     texts = {take.line.text for take in model.student_takes(run, teacher)}
     recorded = {line.text for line in data.split_lines(cfg, "train")}
     assert texts <= recorded if source == "recordings" else not texts & recorded
+    run.config = replace(cfg, limit=count - 1)
+    assert len(model.student_takes(run, teacher)) == count - 1
+    run.config = replace(cfg, limit=count + 1)
+    with pytest.raises(ConfigError, match=f"limit={count + 1}, but source={source} has {count} takes"):
+        model.student_takes(run, teacher)
 
 
 def test_rows_end_and_keep_the_layout(tokens, tmp_path):
