@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from scipy import stats
+from scipy import special, stats
 
 from stepstack.diffusion import flow
 from stepstack.diffusion.config import SamplerConfig, TimeConfig
@@ -27,6 +27,16 @@ def test_times_have_the_density_that_is_asked_for():
     assert stats.kstest(drawn(density="u"), integral).pvalue > 0.01
     tails = np.histogram(drawn(density="u"), bins=3, range=(0, 1))[0]
     assert min(tails[0], tails[2]) > 5 * tails[1]
+
+
+@pytest.mark.parametrize("density", ["uniform", "logit_normal", "u"])
+@pytest.mark.parametrize("shift", [0.5, 3.0, 13.0])
+def test_training_times_are_shifted_as_those_of_the_sampler(density, shift):
+    """A shift of logit(t) by -log(shift): the same draws, moved towards noise where the shift is above 1."""
+    plain, moved = (drawn(2000, density=density, shift=s).astype(np.float64) for s in (1.0, shift))
+    expected = special.expit(special.logit(plain) - np.log(shift))
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    assert (moved.mean() < plain.mean()) == (shift > 1)
 
 
 def test_the_path_leads_from_noise_to_data():

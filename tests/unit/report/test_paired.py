@@ -93,7 +93,21 @@ def test_samples_without_a_verdict_are_no_zeros():
     result = compare(rows([1.0, None], [0.0, 0.0], [None, None]), rows([1.0, 1.0], [1.0, None], [1.0, 1.0]))
     assert (result.n, result.unscored, result.ties, result.wins) == (2, 1, 1, 1)
     assert result.difference == 0.5
+    assert result.stderr == pytest.approx(stats.sem([0.0, 1.0]))  # of the two questions with a verdict, not of three
     assert "1 without a verdict are left out" in result.words("a", "b")
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.randoms(use_true_random=False))
+def test_the_standard_error_is_of_the_questions_that_count(a, random):
+    b = [random.choice(a) for _ in a]
+    a, b = [*a, [0.0, 1.0], [1.0, 1.0]], [*b, [1.0, 1.0], [None, None]]
+    means = [[[s for s in question if s is not None] for question in side] for side in (a, b)]
+    differences = [np.mean(y) - np.mean(x) for x, y in zip(*means, strict=True) if x and y]
+    result = compare(rows(*a), rows(*b))
+    assert (result.n, result.unscored) == (len(differences), len(a) - len(differences))
+    assert result.difference == pytest.approx(np.mean(differences))
+    assert result.stderr == pytest.approx(stats.sem(differences) if len(differences) > 1 else 0.0)
 
 
 def test_thousands_of_wins_do_not_give_a_p_of_zero():

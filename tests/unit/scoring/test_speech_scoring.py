@@ -130,3 +130,12 @@ def test_silences():
     assert (before, inner, after) == pytest.approx((0.1, 0.3, 0.2), abs=0.011)
     assert speech.silences(np.zeros(1600), rate) == (0.1, 0.0, 0.0)
     assert speech.silences(np.zeros(0), rate) == (0.0, 0.0, 0.0)
+
+
+def test_a_limit_of_nothing_is_a_limit():
+    """Zero is a threshold, though it equals False."""
+    limits = TakeFilter(wer=0.0, similarity=None, dnsmos=None, duration=None, silence=None, ended=False)
+    assert speech.failed_filters(TakeMeasures(wer=0.1), limits) == ("wer",)
+    assert speech.failed_filters(TakeMeasures(wer=0.0), limits) == ()
+    with pytest.raises(ValueError, match=r"filters \['wer'\] ask for what was not measured"):
+        speech.failed_filters(TakeMeasures(), limits)
