@@ -1,5 +1,5 @@
-"""Which field goes where in the losses of actor and critic: old, new, sampled and reference log-probabilities all differ,
-so that none can take another's place."""
+"""Which field goes where in the losses of actor and critic: old, new, sampled and reference log-probabilities all
+differ, so that none can take another's place."""
 
 import math
 
