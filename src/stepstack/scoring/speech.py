@@ -170,10 +170,11 @@ class TakeMeasures:
 
 def failed_filters(measures: TakeMeasures, limits: TakeFilter) -> tuple[str, ...]:
     """Names of the filters that a take does not pass. ValueError where one is asked that was not measured."""
-    asked = [item.name for item in fields(limits) if getattr(limits, item.name) not in (None, False)]
+    limit_of = {item.name: getattr(limits, item.name) for item in fields(limits)}
+    asked = [name for name, limit in limit_of.items() if limit is not None and limit is not False]  # 0.0 is a limit
     if unmeasured := [name for name in asked if getattr(measures, name) is None]:
         raise ValueError(f"filters {unmeasured} ask for what was not measured: set them to null, or install the judge")
-    return tuple(name for name in asked if not _passes(name, getattr(measures, name), getattr(limits, name)))
+    return tuple(name for name in asked if not _passes(name, getattr(measures, name), limit_of[name]))
 
 
 def _passes(name: str, value: float, limit: float | tuple[float, float]) -> bool:
