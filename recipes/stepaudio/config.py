@@ -286,6 +286,18 @@ class Config(RunConfig):
     """How rows become micro-batches."""
 
     @property
+    def engine_sampling(self) -> Sampling:
+        """How the engine's teacher speaks."""
+        kind = self.engine
+        return Sampling(
+            n=kind.takes,
+            temperature=kind.temperature,
+            repetition=kind.repetition,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+    @property
     def grpo(self) -> PpoConfig:
         """The stage ``rl`` as a run of PPO, which GRPO is a case of."""
         assert self.rl is not None

@@ -182,13 +182,7 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     cfg, kind = run.config, run.config.engine
     generator, tokenizer = generator_of(cfg, teacher, run.device)
     layout, codebooks = layout_of(cfg, tokenizer), load_tokenizer(cfg)
-    sampling = Sampling(
-        n=kind.takes,
-        temperature=kind.temperature,
-        repetition=kind.repetition,
-        max_tokens=cfg.max_tokens,
-        seed=cfg.seed,
-    )
+    sampling = cfg.engine_sampling
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
     speak_lines = speak(generator, tokenizer, layout, sampling)
     measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))

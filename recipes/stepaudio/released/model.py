@@ -76,7 +76,7 @@ def train(run: Run[Config]) -> Path:
     chat = ReleasedChat(cfg, tokenizer)
     learned, voices = student_takes(run, chat)
     lm = run.load(lambda: load(cfg, place), lambda: load(cfg, place, whole=False))
-    rows = data.rows(cfg, learned[: cfg.limit], voices, chat, int(lm.config.max_position_embeddings))
+    rows = data.rows(cfg, learned, voices, chat, int(lm.config.max_position_embeddings))
     steps = updates(cfg, len(rows))
     run.reseed()
     policy = run.trainable("policy", Policy(lm, mask=mask_of(cfg, chat, lm)), cfg.student, steps)
@@ -116,13 +116,7 @@ def run_engine(run: Run[Config], voices: Voices, recorded: Sequence[Take]) -> sp
     assert kind.teacher is not None
     generator, chat = generator_of(cfg, kind.teacher, run.device)
     lines = data.own_lines(cfg)
-    sampling = Sampling(
-        n=kind.takes,
-        temperature=kind.temperature,
-        repetition=kind.repetition,
-        max_tokens=cfg.max_tokens,
-        seed=cfg.seed,
-    )
+    sampling = cfg.engine_sampling
 
     def speak(part: Sequence[Line], first: int) -> list[list[Take]]:
         prompts = [
