@@ -50,8 +50,11 @@ class ModelServer:
         with self.lock:
             was, self.gone = self.gone, True
         if not was:
-            self._http.shutdown()
-            self._http.server_close()
+            self.shut()
+
+    def shut(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
 
     def __enter__(self) -> ModelServer:
         return self
@@ -164,13 +167,14 @@ class Handler(BaseHTTPRequestHandler):
         self.event({"choices": [self.choice(chat, "", rollout.finish)]}, torn)
         if self.model.usage and body["stream_options"]["include_usage"]:
             self.event({"choices": [], "usage": usage(len(rollout.ids))}, torn)
-        self.send("data: [DONE]\n\n", torn)
-        self.wfile.write(b"0\r\n\r\n")
         with self.model.lock:
             self.model.answered += 1
             leaving = self.model.answered == self.model.leave_after
+            self.model.gone |= leaving  # before the client knows of its answer: it may ask the next at once
+        self.send("data: [DONE]\n\n", torn)
+        self.wfile.write(b"0\r\n\r\n")
         if leaving:
-            self.model.close()
+            self.model.shut()
 
     def choice(self, chat: bool, piece: str, finish: str | None) -> dict[str, Any]:
         words = {"delta": {"content": piece}} if chat else {"text": piece}
