@@ -41,6 +41,10 @@ class Chains(Strict):
     seed: NonNegativeInt = 0
     """Seed of the drawing; which chains are held out does not depend on it."""
 
+    def __post_init__(self) -> None:
+        if self.terms[0] > self.terms[1]:
+            raise ValueError(f"data.terms={list(self.terms)} must rise: least, then most")
+
 
 def problems(cfg: Chains, split: Split) -> list[Problem]:
     """Distinct chains of a split, a pure function of the config. ConfigError where there are not that many."""

@@ -19,7 +19,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.splits import Split, split_of
-from stepstack.config import ConfigError, Fraction, Strict
+from stepstack.bounds import Fraction
+from stepstack.config import ConfigError, Strict
 
 Kind = Literal["sum", "check", "firm", "agree"]
 KINDS: tuple[Kind, ...] = ("sum", "check", "firm", "agree")

@@ -18,7 +18,8 @@ from pydantic import Field, NonNegativeInt
 from data.drawn.scenes import RGB
 from data.drawn.splits import Split, split_of
 from data.media.documents import FIGURE, Document, Figure
-from stepstack.config import ConfigError, Fraction, Strict
+from stepstack.bounds import Fraction
+from stepstack.config import ConfigError, Strict
 from stepstack.scoring.documents import NO_FIGURE, PARAGRAPHS, Paragraph, SummaryGold
 
 Colour = Literal["red", "green", "blue", "orange"]

@@ -19,7 +19,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from scipy.signal import resample_poly
 
 from data.errors import DataError
-from stepstack.config import Fraction, Strict
+from stepstack.bounds import Fraction
+from stepstack.config import Strict
 from stepstack.report import jsonl
 
 Wave = NDArray[np.float32]

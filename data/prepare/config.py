@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from data.prepare.conventions import (
     Layout,
     SourceSpace,
 )
+from stepstack.bounds import Weight
 from stepstack.config import Strict
 
 
@@ -46,7 +47,7 @@ class ClipOptions(Strict):
     """Lengths of the buckets in frames; a video goes to the longest that it fills."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Least share of a picture that must be left when it is cropped to its size; with less the row is bad."""
-    motion: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 100.0)
+    motion: tuple[Weight, Weight] = (0.0, 100.0)
     """Least and greatest motion score that stay; other clips are dropped and counted."""
     every: PositiveInt = 12
     """Frames from one of the motion score's flow to the next."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from data.drawn.papers import Papers
 from data.drawn.splits import SPLITS
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Footprint, Fraction, RunConfig, Strict
+from stepstack.bounds import Fraction, Magnitude, Text, Weight, WidthOf4Heads
+from stepstack.config import Footprint, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
@@ -33,17 +34,17 @@ class TinyVl(Strict):
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    hidden: PositiveInt = 96
+    hidden: WidthOf4Heads = 96
     """Width of the language model."""
     layers: PositiveInt = 4
     """Layers of the language model."""
     intermediate: PositiveInt = 256
     """Width of the language model's MLPs."""
-    tower: PositiveInt = 64
+    tower: WidthOf4Heads = 64
     """Width of the vision tower."""
     depth: PositiveInt = 2
     """Blocks of the vision tower."""
-    theta: PositiveFloat = 10_000.0
+    theta: Magnitude = 10_000.0
     """Base of RoPE's angles."""
     pieces: Literal["sentences", "words"] = "sentences"
     """Longest pieces of the tokenizer: sentences (and a figure with its caption), so that a reference is looked up in
@@ -56,7 +57,7 @@ class FolderData(Strict):
 
     type: Literal["folder"] = "folder"
     """Choice of the data: papers in a folder (data/sets/mdocsum.py has the form)."""
-    folder: str
+    folder: Text
     """Folder that holds train, select and test, absolute or from the repository."""
     limit: PositiveInt | None = None
     """Number of papers of each split, the first ones, for a trial; null: all."""
@@ -88,7 +89,7 @@ class LabelNoise(Strict):
 class Sft(SftStage):
     """Instruction tuning: the first stage."""
 
-    mix: dict[Instruction, NonNegativeFloat] = field(default_factory=lambda: {"summary": 1.0})
+    mix: dict[Instruction, Weight] = field(default_factory=lambda: {"summary": 1.0})
     """Weights of the instructions that rows are drawn from: whole summary, one section, captioning by idx, retrieval of
     the figure of a description, choice of a paragraph's idx or None, key points, and the list of all figures."""
     figures_first: Fraction = 0.0
@@ -101,7 +102,7 @@ class Sft(SftStage):
 class PairsConfig(Strict):
     """How preference pairs are made."""
 
-    kinds: dict[PairKind, NonNegativeFloat] = field(default_factory=lambda: {"sampled": 1.0})
+    kinds: dict[PairKind, Weight] = field(default_factory=lambda: {"sampled": 1.0})
     """Weights of the kinds: sampled (the model's own samples, best against worst) is made wherever they differ; of the
     others, which spoil the reference (a similar figure, two figures exchanged, None for a figure and back, a wrong
     number, a dropped key point), each paper gets one by these weights."""

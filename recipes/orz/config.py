@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS
-from stepstack.config import Footprint, Fraction, Needed, Scale, Strict
+from stepstack.bounds import Fraction, Magnitude, Text
+from stepstack.config import Footprint, Needed, Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained, TinyQwen2
@@ -47,7 +48,7 @@ class TemplatePrompt(Strict):
 
     type: Literal["template"] = "template"
     """Choice of the prompt: a text of your own."""
-    text: str
+    text: Text
     """Text of the prompt, in which {question} stands for the question."""
     max_tokens: PositiveInt = 2048
     """Most tokens of a prompt."""
@@ -65,7 +66,7 @@ class ChatPrompt(Strict):
 
     type: Literal["chat"] = "chat"
     """Choice of the prompt: the model's chat template."""
-    text: str = QUESTION
+    text: Text = QUESTION
     """User's turn, in which {question} stands for the question."""
     system: str | None = None
     """System message; null: none, or what the template writes by itself."""
@@ -99,7 +100,7 @@ class RewardConfig(Strict):
     number (the last number)."""
     workers: PositiveInt = 4
     """Processes that grade."""
-    timeout: PositiveFloat = 3.0
+    timeout: Magnitude = 3.0
     """Seconds after which an answer is wrong; its worker process is killed and replaced."""
 
     def __post_init__(self) -> None:
@@ -170,7 +171,7 @@ class PreparedMath(Strict):
 
     type: Literal["prepared"] = "prepared"
     """Choice of the data: a prepared folder."""
-    folder: str = "prepared/orz_math"
+    folder: Text = "prepared/orz_math"
     """Prepared folder, from the repository."""
     source: tuple[str, ...] = ()
     """Training problems that ``make data`` reads: files, folders or hf:names, in ORZ's train schema."""
@@ -204,7 +205,7 @@ class RowsData(Strict):
 
     type: Literal["rows"] = "rows"
     """Choice of the data: rows of a file."""
-    path: str
+    path: Text
     """File of JSON lines (or .json), from where the command is typed or from the repository, or hf:name[@split]."""
     columns: Columns = Columns()
     """Names of the columns."""
@@ -223,7 +224,7 @@ class ReasoningGym(Strict):
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     """Choice of the data: problems of reasoning-gym."""
-    dataset: str = "chain_sum"
+    dataset: Text = "chain_sum"
     """Name of the data set in reasoning-gym."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the data set."""
@@ -256,10 +257,6 @@ class Config(PpoConfig):
 
     def __post_init__(self) -> None:
         PpoConfig.__post_init__(self)
-        if self.kl.weight > 0 and self.kl.place == "reward" and not self.uses_critic:
-            raise ValueError(
-                "kl.place=reward is a penalty token by token, which needs advantage.type=gae: use kl.place=loss"
-            )
         sampling = self.rollout.sampling
         longest = min(self.prompt.max_tokens + sampling.max_tokens, sampling.max_length or 1 << 60)
         if self.layout.max_tokens < longest:

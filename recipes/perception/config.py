@@ -6,14 +6,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.scenes import Objects, Words
 from data.drawn.splits import SPLITS
 from data.media.images import PerceptionTask
 from data.prepare.config import IntakeOptions
 from data.prepare.manifest import MANIFEST
-from stepstack.config import ROOT, ConfigError, Footprint, Fraction, Strict
+from stepstack.bounds import Fraction, Magnitude, Text, Weight, WidthOf4Heads
+from stepstack.config import ROOT, ConfigError, Footprint, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.vision.config import PretrainedVl
@@ -52,7 +53,7 @@ class RewardConfig(Strict):
     space: Literal["pixels", "model", "thousand", "unit"] = "thousand"
     """Coordinates in which the model writes: pixels of the picture, pixels as the model sees it, thousandths, or
     fractions of its sides."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Weight] = field(default_factory=dict)
     """Weights of single parts of the reward that differ from the task's own (``WEIGHTS``); 0 leaves a part out."""
     squared: bool = True
     """Whether grounding pays the IoU squared, as Perception-R1 does."""
@@ -101,17 +102,17 @@ class TinyVl(Strict):
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    hidden: PositiveInt = 96
+    hidden: WidthOf4Heads = 96
     """Width of the language model."""
     layers: PositiveInt = 3
     """Layers of the language model."""
     intermediate: PositiveInt = 256
     """Width of the language model's MLPs."""
-    tower: PositiveInt = 64
+    tower: WidthOf4Heads = 64
     """Width of the vision tower."""
     depth: PositiveInt = 2
     """Blocks of the vision tower."""
-    theta: PositiveFloat = 10.0
+    theta: Magnitude = 10.0
     """Base of RoPE's angles; small, because rows and columns of a few patches must differ."""
     steps: PositiveInt = 800
     """Updates of the SFT."""
@@ -135,7 +136,7 @@ class PreparedPictures(Strict):
     """Choice of the data: a prepared folder."""
     set: Literal["refcoco", "pixmo_count", "page_ocr", "coco"]
     """Published form of the rows, which has a module in data/sets."""
-    folder: str
+    folder: Text
     """Prepared folder, from the repository."""
     source: tuple[str, ...] = ()
     """Training rows that ``make data`` reads."""

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from data.drawn.sentences import Sentences
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Footprint, Fraction, Needed, RunConfig, Strict
+from stepstack.bounds import Fraction, Magnitude, Text, Weight
+from stepstack.config import Footprint, Needed, RunConfig, Strict
 from stepstack.core.config import AdamW, Muon, Optim, Schedule, TrainableConfig
 from stepstack.generation.config import HfConfig
 from stepstack.generation.types import Repetition, Sampling
@@ -69,7 +70,7 @@ class EngineConfig(Strict):
     """Takes of each line."""
     folder: str | None = None
     """Folder of the shards, from the repository, such as another run's with the same teacher; null: the run's own."""
-    temperature: NonNegativeFloat = 0.5
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.5
     """Temperature of the teacher's sampling; 0 is greedy, and all takes of a line are then the same."""
     repetition: Repetition | None = None
     """Repetition-aware sampling of the teacher, which the released code has (window 10, threshold 0.1); null: none."""
@@ -109,9 +110,9 @@ class SpeechReward(Strict):
 
     type: Literal["speech"] = "speech"
     """Choice of the reward: the rule of the recipe."""
-    wer: PositiveFloat = 1.0
+    wer: Magnitude = 1.0
     """Weight of one less the word error rate, which is at least 0."""
-    similarity: NonNegativeFloat = 0.5
+    similarity: Weight = 0.5
     """Weight of the cosine to the speaker's centroid (Resemblyzer); 0: it is not measured. Without it a model that is
     trained on words alone loses its voice, as published runs did."""
     judge: Literal["grammar", "whisper"] = "grammar"
@@ -132,7 +133,7 @@ class SpeechGrpo(Strict):
     """Lines of a step over all processes."""
     takes: Annotated[int, Field(ge=2)] = 8
     """Takes of each line, whose rewards are held against each other."""
-    temperature: PositiveFloat = 0.8
+    temperature: Annotated[float, Field(gt=0, le=100)] = 0.8
     """Temperature of the takes, in the sampler and in the loss."""
     policy: TrainableConfig = TrainableConfig(optim=AdamW(lr=2e-4, schedule=Schedule(kind="linear", warmup=5)))
     """How the student is trained."""
@@ -148,7 +149,7 @@ class SpeechFiles(Strict):
 
     type: Literal["files"] = "files"
     """Choice of the data: files."""
-    folder: str
+    folder: Text
     """Folder of the token files, absolute or from the repository; ``stepstack data`` makes it."""
     recordings: dict[Literal["train", "select", "test"], str] = field(default_factory=dict)
     """Meta file of the recordings of each split, which ``stepstack data`` reads: name|text|audio file|speaker|tags."""
@@ -237,7 +238,7 @@ class Config(RunConfig):
 
     steps: PositiveInt = 1200
     """Updates of the student's training."""
-    epochs: PositiveFloat | None = None
+    epochs: Magnitude | None = None
     """Passes of the student over its takes, in place of ``steps``; of published models alone."""
     batch: PositiveInt = 24
     """Takes of an update of the student."""

@@ -47,7 +47,7 @@ def train(run: Run[Config]) -> None:
         if model != student:
             evaluate(run, "student", student)
         evaluate(run, "after", model)
-        report_outcome(run, write_report)
+    report_outcome(run, write_report)
     run.finish()
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.grammar import Grammar
 from stepstack.batching.config import BatchLayout
+from stepstack.bounds import LearningRate, Magnitude, Text
 from stepstack.config import Footprint, RunConfig, Scale, Strict
 from stepstack.core.config import AdamW, Schedule
 from stepstack.planning.steplaw.count import count
@@ -20,9 +21,9 @@ class Corpus(Strict):
 
     type: Literal["corpus"] = "corpus"
     """Choice of the data: a corpus."""
-    folder: str
+    folder: Text
     """Prepared folder, from the repository."""
-    dataset: str
+    dataset: Text
     """Name on the hub, or a builder of datasets (json, parquet) for ``files``."""
     files: tuple[str, ...] = ()
     """Files that the builder reads; empty: those of the data set."""
@@ -30,7 +31,7 @@ class Corpus(Strict):
     """Subset of the data set; null: its default."""
     column: str = "text"
     """Column of the documents' text."""
-    tokenizer: str
+    tokenizer: Text
     """Folder or hub name of the tokenizer."""
     vocab: PositiveInt
     """Vocabulary of the models, at least the tokenizer's."""
@@ -57,6 +58,10 @@ class Cell(Strict):
     batch: tuple[PositiveInt, ...] = ()
     """Batches of the cell in sequences, in place of the sweep's, where its optimum lies elsewhere; empty: the
     sweep's."""
+
+    def __post_init__(self) -> None:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden={self.hidden} must be a multiple of {2 * self.heads}, twice the heads")
 
     def fields(self, vocab: int) -> dict[str, Any]:
         """Fields of the transformers config: Llama with as many key as query heads, which is the authors' shape."""
@@ -105,7 +110,7 @@ class Config(RunConfig):
     """Tasks before and after training: none, since a point's result is its held-out loss."""
     cells: Annotated[tuple[Cell, ...], Some]
     """Models and their training tokens."""
-    lr: Annotated[tuple[PositiveFloat, ...], Some]
+    lr: Annotated[tuple[Annotated[float, Field(gt=0, le=10)], ...], Some]
     """Peak learning rates of the sweep."""
     batch: Annotated[tuple[PositiveInt, ...], Some]
     """Batches of the sweep in sequences."""
@@ -115,11 +120,11 @@ class Config(RunConfig):
     """Text that is learned."""
     optim: AdamW = AdamW(weight_decay=0.1, schedule=Schedule(kind="cosine", warmup=2000))
     """Optimizer, whose learning rate and final learning rate are those of the point."""
-    final_lr: NonNegativeFloat = 1e-5
+    final_lr: LearningRate = 1e-5
     """Learning rate at the end of every training, whatever the peak."""
-    clip: PositiveFloat = 1.0
+    clip: Magnitude = 1.0
     """Global norm to which gradients are clipped."""
-    spread: PositiveFloat = 0.02
+    spread: Magnitude = 0.02
     """Standard deviation of the weights at the start."""
     held_out_rows: PositiveInt = 256
     """Sequences on which the held-out loss is measured."""
@@ -127,7 +132,7 @@ class Config(RunConfig):
     """Share [k, n] of the sweep: the k-th of n shares of the points, from 0, so that several machines share it."""
     layout: BatchLayout = BatchLayout()
     """How rows become micro-batches."""
-    window: PositiveFloat = 0.02
+    window: Magnitude = 0.02
     """Fraction above its best loss within which a cell's runs shape its surface."""
 
     def __post_init__(self) -> None:

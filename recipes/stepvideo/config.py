@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.moving import Moving
 from data.prepare.config import ClipOptions
-from stepstack.config import Footprint, Fraction, Needed, Strict
+from stepstack.bounds import Fraction, Magnitude, Text, Weight
+from stepstack.config import Footprint, Needed, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.diffusion.config import DiffusionConfig, ReconstructionWeights, SamplerConfig
 from stepstack.models.video.dsv.config import ContextPlan, DsvConfig
@@ -52,7 +53,7 @@ class PublishedVae(Strict):
 
     type: Literal["wan", "dc"]
     """Choice of the VAE: diffusers' AutoencoderKLWan (wan) or AutoencoderDC (dc)."""
-    path: str
+    path: Text
     """Hub name or local folder of the VAE."""
     subfolder: str | None = None
     """Folder in ``path`` that holds the VAE; null: ``path`` itself."""
@@ -78,9 +79,9 @@ class PublishedEncoders(Strict):
 
     type: Literal["transformers"] = "transformers"
     """Choice of the encoders: published ones."""
-    language: str
+    language: Text
     """Hub name or local folder of the language model."""
-    clip: str
+    clip: Text
     """Hub name or local folder of CLIP's text model."""
     lengths: tuple[PositiveInt, PositiveInt] = (320, 77)
     """Tokens that the language model takes, and CLIP."""
@@ -117,7 +118,7 @@ class PreparedClips(Strict):
 
     type: Literal["prepared"] = "prepared"
     """Choice of the data: a prepared folder."""
-    folder: str
+    folder: Text
     """Prepared folder, from the repository."""
     source: str = ""
     """Rows of videos and captions that ``stepstack data`` reads (``data.sets.clips``)."""
@@ -133,13 +134,13 @@ class Preference(Strict):
     ``clips`` of each of ``conditions`` conditions, and the best and the worst are a pair where their tracks' errors
     differ by ``margin`` pixels, or only one keeps its colour."""
 
-    beta: PositiveFloat = 500.0
+    beta: Magnitude = 500.0
     """Strength of the pull to the start in DPO's loss: the more, the nearer."""
     conditions: PositiveInt = 400
     """Conditions (prompt, first frame, motion score) of which the start makes clips, for drawn data."""
     clips: Annotated[int, Field(ge=2)] = 4
     """Clips that the start makes of a condition, for drawn data."""
-    margin: NonNegativeFloat = 0.1
+    margin: Weight = 0.1
     """Pixels by which the tracks' errors of a pair must differ, for drawn data."""
 
 
@@ -202,6 +203,12 @@ class Config(DiffusionConfig):
             )
         if isinstance(self.data, Moving) and self.frames != self.data.frames:
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
+        if isinstance(self.data, Moving):
+            side = self.data.size
+            try:
+                grid_of(self.frames, side, side, self.latents.stride)
+            except ValueError as error:
+                raise ValueError(f"data.frames, data.size and vae.patch: {error}") from None
         if self.preference is not None and (self.model.start is None or self.dsv is not None):
             raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
         check_sparse(self)

@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
+from stepstack.bounds import Text, impossible, printable
+from stepstack.yaml12 import parse
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
 DERIVED = "derived"  # the source of a value that follows from others
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average: the weight of the old value
 Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"]
 
 
@@ -91,13 +91,13 @@ class Scale:
 class Launch(Strict):
     """Machines and processes of a run."""
 
-    file: str = "cpu"
+    file: Text = "cpu"
     """File configs/launch/<file>.yaml, a plain accelerate config."""
-    nodes: PositiveInt = 1
+    nodes: Annotated[int, Field(gt=0, le=100_000)] = 1
     """Machines."""
-    processes_per_node: PositiveInt = 1
+    processes_per_node: Annotated[int, Field(gt=0, le=1024)] = 1
     """Processes on each machine, one a GPU."""
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
     """OMP_NUM_THREADS of each process; tiny models are 10-70x slower with more than 1 on shared cores."""
     port: Annotated[int, Field(ge=1, le=65535)] = 29500
     """TCP port of machine 0 at which the processes meet."""
@@ -127,11 +127,12 @@ class Save(Strict):
 class RunConfig(Strict):
     """Keys of every recipe's config."""
 
-    recipe: str
+    recipe: Text
     """Folder recipes/<recipe> that trains this config."""
-    name: str = ""
-    """Name of the run, and of its folder in ``dir``; an empty string takes the stem of the config's file."""
-    dir: str = "runs"
+    name: Annotated[str, Field(pattern=r"^([^/\\.\s][^/\\]*)?$")] = ""
+    """Name of the run, and of its folder in ``dir``: no path, and no dot in front. An empty string takes the
+    stem of the config's file."""
+    dir: Text = "runs"
     """Folder of runs, absolute or from the repository."""
     seed: NonNegativeInt = 42
     """Seed of everything that training draws."""
@@ -224,10 +225,18 @@ def _merged(path: Path, overrides: Sequence[str]) -> Resolved:
     sources: dict[str, str] = {}
     for file, layer, where in _chain(path):
         layer.pop("base", None)
+        _refuse_impossible(layer, _shown(file), where)
         _merge(values, layer, sources, _shown(file), where)
     for text in overrides:
-        _merge(values, _override(text), sources, f"command line {text}", {})
+        layer, source = _override(text), f"command line {printable(text)}"
+        _refuse_impossible(layer, source, {})
+        _merge(values, layer, sources, source, {})
     return Resolved(path, values, sources)
+
+
+def _refuse_impossible(layer: Mapping[str, Any], source: str, where: Mapping[str, str]) -> None:
+    if wrong := [f"{where.get(key, source)}: {key}: {why}" for key, why in impossible(layer, "")]:
+        raise ConfigError("\n".join(wrong))
 
 
 def build(cls: type, resolved: Resolved) -> Any:
@@ -295,42 +304,16 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{k}: {a.get(k, '(absent)')} -> {b.get(k, '(absent)')}" for k in keys]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2 (JSON's) and without repeated keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number]:
-                mark = node.value[number][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", mark)
-        return super().construct_mapping(node, deep)
-
-    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
-        return int(node.value, 16 if node.value.startswith("0x") else 10)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-
-
 def _override(text: str) -> dict[str, Any]:
     """``a.b.c=value`` as the nested map that a file would hold."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"override {text!r} is not of the form a.b.c=value")
     try:
-        layer: Any = yaml.load(value, _Loader) if value else ""
+        layer: Any = parse(value)[0] if value else ""
     except yaml.YAMLError:
         hint = "put a string with special characters in quotes"
-        raise ConfigError(f"override {text!r}: {value!r} is not a YAML value; {hint}") from None
+        raise ConfigError(f"override {text[:200]!r}: {value[:200]!r} is not a YAML value; {hint}") from None
     for part in reversed(key.split(".")):
         layer = {part: layer}
     return layer
@@ -355,9 +338,7 @@ def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, str]]]:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """A file's values and, for each dotted key, its ``file:line``."""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        content = loader.construct_document(node) if node else {}
+        content, lines = parse(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f"{_shown(path)}:{error.problem_mark.line + 1}" if error.problem_mark else _shown(path)
         raise ConfigError(f"{line}: not YAML: {error.problem}; repair the line") from None
@@ -365,19 +346,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(f"{_shown(path)}: not YAML: {error}; repair it") from None
     if not isinstance(content, dict | None):
         raise ConfigError(f"{_shown(path)}: must be a map of keys, not {type(content).__name__}")
-    return content or {}, {key: f"{_shown(path)}:{line}" for key, line in _lines(node)}
-
-
-def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted key, line) of every key and list item, from 1."""
-    children: list[tuple[str, yaml.Node, yaml.Node]] = []  # name, where it stands, value
-    if isinstance(node, yaml.MappingNode):
-        children = [(key.value, key, value) for key, value in node.value]
-    elif isinstance(node, yaml.SequenceNode):
-        children = [(str(index), item, item) for index, item in enumerate(node.value)]
-    for name, place, value in children:
-        yield f"{prefix}{name}", place.start_mark.line + 1
-        yield from _lines(value, f"{prefix}{name}.")
+    return content or {}, {key: f"{_shown(path)}:{line}" for key, line in lines.items()}
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -449,12 +418,16 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
 
 
 def _dotted(loc: Sequence[int | str], values: Any) -> str:
-    """The YAML path of an error: pydantic's location without the names of union members, which no file holds."""
+    """The YAML path of an error: pydantic's location without the names of union members, which no file holds. The name
+    of a member that is chosen by ``type`` may also be that of a key in it."""
     parts, node = [], values
+    member_named = False
     for i, part in enumerate(loc):
         if isinstance(node, Mapping):
-            if part not in node and i < len(loc) - 1:
+            if i < len(loc) - 1 and (part not in node or (part == node.get("type") and not member_named)):
+                member_named = True
                 continue
+            member_named = False
             node = node.get(part)
         elif isinstance(node, list) and isinstance(part, int):
             node = node[part] if part < len(node) else None

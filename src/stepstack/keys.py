@@ -140,7 +140,7 @@ def _bounded(base: str, metadata: tuple[Any, ...]) -> str:
     limits: dict[str, Any] = {}
     for extra in metadata:
         for limit in extra.metadata if isinstance(extra, FieldInfo) else (extra,):
-            limits |= dataclasses.asdict(limit)  # such as Gt(gt=0)
+            limits |= dataclasses.asdict(limit) if dataclasses.is_dataclass(limit) else vars(limit)  # such as Gt(gt=0)
     low = next((name for name in ("gt", "ge") if name in limits), None)
     high = next((name for name in ("lt", "le") if name in limits), None)
     if low and high:
@@ -148,7 +148,10 @@ def _bounded(base: str, metadata: tuple[Any, ...]) -> str:
         return f"{base} in {opening}{limits[low]:g}, {limits[high]:g}{closing}"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     text = "".join(f" {signs[name]} {limits[name]:g}" for name in (low, high) if name)
-    return base + text + (f", at least {limits['min_length']}" if "min_length" in limits else "")
+    text += f", a multiple of {limits['multiple_of']}" if "multiple_of" in limits else ""
+    if "min_length" in limits:
+        text += ", not empty" if base == "str" else f", at least {limits['min_length']}"
+    return base + text
 
 
 def keys_of(cls: type, prefix: str) -> Iterator[Key]:

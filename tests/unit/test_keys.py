@@ -9,7 +9,8 @@ import pytest
 from pydantic import Field, NonNegativeInt, PositiveFloat
 
 from stepstack import keys
-from stepstack.config import ConfigError, Decay, Fraction, RunConfig, Strict
+from stepstack.bounds import Decay, Fraction
+from stepstack.config import ConfigError, RunConfig, Strict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from stepstack import __version__
 from stepstack.config import ConfigError
@@ -25,8 +28,9 @@ MANUAL = """StepFun's published training systems as recipes that run.
   stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
 """
 
-# The user's to mend: shown without a traceback. FloatingPointError: training met NaN.
-EXPECTED = (ConfigError, ValueError, FileNotFoundError, FloatingPointError, EngineError)
+# The user's to mend: shown without a traceback. FloatingPointError: training met NaN. OSError: a file that is missing,
+# a full disk, a hub or server that does not answer. SafetensorError: a file of weights that is cut off.
+EXPECTED = (ConfigError, ValueError, OSError, SafetensorError, FloatingPointError, EngineError)
 OWN = ("main", "common")  # files here that are no commands
 
 
@@ -41,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
     try:
         return args.run(args)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell says of SIGPIPE
     except EXPECTED as error:
         if args.verbose:
             raise

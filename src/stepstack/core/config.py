@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from stepstack.config import ConfigError, Decay, Fraction, RunConfig, Scale, Strict
+from stepstack.bounds import Decay, Fraction, LearningRate, Magnitude, Weight
+from stepstack.config import ConfigError, RunConfig, Scale, Strict
 from stepstack.planning.steplaw import laws
 
 
@@ -43,17 +44,17 @@ class AdamW(Strict):
 
     type: Literal["adamw"] = "adamw"
     """Choice of the optimizer: AdamW."""
-    lr: NonNegativeFloat = 1e-6
+    lr: LearningRate = 1e-6
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the averages of the gradient and of its square."""
-    eps: NonNegativeFloat = 1e-8
+    eps: Fraction = 1e-8
     """Number added to the root of the second moment."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Weight = 0.0
     """Weight decay, times the learning rate at each update."""
     schedule: Schedule = Schedule()
     """Course of the learning rate."""
-    lr_factors: dict[str, PositiveFloat] = field(default_factory=dict)
+    lr_factors: dict[str, Magnitude] = field(default_factory=dict)
     """Factors on the learning rate of parameters whose name holds a key, such as {embed_tokens: 5.0}, which
     Step-Audio's audio embeddings have; the first key that fits counts."""
 
@@ -64,15 +65,15 @@ class Muon(Strict):
 
     type: Literal["muon"] = "muon"
     """Choice of the optimizer: Muon."""
-    lr: NonNegativeFloat = 0.02
+    lr: LearningRate = 0.02
     """Peak learning rate of the hidden matrices."""
     momentum: Decay = 0.95
     """Momentum of the hidden matrices."""
-    adamw_lr: NonNegativeFloat = 3e-3
+    adamw_lr: LearningRate = 3e-3
     """Peak learning rate of AdamW, which trains embeddings, norms, biases and heads."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay of the averages of the gradient and of its square."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Weight = 0.0
     """Weight decay of all weights, times their learning rate at each update."""
     schedule: Schedule = Schedule()
     """Course of both learning rates."""
@@ -91,13 +92,13 @@ class StepLaw(Strict):
     """Tokens of the training; null takes them from the recipe, where it knows them."""
     warmup: NonNegativeInt = laws.WARMUP
     """Updates of the linear warm-up."""
-    final_lr: NonNegativeFloat = laws.FINAL_LR
+    final_lr: LearningRate = laws.FINAL_LR
     """Learning rate at the end of the cosine, which is no fraction of the peak."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the averages of the gradient and of its square."""
-    eps: NonNegativeFloat = 1e-8
+    eps: Fraction = 1e-8
     """Number added to the root of the second moment."""
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: Weight = 0.1
     """Weight decay, times the learning rate at each update."""
 
     @property
@@ -151,8 +152,8 @@ class TrainableConfig(Strict):
 
     optim: Optim = AdamW()
     """Optimizer and its learning rate."""
-    clip: PositiveFloat = 1.0
-    """Global norm to which gradients are clipped; .inf: they are not."""
+    clip: Magnitude | None = 1.0
+    """Global norm to which gradients are clipped; null: they are not."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass instead of kept: less memory, a third more time."""
     lora: Lora | None = None

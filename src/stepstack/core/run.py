@@ -317,11 +317,12 @@ class Run(Generic[C]):
 
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
         """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it. Adapters
-        alone go into ``<folder>-adapter``."""
+        alone go into ``<folder>-adapter``. NonFiniteGradient, and no folder, where the training ended without success
+        (``Trainable.finished_weights``)."""
         trainable = self.trainables[role]
         body = hf.pretrained(trainable.unwrapped)
         weights = {}
-        for name, value in trainable.named_weights():  # every process takes part, one keeps them
+        for name, value in trainable.finished_weights():  # every process takes part, one keeps them
             if self.is_main:
                 weights[name] = value.cpu().clone()
         if self.is_main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -77,7 +78,8 @@ def no_sync(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def clip_gradients(parameters: Sequence[Tensor], limit: float) -> float:
-    """Scale all gradients so that their norm over all processes is at most ``limit``; the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> float:
+    """Scale all gradients so that their norm over all processes is at most ``limit``, None: no limit; the norm
+    before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

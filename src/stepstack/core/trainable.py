@@ -66,12 +66,12 @@ class Trainable:
         """One optimizer step. ``loss(module, micro)`` returns sums; their total over all micro-batches and processes is
         divided by ``denominator``. Metrics come back as global means over what the loss counts, names ``<role>/...``.
 
-        A non-finite gradient skips the step, is counted, and raises NonFiniteGradient when ``max_skipped`` follow each
-        other; the weights then are still the last good ones.
+        A non-finite gradient or loss skips the step, is counted, and raises NonFiniteGradient when ``max_skipped``
+        follow each other; the weights then are still the last good ones.
         """
         started = time.perf_counter()
         metrics, work = self._forwards(micros, loss, denominator, learn=True)
-        metrics |= self._step()
+        metrics |= self._step(metrics["loss"])
         self.run.count_work(6 * self.size * work, time.perf_counter() - started)
         return self._named(metrics)
 
@@ -125,13 +125,13 @@ class Trainable:
             )
         return {"loss": summed / denominator, **out}, work
 
-    def _step(self) -> dict[str, float]:
+    def _step(self, loss: float) -> dict[str, float]:
         factor = self.optim.schedule.factor(self.updates, self.total_updates)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
         size = clip_gradients(self.parameters, self.cfg.clip)
-        if math.isfinite(size):
+        if math.isfinite(size) and math.isfinite(loss):
             for optimizer in self.optimizers:
                 optimizer.step()
             self.updates += 1
@@ -144,12 +144,15 @@ class Trainable:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if self.skipped_in_a_row >= max(1, self.run.config.max_skipped):
-            raise NonFiniteGradient(
-                f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (a NaN loss). "
-                f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}: "
-                "look at the rows of these steps, or begin anew with a lower learning rate"
-            )
+            raise self._not_finite()
         return {"grad_norm": size}
+
+    def _not_finite(self) -> NonFiniteGradient:
+        return NonFiniteGradient(
+            f"{self.role}: {self.skipped_in_a_row} updates in a row had a non-finite gradient (a NaN loss). "
+            f"The weights are those of update {self.updates}; checkpoints are in {self.run.checkpoints}: "
+            "look at the rows of these steps, or begin anew with a lower learning rate"
+        )
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of it drops out in training."""
@@ -181,6 +184,19 @@ class Trainable:
         finally:
             if self.ema is not None:
                 self.ema.swap()
+
+    def finished_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """``named_weights`` of a training that succeeded: NonFiniteGradient, on every process, where its last update
+        was skipped or a weight is not finite."""
+        if self.skipped_in_a_row:
+            raise self._not_finite()
+        for name, value in self.named_weights():
+            if not torch.isfinite(value).all():
+                raise NonFiniteGradient(
+                    f"{self.role}: {name} is not finite after update {self.updates}: no model is exported; checkpoints "
+                    f"are in {self.run.checkpoints}: begin anew with a lower learning rate"
+                )
+            yield name, value
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
-from stepstack.config import Fraction, RunConfig, Strict
+from stepstack.bounds import Fraction, Magnitude, Weight
+from stepstack.config import RunConfig, Strict
 from stepstack.core.config import AdamW, TrainableConfig
+
+Logarithm = Annotated[float, Field(ge=-20, le=20)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +21,13 @@ class TimeConfig(Strict):
     density: Literal["uniform", "logit_normal", "u"] = "logit_normal"
     """Density of the times: uniform; logit_normal, the sigmoid of N(``mean``, ``std``); u, proportional to
     exp(a x) + exp(-a x) at x = 2t - 1 with a = ``steepness``, as in Step-Video's distillation."""
-    mean: float = 0.0
+    mean: Logarithm = 0.0
     """Mean before the sigmoid of density=logit_normal."""
-    std: PositiveFloat = 1.0
+    std: Magnitude = 1.0
     """Standard deviation before the sigmoid of density=logit_normal."""
-    steepness: PositiveFloat = 5.0
+    steepness: Annotated[float, Field(gt=0, le=100)] = 5.0
     """Steepness a of density=u."""
-    shift: PositiveFloat = 1.0
+    shift: Magnitude = 1.0
     """Shift of the times towards noise, as the sampler has it; 1: none."""
 
 
@@ -34,9 +37,9 @@ class SamplerConfig(Strict):
 
     steps: PositiveInt = 50
     """Euler steps of a clip."""
-    guidance: float = 9.0
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 9.0
     """Classifier-free guidance, v = v_u + guidance (v_c - v_u); 1 asks the model once a step."""
-    shift: PositiveFloat = 13.0
+    shift: Magnitude = 13.0
     """Shift of the time grid towards noise; 1: evenly spaced times."""
 
 
@@ -49,9 +52,9 @@ class Conditions(Strict):
     """Share of the videos whose prompt is empty in training, which guidance needs."""
     drop_image: Fraction = 0.0
     """Share of the videos whose first frame is zeros in training."""
-    noise_mean: float = -3.0
+    noise_mean: Logarithm = -3.0
     """Mean of the logarithm of the noise's deviation on the first frame's latent."""
-    noise_std: NonNegativeFloat = 0.5
+    noise_std: Annotated[float, Field(ge=0, le=20)] = 0.5
     """Standard deviation of the logarithm of the noise's deviation on the first frame's latent."""
 
 
@@ -88,14 +91,14 @@ class DiffusionConfig(RunConfig):
 class ReconstructionWeights(Strict):
     """Weights of the parts of a VAE's loss, per pixel in [-1, 1] and per latent."""
 
-    squared: NonNegativeFloat = 4.0
+    squared: Weight = 4.0
     """Weight of the squared error. Without it a small form on a plain ground is worth less than its cost, and the VAE
     learns the ground alone."""
-    absolute: NonNegativeFloat = 0.1
+    absolute: Weight = 0.1
     """Weight of the absolute error."""
-    kl: NonNegativeFloat = 2e-4
+    kl: Weight = 2e-4
     """Weight of the latents' KL to a standard normal."""
-    perceptual: NonNegativeFloat = 0.0
+    perceptual: Weight = 0.0
     """Weight of the distance of ``features``; above 0 exactly where they are given."""
     features: str = ""
     """File of ``torch.export.save`` that maps frames [N, 3, Y, X] in [-1, 1] to a list of feature maps, such as VGG's;

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from stepstack.bounds import Text
 from stepstack.config import Strict
 from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
 
@@ -50,9 +51,9 @@ class FileGeneratorConfig(Strict):
 
     type: Literal["file"] = "file"
     """Choice of the engine: one of your own."""
-    path: str
+    path: Text
     """Python file, from where the command is typed or from the repository."""
-    function: str = "build"
+    function: Text = "build"
     """Function of the file, called as ``build(lm, tokenizer, source, device, **options)``."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from stepstack.bounds import Text
 from stepstack.config import Strict
 from stepstack.records import Picture, Problem
 
@@ -46,7 +47,7 @@ class Sampling(Strict):
 
     n: PositiveInt = 1
     """Samples of each prompt."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Temperature of the distribution; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Probability that the likeliest tokens, from which is sampled, hold together; 1: all tokens."""
@@ -56,7 +57,7 @@ class Sampling(Strict):
     """Most tokens of a response."""
     max_length: PositiveInt | None = None
     """Most tokens of prompt and response together; null: no bound beyond the model's own."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Text, ...] = ()
     """Strings that end a response, which keeps the string."""
     repetition: Repetition | None = None
     """Repetition-aware sampling, by the engine hf alone; its log-probabilities are no policy's, so that training

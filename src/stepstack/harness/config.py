@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
+from stepstack.bounds import Text
 from stepstack.config import Strict
 
 
@@ -17,7 +18,7 @@ class TaskData(Strict):
 
     type: Literal["task"] = "task"
     """Choice of the data: a task file."""
-    path: str
+    path: Text
     """Python file that defines ``TASK = Task(...)``, from where the command is typed or from the repository."""
     select: PositiveInt = 64
     """Rows that are watched during training and never trained on."""
@@ -33,7 +34,7 @@ class TaskData(Strict):
 class ServedJudge(Strict):
     """A model on an OpenAI-compatible server that judges answers."""
 
-    url: str
+    url: Text
     """Address of the server, http://host:port."""
     model: str | None = None
     """Name of the model there; null: the one that the server lists."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from stepstack.batching.config import BatchLayout
-from stepstack.config import Footprint, Fraction, RunConfig, Strict
+from stepstack.bounds import Fraction, Magnitude, Text, Weight
+from stepstack.config import Footprint, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
@@ -20,9 +21,9 @@ class FileReward(Strict):
 
     type: Literal["file"] = "file"
     """Choice of the reward: a rule of your own in a file."""
-    path: str
+    path: Text
     """Python file, from where the command is typed or from the repository."""
-    function: str = "score"
+    function: Text = "score"
     """Its function: ``score(rollouts) -> list[Score]`` or, as in TRL, ``score(completions, **columns)``."""
 
     @property
@@ -67,7 +68,7 @@ class Grpo(Strict):
     scale: Literal["std", "population", "none"] = "std"
     """Divisor of the rewards' distance from the group's mean: their sample or population deviation, or none (Dr.
     GRPO's estimator, and what ORZ's GRPO script computes, whose std is a bool by operator precedence)."""
-    eps: NonNegativeFloat = 1e-4
+    eps: Fraction = 1e-4
     """Number added to the deviation."""
     whiten: bool = False
     """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
@@ -94,13 +95,13 @@ Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "
 class PolicyLoss(Strict):
     """PPO's clipped surrogate."""
 
-    clip_low: NonNegativeFloat = 0.2
+    clip_low: Fraction = 0.2
     """Distance below 1 at which the ratio of probabilities is clipped."""
-    clip_high: NonNegativeFloat = 0.2
+    clip_high: Weight = 0.2
     """Distance above 1 at which the ratio of probabilities is clipped; above ``clip_low`` it is clip-higher (DAPO)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[float, Field(gt=1, le=1e6)] | None = None
     """Bound c of dual-clip PPO, by which the loss of a negative advantage A is at most -c A; null: no bound."""
-    is_cap: PositiveFloat | None = None
+    is_cap: Magnitude | None = None
     """Cap of truncated importance sampling (TIS), which weighs tokens by min(cap, trainer / sampler probability);
     null: no weights."""
     aggregate: Aggregate = "token-mean"
@@ -113,7 +114,7 @@ class PolicyLoss(Strict):
 class ValueLoss(Strict):
     """The critic's regression."""
 
-    clip: PositiveFloat | None = 0.2
+    clip: Magnitude | None = 0.2
     """Most that a value may move from the one it had when the rollout was made; null: as far as it likes."""
     aggregate: Aggregate = "token-mean"
     """Mean over tokens, as in ``policy_loss.aggregate``."""
@@ -123,7 +124,7 @@ class ValueLoss(Strict):
 class Kl(Strict):
     """KL to the reference model."""
 
-    weight: NonNegativeFloat = 0.0
+    weight: Weight = 0.0
     """Weight of the KL to the reference model, which is not loaded while this is 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL from the sampled tokens (Schulman)."""
@@ -153,7 +154,7 @@ class PpoConfig(RunConfig):
     """Loss of the policy."""
     value_loss: ValueLoss = ValueLoss()
     """Loss of the critic."""
-    entropy_weight: float = 0.0
+    entropy_weight: Weight = 0.0
     """Weight of the policy's entropy, which is taken off the loss; 0: it is only logged."""
     kl: Kl = Kl()
     """KL to the reference model, which is the policy before training."""
@@ -179,6 +180,10 @@ class PpoConfig(RunConfig):
             )
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")
+        if self.kl.weight > 0 and self.kl.place == "reward" and not self.uses_critic:
+            raise ValueError(
+                "kl.place=reward is a penalty token by token, which needs advantage.type=gae: use kl.place=loss"
+            )
         if self.layout.share_prompts:
             raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
 

@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 
+from stepstack.bounds import Magnitude, Weight
 from stepstack.config import Strict
 from stepstack.scoring.text.similarity import Edit, edits
 
@@ -137,15 +138,15 @@ def error_rates(utterances: Sequence[WordErrors]) -> ErrorRates:
 class TakeFilter(Strict):
     """Thresholds that a take must meet to be kept; the paper publishes none. A null one is not asked."""
 
-    wer: NonNegativeFloat | None = 0.1
+    wer: Weight | None = 0.1
     """Largest word error rate of the transcript."""
     similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Least cosine to the centroid of the speaker that was asked for."""
     dnsmos: Annotated[float, Field(ge=1, le=5)] | None = None
     """Least overall DNSMOS."""
-    duration: tuple[PositiveFloat, PositiveFloat] | None = (0.6, 1.6)
+    duration: tuple[Magnitude, Magnitude] | None = (0.6, 1.6)
     """Least and largest duration over the one expected of the text at its speed."""
-    silence: PositiveFloat | None = 0.6
+    silence: Magnitude | None = 0.6
     """Longest silence in seconds within the speech."""
     ended: bool = True
     """Whether a take must have ended by itself."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
+from stepstack.bounds import Magnitude, Weight
 from stepstack.config import Footprint, Strict
 from stepstack.core.config import TrainableConfig
 
@@ -22,15 +23,15 @@ class PreferenceLoss(Strict):
     type: PreferenceType = "sigmoid"
     """Form of the loss: sigmoid (DPO), ipo, hinge (SLiC), robust, apo_zero, apo_down, dpop (DPO-Positive), or simpo,
     which needs no reference."""
-    beta: PositiveFloat = 0.1
+    beta: Magnitude = 0.1
     """Scale of the log-ratios to the reference; of ipo the regularisation (tau of its paper)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Chance of a pair being the wrong way round, which robust corrects for."""
-    margin: NonNegativeFloat = 0.5
+    margin: Weight = 0.5
     """Margin by which simpo wants the winner's mean log-probability, times beta, above the loser's (its gamma)."""
-    penalty: NonNegativeFloat = 5.0
+    penalty: Weight = 5.0
     """Weight of dpop's penalty of a winner that became less likely than it is to the reference (its lambda)."""
-    sft: NonNegativeFloat = 0.0
+    sft: Weight = 0.0
     """Weight of the winners' negative log-likelihood, a mean over all their tokens, beside the loss; RPO's alpha."""
 
     def __post_init__(self) -> None:
@@ -49,11 +50,11 @@ class Distillation(Strict):
 
     divergence: Literal["forward", "reverse", "js"] = "forward"
     """Distance of the student's distribution from the teacher's: forward KL, reverse KL, or Jensen-Shannon."""
-    weight: NonNegativeFloat = 1.0
+    weight: Weight = 1.0
     """Weight of the divergence, which is taken times the square of ``temperature``; 0: it is only logged."""
-    likelihood: NonNegativeFloat = 1.0
+    likelihood: Weight = 1.0
     """Weight of the negative log-likelihood (cross-entropy) of the tokens themselves."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Temperature of both distributions in the divergence; above 1 unlikely tokens count for more."""
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Distillation(Strict):
 class Stage(Strict):
     """A stage of tuning: how long, in which batches, and how the model is trained."""
 
-    epochs: PositiveFloat | None = None
+    epochs: Magnitude | None = None
     """Passes over the data; ``steps`` may be given in its place."""
     steps: PositiveInt | None = None
     """Updates; ``epochs`` may be given in its place."""

@@ -131,7 +131,7 @@ def test_one_key_is_printed_whole(said):
         "policy_loss.dual_clip",
         "  value    null",
         "  origin   default",
-        "  type     float > 1 | null",
+        "  type     float in (1, 1e+06] | null",
         "  default  null",
         "  meaning  Bound c of dual-clip PPO, by which the loss of a negative advantage A is at most -c A; "
         "null: no bound.",

@@ -265,6 +265,52 @@ def test_too_many_bad_losses_in_a_row_stop_the_run(tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
+def test_an_infinite_loss_skips_the_step_though_its_gradient_is_finite(tmp_path):
+    trainable = policy(tmp_path)
+    before = [p.clone() for p in trainable.parameters]
+
+    def infinite(module, micro):
+        out = likelihood(module, micro)
+        return replace(out, total=out.total + math.inf)
+
+    assert trainable.update([MICRO], infinite, 11)["actor/loss"] == math.inf
+    assert (trainable.skipped, trainable.updates) == (1, 0)
+    assert all(torch.equal(p, b) for p, b in zip(trainable.parameters, before, strict=True))
+
+
+def test_a_training_that_ends_on_a_skipped_update_exports_nothing(tmp_path):
+    run = tools.make_run(tmp_path)
+    trainable = policy(tmp_path, run=run)
+    trainable.update([MICRO], poisoned, 11)
+    with pytest.raises(NonFiniteGradient, match="1 updates in a row"):
+        run.export("actor", run.dir / "model")
+    assert not (run.dir / "model").exists()
+    trainable.update([MICRO], likelihood, 11)
+    assert run.export("actor", run.dir / "model").is_dir()
+
+
+def test_a_weight_that_is_not_finite_exports_nothing(tmp_path):
+    run = tools.make_run(tmp_path)
+    trainable = policy(tmp_path, run=run)
+    with torch.no_grad():
+        trainable.parameters[3][0] = math.inf
+    with pytest.raises(NonFiniteGradient, match=r"is not finite after update 0: no model is exported"):
+        run.export("actor", run.dir / "model")
+    assert not (run.dir / "model").exists()
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_gradients_are_clipped_where_there_is_a_limit(tmp_path, limit):
+    trainable = policy(tmp_path, optim=AdamW(lr=0.0), clip=limit)
+    seen = []
+    trainable.optimizers[0].register_step_pre_hook(
+        lambda optimizer, *_: seen.append(math.sqrt(sum(float(p.grad.square().sum()) for p in trainable.parameters)))
+    )
+    size = trainable.update([MICRO], likelihood, 11)["actor/grad_norm"]
+    assert size > 1e-2
+    assert seen == [pytest.approx(size if limit is None else limit, rel=1e-3)]
+
+
 def test_a_critic_learns_a_constant_reward(tmp_path):
     run = tools.make_run(tmp_path)
     critic = run.trainable("critic", Value(tools.qwen2()), TrainableConfig(optim=AdamW(lr=1e-2)), total_updates=60)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
+from stepstack.bounds import Magnitude, Weight
 from stepstack.config import Needed, Strict
 
 EVALUATION_BATCH = 4096  # samples that an evaluation gives vLLM at a time; it schedules them itself
@@ -24,7 +25,7 @@ class VllmConfig(Strict):
     """Choice of the engine: vLLM in the training process."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the device's memory for engine weights and KV cache together."""
-    kv_cache_gib: PositiveFloat | None = None
+    kv_cache_gib: Magnitude | None = None
     """Exact size of the KV cache in GiB, in place of what the share leaves; null: by the share."""
     tensor_parallel_size: PositiveInt = 1
     """Processes that share one engine."""
@@ -68,7 +69,7 @@ class VllmServerConfig(Strict):
     """Way of new weights to the servers: nccl broadcasts them to their GPUs; disk writes safetensors to ``dir``."""
     dir: str = ""
     """Folder for transfer=disk that trainer and servers see under the same path; the newest version stays in it."""
-    bucket_gib: PositiveFloat = 1.0
+    bucket_gib: Magnitude = 1.0
     """Size in GiB of the pieces in which weights are written or sent, about."""
     nccl_address: str | None = None
     """The trainer's address as the servers see it; null takes vLLM's guess."""
@@ -76,9 +77,9 @@ class VllmServerConfig(Strict):
     """Port of the trainer for transfer=nccl."""
     concurrency: PositiveInt = 256
     """Rollouts in flight, all servers together."""
-    patience: NonNegativeFloat = 300.0
+    patience: Weight = 300.0
     """Seconds that a server may refuse connections, its start counted, before it is an error."""
-    timeout: PositiveFloat = 3600.0
+    timeout: Magnitude = 3600.0
     """Seconds that one answer may take."""
 
     def __post_init__(self) -> None:

@@ -45,19 +45,21 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
 
 
 def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
-    """Print the before/after table and samples; write the run's report."""
+    """Print the before/after table and samples, as far as the run was evaluated; write its report."""
     if not run.is_main:
         return
     before, after = (results(run.dir / "evals" / when) for when in WHEN)
     console = Console()
-    table = Table(title=f"{run.config.name}: held-out problems, before and after")
+    table = Table(title=f"{escape(run.config.name)}: held-out problems, before and after")
     for column in ("task", "", *WHEN):
         table.add_column(column, justify="right" if column in WHEN else "left")
     for row in outcome_rows(before, after):
-        table.add_row(*row)
-    console.print(table)
+        table.add_row(*map(escape, row))
+    if table.rows:
+        console.print(table)
     for pair in side_by_side(before, after)[:SAMPLES_IN_TERMINAL]:
-        console.print(f"[bold]{pair[0].problem}[/bold]  (answer {pair[0].gold})", highlight=False)
+        question, gold = map(escape, (pair[0].problem, pair[0].gold))
+        console.print(f"[bold]{question}[/bold]  (answer {gold})", highlight=False)
         for label, sample in zip(WHEN, pair, strict=True):
             mark = "right" if sample.score else "wrong"
             console.print(f"  {label} [{mark}] ", end="", markup=False, highlight=False)

@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt
 
+from stepstack.bounds import Text, WidthOf4Heads
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
 
@@ -29,7 +30,7 @@ FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolat
 class TinyQwen2(Strict):
     """Shape of a tiny Qwen2, made on the spot by ``models.lm.tiny.qwen2``."""
 
-    hidden: PositiveInt = 96
+    hidden: WidthOf4Heads = 96
     """Width of the model."""
     layers: PositiveInt = 3
     """Layers of the model."""
@@ -57,7 +58,7 @@ class Pretrained(Strict):
 
     type: Literal["pretrained"] = "pretrained"
     """Choice of the model: a published one."""
-    path: str
+    path: Text
     """Hub name or local folder of the model and its tokenizer."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null takes the default branch."""

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
+from stepstack.bounds import Text
 from stepstack.config import Strict
 
 
@@ -31,11 +34,11 @@ class WhisperFolder(Strict):
 
     type: Literal["whisper"] = "whisper"
     """Choice of the recogniser: a Whisper in a folder."""
-    path: str
+    path: Text
     """Folder of the model and its processor."""
     language: str = "english"
     """Language that it is told to hear; an English-only model is told none."""
-    batch: int = 8
+    batch: PositiveInt = 8
     """Waves that it hears together."""
 
     @property
@@ -49,7 +52,7 @@ class Paraformer(Strict):
 
     type: Literal["paraformer"] = "paraformer"
     """Choice of the recogniser: Paraformer."""
-    path: str
+    path: Text
     """Folder of the model, such as paraformer-zh."""
 
     @property
@@ -76,7 +79,7 @@ class Xvector(Strict):
 
     type: Literal["xvector"] = "xvector"
     """Choice of the encoder: an x-vector model in a folder."""
-    path: str
+    path: Text
     """Folder of the model and its feature extractor."""
 
     @property

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from stepstack.config import Fraction, Strict
+from stepstack.bounds import Fraction
+from stepstack.config import Strict
 from stepstack.planning.contextparallel import plan
 from stepstack.planning.contextparallel.grid import LayerPlan
 from stepstack.planning.contextparallel.plan import Plan

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stepstack.config import ConfigError, Decay, Fraction, Strict
+from stepstack.bounds import Decay, Fraction, LearningRate, Magnitude, Text
+from stepstack.config import ConfigError, Strict
 from stepstack.planning.contextparallel.problem import Cluster, PlanOptions
 
 
@@ -17,7 +18,7 @@ class Measured(Strict):
 
     type: Literal["measured"] = "measured"
     """Choice of the dispatch: by measured times."""
-    file: str
+    file: Text
     """Speed profile, a JSON file of `stepstack profile dsv`."""
 
 
@@ -52,7 +53,7 @@ class DsvConfig(Strict):
     """Weight of the old sparsity in its moving average."""
     sampling: PositiveInt = 16
     """Number of query cubes of which one is looked at when sparsity is profiled."""
-    switch: PositiveFloat = 0.01
+    switch: Magnitude = 0.01
     """Mean loss of the predictors under which stage 2 begins."""
     warmup: NonNegativeInt = 0
     """Steps before which stage 2 does not begin."""
@@ -60,9 +61,9 @@ class DsvConfig(Strict):
     """Steps of stage 1 from one on which predictors learn and sparsity is profiled to the next."""
     every_sparse: PositiveInt = 4
     """Steps of stage 2 from one on which predictors learn and sparsity is profiled to the next."""
-    lr: NonNegativeFloat = 1e-3
+    lr: LearningRate = 1e-3
     """Learning rate of the predictors in stage 1."""
-    lr_sparse: NonNegativeFloat = 1e-4
+    lr_sparse: LearningRate = 1e-4
     """Learning rate of the predictors in stage 2."""
     seed: NonNegativeInt = 0
     """Seed of the query cubes that are looked at."""
