@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -28,6 +27,7 @@ from stepstack.ops.cubes import Cubes
 from stepstack.ops.select import low_rank_selection, pooled_selection, top_blocks
 from stepstack.ops.selection import Blocks, Selection, offsets_of
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 
 HEADS = {64: 24, 128: 12}  # number of heads by head dim
 TOKENS = (32768, 65536, 131072)
@@ -271,7 +271,7 @@ def layout_times(shape: SequenceShape, best: dict[str, float], rounds: int) -> l
 
 
 def show(result: dict[str, Any]) -> None:
-    console = Console()
+    out = console()
     table = Table(title=f"block-sparse attention, bfloat16, {result['gpu']}")
     for column in ("D", "tokens", "sparsity", "k", "pass", "who", "ms", "x limit", "goal"):
         table.add_column(column)
@@ -289,8 +289,8 @@ def show(result: dict[str, Any]) -> None:
             f"{goal:.2f}" if goal else "",
         )
     print(f"-> {plot(result, ROOT / 'evals' / 'results' / 'bench-dsv.png')}")
-    console.print(table)
-    console.print(describe(result["provenance"]), highlight=False)
+    out.print(table)
+    out.print(describe(result["provenance"]))
 
 
 def plot(result: dict[str, Any], file: Path) -> Path:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from stepstack.ops.attention import sparse_attention
 from stepstack.ops.select import pooled_selection
 from stepstack.ops.selection import Blocks
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 
 
 def measure(rounds: int = 5, tokens: int = 2048) -> dict[str, Any]:
@@ -54,6 +54,6 @@ def show(result: dict[str, Any]) -> None:
     for r in result["rows"]:
         figures = [r["dense"], r["reference"], r["reference"] / r["dense"], r["selection"]]
         table.add_row(f"{r['sparsity']:.2f}", *(f"{x:.3f}" for x in figures))
-    console = Console()
-    console.print(table)
-    console.print(describe(result["provenance"]), highlight=False)
+    out = console()
+    out.print(table)
+    out.print(describe(result["provenance"]))

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from stepstack.planning.pods.architectures import KHop
@@ -16,6 +15,7 @@ from stepstack.planning.pods.orchestrator import Orchestrator
 from stepstack.planning.pods.placement import Deployment, Job, place
 from stepstack.planning.pods.ring import Ring
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 
 
 def measure(nodes: int = 10_000, events: int = 400) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def show(result: dict[str, Any]) -> None:
     table = Table("CPU time of one core", "ours", "peer", "ratio")
     for row in result["rows"]:
         table.add_row(row["what"], row["ours"], row["peer"], f"{row['ratio']:.1f}x")
-    console = Console()
-    console.print(table)
-    console.print(describe(result["provenance"]), highlight=False)
+    out = console()
+    out.print(table)
+    out.print(describe(result["provenance"]))
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

@@ -14,7 +14,6 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from recipes.orz.config import Config
@@ -38,6 +37,7 @@ from stepstack.report.provenance import describe, provenance
 from stepstack.rl.config import Grpo
 from stepstack.rl.prompts import PromptSplits, PromptStream
 from stepstack.rl.roles import roles
+from stepstack.terminal import console
 
 GOAL = 0.70  # held-out accuracy at which the race ends
 STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an EOS id for the peer
@@ -262,7 +262,7 @@ def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any]) -> None:
-    console = Console()
+    out = console()
     table = Table(title=f"CPU seconds to {result['goal']:.2f} held-out accuracy, one thread")
     for column in ("", "seconds", "stderr", "steps", "rollout tokens/s", "reached"):
         table.add_column(column, justify="right" if column else "left")
@@ -281,13 +281,13 @@ def show(result: dict[str, Any]) -> None:
             f"{fmean(race['rollout_tokens_per_s'] for race in races):.0f}",
             f"{len(seconds)} of {len(races)}",
         )
-    console.print(table)
+    out.print(table)
     for who in ("stepstack PPO", "stepstack GRPO"):
         if who in means and "TRL GRPO" in means:
-            console.print(f"{who}: {means['TRL GRPO'] / means[who]:.1f}x TRL's speed to the goal")
+            out.print(f"{who}: {means['TRL GRPO'] / means[who]:.1f}x TRL's speed to the goal")
     for shape in dict.fromkeys(row["shape"] for row in result["sampler"]):
         pairs = [(row["ours"], row["generate"]) for row in result["sampler"] if row["shape"] == shape]
         ratio = median(a / b for a, b in pairs)
         own, peer = (median(column) for column in zip(*pairs, strict=True))
-        console.print(f"decoding, {shape}: {own:.0f} against generate's {peer:.0f} tokens/s, {ratio:.2f}x")
-    console.print(describe(result["provenance"]), highlight=False)
+        out.print(f"decoding, {shape}: {own:.0f} against generate's {peer:.0f} tokens/s, {ratio:.2f}x")
+    out.print(describe(result["provenance"]))

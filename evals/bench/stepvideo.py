@@ -14,7 +14,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
@@ -28,6 +27,7 @@ from stepstack.models.video.dsv.handle import Dsv
 from stepstack.models.video.dsv.speed import device_name, synchronize
 from stepstack.models.video.grid import Grid
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 
 GRIDS: tuple[Grid, ...] = ((32, 32, 32), (64, 32, 32), (128, 32, 32))  # 32K, 64K, 128K tokens
 GOAL = 3.0  # dense / DSV at 128K tokens; the paper reports 3.02 (arXiv 2502.07590, up to 130K tokens)
@@ -174,6 +174,6 @@ def show(result: dict[str, Any]) -> None:
         pairs.append((row["ratio"], row["ratio_stderr"]))
         cells = [f"{value:.3f} ± {error:.3f}" for value, error in pairs]
         table.add_row(str(row["tokens"]), f"{row['sparsity']:.2f}", *cells, str(row["n"]))
-    console = Console()
-    console.print(table)
-    console.print(f"goal at 131072 tokens: {result['goal']}; {describe(result['provenance'])}", highlight=False)
+    out = console()
+    out.print(table)
+    out.print(f"goal at 131072 tokens: {result['goal']}; {describe(result['provenance'])}")

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
@@ -38,6 +37,7 @@ from stepstack.models.lm import tiny
 from stepstack.models.lm.policy import Policy
 from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 from stepstack.tuning.config import PreferenceLoss
 
 BATCH, LR, MAX_TOKENS = 16, 1e-4, 1024
@@ -275,7 +275,7 @@ class VisionProcessor(ProcessorMixin):
 
 
 def show(result: dict[str, Any]) -> None:
-    console = Console()
+    out = console()
     table = Table(title="Tuning against TRL, one CPU thread: tokens/s of SFT, pairs/s of DPO")
     for column in ("", "stepstack", "TRL", "ratio", "stderr", "goal"):
         table.add_column(column, justify="right" if column else "left")
@@ -285,5 +285,5 @@ def show(result: dict[str, Any]) -> None:
         error = stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
         speeds = [fmean(row[who] for row in rows) for who in ("ours", "trl")]
         table.add_row(name, *(f"{x:.1f}" for x in speeds), f"{fmean(ratios):.2f}x", f"{error:.2f}", f"{goal}x")
-    console.print(table)
-    console.print(describe(result["provenance"]), highlight=False)
+    out.print(table)
+    out.print(describe(result["provenance"]))

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +20,7 @@ from stepstack.core.optim import optimizers
 from stepstack.models.video.dit import VideoDiT
 from stepstack.planning.memory import BYTES, Cost, Dit, Machine, cost
 from stepstack.report.provenance import describe, provenance
+from stepstack.terminal import console
 
 SHAPE: dict[str, Any] = {"layers": 4, "heads": 3, "head_width": 32, "channels": 16}  # stepvideo-tiny's
 PLANNED = Dit(**SHAPE, text=(32, 32), text_tokens=(16, 8))
@@ -62,9 +62,9 @@ def show(result: dict[str, Any]) -> None:
     table = Table(f"{result['batch']} videos of {TOKENS} tokens", "planned", "measured", "measured / planned")
     for row in result["rows"]:
         table.add_row(row["what"], f"{row['planned']:.6g}", f"{row['measured']:.6g}", f"{row['ratio']:.4f}")
-    console = Console()
-    console.print(table)
-    console.print(describe(result["provenance"]), highlight=False)
+    out = console()
+    out.print(table)
+    out.print(describe(result["provenance"]))
 
 
 def planned_cost(batch: int, again: bool = False, precision: Precision = "no") -> Cost:

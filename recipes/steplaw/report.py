@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from recipes.steplaw.analysis import judge, summary, tables
 from recipes.steplaw.config import Config
 from stepstack.core.run import Run
@@ -20,6 +18,7 @@ from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.formats import render
 from stepstack.report.html import Report
+from stepstack.terminal import console
 
 HEAD = ("N", "D", "lr", "bs", "loss", "held_out")  # bs in tokens: what `stepstack plan steplaw fit` reads
 
@@ -33,9 +32,9 @@ def finish(run: Run[Config]) -> None:
     fit["cpu_s"] = sum(result["cpu_s"] for result in results(run.config, run.dir))
     jsonl.write_json_atomic(run.dir / "fit.json", fit)
     page = write_report(run.dir)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(render(tables.sweep_tables(fit), "md"), markup=False)
-    console.print(f"report: {page}\nruns:   {table}", markup=False)
+    out = console()
+    out.print(render(tables.sweep_tables(fit), "md"), soft_wrap=True)
+    out.print(f"report: {page}\nruns:   {table}", soft_wrap=True)
 
 
 def write_table(cfg: Config, folder: Path) -> Path:

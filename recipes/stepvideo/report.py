@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
-from rich.console import Console
 from rich.table import Table
 
 from data.drawn import moving
@@ -25,6 +24,7 @@ from stepstack.harness.summary import figure
 from stepstack.harness.training.outcome import results
 from stepstack.report import jsonl
 from stepstack.report.html import Report
+from stepstack.terminal import console
 
 CLIPS_IN_REPORT, CLIP_WIDTH = 24, 128  # clips in the report, their width
 LABELS = {"codec": "true clips through the VAE", "before": "the start's", "after": "generated"}
@@ -45,11 +45,11 @@ def report_outcome(run: Run[Config]) -> None:
     """Print the tables; write the run's report."""
     if not run.is_main:
         return
-    console = Console()
-    console.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
+    out = console()
+    out.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
     if facts := dsv.read_figures(run.dir):
-        console.print(_printed(*dsv.table(facts)))
-    console.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
+        out.print(_printed(*dsv.table(facts)))
+    out.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
 
 def _printed(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:

@@ -140,7 +140,8 @@ def _bounded(base: str, metadata: tuple[Any, ...]) -> str:
     limits: dict[str, Any] = {}
     for extra in metadata:
         for limit in extra.metadata if isinstance(extra, FieldInfo) else (extra,):
-            limits |= dataclasses.asdict(limit) if dataclasses.is_dataclass(limit) else vars(limit)  # such as Gt(gt=0)
+            if dataclasses.is_dataclass(limit):  # such as Gt(gt=0); a pattern is none and has no words here
+                limits |= {item.name: getattr(limit, item.name) for item in dataclasses.fields(limit)}
     low = next((name for name in ("gt", "ge") if name in limits), None)
     high = next((name for name in ("lt", "le") if name in limits), None)
     if low and high:

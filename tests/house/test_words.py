@@ -42,6 +42,17 @@ def test_no_paths_of_one_machine():
     assert found(MACHINE) == []
 
 
+def test_what_is_printed_is_no_markup():
+    """A console of rich takes `[a, b]` in a problem for markup, and stops at `[/INST]`: there is one that does not."""
+    made = [
+        f"{path}:{node.lineno}"
+        for path in code()
+        for node in nodes(path, ast.Call)
+        if ast.unparse(node.func) in ("Console", "rich.print") and path.name != "terminal.py"
+    ]
+    assert made == []
+
+
 def test_no_stubs():
     """A function of only `...` or `pass` declares what nobody wrote; protocols and overloads may. A method that rightly
     does nothing says so in a docstring, which is body enough."""

@@ -101,7 +101,7 @@ SILENT = {
     "stepvideo-tiny": ["vae.weights.kl=-1", "vae.patch=[3, 7, 7]", "data.size=33"],
     "stepvideo-tiny-dsv": ["sampling.guidance=-1", "dit.optim.lr=1e9", "dsv.switch=0", "dsv.lr=-1", "dsv.lr=1e9"],
     "stepaudio-tiny": ["engine.temperature=-1", "engine.temperature=1e9"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "override"), [(name, text) for name, texts in SILENT.items() for text in texts])

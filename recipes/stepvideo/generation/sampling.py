@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from data.media import frames
@@ -18,6 +17,7 @@ from stepstack.config import ConfigError
 from stepstack.core.processes import LaunchedProcesses
 from stepstack.harness.model import folder_of
 from stepstack.report import jsonl
+from stepstack.terminal import console
 
 MIN_SHOWN_SIDE = 256  # a small clip's shorter side is scaled to about so many pixels
 
@@ -41,7 +41,7 @@ def sample(cfg: Config, args: SampleArgs) -> list[Path]:
     request = clip_request(cfg, args)
     folder = folder_of(args.model or str(cfg.folder / "model"))
     pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch).device)
-    bar = Console(stderr=True)
+    bar = console(stderr=True)
     steps = track(pipeline.steps([request]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
     *_, latents = steps
     clip = as_frames(pipeline.codec.decode(latents))[0]

@@ -131,8 +131,10 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _print_for_terminal(rows: Sequence[Sequence[str]]) -> None:
     """A table for each section, all with the same columns: in a section keys are short, and the meaning has room."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from stepstack.terminal import console
 
     total = shutil.get_terminal_size((120, 24)).columns
     sections: dict[str, list[Sequence[str]]] = {}
@@ -142,24 +144,17 @@ def _print_for_terminal(rows: Sequence[Sequence[str]]) -> None:
         sections.setdefault(section, []).append((leaf, short, _origin(origin), kind, meaning))
     cells = [row for section in sections.values() for row in section]
     widths = [min(most, max(len(row[i]) for row in [HEAD, *cells])) for i, most in enumerate(WIDEST)]
-    console = Console(highlight=False, width=max(total, sum(widths) + 2 * len(widths) + NARROW))
+    out = console(width=max(total, sum(widths) + 2 * len(widths) + NARROW))
     for number, (section, below) in enumerate(sections.items()):
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=number == 0, header_style="dim", pad_edge=False)
         for title, width in zip(HEAD[:-1], widths, strict=True):
             table.add_column(title, width=width, overflow="fold")
         table.add_column(HEAD[-1], overflow="fold", ratio=1)
         for leaf, value, origin, kind, meaning in below:
-            table.add_row(_plain(leaf, "bold"), *map(_plain, (value, origin, kind, meaning)))
+            table.add_row(Text(leaf, "bold"), value, origin, kind, meaning)
         if section:
-            console.print(_plain(f"\n{section}", "bold cyan"))
-        console.print(table)
-
-
-def _plain(text: str, style: str = "") -> Any:
-    """Text whose square brackets are no markup."""
-    from rich.text import Text
-
-    return Text(text, style)
+            out.print(Text(f"\n{section}", "bold cyan"))
+        out.print(table)
 
 
 def _origin(source: str) -> str:

@@ -30,9 +30,8 @@ def run(args: argparse.Namespace) -> int:
     if rows is None:
         print(f"recipe {cfg.recipe} learns no rows of tokens from data, so there is nothing to show")
         return 0
-    from rich.console import Console
-
     from stepstack.report.tokens import print_rows
+    from stepstack.terminal import console
 
-    print_rows(rows, Console())
+    print_rows(rows, console())
     return 0

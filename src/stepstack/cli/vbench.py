@@ -19,11 +19,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from recipes.stepvideo.evaluation import vbench
+    from stepstack.terminal import console
 
     if args.python is not None:
         vbench.run(args.python, args.data / vbench.CLONE, args.folder, args.device)
-    Console().print(vbench.conclude(args.folder))
+    console().print(vbench.conclude(args.folder))
     return 0

@@ -30,11 +30,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from data.sets import spoken_pairs, ti2v_eval
     from stepstack.config import ConfigError
     from stepstack.harness.human import pairwise, votes
+    from stepstack.terminal import console
 
     if args.of == "speech":
         if args.table == "first_frame":
@@ -51,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.table == "votes":
         study.check()
     file = args.out / f"result-{args.table or 'votes'}.json"
-    Console().print(pairwise.conclude(file, (str(args.a), str(args.b)), pairs, judge))
+    console().print(pairwise.conclude(file, (str(args.a), str(args.b)), pairs, judge))
     print(file)
     return 0

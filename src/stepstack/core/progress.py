@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from stepstack.terminal import console
 
 METRIC_UNITS = {
     "reward": "reward",
@@ -26,14 +27,14 @@ class Progress:
 
     def __init__(self, name: str, total: int, done: int, visible: bool = True):
         self.name, self.total, self.visible = name, total, visible
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.done, self.began, self.said = done, time.monotonic(), 0.0
         self.latest: dict[str, float] = {}
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[notes]}"),
+            TextColumn("{task.fields[notes]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
@@ -56,4 +57,4 @@ class Progress:
             self.said = now
             done, spent = step - self.done, now - self.began
             clock = f"  {spent:.0f} s, {(self.total - step) * spent / done:.0f} s left" if done > 0 else ""
-            self.console.print(f"{self.name} {step}/{self.total}  {notes}{clock}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self.name} {step}/{self.total}  {notes}{clock}", soft_wrap=True)

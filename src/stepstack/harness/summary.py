@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from stepstack.config import ConfigError
 from stepstack.harness.suite import Evaluated
+from stepstack.terminal import console
 
 
 def label_of(model: dict[str, Any]) -> str:
@@ -37,10 +37,10 @@ def print_table(title: str, evaluated: Evaluated) -> None:
                 f"{failed}/{result['samples']}" if first else "",
                 f"{result['length']:.1f}" if first and result["length"] is not None else "",
             )
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe, which rich takes for 80 columns wide
-        console.width = 120
-    console.print(table)
+    out = console()
+    if not out.is_terminal:  # a file or a pipe, which rich takes for 80 columns wide
+        out.width = 120
+    out.print(table)
 
 
 def figure(value: float | None) -> str:

@@ -41,8 +41,8 @@ def print_rows(rows: Iterable[ShownRow], console: Console) -> int:
     for row in rows:
         learned = sum(learns for _, learns in row.tokens)
         head = Text.assemble((row.title, "bold"), f": {len(row.tokens)} tokens, {learned} learned")
-        console.print(head, highlight=False, soft_wrap=True)
-        console.print(_coloured(row) if console.color_system else _quoted(row), highlight=False, soft_wrap=True)
+        console.print(head, soft_wrap=True)
+        console.print(_coloured(row) if console.color_system else _quoted(row), soft_wrap=True)
         count += 1
     return count
 

@@ -16,15 +16,15 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.progress import track
 
     from stepstack import config
     from stepstack.planning.contextparallel.job import ContextJob, as_json, make_plan, table
+    from stepstack.terminal import console
 
     job = config.read(ContextJob, args.file, args.overrides)
     # To stderr: a progress bar must not get into JSON.
-    bar = Console(stderr=True)
+    bar = console(stderr=True)
     plan = make_plan(job, lambda layers: track(layers, "layers", console=bar, transient=True))
     print(json.dumps(as_json(job, plan), indent=1) if args.json else table(job, plan), end="\n" if args.json else "")
     return 0

@@ -151,22 +151,24 @@ def _point(args: argparse.Namespace) -> LawInputs:
 
 
 def _print(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from stepstack.terminal import console
 
     table = Table(title=title, title_justify="left", show_header=any(head))
     for column in head:
         table.add_column(column)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 200  # in a pipe nothing is cut
-    console.print(table)
+    out = console()
+    out.width = out.width if out.is_terminal else 200  # in a pipe nothing is cut
+    out.print(table)
 
 
 def _bar(names: Sequence[str]) -> Iterable[Any]:
     """On stderr: it must not get into JSON."""
-    from rich.console import Console
     from rich.progress import track
 
-    return track(names, "fitting", console=Console(stderr=True), transient=True)
+    from stepstack.terminal import console
+
+    return track(names, "fitting", console=console(stderr=True), transient=True)

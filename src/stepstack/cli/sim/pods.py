@@ -44,11 +44,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     from stepstack.simulation.pods import study
+    from stepstack.terminal import console
 
     settings = study.Settings(
         trace=args.trace,
@@ -66,21 +66,21 @@ def run(args: argparse.Namespace) -> int:
     parts = args.parts or [part for part in study.PARTS if part != "waste" or args.trace]
     if args.record and set(parts) != set(study.PARTS):
         raise ConfigError("--record keeps all parts together: name none, and give --trace")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=console(stderr=True), transient=True) as bar:
         results = study.run(parts, settings, lambda what, units: _advance(bar, what, units))
     if args.record:
         study.record(results, RECORD)
     if args.json:
         print(json.dumps(results, indent=1))
     else:
-        console = Console()
+        out = console()
         for title, head, rows in study.tables(results):
             table = Table(*head, title=title, title_justify="left")
             for row in rows:
                 table.add_row(*row)
-            console.print(table)
+            out.print(table)
     if args.out:
-        Console(stderr=True).print(f"-> {study.write_page(results, args.out)}", highlight=False)
+        console(stderr=True).print(f"-> {study.write_page(results, args.out)}")
     return 0
 
 

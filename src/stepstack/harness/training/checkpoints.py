@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from stepstack.config import ConfigError, RunConfig
@@ -15,6 +14,7 @@ from stepstack.harness.engines.generator import GeneratorEngine
 from stepstack.harness.suite import SuiteOptions, evaluate_all
 from stepstack.harness.summary import figure
 from stepstack.harness.task import Task
+from stepstack.terminal import console
 
 POLICIES = ("actor", "policy")  # roles that answer: of RL, and of tuning
 
@@ -56,4 +56,4 @@ def run(
             first = result["metrics"][0]
             table.add_row(str(step), result["task"], first["name"], figure(first["value"]), figure(first["stderr"]))
     if world.rank == 0:
-        Console().print(table)
+        console().print(table)

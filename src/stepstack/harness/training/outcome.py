@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stepstack.config import digest
 from stepstack.core.folder import CHANGEABLE_KEYS
@@ -21,6 +21,7 @@ from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
 from stepstack.report import jsonl, viewer
 from stepstack.report.html import Report
+from stepstack.terminal import console
 
 WHEN = ("before", "after")
 SAMPLES_IN_TERMINAL = 6  # samples in the terminal; four times as many in the report
@@ -49,23 +50,22 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
     if not run.is_main:
         return
     before, after = (results(run.dir / "evals" / when) for when in WHEN)
-    console = Console()
-    table = Table(title=f"{escape(run.config.name)}: held-out problems, before and after")
+    out = console()
+    table = Table(title=f"{run.config.name}: held-out problems, before and after")
     for column in ("task", "", *WHEN):
         table.add_column(column, justify="right" if column in WHEN else "left")
     for row in outcome_rows(before, after):
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     if table.rows:
-        console.print(table)
+        out.print(table)
     for pair in side_by_side(before, after)[:SAMPLES_IN_TERMINAL]:
-        question, gold = map(escape, (pair[0].problem, pair[0].gold))
-        console.print(f"[bold]{question}[/bold]  (answer {gold})", highlight=False)
+        out.print(Text.assemble((pair[0].problem, "bold"), f"  (answer {pair[0].gold})"))
         for label, sample in zip(WHEN, pair, strict=True):
             mark = "right" if sample.score else "wrong"
-            console.print(f"  {label} [{mark}] ", end="", markup=False, highlight=False)
-            console.print(sample.text, markup=False, highlight=False)
+            out.print(f"  {label} [{mark}] ", end="")
+            out.print(sample.text)
     page = write_report(run.dir)
-    console.print(f"report: {page}\nmodel:  {run.dir / 'model'}", highlight=False, soft_wrap=True)
+    out.print(f"report: {page}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
 
 def results(place: Path) -> dict[str, Result]:
