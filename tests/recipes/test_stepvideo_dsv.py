@@ -43,7 +43,7 @@ SHORT = (
     "evals=[test]",
     "dit.optim.schedule.warmup=0",
 )
-DSV = ("dsv.warmup=2", "dsv.switch=1e9", "dsv.every_sparse=1", "dsv.rank=8", "dsv.sampling=2")
+DSV = ("dsv.warmup=2", "dsv.switch=1e6", "dsv.every_sparse=1", "dsv.rank=8", "dsv.sampling=2")
 FOUR = (*DSV, "model.heads=4")  # 3 do not divide by two processes
 LINK = "{bytes: [0, 1e6], seconds: [1e-6, 2e-6]}"
 PLAN = (

@@ -200,10 +200,10 @@ def slow_rank(seconds: float) -> None:
 
     save_random = state.save_random
 
-    def saved(file):
-        if "00001" in file.name:
+    def saved(folder, rank):
+        if rank == 1:
             time.sleep(seconds)
-        return save_random(file)
+        return save_random(folder, rank)
 
     state.save_random = saved
 

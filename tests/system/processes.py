@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from stepstack.config import ROOT
+from stepstack.core import tree
 from stepstack.report import jsonl
 
 MINI = str(ROOT / "tests" / "system" / "mini.yaml")
@@ -148,7 +149,8 @@ def checkpoint(run: Path, step: int) -> dict[str, Any]:
     """Everything in a checkpoint that a next step depends on: weights, optimizers, random states, counters."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     facts = json.loads((folder / "state.json").read_text())
-    found: dict[str, Any] = {file.name: torch.load(file, weights_only=False) for file in folder.glob("*.pt")}
+    kept = [file.stem for file in folder.glob("*.safetensors")]
+    found: dict[str, Any] = {name: tree.read(folder, name) for name in kept}
     found |= {role: role_state(folder / role) for role in facts["trainables"]}
     return found | {"state": facts}
 

@@ -100,7 +100,7 @@ def test_a_checkpoint_waits_for_the_slowest_process(new_run):
         ok(ended)
     folder = run / "checkpoints" / "step-00000002"
     assert checkpoints.problem(folder) is None
-    assert "random-00001.pt" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
+    assert "random-00001.json" in json.loads((folder / checkpoints.MANIFEST).read_text())["files"]
 
 
 @pytest.mark.rounding

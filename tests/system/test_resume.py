@@ -125,11 +125,11 @@ def test_what_a_killed_save_of_more_processes_left_is_not_in_the_next_checkpoint
     run = new_run()
     killed = train_ranks(run, 2, hooks=[(hooks.kill_in_save, 2, "described")])
     assert killed[0].code == KILLED
-    assert (run / "checkpoints" / ".partial-00000002" / "random-00001.pt").is_file()
+    assert (run / "checkpoints" / ".partial-00000002" / "random-00001.json").is_file()
     ok(train(run, "--stop-after", "2"))
     folder = run / "checkpoints" / "step-00000002"
     assert checkpoints.problem(folder) is None
-    assert not (folder / "random-00001.pt").exists()
+    assert not (folder / "random-00001.json").exists()
     assert not list(folder.rglob("__1_*"))
 
 

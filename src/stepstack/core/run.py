@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError, RunConfig
-from stepstack.core import adapters, checkpoint, hf, preflight, sharding, state
+from stepstack.core import adapters, checkpoint, hf, preflight, sharding, state, tree
 from stepstack.core.config import TrainableConfig
 from stepstack.core.device import peak_flops
 from stepstack.core.folder import claim
@@ -172,7 +172,7 @@ class Run(Generic[C]):
         return self.shard and self.accelerator.distributed_type == DistributedType.FSDP
 
     def keep(self, name: str, thing: Stateful) -> None:
-        """Have something else than a role in the checkpoints, as ``<name>.pt``: what process 0 has of it."""
+        """Have something else than a role in the checkpoints (``core.tree``): what process 0 has of it."""
         self.kept[name] = thing
 
     def load(self, whole: Callable[[], M], empty: Callable[[], M]) -> M:
@@ -278,11 +278,11 @@ class Run(Generic[C]):
                 writes.append(state.begin_save(trainable, partial / role, self._save_group(role)))
             else:
                 state.save(trainable, partial / role)
-        state.save_random(partial / f"random-{self.rank:05d}.pt")
+        state.save_random(partial, self.rank)
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.is_main:
             for name, thing in self.kept.items():
-                state.write(thing.state_dict(), partial / f"{name}.pt")
+                tree.write(thing.state_dict(), partial, name)
             facts = {
                 "step": self.step,
                 "launch": self._launch(),
@@ -407,9 +407,9 @@ class Run(Generic[C]):
             if change := trainable.load_state_dict(facts["trainables"][role]):
                 self._say(change)
         for name, thing in self.kept.items():
-            thing.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=False))
+            thing.load_state_dict(tree.read(folder, name))
         if self.rank < facts["processes"]:
-            state.load_random(folder / f"random-{self.rank:05d}.pt")
+            state.load_random(folder, self.rank)
         self.step = self.resumed_from = step
         self._say(f"resumed from {folder}")
         if self.processes != facts["processes"]:

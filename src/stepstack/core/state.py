@@ -5,7 +5,6 @@ Each process writes what it has into ``<folder>/<role>/``, and any number of pro
 
 from __future__ import annotations
 
-import io
 import random
 import warnings
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from stepstack.config import ConfigError
+from stepstack.core import stored, tree
 
 if TYPE_CHECKING:
     from stepstack.core.trainable import Trainable
@@ -87,41 +87,36 @@ def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | No
 
 def load(trainable: Trainable, folder: Path) -> None:
     """Put a saved state into a role, in place. Every process calls it; there may be more or fewer than wrote it."""
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    names = stored.Reader(folder).read_metadata().state_dict_metadata
     state: dict[str, Any] = {WEIGHTS: weights(trainable.unwrapped), OPTIMIZERS: {}}
     for i, optimizer in enumerate(trainable.optimizers):
-        if any(name.startswith(f"{OPTIMIZERS}.{i}.") for name in stored):
+        if any(name.startswith(f"{OPTIMIZERS}.{i}.") for name in names):
             fresh = get_optimizer_state_dict(trainable.unwrapped, optimizer)
             moments: Any = fresh["state"]
-            for name in [n for n in moments if not any(k.startswith(f"{OPTIMIZERS}.{i}.state.{n}.") for k in stored)]:
+            for name in [n for n in moments if not any(k.startswith(f"{OPTIMIZERS}.{i}.state.{n}.") for k in names)]:
                 del moments[name]  # a parameter that had no gradient yet
             state[OPTIMIZERS][str(i)] = fresh
     if trainable.ema is not None:
         state[AVERAGE] = trainable.ema.state()
-    dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+    stored.load(state, folder, no_dist=not dist.is_initialized())
     for i, saved in state[OPTIMIZERS].items():
         set_optimizer_state_dict(
             trainable.unwrapped, trainable.optimizers[int(i)], saved, options=StateDictOptions(strict=False)
         )
 
 
-def save_random(file: Path) -> None:
-    """The states of all sources of random numbers of this process."""
+def save_random(folder: Path, rank: int) -> None:
+    """Write the states of all sources of random numbers of this process."""
     numbers = np.random.get_state(legacy=False)
     numbers["state"]["key"] = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    write({"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda}, file)
+    states = {"python": random.getstate(), "numpy": numbers, "torch": torch.get_rng_state(), "cuda": cuda}
+    tree.write(states, folder, f"random-{rank:05d}")
 
 
-def write(thing: Any, file: Path) -> None:
-    """Like ``torch.save``, which reports a full disk as an error of a stream, without its cause."""
-    buffer = io.BytesIO()
-    torch.save(thing, buffer)
-    file.write_bytes(buffer.getvalue())
-
-
-def load_random(file: Path) -> None:
-    saved = torch.load(file, weights_only=True)
+def load_random(folder: Path, rank: int) -> None:
+    """Put back what ``save_random`` wrote."""
+    saved = tree.read(folder, f"random-{rank:05d}")
     random.setstate(saved["python"])
     numbers = saved["numpy"]
     numbers["state"]["key"] = numbers["state"]["key"].numpy().astype(np.uint32)

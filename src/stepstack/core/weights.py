@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError
-from stepstack.core import checkpoint
+from stepstack.core import checkpoint, stored
 from stepstack.core.state import WEIGHTS, check_format
 
 WRAPPERS = ("lm.", "body.")  # where models.lm.policy and models.lm.value keep the Hugging Face model
@@ -58,14 +57,14 @@ def load_into(lm: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
 
 def _whole(folder: Path) -> dict[str, Tensor]:
     """Whole tensors of a role, read by this process alone."""
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    there = stored.Reader(folder).read_metadata().state_dict_metadata
     prefix = f"{WEIGHTS}."
     empty = {
         name: torch.empty(kept.size, dtype=kept.properties.dtype)
-        for name, kept in stored.items()
+        for name, kept in there.items()
         if isinstance(kept, TensorStorageMetadata) and name.startswith(prefix)
     }
-    dcp.load(empty, checkpoint_id=folder, no_dist=True)
+    stored.load(empty, folder, no_dist=True)
     return {name.removeprefix(prefix): value for name, value in empty.items()}
 
 
