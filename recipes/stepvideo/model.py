@@ -98,11 +98,12 @@ def train_vae(run: Run[Config], cfg: TinyVaeConfig, data: Moving, out: Path) -> 
     body = trainable.unwrapped.eval()
     body.calibrate(pixels(clips[:JUDGED_CLIPS], data).to(run.device))
     figures = judged(TinyCodec(body), moving.clips(data, "select")[:JUDGED_CLIPS], data)
-    run.export("vae", out)
+    if figures["direction"] >= cfg.gate:  # else there is no folder, which a later run would take for one that passed
+        run.export("vae", out)
     run.finish()
     if figures["direction"] < cfg.gate:
         raise ConfigError(
-            f"the VAE in {out} shows the right direction in {figures['direction']:.0%} of held-out clips (PSNR "
+            f"the VAE of {run.dir} shows the right direction in {figures['direction']:.0%} of held-out clips (PSNR "
             f"{figures['psnr']:.1f} dB), vae.gate asks for {cfg.gate:.0%}: train it longer (vae.steps) under another "
             "name"
         )

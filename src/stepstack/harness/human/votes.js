@@ -34,7 +34,7 @@ const complete = (given) => Object.keys(study.questions).every((name) => SIDES.i
 
 async function send(pair, given) {
   const body = JSON.stringify({ annotator, pair: pair.number, choices: given });
-  const answer = await fetch("/votes", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+  const answer = await fetch("votes", { method: "POST", headers: { "Content-Type": "application/json" }, body });
   const said = await answer.json();
   if (!answer.ok) throw new Error(said.error);
   pair.choices = given;
@@ -57,7 +57,7 @@ async function flush() {
 // ---- what happens
 
 async function begin(name) {
-  const answer = await fetch(`/pairs?annotator=${encodeURIComponent(name)}`);
+  const answer = await fetch(`pairs?annotator=${encodeURIComponent(name)}`);
   const said = await answer.json();
   if (!answer.ok) return ask(said.error);
   annotator = name.trim();
@@ -108,8 +108,8 @@ async function save() {
 async function load(pair) {
   const mine = ++shown;
   const who = encodeURIComponent(annotator);
-  const clips = ["left", "right"].map((side) => [side, `/clip?pair=${pair.number}&side=${side}&annotator=${who}`]);
-  const urls = pair.given ? [["given", `/given?pair=${pair.number}`], ...clips] : clips;
+  const clips = ["left", "right"].map((side) => [side, `clip?pair=${pair.number}&side=${side}&annotator=${who}`]);
+  const urls = pair.given ? [["given", `given?pair=${pair.number}`], ...clips] : clips;
   try {
     const blobs = await Promise.all(urls.map(async ([, url]) => (await fetch(url)).blob()));
     if (mine !== shown) return;

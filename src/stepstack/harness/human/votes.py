@@ -2,6 +2,7 @@
 
 study.json   what is voted on: clips by hash, dimensions, seed; votes on other clips are never added to it
 votes.jsonl  a line a vote, on disk before the page hears that it was saved; an annotator's last vote on a pair counts
+token        part of the page's address, which this user alone may read: others of the machine cannot vote as anyone
 
 The page never learns which model is left: it asks for a side, and where a model stands is drawn anew for each annotator
 and pair. A vote is written as it was seen, with what stood left, and is turned round when it is read.
@@ -11,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import json
+import os
+import secrets
 import threading
 import webbrowser
 from collections.abc import Mapping, Sequence
@@ -28,7 +32,7 @@ from stepstack.harness.human.pairwise import Choice, ClipPair, Verdict, left_is_
 from stepstack.report import jsonl
 from stepstack.report.html import script_page
 
-STUDY, VOTES = "study.json", "votes.jsonl"
+STUDY, VOTES, TOKEN = "study.json", "votes.jsonl", "token"
 LONGEST_NAME, LARGEST = 40, 1 << 16  # characters of an annotator's name, bytes of a vote
 HOSTS = ("127.0.0.1", "localhost")
 TYPES = {
@@ -165,7 +169,8 @@ class VoteServer(ThreadingHTTPServer):
             raise ConfigError(f"port {port} of this machine: {error.strerror}: give another --port, or 0") from None
         self.study, self.lock = study, threading.Lock()
         self.id = _digest(study.folder / STUDY)[:16]  # by which a browser keeps what it has not sent
-        self.url = f"http://{HOSTS[0]}:{self.server_address[1]}/"
+        self.token = _token(study.folder / TOKEN)
+        self.url = f"http://{HOSTS[0]}:{self.server_address[1]}/{self.token}/"
 
     def keep(self, vote: Any) -> None:
         """Returns when the vote is on disk."""
@@ -175,15 +180,16 @@ class VoteServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """GET / (the page), /pairs, /given, /clip; POST /votes. Whatever is asked wrongly is answered by 400 and why."""
+    """Below the token: GET the page, pairs, given, clip; POST votes. Whatever is asked wrongly is answered by 400 and
+    why."""
 
     server: VoteServer
 
     def do_GET(self) -> None:
-        self._answer({"/": self._page, "/pairs": self._pairs, "/given": self._given, "/clip": self._clip})
+        self._answer({"": self._page, "pairs": self._pairs, "given": self._given, "clip": self._clip})
 
     def do_POST(self) -> None:
-        self._answer({"/votes": self._vote})
+        self._answer({"votes": self._vote})
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: one line a request would bury the address."""
@@ -192,13 +198,15 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         host = self.headers.get("Host", "").partition(":")[0]
-        if host not in HOSTS:  # another site's name that leads here: a page of that site would read and vote
+        token, _, route = url.path.removeprefix("/").partition("/")
+        # Another site's name may lead here, and a page of that site would read and vote.
+        if host not in HOSTS or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"open the page by the address that was printed")
-        elif url.path not in routes:
+        elif route not in routes:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"not here")
         else:
             try:
-                kind, content = routes[url.path](query)
+                kind, content = routes[route](query)
             except BadVote as error:
                 self._send(HTTPStatus.BAD_REQUEST, "application/json", _json({"error": str(error)}))
             else:
@@ -291,6 +299,14 @@ def _number(query: Mapping[str, str]) -> int | None:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
+
+
+def _token(file: Path) -> str:
+    """The token of a study, made at its first use and kept, so that the address stays when the server starts again."""
+    if not file.is_file():
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+            handle.write(secrets.token_urlsafe(16))
+    return file.read_text()
 
 
 def _digest(file: Path) -> str:

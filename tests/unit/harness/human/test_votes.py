@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -151,6 +152,10 @@ def test_other_sites_cannot_read_or_vote(study):
     good = json.dumps({"annotator": "kim", "pair": 0, "choices": dict.fromkeys(QUESTIONS, "tie")}).encode()
     with serving(study) as url:
         assert get(url, Host="evil.example:80")[0] == 403
+        there = url.removesuffix(f"{urlsplit(url).path}")  # without the token, which other users of the machine lack
+        for path in ("/", "/pairs?annotator=kim", "/wrong/pairs?annotator=kim", "/votes", "//pairs?annotator=kim"):
+            assert get(there + path)[0] == 403
+        assert post(f"{there}/", good)[0] == 403
         assert post(url, good, "text/plain")[0] == 400  # what a form can send without asking
         assert post(url, good)[0] == 200
 
@@ -166,8 +171,10 @@ def test_what_is_asked_wrongly_is_named(study):
             status, answer, _ = get(url + path)
             assert (status, said in json.loads(answer)["error"]) == (400, True), path
         assert get(f"{url}../votes.jsonl")[0] == 404
+        assert (study.folder / "token").stat().st_mode & 0o777 == 0o600
+        assert url.endswith(f"/{(study.folder / 'token').read_text()}/")
         with pytest.raises(ConfigError, match="another --port"):
-            VoteServer(study, int(url.rstrip("/").rpartition(":")[2]))
+            VoteServer(study, urlsplit(url).port)
 
 
 def test_nothing_that_the_page_gets_tells_the_models(study):
