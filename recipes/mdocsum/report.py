@@ -49,7 +49,7 @@ GRPO = {
 
 def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
-    text = json.dumps(json.loads((folder / "config.json").read_text())["config"])
+    text = json.dumps(jsonl.read_json(folder / "config.json", "config")["config"])
     cfg = TypeAdapter(Config).validate_json(text, strict=True)
 
     def show(report: Report, columns: Columns) -> None:
@@ -61,7 +61,7 @@ def write_report(folder: Path) -> Path:
         )
         pairs = folder / "pairs.json"
         if pairs.is_file():
-            kinds = json.loads(pairs.read_text())["kinds"].items()
+            kinds = jsonl.read_json(pairs, "kinds")["kinds"].items()
             rows = [(kind, str(n["pairs"]), f"{n['share']:.2f}", f"{n['longer']:+.1f}") for kind, n in kinds]
             report.table("Preference pairs", ("kind", "pairs", "share", "winner longer by, tokens"), rows)
         for name, curves in (("sft", FIRST), ("grpo", GRPO)):

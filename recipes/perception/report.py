@@ -55,7 +55,7 @@ def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
     from recipes.perception.config import Config
 
-    text = json.dumps(json.loads((folder / "config.json").read_text())["config"])
+    text = json.dumps(jsonl.read_json(folder / "config.json", "config")["config"])
     cfg = TypeAdapter(Config).validate_json(text, strict=True)
 
     def show(report: Report, columns: Columns) -> None:

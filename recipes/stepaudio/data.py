@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,7 +106,7 @@ def check_codec(cfg: Config) -> None:
     file = ROOT / cfg.tokens / CODEC
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: measure the codec first (make data)")
-    found = json.loads(file.read_text())["decoder"]["wer"]
+    found = jsonl.read_json(file, "decoder")["decoder"]["wer"]
     if found > cfg.codec_gate:
         raise ConfigError(
             f"{file}: {found:.1%} of the words are wrong in the tokens' own sound, over codec_gate="

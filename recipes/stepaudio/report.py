@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from data.drawn.splits import Split
@@ -16,6 +15,7 @@ from stepstack.harness.training import outcome
 from stepstack.harness.training.outcome import Columns, Result, side_by_side
 from stepstack.models.speech.mel import log_mel
 from stepstack.models.speech.tokenizer import FRAMES, Codes
+from stepstack.report import jsonl
 from stepstack.report.html import Marked, Report, Sound
 from stepstack.report.spectrogram import spectrogram_png
 from stepstack.scoring.speech import word_errors
@@ -32,7 +32,7 @@ def write_report(folder: Path) -> Path:
         _players(report, columns, folder)
         file = folder / "engine" / "report.json"
         if file.is_file():
-            found = json.loads(file.read_text())
+            found = jsonl.read_json(file, "rates")
             rows = [(row["by"], row["value"], str(row["takes"]), f"{row['rate']:.3f}") for row in found["rates"]]
             report.table("Kept takes", ("by", "", "takes", "kept"), rows)
             report.details("Texts without a kept take", found["texts_without_a_take"])
@@ -45,7 +45,7 @@ def _players(report: Report, columns: Columns, folder: Path) -> None:
     """Table of lines: the text, the recording as the codec plays it, and each model's take, with spectrograms and what
     was heard."""
     file = folder / "config.json"
-    cfg: Config = build(Config, Resolved(file, json.loads(file.read_text())["config"], {}))
+    cfg: Config = build(Config, Resolved(file, jsonl.read_json(file, "config")["config"], {}))
     split: Split = "test" if all("test" in column for column in columns.values()) else "select"
     shown: list[dict[str, Result]] = [{split: column[split]} if split in column else {} for column in columns.values()]
     decoder, takes = load_decoder(cfg), recordings(cfg, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,7 +114,7 @@ class TokenRows:
         file = Path(folder) / "manifest.json"
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: run `stepstack data` with this config first")
-        manifest = json.loads(file.read_text())
+        manifest = jsonl.read_json(file)
         if manifest["width"] != width:
             raise ConfigError(f"{file}: rows have {manifest['width']} tokens, sequence + 1 is {width}: prepare again")
         facts = manifest["held_out" if stream == HELD_OUT else "train"]

@@ -3,7 +3,6 @@ loss."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ def measure(run: Run[Config], point: Point) -> dict[str, float]:
     diverged."""
     file = run.dir / "points" / point.name / "result.json"
     if file.is_file():
-        return json.loads(file.read_text())
+        return jsonl.read_json(file)
     inner = stage(
         run, f"points/{point.name}", visible=False, eval_every=0, trackers=(), save=Save(every=run.config.save.every)
     )

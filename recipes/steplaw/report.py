@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def write_table(cfg: Config, folder: Path) -> Path:
 
 def results(cfg: Config, folder: Path) -> list[dict[str, float]]:
     """Loss and CPU seconds of each point."""
-    return [json.loads((folder / "points" / point.name / "result.json").read_text()) for point in cfg.points]
+    return [jsonl.read_json(folder / "points" / point.name / "result.json") for point in cfg.points]
 
 
 def read_cells(table: Path) -> tuple[list[LossGrid], list[LossGrid]]:
@@ -92,10 +91,10 @@ def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str,
 
 def write_report(folder: Path) -> Path:
     """Write runs/<name>/report.html from the files in the folder. An unfinished sweep shows its curve alone."""
-    run = json.loads((folder / "config.json").read_text())
+    run = jsonl.read_json(folder / "config.json", "config")
     report = Report(run["config"]["name"])
     if (folder / "fit.json").is_file():
-        fit = json.loads((folder / "fit.json").read_text())
+        fit = jsonl.read_json(folder / "fit.json")
         shaping, checking = read_cells(folder / "sweep.csv")
         summary.add(report, fit, shaping)
         if checking:

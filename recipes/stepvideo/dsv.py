@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -110,7 +109,7 @@ def write_figures(run: Run[Config], dsv: Dsv | None) -> None:
 def read_figures(folder: Path) -> dict[str, Any] | None:
     """The figures that ``write_figures`` wrote; None for a dense run and one that is not over."""
     file = folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else None
+    return jsonl.read_json(file, "blocks", "steps", "last") if file.is_file() else None
 
 
 def table(facts: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:

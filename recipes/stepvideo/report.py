@@ -87,7 +87,7 @@ def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
     from recipes.stepvideo.config import Config
 
-    facts = json.loads((folder / "config.json").read_text())
+    facts = jsonl.read_json(folder / "config.json", "config")
     cfg = TypeAdapter(Config).validate_json(json.dumps(facts["config"]), strict=True)
     metrics = folder / "metrics.jsonl"
     steps = list(jsonl.read(metrics)) if metrics.is_file() else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def takes(cfg: Config, split: Split) -> list[Take]:
     folder = ROOT / files(cfg).folder
     if not has_takes(cfg):
         raise DataError(f"{folder / FACTS} does not exist: make the tokens first (stepstack data {cfg.name})")
-    facts = json.loads((folder / FACTS).read_text())
+    facts = jsonl.read_json(folder / FACTS)
     if tuple(facts["codebooks"]) != cfg.codebooks:
         raise DataError(f"{folder} has codes of codebooks {facts['codebooks']}, the config {cfg.codebooks}: correct it")
     return speech.load_takes(folder / f"{split}.safetensors", facts["digest"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,7 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
         "rows": rows_digest(pairs),
         "pictures": pictures_digest(pairs),
     }
-    record = run.gather([json.loads(file.read_text()) if file.is_file() else None] if run.is_main else [])[0]
+    record = run.gather([jsonl.read_json(file, "key", "pairs") if file.is_file() else None] if run.is_main else [])[0]
     if record is None:
         values = _computed(run, policy, pairs, layout)
         if run.is_main:

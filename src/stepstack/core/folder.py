@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -74,7 +73,7 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
 
 def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """The record of a folder. ConfigError where it is that of another run."""
-    record = json.loads(file.read_text())
+    record = jsonl.read_json(file, "config", "files")
     recorded, current = (
         {k: v for k, v in values.items() if k not in CHANGEABLE_KEYS} for values in (record["config"], now)
     )

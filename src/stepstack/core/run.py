@@ -389,7 +389,7 @@ class Run(Generic[C]):
 
     def _load(self, step: int, folder: Path) -> None:
         """ConfigError for the checkpoint of other roles, or of a launch file that places models otherwise."""
-        facts = json.loads((folder / "state.json").read_text())
+        facts = jsonl.read_json(folder / "state.json", "trainables")
         state.check_format(folder, facts)
         if set(facts["trainables"]) != set(self.trainables):
             raise ConfigError(

@@ -6,7 +6,6 @@ They lie in ``<checkpoint>/<role>/``, written by all processes of the run (``cor
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from stepstack.config import ConfigError
 from stepstack.core import checkpoint, stored
 from stepstack.core.state import WEIGHTS, check_format
+from stepstack.report import jsonl
 
 WRAPPERS = ("lm.", "body.")  # where models.lm.policy and models.lm.value keep the Hugging Face model
 
@@ -31,7 +31,7 @@ def read(folder: Path, role: str) -> dict[str, Tensor]:
     """
     if why := checkpoint.problem(folder):
         raise ConfigError(f"{folder} is no whole checkpoint ({why}): take another step's")
-    facts = json.loads((folder / "state.json").read_text())
+    facts = jsonl.read_json(folder / "state.json", "trainables")
     check_format(folder, facts)
     roles = list(facts["trainables"])
     if role not in roles:

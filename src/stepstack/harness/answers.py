@@ -88,9 +88,28 @@ def write(path: Path, samples: Sequence[Sample]) -> None:
     jsonl.write_rows_atomic(path, [dataclasses.asdict(s) for s in sorted(samples, key=lambda s: (s.index, s.sample))])
 
 
-def read(path: Path) -> list[Sample]:
-    rows: list[dict[str, Any]] = jsonl.read(path)
-    return [Sample(**row) for row in rows]
+def read(path: Path, count: int | None = None) -> list[Sample]:
+    """Samples of a file that ``write`` wrote. ``count``: how many the evaluation's result speaks of.
+
+    JsonError for a line that is torn, no sample, or there a second time, and for another number of samples.
+    """
+    samples, seen = [], dict[tuple[int, int], int]()
+    for number, row in enumerate(jsonl.read_whole(path), 1):
+        try:
+            sample = Sample(**row)
+        except TypeError as error:
+            raise jsonl.JsonError(f"{path}:{number}: no sample ({error}): evaluate again into another folder") from None
+        if (first := seen.setdefault((sample.index, sample.sample), number)) != number:
+            raise jsonl.JsonError(
+                f"{path}:{number}: sample {sample.sample} of problem {sample.index} stands in line {first} already: "
+                "remove one of the lines"
+            )
+        samples.append(sample)
+    if count is not None and len(samples) != count:
+        raise jsonl.JsonError(
+            f"{path} holds {len(samples)} samples, its result speaks of {count}: evaluate again into another folder"
+        )
+    return samples
 
 
 def by_question(samples: Sequence[Sample]) -> list[list[Sample]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from stepstack.config import ROOT, ConfigError
+from stepstack.report import jsonl
 
 WEIGHTS = (".safetensors", ".bin")
 CONFIG_FILES = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
@@ -29,7 +29,7 @@ def folder_of(name: str) -> Path:
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
         raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)}): give the folder of an exported model")
-    texts = "_class_name" not in json.loads((folder / "config.json").read_text())  # diffusers' mark
+    texts = "_class_name" not in jsonl.read_json(folder / "config.json")  # diffusers' mark
     if texts and not any((folder / file).is_file() for file in TOKENIZER):
         raise ConfigError(f"{name} holds no tokenizer ({', '.join(TOKENIZER)}): save the one it was trained with there")
     return folder

@@ -22,6 +22,7 @@ from stepstack.records import Problem, gold_text
 from stepstack.report import jsonl
 
 PLAN, SAMPLES, RESULT = "plan.json", "samples.jsonl", "result.json"
+RESULT_KEYS = ("task", "version", "metrics", "samples", "failed", "truncated", "length", "timing", "plan", "model")
 
 
 def digest(value: Any) -> str:
@@ -80,7 +81,7 @@ class Store:
     def result(self) -> dict[str, Any] | None:
         """The result of an evaluation that is over."""
         file = self.folder / RESULT
-        return json.loads(file.read_text()) if file.is_file() else None
+        return jsonl.read_json(file, *RESULT_KEYS) if file.is_file() else None
 
     def append(self, rank: int, answered: Sequence[tuple[int, Sequence[Answer]]], seconds: float) -> None:
         """Questions with all their answers, in one write."""
@@ -109,7 +110,7 @@ class Store:
             rows = [row for file in sorted(self.folder.glob("generated-*.jsonl")) for row in jsonl.read(file)]
             seconds = sum(row.get("seconds", 0.0) for row in rows)
         else:
-            rows = _answer_rows(answers.read(self.folder / SAMPLES))
+            rows = _answer_rows(answers.read(self.folder / SAMPLES, old["samples"]))
             seconds = old["timing"]["generation_s"]
         whole = [row | {"seconds": 0.0} for row in rows if all(one["error"] is None for one in row["answers"])]
         if whole:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 
-class JsonlError(ValueError):
-    """Line that is no JSON object where only the last one may be torn. The message names file and line."""
+class JsonError(ValueError):
+    """File that is no JSON object with the keys it should have, or a line of one that is none where only the last one
+    may be torn. The message names file and line and says what to do."""
 
 
 class JsonRows(list[dict[str, Any]]):
@@ -20,6 +21,21 @@ class JsonRows(list[dict[str, Any]]):
     def __init__(self, rows: Iterable[dict[str, Any]], torn: int):
         super().__init__(rows)
         self.torn = torn
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object that ``write_json_atomic`` wrote. JsonError where it was cut off or changed, so that it is no JSON
+    object or lacks one of ``keys``."""
+    advice = "restore the file, or remove what it belongs to and give the command again"
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # not UTF-8 is a ValueError too
+        raise JsonError(f"{path} is not JSON ({error}): {advice}") from None
+    if not isinstance(value, dict):
+        raise JsonError(f"{path} must hold an object, not {type(value).__name__}: {advice}")
+    if missing := [key for key in keys if key not in value]:
+        raise JsonError(f"{path} has no {', '.join(map(repr, missing))}: {advice}")
+    return value
 
 
 def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
@@ -38,18 +54,26 @@ def append(path: Path, *rows: Mapping[str, Any], sync: bool = False) -> None:
 
 
 def read(path: Path) -> JsonRows:
-    """Rows of a file. A last line without its newline is dropped and counted; any other bad line raises JsonlError."""
+    """Rows of a file. A last line without its newline is dropped and counted; any other bad line raises JsonError."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise JsonlError(f"{path}:{number}: not JSON ({error}): {line[:80]!r}. Remove or repair the line") from None
+        except (ValueError, RecursionError) as error:
+            raise JsonError(f"{path}:{number}: not JSON ({error}): {line[:80]!r}. Remove or repair the line") from None
         if not isinstance(row, dict):
-            raise JsonlError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
+            raise JsonError(f"{path}:{number}: must be an object, not {type(row).__name__}. Remove or repair the line")
         rows.append(row)
     return JsonRows(rows, torn=1 if last else 0)
+
+
+def read_whole(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file that was written at once, by ``write_rows_atomic``: JsonError also for a torn last line."""
+    rows = read(path)
+    if rows.torn:
+        raise JsonError(f"{path}:{len(rows) + 1}: the file ends in the middle of a line: restore it, or make it anew")
+    return rows
 
 
 def write_rows_atomic(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -25,7 +25,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepstack.config import ROOT, ConfigError, Strict
-from stepstack.report import formats
+from stepstack.report import formats, jsonl
 from stepstack.report.formats import Format, Table, TableCell
 from stepstack.report.provenance import describe
 
@@ -164,7 +164,7 @@ def evals(name: str, root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
     file = root / "evals" / "results" / f"{name}.json"
     if not file.is_file():
         raise ConfigError(f"{_relative(file, root)} does not exist: `stepstack record` makes it from a finished run")
-    facts = json.loads(file.read_text())
+    facts = jsonl.read_json(file)
     if "evals" not in facts:
         raise ConfigError(f"{_relative(file, root)} has no key 'evals': record the run again (stepstack record)")
     return facts["evals"]
@@ -220,7 +220,7 @@ def _published(row: PublishedRow, layout: Layout, sources: dict[str, int], root:
     path = _relative(file, root)
     if not file.is_file():
         raise ConfigError(f"{path} does not exist: the row {row.model!r} names it; correct that name")
-    published = validate(Publication, json.loads(file.read_text()), path)
+    published = validate(Publication, jsonl.read_json(file), path)
     if published.percent != layout.percent:
         raise ConfigError(f"{path}: percent is {published.percent}, the layout's {layout.percent}: make them the same")
     figures = {figure.key: figure for figure in published.rows}

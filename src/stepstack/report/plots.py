@@ -65,7 +65,7 @@ def generate(check: bool = False, root: Path = ROOT) -> list[Path]:
 
 def _curve(name: str, root: Path) -> list[dict[str, float]]:
     file = root / "evals" / "results" / f"{name}.json"
-    curve = json.loads(file.read_text()).get("curve") if file.is_file() else None
+    curve = jsonl.read_json(file).get("curve") if file.is_file() else None
     if not curve:
         raise ConfigError(f"evals/results/{name}.json has no curve: record a finished run again (stepstack record)")
     return curve

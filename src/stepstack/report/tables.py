@@ -7,7 +7,6 @@ a layout (see ``layout``), or name.py, whose function ``table`` builds it (and `
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,10 +28,10 @@ def record(run: Path, root: Path = ROOT) -> Path:
     It has config, provenance, evaluations by label (before, after, model, ...), the curve on the selection set, the fit
     of a sweep, the state of DSV, and CPU seconds. FileNotFoundError where nothing of the run was evaluated or fitted.
     """
-    facts = json.loads((run / "config.json").read_text())
+    facts = jsonl.read_json(run / "config.json", "config", "provenance")
     evals: dict[str, list[dict[str, Any]]] = {}
     for file in sorted((run / "evals").glob("*/*/result.json")):
-        evals.setdefault(file.parent.parent.name, []).append(json.loads(file.read_text()))
+        evals.setdefault(file.parent.parent.name, []).append(jsonl.read_json(file, "task", "metrics"))
     fit = run / "fit.json"
     if not evals and not fit.is_file():
         raise FileNotFoundError(f"{run / 'evals'} holds no result.json: train to the end, or `stepstack eval` the run")
@@ -44,7 +43,7 @@ def record(run: Path, root: Path = ROOT) -> Path:
     result["curve"] = next((points for rows in reversed(stages) if (points := curve(rows))), [])
     for extra in (fit, run / "dsv.json"):
         if extra.is_file():
-            result[extra.stem] = json.loads(extra.read_text())
+            result[extra.stem] = jsonl.read_json(extra)
     jsonl.write_json_atomic(out, result)
     return out
 

@@ -71,7 +71,9 @@ def _read_all(places: Sequence[Path], label: str) -> dict[str, Evaluation]:
         file = place / "result.json"
         if not file.is_file():
             raise ValueError(f"{file} does not exist: the evaluation is not finished; run its command again")
-        one = Evaluation(json.loads(file.read_text()), jsonl.read(place / "samples.jsonl"))
+        one = Evaluation(
+            jsonl.read_json(file, "task", "plan", "k", "metrics"), jsonl.read_whole(place / "samples.jsonl")
+        )
         if one.key in evaluations:
             raise ValueError(f"{label}: {place} and {where[one.key]} are both {one.key}: give one of them")
         evaluations[one.key], where[one.key] = one, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepstack.report import jsonl
 
@@ -49,7 +52,7 @@ def test_a_file_that_is_only_a_torn_line(tmp_path):
 def test_a_bad_line_in_the_middle_is_an_error_with_its_number(tmp_path, bad):
     path = tmp_path / "m.jsonl"
     path.write_text('{"step": 0}\n' + bad + '\n{"step": 2}\n')
-    with pytest.raises(jsonl.JsonlError, match=r"m\.jsonl:2: "):
+    with pytest.raises(jsonl.JsonError, match=r"m\.jsonl:2: "):
         jsonl.read(path)
 
 
@@ -95,3 +98,43 @@ def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
         jsonl.write_json_atomic(path, {"a": object()})
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["r.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"is not JSON \(Expecting value"),
+        (b'{"a": 1, "b"', "is not JSON"),
+        (b'{"a": "\xff"}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "must hold an object, not list"),
+        (b"null", "must hold an object, not NoneType"),
+        (b'{"a": 1}', "has no 'b', 'c'"),
+    ],
+)
+def test_a_file_that_is_no_object_with_its_keys_is_named(tmp_path, content, words):
+    file = tmp_path / "facts.json"
+    file.write_bytes(content)
+    with pytest.raises(jsonl.JsonError, match=rf"facts\.json {words}.*: restore the file"):
+        jsonl.read_json(file, "a", "b", "c")
+
+
+@given(st.data())
+def test_no_byte_that_is_lost_or_changed_ends_in_another_error(tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("json") / "facts.json"
+    jsonl.write_json_atomic(file, {"a": {"x": [1, 2.5, None]}, "b": "text", "c": True})
+    content = bytearray(file.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content = data.draw(st.sampled_from([content[:place], content[:place] + b"\xff" + content[place + 1 :]]))
+    file.write_bytes(content)
+    with contextlib.suppress(jsonl.JsonError):
+        assert jsonl.read_json(file, "a", "b", "c").keys() >= {"a", "b", "c"}
+
+
+def test_a_file_that_was_written_at_once_has_no_torn_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    jsonl.write_rows_atomic(file, [{"a": 1}, {"a": 2}])
+    assert jsonl.read_whole(file) == [{"a": 1}, {"a": 2}]
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(jsonl.JsonError, match=r"rows\.jsonl:2: the file ends in the middle of a line"):
+        jsonl.read_whole(file)

@@ -72,7 +72,7 @@ class Study:
         file, facts = self.folder / STUDY, self.facts()
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: nobody has been asked to vote there yet")
-        there = json.loads(file.read_text())
+        there = jsonl.read_json(file)
         if differ := [key for key in facts if facts[key] != there.get(key)]:
             raise ConfigError(
                 f"{file} is a study with other {', '.join(differ)}: its votes are not for these clips. Give the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from stepstack.core.types import ProcessGroup
 from stepstack.harness import answers as io
-from stepstack.harness.store import PLAN, RESULT, SAMPLES, digest
+from stepstack.harness.store import PLAN, RESULT, RESULT_KEYS, SAMPLES, digest
 from stepstack.report import jsonl
 from stepstack.report.provenance import LIBRARIES, provenance
 
@@ -68,7 +67,7 @@ def evaluate_group(
         io.write(folder / SAMPLES, [])
         jsonl.write_json_atomic(folder / RESULT, record | {"provenance": provenance_of(), "timing": timing})
     world.gather([])
-    return folder, json.loads((folder / RESULT).read_text())
+    return folder, jsonl.read_json(folder / RESULT, *RESULT_KEYS)
 
 
 def stderr_name(metric: str) -> str:

@@ -31,7 +31,7 @@ from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import Stopped
 from stepstack.harness.lm_eval.groups import RESAMPLES, evaluate_group, folder_of, provenance_of
 from stepstack.harness.lm_eval.model import StepstackLM
-from stepstack.harness.store import PLAN, RESULT, SAMPLES, digest
+from stepstack.harness.store import PLAN, RESULT, RESULT_KEYS, SAMPLES, digest
 from stepstack.records import Problem
 from stepstack.report import jsonl
 
@@ -133,7 +133,7 @@ def _task(
             for file in folder.glob("generated-*.jsonl"):
                 file.unlink()
         world.gather([])
-    return folder, json.loads((folder / RESULT).read_text())
+    return folder, jsonl.read_json(folder / RESULT, *RESULT_KEYS)
 
 
 def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit: int | None) -> dict[str, Any]:

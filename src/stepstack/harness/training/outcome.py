@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from stepstack.core.run import Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
+from stepstack.harness.store import RESULT_KEYS
 from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
 from stepstack.report import jsonl, viewer
@@ -40,7 +40,7 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
     place = run.dir / "evals" / when
     if run.is_main:
         for file in place.glob("*/result.json"):
-            if json.loads(file.read_text())["step"] != run.step:
+            if jsonl.read_json(file, "step")["step"] != run.step:
                 shutil.rmtree(file.parent)  # the run has gone on since, by more steps
     evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
@@ -70,7 +70,7 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
 
 def results(place: Path) -> dict[str, Result]:
     """Finished evaluations under a folder: task -> (folder, result), in order of the task's name."""
-    loaded = [(file.parent, json.loads(file.read_text())) for file in sorted(place.glob("*/result.json"))]
+    loaded = [(file.parent, jsonl.read_json(file, *RESULT_KEYS)) for file in sorted(place.glob("*/result.json"))]
     return {result["task"]: (folder, result) for folder, result in loaded}
 
 
@@ -106,7 +106,7 @@ def write(
     runs/<name>/samples.html has every sample. ``curves``: title -> the metrics drawn together; ``show`` adds what is
     the recipe's own, in place of the table of texts.
     """
-    run = json.loads((folder / "config.json").read_text())
+    run = jsonl.read_json(folder / "config.json", "config")
     metrics = folder / "metrics.jsonl"
     rows = list(jsonl.read(metrics)) if metrics.is_file() else []
     report = Report(run["config"]["name"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -12,6 +11,7 @@ from pydantic import PositiveInt
 from stepstack.bounds import Text, WidthOf4Heads
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
+from stepstack.report import jsonl
 
 SIZES = {  # parameters of the models of configs/, by hub name
     "Qwen/Qwen2.5-0.5B": 494_032_768,
@@ -85,7 +85,7 @@ class Pretrained(Strict):
         if self.path in SIZES:
             return SIZES[self.path]
         file = Path(self.path) / "config.json"
-        fields = json.loads(file.read_text()) if file.is_file() else {}
+        fields = jsonl.read_json(file) if file.is_file() else {}
         return count(fields).total if fields.get("model_type") in FAMILIES else None
 
     @property

@@ -33,6 +33,7 @@ def evaluation(place, when):
     write(folder / "samples.jsonl", samples)
     metric = {"name": "accuracy", "value": 1.0, "stderr": None, "n": 5, "higher_is_better": True}
     result = {"task": "test", "metrics": [metric], "length": 4.0, "truncated": 0, "samples": 5, "step": 0}
+    result |= {"version": 1, "failed": {}, "timing": {}, "plan": {}, "model": {}}
     jsonl.write_json_atomic(folder / "result.json", result)
 
 
