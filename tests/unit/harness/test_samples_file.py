@@ -19,6 +19,7 @@ def file(tmp_path):
             gold="4",
             prompt="2+2=",
             text="4",
+            media=[],
             ids=None,
             tokens=1,
             finish="stop",
