@@ -13,7 +13,7 @@ from recipes.stepaudio.config import Config
 from recipes.stepaudio.recipe import describe
 from stepstack.config import ROOT, ConfigError
 from stepstack.models.speech.packages import HIBARI, HIBARI_LEXICON, KOKORO, KOKORO_VOICES, WHISPER
-from tests.takes import make_tokens, short
+from tests.takes import make_tokens, short, trained
 
 OTHERS = (
     "[{name: heart}, {name: deep, voice: 'flite:rms'}]",
@@ -71,14 +71,14 @@ def test_a_missing_voice_is_named_before_the_first_recording(tmp_path, monkeypat
     assert not (tmp_path / "tokens").exists()
 
 
-def test_three_voices_record_one_set(tmp_path):
-    """hibari, Kokoro and flite: each speaker's lines by its own voice, and the files say by which."""
+def test_three_voices_record_one_set(tmp_path, monkeypatch):
+    """hibari, Kokoro and flite: each speaker's lines by its own voice, the files say by which, and models learn them."""
     files = (HIBARI, HIBARI_LEXICON, KOKORO_VOICES, *KOKORO.parts, WHISPER)
     lacking = {file.package.module for file in files if not file.installed}
     if lacking or shutil.which("flite") is None:
         pytest.skip(f"not installed: {', '.join(sorted(lacking)) or 'the program flite'}")
     speakers = "[{name: anna}, {name: ken, voice: 'kokoro:kumo'}, {name: slt, voice: 'flite:slt'}]"
-    sizes = ("data={type: sentences, train: 12, engine: 1, select: 3, test: 2}", "codebooks=[8, 16]")
+    sizes = ("codec_gate=1", "data={type: sentences, train: 12, engine: 1, select: 3, test: 2}", "codebooks=[8, 16]")
     cfg = short(tmp_path, tmp_path / "tokens", *sizes, f"data.speakers={speakers}")
     assert "recorded by anna (hibari x 1), ken (kokoro:kumo x 1), slt (flite:slt x 1)" in data.prepare(cfg)
     found = json.loads((tmp_path / "tokens" / data.VOICES).read_text())
@@ -90,4 +90,4 @@ def test_three_voices_record_one_set(tmp_path):
     assert all(take.groups > 5 for take in takes)
     tokenizer = data.text_tokenizer(cfg)
     assert all(len(tokenizer(name, add_special_tokens=False).input_ids) == 1 for name in ("anna", "ken", "slt"))
-    assert data.prepare(cfg).startswith(str(tmp_path))  # again, by the same voices
+    assert trained(cfg, monkeypatch)
