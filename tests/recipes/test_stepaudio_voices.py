@@ -72,7 +72,7 @@ def test_a_missing_voice_is_named_before_the_first_recording(tmp_path, monkeypat
 
 
 def test_three_voices_record_one_set(tmp_path, monkeypatch):
-    """hibari, Kokoro and flite: each speaker's lines by its own voice, the files say by which, and models learn them."""
+    """hibari, Kokoro and flite: each speaker's lines by its own voice, which the files name, and models learn them."""
     files = (HIBARI, HIBARI_LEXICON, KOKORO_VOICES, *KOKORO.parts, WHISPER)
     lacking = {file.package.module for file in files if not file.installed}
     if lacking or shutil.which("flite") is None:

@@ -166,7 +166,7 @@ class FliteVoice:
             return audible(np.zeros(0, np.float32) if empty else audio.read_audio(file, self.rate, ANY), text)
 
     def _answer(self, *arguments: str) -> str:
-        """What the program prints; --version has it end with 1."""
+        """Text that the program prints; --version has it end with 1, so its exit status says nothing."""
         ended = subprocess.run([self.program, *arguments], capture_output=True, text=True, check=False, timeout=60)
         return ended.stdout
 
