@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def make_tokens(folder: Path) -> Path:
         speech.save_takes(folder / f"{split}.safetensors", takes, tokenizer.digest)
     tables = ContextTables(torch.zeros(context_size(8, 16), 320), 8, 16)
     mel_decoder.save_context_tables(folder / data.TABLES, tables, tokenizer.digest)
+    (folder / data.VOICES).write_text(json.dumps(VOICES))
     (folder / data.CODEC).write_text('{"decoder": {"wer": 0.04}}')
     return folder
 
@@ -73,6 +75,11 @@ def short(folder: Path, tokens: Path, *more: str) -> Config:
     place = (f"dir={folder}", "name=short", f"tokens={tokens}")
     return load_config("stepaudio-tiny", [*place, *SHORT, *more], kind=Config)
 
+
+VOICES = {  # of the default speakers, as `stepstack data` writes them
+    "heart": {"voice": "hibari", "factor": 1.0, "made_by": "made up"},
+    "deep": {"voice": "hibari", "factor": 0.83, "made_by": "made up"},
+}
 
 TOY = """
 from stepstack.records import Score

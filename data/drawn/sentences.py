@@ -6,10 +6,11 @@ A hash of the text decides which are held out, so that no stage of training can 
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from data.drawn.splits import Split, split_of
 from stepstack.config import ConfigError, Strict
@@ -23,8 +24,21 @@ SLOTS = (
     ("window", "table", "garden", "kitchen", "river", "station"),
 )
 SPEEDS = {"(slow1)": 0.66, "": 0.82, "(fast1)": 1.02}  # by tag; of the voice, whose faster words even Whisper loses
-SPEAKERS = {"heart": 1.0, "deep": 0.83}  # by name; factor on pitch and formants
 MAX_FAILED_DRAWS = 100_000
+
+
+VoiceName = Literal[
+    "hibari",
+    "kokoro:alpha",
+    "kokoro:gongitsune",
+    "kokoro:kumo",
+    "kokoro:nezumi",
+    "kokoro:tebukuro",
+    "flite:awb",
+    "flite:kal16",
+    "flite:rms",
+    "flite:slt",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +53,22 @@ class Line:
     def key(self) -> str:
         """Name that no other line of a set has."""
         return f"{self.speaker}|{self.tag}|{self.text}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speaker(Strict):
+    """One who reads lines aloud, and the voice that does it."""
+
+    name: str
+    """Name, one word, by which a line asks for this speaker."""
+    voice: VoiceName = "hibari"
+    """Package that speaks, and after a colon its style."""
+    factor: Annotated[float, Field(ge=0.6, le=1.3)] = 1.0
+    """Factor on the pitch and the formants of the voice, of which it makes another one."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w-]*", self.name):
+            raise ValueError(f"the speaker's name {self.name!r} is no single word of letters, digits, - and _")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +87,27 @@ class Sentences(Strict):
     """Distinct texts that are reported; disjoint from the other sets."""
     seed: NonNegativeInt = 0
     """Seed of the drawing; which texts are held out does not depend on it."""
+    speakers: tuple[Speaker, ...] = (Speaker(name="heart"), Speaker(name="deep", factor=0.83))
+    """Speakers of the recordings, drawn evenly. Other ones than those of the tokens that are there are recorded anew:
+    name another folder in ``tokens``, and run ``stepstack data``."""
+
+    def __post_init__(self) -> None:
+        if not self.speakers:
+            raise ValueError("data.speakers is empty: name one who reads the lines")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"data.speakers: two have one name (of {', '.join(self.names)}): rename one")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the speakers."""
+        return [speaker.name for speaker in self.speakers]
+
+    def speaker(self, name: str) -> Speaker:
+        """Speaker of a name. ConfigError for one that there is not."""
+        for speaker in self.speakers:
+            if speaker.name == name:
+                return speaker
+        raise ConfigError(f"no speaker {name!r}: there are {', '.join(self.names)}")
 
 
 def lines(cfg: Sentences, split: Split) -> list[Line]:
@@ -70,7 +121,7 @@ def lines(cfg: Sentences, split: Split) -> list[Line]:
     in_vain = 0
     while len(found) < wanted:
         text = " ".join(rng.choice(slot) for slot in SLOTS)
-        speaker, tag = rng.choice(list(SPEAKERS)), rng.choice(list(SPEEDS))
+        speaker, tag = rng.choice(cfg.names), rng.choice(list(SPEEDS))
         if split_of(text) == split and text not in found:
             found[text], in_vain = Line(text, speaker, tag), 0
         elif (in_vain := in_vain + 1) == MAX_FAILED_DRAWS:
@@ -78,9 +129,9 @@ def lines(cfg: Sentences, split: Split) -> list[Line]:
     return list(found.values())
 
 
-def swapped(line: Line) -> Line:
-    """Line of the same text with another speaker and another tag, for the test of the tags."""
-    tags, speakers = list(SPEEDS), list(SPEAKERS)
+def swapped(line: Line, cfg: Sentences) -> Line:
+    """Line of the same text with another speaker (of several) and another tag, for the test of the tags."""
+    tags, speakers = list(SPEEDS), cfg.names
     return Line(
         line.text,
         speakers[(speakers.index(line.speaker) + 1) % len(speakers)],
@@ -88,14 +139,13 @@ def swapped(line: Line) -> Line:
     )
 
 
-def check_line(line: Line) -> None:
+def check_line(line: Line, cfg: Sentences) -> None:
     """ConfigError for an empty text, a word that the grammar lacks, or an unknown speaker or tag."""
     if not line.text.strip():
         raise ConfigError("the text is empty: give words to say")
     if unknown := [word for word in line.text.split() if word not in words()]:
         raise ConfigError(f"the grammar has no word {unknown[0]!r} (of {line.text!r}): it has {', '.join(words())}")
-    if line.speaker not in SPEAKERS:
-        raise ConfigError(f"no speaker {line.speaker!r}: there are {', '.join(SPEAKERS)}")
+    cfg.speaker(line.speaker)
     if line.tag not in SPEEDS:
         raise ConfigError(f"no tag {line.tag!r}: there are {', '.join(tag for tag in SPEEDS if tag)}, or none")
 

@@ -72,13 +72,13 @@ def line_of(meta: dict[str, str], text: str) -> Line:
     return Line(text, meta["speaker"], meta["tag"])
 
 
-def asked_line(question: Question) -> Line:
+def asked_line(cfg: Config, question: Question) -> Line:
     """Line that a question asks for. EngineError for a voice that is given by a recording, which no tiny model has
     learned, and for a chat."""
     match question.request:
         case SpeechPrompt(text, speaker, tag, None):
             line = Line(text, speaker, tag)
-            sentences.check_line(line)
+            sentences.check_line(line, cfg.drawn)
             return line
         case str():
             return line_of(dict(question.problem.meta), question.problem.text)
@@ -94,7 +94,7 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
     generator, tokenizer = generator_of(cfg, folder, device)
 
     def prompt(question: Question) -> Prompt:
-        return Prompt(question.problem, prompt_ids(asked_line(question), tokenizer))
+        return Prompt(question.problem, prompt_ids(asked_line(cfg, question), tokenizer))
 
     return engine_of(cfg.generator, generator, tokenizer, prompt=prompt)
 
@@ -102,7 +102,7 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
 def say(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, seed: int) -> str:
     """Write a WAV of a spoken line; returns a line to print. ConfigError for a line that the model cannot say, or a
     folder without a model."""
-    sentences.check_line(line)
+    sentences.check_line(line, cfg.drawn)
     check_model(cfg, folder)
     generator, tokenizer = generator_of(cfg, folder, torch.device("cpu"))
     layout = layout_of(cfg, tokenizer)
@@ -142,14 +142,14 @@ def speak(
     return takes
 
 
-def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -> Judge:
+def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take], speakers: Sequence[str]) -> Judge:
     """Function that measures takes: duration against the one expected by ``recorded``, and of ``cfg.measured`` word
-    errors, similarity to the speaker's centroid, overall DNSMOS, and silence within. A take without a whole group has
-    the least of each."""
+    errors, similarity to the centroid of its speaker (one of ``speakers``), overall DNSMOS, and silence within. A take
+    without a whole group has the least of each."""
     durations, asked = DurationModel(recorded), cfg.measured
     transcribe = transcriber(cfg.judge) if "wer" in asked else None
-    speakers = SpeakerEncoder() if "similarity" in asked else None
-    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, recorded)
+    encoder = SpeakerEncoder() if "similarity" in asked else None
+    centroids = {} if encoder is None else speaker_centroids(encoder, decoder, recorded, speakers)
     dnsmos = Dnsmos() if "dnsmos" in asked else None
 
     def measured(takes: Sequence[Take]) -> list[tuple[TakeMeasures, str]]:
@@ -162,8 +162,8 @@ def judge(cfg: EngineConfig, decoder: SpeechDecoder, recorded: Sequence[Take]) -
     def measures(take: Take, wave: Tensor | None, heard: str) -> TakeMeasures:
         wer = scoring.word_errors(take.line.text, heard, "spoken-en").rate if "wer" in asked else None
         similarity = mos = silence = None
-        if speakers is not None:
-            found = {} if wave is None else similarities(speakers, centroids, wave)
+        if encoder is not None:
+            found = {} if wave is None else similarities(encoder, centroids, wave)
             similarity = found.get(take.line.speaker, -1.0)
         if dnsmos is not None:
             mos = 1.0 if wave is None else dnsmos.rate(wave)["overall"]
@@ -185,7 +185,7 @@ def run_engine(run: Run[Config], teacher: Path) -> Kept:
     sampling = cfg.engine_sampling
     weights = hashlib.sha256((teacher / "model.safetensors").read_bytes()).hexdigest()[:16]
     speak_lines = speak(generator, tokenizer, layout, sampling)
-    measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"))
+    measured = judge(kind, load_decoder(cfg), recordings(cfg, "train"), cfg.drawn.names)
     makers = {"tokenizer": codebooks.digest, "teacher": weights}
     return spoken(run, engine_lines(cfg), speak_lines, measured, layout, makers)
 

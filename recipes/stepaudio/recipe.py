@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.stepaudio import data
 from recipes.stepaudio.config import PACKAGES, Config
-from recipes.stepaudio.data import check_codec, text_tokenizer
+from recipes.stepaudio.data import check_codec, text_tokenizer, voices_text
 from recipes.stepaudio.evaluation.open import open_engine
 from recipes.stepaudio.model import student_takes
 from recipes.stepaudio.released import data as released_data
@@ -80,6 +80,7 @@ def describe(cfg: Config) -> dict[str, Any]:
         return describe_published(cfg, cfg.model)
     teacher, spoken, shape = cfg.teacher, cfg.drawn.engine * cfg.engine.takes, cfg.student_shape
     return {
+        "speakers": voices_text(cfg.drawn.speakers),
         "teacher": f"{teacher.model.size:,} parameters, {teacher.steps} updates on {cfg.drawn.train} recordings",
         "engine": f"{spoken} takes of {cfg.drawn.engine} texts",
         "student": f"{shape.size:,} parameters, {cfg.steps} updates on {cfg.source}",

@@ -8,8 +8,8 @@ from data.drawn.splits import Split
 from data.media import audio
 from data.sets.speech import RATE
 from recipes.stepaudio.config import Config
-from recipes.stepaudio.data import layout_of, load_decoder, recordings, text_tokenizer
-from stepstack.config import Resolved, build
+from recipes.stepaudio.data import VOICES, layout_of, load_decoder, recordings, text_tokenizer
+from stepstack.config import ROOT, Resolved, build
 from stepstack.harness.answers import Sample
 from stepstack.harness.training import outcome
 from stepstack.harness.training.outcome import Columns, Result, side_by_side
@@ -64,6 +64,7 @@ def _players(report: Report, columns: Columns, folder: Path) -> None:
         spoken = [sound(layout.split(layout.whole_groups(sample.ids or ())), _heard(sample)) for sample in samples]
         rows.append([line, sound(take.codes), *spoken])
     heads = [HEADS.get(when, when) for when in columns]
+    report.details("Voices of the recordings", jsonl.read_json(ROOT / cfg.tokens / VOICES))
     report.sounds("Listen: wrong words are marked", ("text", "recording, through the codec", *heads), rows)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.drawn import sentences
-from data.drawn.sentences import SPEAKERS, SPEEDS, Line
+from data.drawn.sentences import SPEEDS, Line
 from data.errors import DataError
 from data.sets.speech import DurationModel, Take
 from recipes.stepaudio.config import Config, JudgeName, SpeechReward
@@ -77,11 +77,13 @@ def transcriber(name: JudgeName) -> Transcribe:
             raise ConfigError("judge=none hears nothing: set it to grammar or whisper")
 
 
-def speaker_centroids(encoder: SpeakerEncoder, decoder: SpeechDecoder, takes: Sequence[Take]) -> dict[str, Tensor]:
-    """Unit mean of the voice of each speaker in its first recordings, as the codec plays them. DataError for a speaker
-    without a recording."""
+def speaker_centroids(
+    encoder: SpeakerEncoder, decoder: SpeechDecoder, takes: Sequence[Take], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Unit mean of the voice of each speaker of ``names`` in its first recordings, as the codec plays them. DataError
+    for a speaker without a recording."""
     found = {}
-    for name in SPEAKERS:
+    for name in names:
         own = [take for take in takes if take.line.speaker == name][:CENTROID_RECORDINGS]
         if not own:
             raise DataError(f"no recording of the speaker {name}, whose voice is asked for: record it (make data)")
@@ -111,7 +113,7 @@ def speech_judge(cfg: Config, name: JudgeName, voices: bool) -> SpeechJudge:
     """A judge by a recogniser, and by Resemblyzer where ``voices`` are judged. ConfigError for a missing package."""
     transcribe, decoder, takes = transcriber(name), load_decoder(cfg), recordings(cfg, "train")
     speakers = SpeakerEncoder() if voices else None
-    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, takes)
+    centroids = {} if speakers is None else speaker_centroids(speakers, decoder, takes, cfg.drawn.names)
     return SpeechJudge(transcribe, decoder, DurationModel(takes), speakers, centroids)
 
 

@@ -30,7 +30,7 @@ def tasks(cfg: Config) -> list[Task]:
         return benchmarks(cfg)
     own = {
         "test": lambda: split_lines(cfg, "test"),
-        "swapped": lambda: [sentences.swapped(line) for line in split_lines(cfg, "test")],
+        "swapped": lambda: [sentences.swapped(line, cfg.drawn) for line in split_lines(cfg, "test")],
         "select": lambda: split_lines(cfg, "select"),
     }
     drawn = [

@@ -58,14 +58,14 @@ def test_killed_in_the_engine_and_resumed_is_bit_equal(tmp_path, tokens, monkeyp
     whole = trained(short(tmp_path / "a", tokens), monkeypatch)
     cfg, calls = short(tmp_path / "b", tokens), []
 
-    def judge(kind, decoder, recorded):
+    def judge(kind, decoder, recorded, speakers):
         def killed(takes):
             calls.append(len(takes))
             if len(calls) == 2:
                 raise KeyboardInterrupt
             return measured(takes)
 
-        measured = original(kind, decoder, recorded)
+        measured = original(kind, decoder, recorded, speakers)
         return killed
 
     original = model.judge

@@ -17,7 +17,8 @@ from data.media import audio
 from data.sets import seed_tts, speech
 from data.sets.speech import Take
 from recipes.protocol import load_config
-from recipes.stepaudio.config import Config
+from recipes.stepaudio import model as recipe_model
+from recipes.stepaudio.config import Config, EngineConfig
 from recipes.stepaudio.evaluation import spoken
 from recipes.stepaudio.evaluation.open import open_engine
 from recipes.stepaudio.recipe import describe, tasks, train
@@ -233,6 +234,27 @@ def test_a_published_teacher_speaks_new_lines(tmp_path, overrides, source):
     assert report["rates"][0]["takes"] == 12  # three lines four times
     assert len(list((cfg.folder / "engine").glob("shard-*.json"))) == 2
     assert (cfg.folder / "model" / "model.safetensors").is_file()
+
+
+class Ear:
+    """Stand-in of the speaker's encoder: one voice for all."""
+
+    def embed(self, wave_T):
+        return torch.tensor([1.0, 0.0])
+
+
+def test_a_published_teachers_takes_are_held_against_the_speakers_of_its_lines(tmp_path, overrides, monkeypatch):
+    """Not against those of the drawn lines, of whom there is no recording."""
+    monkeypatch.setattr(recipe_model, "SpeakerEncoder", Ear)
+    monkeypatch.setattr(EngineConfig, "packages", ())
+    lines = tmp_path / "lines.txt"
+    lines.write_text("一|Ann\n二|Tingting\n")
+    teacher = f"engine.teacher={{type: pretrained, path: {load_config('stepaudio-3b', overrides).model.path}}}"
+    keep = "engine.filter={wer: null, silence: null, duration: null, ended: false, similarity: 0.5}"
+    cfg = config(tmp_path, overrides, "source=all", teacher, f"engine.lines={lines}", keep)
+    train(Run(cfg))
+    takes = json.loads((cfg.folder / "engine" / "shard-00000.json").read_text())["takes"]
+    assert {take["measures"]["similarity"] for take in takes} <= {1.0, -1.0}
 
 
 def test_tokens_are_made_of_recordings(tmp_path, overrides, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from data.drawn.sentences import SPEAKERS, Line
+from data.drawn.sentences import Line, Sentences
 from data.errors import DataError
 from data.sets.speech import Take
 from recipes.protocol import load_config
@@ -112,6 +112,7 @@ def judges(monkeypatch):
     monkeypatch.setattr(EngineConfig, "packages", ())
 
 
+SPEAKERS = Sentences().names
 FILTER = TakeFilter(wer=None, similarity=0.7, dnsmos=2.0, duration=None, silence=None)
 
 
@@ -125,19 +126,19 @@ def test_similarity_and_dnsmos_are_measured_where_they_are_asked(tokens, tmp_pat
     decoder = CentroidDecoder(data.load_tokenizer(short(tmp_path, tokens)).semantic, steps=1)
     recorded = [said(one, 3), said(other, 4)]
     takes = [said(one, 9), said(other, 9), said(other, 10), said(other, 4), Take(recorded[0].line, ([], []), False)]
-    found = [measures for measures, _ in model.judge(EngineConfig(filter=FILTER), decoder, recorded)(takes)]
+    found = [measures for measures, _ in model.judge(EngineConfig(filter=FILTER), decoder, recorded, SPEAKERS)(takes)]
     assert [round(each.similarity, 5) for each in found] == [1.0, 0.6, 1.0, 1.0, -1.0]
     assert [round(each.dnsmos, 3) for each in found] == [2.08, 2.08, 2.2, 1.48, 1.0]
     assert [each.wer for each in found] == [each.silence for each in found] == [None] * 5
     refused = [failed_filters(each, FILTER) for each in found]
     assert refused == [(), ("similarity",), (), ("dnsmos",), ("similarity", "dnsmos", "ended")]
     assert min(found[:3], key=take_order) is found[2]
-    [(plain, _)] = model.judge(EngineConfig(filter=replace(FILTER, similarity=None, dnsmos=None)), decoder, recorded)(
-        takes[:1]
-    )
+    [(plain, _)] = model.judge(
+        EngineConfig(filter=replace(FILTER, similarity=None, dnsmos=None)), decoder, recorded, SPEAKERS
+    )(takes[:1])
     assert (plain.similarity, plain.dnsmos) == (None, None)
     with pytest.raises(DataError, match=f"no recording of the speaker {other}"):
-        model.judge(EngineConfig(filter=FILTER), decoder, recorded[:1])
+        model.judge(EngineConfig(filter=FILTER), decoder, recorded[:1], SPEAKERS)
 
 
 def test_the_student_learns_the_best_of_n(tokens, tmp_path, judges, monkeypatch):
@@ -219,8 +220,8 @@ def test_shipped_takes_by_the_real_judges():
     cfg = load_config("stepaudio-tiny", ["engine.filter={wer: null, silence: null, similarity: 0.7, dnsmos: 1.5}"])
     takes, recorded = data.recordings(cfg, "test"), data.recordings(cfg, "train")
     takes = [next(take for take in takes if take.line.speaker == name) for name in SPEAKERS]
-    swapped = [replace(takes[0], line=replace(takes[0].line, speaker=list(SPEAKERS)[1]))]
-    judged = [m for m, _ in model.judge(cfg.engine, data.load_decoder(cfg), recorded)([*takes, *swapped])]
+    swapped = [replace(takes[0], line=replace(takes[0].line, speaker=SPEAKERS[1]))]
+    judged = [m for m, _ in model.judge(cfg.engine, data.load_decoder(cfg), recorded, SPEAKERS)([*takes, *swapped])]
     assert all(each.similarity > 0.75 for each in judged[:2])
     assert judged[2].similarity < judged[0].similarity - 0.1
     assert all(1.0 < each.dnsmos < 5.0 for each in judged)

@@ -132,8 +132,9 @@ def run_engine(run: Run[Config], voices: Voices, recorded: Sequence[Take]) -> sp
             ]
         return [found[place] for place in range(len(part))]
 
+    speakers = list(dict.fromkeys(line.speaker for line in lines))
     makers = {"voices": data.digest(recorded), "teacher": folders.record(Path(kind.teacher.path))["sha256"]}
-    return spoken(run, lines, speak, judge(kind, Player(cfg), recorded), chat.layout, makers)
+    return spoken(run, lines, speak, judge(kind, Player(cfg), recorded, speakers), chat.layout, makers)
 
 
 # -- what plays and hears -------------------------------------------------------------------------------------------

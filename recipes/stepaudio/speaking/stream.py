@@ -74,7 +74,7 @@ class Speaking:
 def stream(cfg: Config, line: Line, folder: Path, out: Path, temperature: float, seed: int) -> Streamed:
     """Write a WAV of a spoken line chunk by chunk, from before the model has said its last token. ConfigError for a
     line that the model cannot say, or a folder without a model."""
-    sentences.check_line(line)
+    sentences.check_line(line, cfg.drawn)
     check_model(cfg, folder)
     generator, tokenizer = generator_of(cfg, folder, torch.device("cpu"))
     layout = layout_of(cfg, tokenizer)

@@ -154,8 +154,8 @@ def _words(jsgf: str) -> set[str]:
     return {word for word in cleaned.split() if "<" not in word and ">" not in word}
 
 
-def open_onnx(file: str) -> Any:
-    """Session on one CPU thread. ConfigError without onnxruntime."""
+def open_onnx(file: str | bytes) -> Any:
+    """Session of a file, by its path or its content, on one CPU thread. ConfigError without onnxruntime."""
     if find_spec("onnxruntime") is None:
         raise ConfigError(f"the package onnxruntime is not installed: {AUDIO}")
     import onnxruntime  # an extra: imported only where it is needed

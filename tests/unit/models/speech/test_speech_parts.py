@@ -1,6 +1,7 @@
 """Parts out of packages: what is said without them, and, where they are installed, what they hear."""
 
 import hashlib
+import re
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,6 +14,10 @@ from stepstack.models.speech import judges, whisper
 from stepstack.models.speech.packages import (
     DNSMOS,
     HIBARI,
+    HIBARI_LEXICON,
+    KOKORO,
+    KOKORO_VOCAB,
+    KOKORO_VOICES,
     RESEMBLYZER,
     SILERO,
     WHISPER,
@@ -42,12 +47,27 @@ def said(voice: HibariVoice, text: str, speed: float = 1.0) -> torch.Tensor:
     return torch.from_numpy(audio.normalize(wave, 0.5))
 
 
-@pytest.mark.parametrize("file", [HIBARI, WHISPER, RESEMBLYZER, DNSMOS, SILERO])
+FILES = [
+    HIBARI,
+    HIBARI_LEXICON,
+    KOKORO_VOCAB,
+    KOKORO_VOICES,
+    *KOKORO.parts,
+    WHISPER,
+    RESEMBLYZER,
+    DNSMOS,
+    SILERO,
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.package.module}/{file.path}")
 def test_a_missing_package_is_named_with_what_still_runs(file):
     if file.installed:
         assert hashlib.sha256(file.find().read_bytes()).hexdigest() == file.sha256
         return
-    with pytest.raises(ConfigError, match=rf"{file.package.module} is not installed: .*there is no .*tokens"):
+    with pytest.raises(
+        ConfigError, match=rf"{file.package.module} is not installed: .*there is no {re.escape(file.purpose)}.*tokens"
+    ):
         file.find()
 
 
