@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import nn
 
 from stepstack.batching.config import BatchLayout
+from stepstack.batching.leaks import refuse_leaks
 from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
 from stepstack.batching.rows import Row
 from stepstack.config import ConfigError
@@ -35,8 +36,9 @@ def cached(run: Run, policy: Trainable, pairs: Sequence[Pair], layout: BatchLayo
     """The pairs with what ``policy`` says of them now, before its first update, from ``file`` where that was written
     for the same weights, rows and pictures. Every process must call it, with the same pairs.
 
-    ConfigError for a file that was written for others: it names which.
+    ConfigError for a file that was written for others, naming which, and for a model that cannot be packed.
     """
+    refuse_leaks(run, policy, layout)
     key = {
         "weights": weights.digest(policy.named_weights()),
         "rows": rows_digest(pairs),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from stepstack.batching.leaks import refuse_leaks
 from stepstack.batching.minibatch import minibatches
 from stepstack.core.run import Run
 from stepstack.generation.types import Generator, rollout_seed
@@ -35,6 +36,7 @@ def train(
     cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
     run.refuse_dropout("would make log-probabilities and values of training and rollout differ")
     generator.load(actor.named_weights(), version=run.resume())
+    refuse_leaks(run, actor, cfg.layout)
     if before is not None and run.step == 0:
         before()
     for step in run.steps(cfg.steps, evaluate):

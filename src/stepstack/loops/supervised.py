@@ -9,6 +9,7 @@ from torch import nn
 
 from stepstack.batching.collate import TokenMicroBatch
 from stepstack.batching.config import BatchLayout
+from stepstack.batching.leaks import refuse_leaks
 from stepstack.batching.minibatch import minibatches
 from stepstack.batching.rows import Batch, Row, owners
 from stepstack.core.run import Run
@@ -54,6 +55,7 @@ def train(
     loss: Loss = likelihood,
 ) -> None:
     """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its part."""
+    refuse_leaks(run, policy, layout)
     for step in run.steps(steps, evaluate):
         batch = local_batch(run, rows(step), seed=step)
         [minibatch] = minibatches(run, batch, 1, layout)
