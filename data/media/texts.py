@@ -15,7 +15,8 @@ from data.errors import DataError
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair, of which JSON may hold one alone
 BETWEEN = re.compile(r"[\s,]*")  # what stands between the rows of a list
-BINARY = {b"PAR1": "a parquet file", b"\x1f\x8b": "packed by gzip", b"PK\x03\x04": "a zip archive"}
+TABLES = (".parquet", ".csv", ".tsv")  # which are read with their folder, by datasets
+PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip"}
 
 
 def read_text(file: Path) -> str:
@@ -34,10 +35,9 @@ def utf8(file: Path, content: bytes) -> str:
     """Text of bytes; ``file`` is for errors."""
     if content.startswith(b"version https://git-lfs"):
         raise DataError(f"{file}: a Git LFS pointer, not the data: run `git lfs pull` in its repository")
-    for head, kind in BINARY.items():
+    for head, packer in PACKED.items():
         if content.startswith(head):
-            do = f"give its folder, hf:{file.parent}" if head == b"PAR1" else "unpack it"
-            raise DataError(f"{file} is {kind}, not text: {do}")
+            raise DataError(f"{file} is packed by {packer}: unpack it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,6 +52,8 @@ def json_value(file: Path, content: bytes) -> Any:
 def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
     """Pairs (place, JSON value) of the rows of a file: of its lines (.jsonl), else of the list that it is. DataError
     names the row that cannot be read."""
+    if file.suffix.lower() in TABLES:
+        raise DataError(f"{file} is a table, not JSON: give its folder, hf:{file.parent}")
     text = utf8(file, content)
     if file.suffix == ".jsonl":
         places = ((f"{file} line {number}", line) for number, line in _lines(text))

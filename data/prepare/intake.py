@@ -295,7 +295,9 @@ class _Intake:
         found = locate(image, [Path(root) for root in roots])
         if found is None:
             below = " or ".join(roots) or "any folder"
-            raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
+            raise BadRow(
+                f"the picture {image} is not below {below} (links are followed): set images to the folder that holds it"
+            )
         root, path = roots[found[0]], found[1]
         if root not in self.roots:
             self.roots.append(root)

@@ -124,7 +124,7 @@ def read_rows(
     bad row the rest are only checked. DataError with all bad rows.
     """
     parsed, errors = [], dict[int, str]()
-    for number, (place, value) in enumerate(raw):
+    for number, (place, value) in track(list(enumerate(raw)), "reading", transient=True):
         try:
             parsed.append((number, parse_row(place, value, root, options)))
         except (BadRow, DataError) as error:
@@ -178,8 +178,8 @@ def find_video(name: str, root: Path) -> Path:
     found = locate(name, [root])
     if found is None:
         raise BadRow(
-            f"the video {name} does not exist below {root.resolve()}: put it there, or set options.root to the folder "
-            "that holds it"
+            f"the video {name} does not exist below {root.resolve()} (links are followed): put it there, or set "
+            "options.root to the folder that holds it"
         )
     return found[1]
 

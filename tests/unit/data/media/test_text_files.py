@@ -91,17 +91,18 @@ def test_another_encoding_is_named(text, encoding):
 
 
 @pytest.mark.parametrize(
-    ("written", "message"),
+    ("name", "written", "message"),
     [
-        (b"PAR1\x15\x04", r"train.parquet is a parquet file, not text: give its folder, hf:data/sub$"),
-        (b"\x1f\x8b\x08", "is packed by gzip, not text: unpack it"),
-        (b"PK\x03\x04", "is a zip archive, not text: unpack it"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("train.parquet", b"PAR1\x15\xff", r"train\.parquet is a table, not JSON: give its folder, hf:data/sub$"),
+        ("train.CSV", b"a,b\n1,2\n", r"train\.CSV is a table, not JSON: give its folder, hf:data/sub$"),
+        ("train.json", b"\x1f\x8b\x08", "is packed by gzip: unpack it"),
+        ("train.jsonl", b"PK\x03\x04", "is packed by zip: unpack it"),
+        ("train.json", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     ],
 )
-def test_what_is_no_text_says_what_to_give(written, message):
+def test_what_is_no_json_says_what_to_give(name, written, message):
     with pytest.raises(DataError, match=message):
-        texts.json_rows(Path("data/sub/train.parquet"), written)
+        texts.json_rows(Path("data/sub") / name, written)
 
 
 def test_lines_are_those_of_the_file(tmp_path):
