@@ -14,7 +14,7 @@ from stepstack.config import CONFIGS
 from stepstack.core import checkpoint
 from stepstack.report import jsonl
 from tests.system import hooks
-from tests.system.processes import Ended, differences, ok, rows, samples, stepstack, train, trajectory
+from tests.system.processes import Ended, differences, ok, rows, samples, train, trajectory
 
 GOOD = [{"from": "human", "value": "1+1"}, {"from": "assistant", "ground_truth": {"value": "2"}}]
 
