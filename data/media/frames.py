@@ -1,4 +1,4 @@
-"""Readers and writers of videos and pictures as frames, and their motion scores. The only module of imageio and OpenCV.
+"""Frames of videos: their shapes, their motion scores and the writers of files. The only module of imageio and OpenCV.
 
 Frames are uint8 [F, Y, X, RGB].
 """
@@ -15,41 +15,12 @@ import cv2
 import imageio.v3 as imageio
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from data.errors import DataError
 from stepstack.report import jsonl
 
 Frames = NDArray[np.uint8]
 Size = tuple[int, int]  # height, width
-
-
-def read_video(file: Path) -> tuple[Frames, float]:
-    """Frames and frames per second of a file. DataError for a file that is missing, unreadable or empty."""
-    if not file.is_file():
-        raise DataError(f"{file} does not exist: correct the path, or put it there")
-    try:
-        frames = np.stack(list(imageio.imiter(file, plugin="FFMPEG")))
-        fps = float(imageio.immeta(file, plugin="FFMPEG")["fps"])
-    except (OSError, ValueError, RuntimeError, IndexError, KeyError, StopIteration) as error:
-        why = str(error).splitlines()[0] if str(error) else repr(error)
-        raise DataError(f"{file} cannot be read as a video ({why}): get it again, or convert it") from None
-    if frames.ndim != 4 or frames.shape[-1] != 3:
-        raise DataError(f"{file} is no video in colour: its frames are {list(frames.shape)}. Convert it")
-    return frames.astype(np.uint8), fps
-
-
-def read_image(file: Path) -> Frames:
-    """One frame [Y, X, RGB]; transparent pixels become white. DataError for a file that is no picture."""
-    try:
-        with Image.open(file) as image:
-            full = image.convert("RGBA")
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: correct the path, or put it there") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{file} cannot be read as a picture ({error}): get it again, or convert it") from None
-    ground = Image.new("RGBA", full.size, "white")
-    return np.asarray(Image.alpha_composite(ground, full).convert("RGB"))
 
 
 def crop_fraction(size: Size, into: Size) -> float:
@@ -79,6 +50,8 @@ def motion_score(frames: Frames, options: MotionOptions | None = None) -> float:
 
     A clip shorter than the distance is measured from its first to its last frame. A single frame does not move.
     """
+    if len(frames) < 2:
+        return 0.0
     options = options or MotionOptions()
     picked = list(frames[:: options.every])
     if len(picked) < 2:
@@ -130,10 +103,11 @@ def mp4(frames: Frames, fps: float, scale: int = 1) -> bytes:
 
 
 def gif(frames: Frames, fps: float = 6, scale: int = 1) -> bytes:
-    """Endless GIF as bytes; ``scale`` repeats pixels."""
+    """Endless GIF as bytes; ``scale`` repeats pixels. A GIF counts time in hundredths of a second, so ``fps`` is
+    rounded to a whole number of them."""
     images = [Image.fromarray(frame.repeat(scale, 0).repeat(scale, 1)) for frame in frames]
     out = io.BytesIO()
-    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=10 * round(100 / fps), loop=0)
     return out.getvalue()
 
 

@@ -23,7 +23,7 @@ class IntakeOptions(Strict):
     """Folders that hold the pictures; empty: the source's own."""
     space: SourceSpace | None = None
     """Space of the source's numbers: pixels, thousand (0 to 1000), percent (0 to 100, written as thousand) or unit
-    (0 to 1); null: as that data set is published."""
+    (0 to 1); null: the one that the training numbers fit alone, of coco pixels."""
     layout: Layout | None = None
     """Order of a box's numbers in the source: two corners, or a corner, width and height; null: as that data set is
     published."""
@@ -45,13 +45,17 @@ class ClipOptions(Strict):
     """Sizes (height, width) of the buckets in pixels; a video goes to that of the nearest shape."""
     lengths: tuple[PositiveInt, ...] = (1, 68, 102, 136, 204)
     """Lengths of the buckets in frames; a video goes to the longest that it fills."""
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frames a second of the clips, taken by time; a slower video is refused; null: those of the videos, which must all
+    have the same."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Least share of a picture that must be left when it is cropped to its size; with less the row is bad."""
     motion: tuple[Weight, Weight] = (0.0, 100.0)
     """Least and greatest motion score that stay; other clips are dropped and counted."""
     every: PositiveInt = 12
-    """Frames from one of the motion score's flow to the next."""
+    """Frames from one of the motion score's flow to the next; ``every / fps`` seconds in all clips."""
     top: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the flow's vectors, the longest ones, whose mean length in pixels is the motion score."""
     root: str = ""
-    """Folder that paths are relative to; an empty string: the source's folder."""
+    """Folder that paths are relative to, and that videos lie below once links are followed; an empty string: the
+    source's folder."""

@@ -96,6 +96,25 @@ def check_convention(source: str, marks: Sequence[Annotation], declared: Convent
             raise DataError(_contradicted(source, marks, declared, other, at, why))
 
 
+def possible_spaces(marks: Sequence[Annotation], layout: Layout) -> list[SourceSpace]:
+    """Spaces that the numbers can be in: those in which nearly all lie inside of their pictures.
+
+    Numbers of at most 1 are fractions. One space is left alone where boxes end just at its edge, inside of the edges of
+    the others.
+    """
+    values = np.array([mark.numbers for mark in marks], float)
+    sizes = np.array([mark.size for mark in marks], float)
+    fractions = bool(np.nanmax(values) <= 1)
+    spaces: tuple[SourceSpace, ...] = ("unit",) if fractions else ("pixels", "thousand", "percent")
+    readings = {space: _read(values, sizes, Convention(space, layout)) for space in spaces}
+    fitting = {space: reading for space, reading in readings.items() if reading.fits.mean() >= OTHER_SHARE}
+    for space, reading in fitting.items():
+        others = [other for name, other in fitting.items() if name != space]
+        if others and all(_at_edge(other, reading).any() for other in others):
+            return [space]
+    return list(fitting)
+
+
 def normalise_numbers(numbers: Numbers, size: tuple[int, int], convention: Convention) -> tuple[Numbers, Space, bool]:
     """Numbers of a box as x1, y1, x2, y2 or of a point inside the picture, their space, and whether they were clipped.
 

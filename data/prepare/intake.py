@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow, DataError
-from data.media.images import FilePicture, PerceptionTask, Record, Target, decode
+from data.media.images import FilePicture, PerceptionTask, Record, Target, check_aspect, decode
+from data.media.paths import locate
 from data.prepare.config import IntakeOptions
 from data.prepare.conventions import (
     Annotation,
@@ -27,6 +28,7 @@ from data.prepare.conventions import (
     check_convention,
     check_same,
     normalise_numbers,
+    possible_spaces,
     written_space,
 )
 from data.prepare.manifest import (
@@ -49,6 +51,10 @@ from data.prepare.manifest import (
 )
 from stepstack import __version__, config
 
+# Rows read and bad, repeated ones among these, those left out as empty; clipped boxes; pictures that have transparent
+# parts, which are put on white.
+COUNTS = ("read", "bad", "duplicates", "empty", "clipped", "over_white")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntakeRow:
@@ -68,6 +74,10 @@ class IntakeRow:
     size: tuple[int, int] | None = None
     again: tuple[Numbers, ...] = ()
     again_space: SourceSpace = "pixels"
+
+
+# Row of a source's JSON value. The space is None for training rows while it is not known.
+Parse = Callable[[Any, SourceSpace | None], IntakeRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,7 @@ def prepare(
     task: PerceptionTask,
     source: str | Sequence[str],
     evals: Sequence[str],
-    parse: Callable[[Any], IntakeRow],
+    parse: Parse,
     options: IntakeOptions,
     *,
     read: Callable[[str], Source] = read_source,
@@ -100,9 +110,10 @@ def prepare(
 ) -> Manifest:
     """Read the sources, open every picture, check every row and write ``out`` in one rename.
 
-    The ``prepare`` of each perception data set calls it, with ``options.space`` and ``.layout`` set. A train row whose
-    picture is in an eval, byte for byte, is dropped and counted as contaminated. ``question``: the question of every
-    row, stored in the manifest only. DataError for a convention that the numbers contradict, or with up to 20 bad rows;
+    The ``prepare`` of each perception data set calls it, with ``options.layout`` set. Where ``options.space`` is None,
+    the training numbers must fit one space alone. A train row whose picture is in an eval, byte for byte, is dropped
+    and counted as contaminated. ``question``: the question of every row, stored in the manifest only. DataError for a
+    convention that the numbers contradict or do not decide, for a split without rows, or with up to 20 bad rows;
     nothing is written then.
     """
     out = Path(out)
@@ -124,14 +135,19 @@ def prepare(
             "dropped": intake.errors[:MAX_ERRORS],
         }
         splits = {"train": train_rows, **held_out}
+        for name, rows in splits.items():
+            if not rows:
+                raise DataError(
+                    f"no row of {name} is left to write ({_shown(counts)}): give rows that are not in an eval"
+                )
         files = {f"{name}.jsonl": (name, intake.lines(rows, question is None)) for name, rows in splits.items()}
         described = {
             **config.to_dict(options),
             "task": task,
-            "space": written_space(options.space or "pixels"),
+            "space": written_space(intake.space or "pixels"),
             "images": intake.roots,
             "question": question,
-            "source_space": options.space,
+            "source_space": intake.space,
         }
         records = [intake.records[place] for place in sources]
         eval_records = {name: intake.records[place] for name, place in named.items()}
@@ -178,14 +194,15 @@ class _Intake:
         folder: Path,
         task: PerceptionTask,
         options: IntakeOptions,
-        parse: Callable[[Any], IntakeRow],
+        parse: Parse,
         read: Callable[[str], Source],
     ):
         self.folder, self.task, self.options, self.parse, self.read = folder, task, options, parse, read
+        self.space = options.space
         self.roots = [str(Path(place).resolve()) for place in options.images]
         self.records: dict[str, Mapping[str, Any]] = {}
         self.errors: list[str] = []
-        self.counts: dict[str, Any] = dict.fromkeys(("read", "bad", "duplicates", "empty", "clipped"), 0)
+        self.counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
         self._by_path: dict[str, _StoredPicture | str] = {}  # a text is the reason why there is none
         self._by_digest: dict[str, _StoredPicture] = {}
 
@@ -193,14 +210,13 @@ class _Intake:
         """Checked rows of a split that stay. The faults of the others are in ``errors``."""
         rows: list[_ReadRow] = []
         first: dict[tuple[str, str], _ReadRow] = {}
+        opened = {place: self._open(place) for place in sources}
+        if self.space is None:
+            self.space = self._decided([one for rows in opened.values() for one in rows])
         for place in sources:
-            opened = self._open(place)
             if self.task != "ocr":
-                marks = [
-                    Annotation(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers
-                ]
-                check_convention(place, marks, self._convention)
-            for one in opened:
+                check_convention(place, _marks(opened[place]), self._convention)
+            for one in opened[place]:
                 try:
                     self._check(one, train=name == "train")
                     row, clipped = self._normalised(one)
@@ -216,6 +232,23 @@ class _Intake:
                     rows.append(checked)
         return rows
 
+    def _decided(self, opened: Sequence[_ReadRow]) -> SourceSpace:
+        """Space of rows whose numbers fit no other. DataError where they fit several, or none."""
+        marks = _marks(opened)
+        if not marks:
+            return "pixels"
+        spaces = possible_spaces(marks, self._convention.layout)
+        both = any(one.row.again for one in opened)  # read as thousandths until the space is known
+        if len(spaces) == 1 and (spaces == ["thousand"] or not both):
+            return spaces[0]
+        fit = " and ".join(f"space={space}" for space in spaces) or "none of the spaces"
+        one = marks[0]
+        raise DataError(
+            f"the training numbers fit {fit}, so they do not say what they are: set data.options.space to pixels, "
+            f"thousand, percent or unit. For example {one.where}: {list(one.numbers)} in a picture of {one.size[0]} x "
+            f"{one.size[1]}"
+        )
+
     def lines(self, rows: Sequence[_ReadRow], with_question: bool) -> bytes:
         """JSON lines of a split, in the form of the module's docstring."""
         return json_lines(self._line(index, item, with_question) for index, item in enumerate(rows))
@@ -229,7 +262,7 @@ class _Intake:
         for where, raw in source.rows:
             self.counts["read"] += 1
             try:
-                row = self.parse(raw)
+                row = self.parse(raw, self.space)
                 picture = self._place(row.image, roots)
                 if row.size is not None and row.size != picture.size:
                     raise BadRow(
@@ -259,15 +292,17 @@ class _Intake:
         return picture
 
     def _find(self, image: str, roots: Sequence[str]) -> _StoredPicture:
-        for root in roots:
-            path = Path(root) / image
-            if path.is_relative_to(root) and path.is_file():
-                if root not in self.roots:
-                    self.roots.append(root)
-                relative = path.relative_to(root).as_posix()
-                return self._measure(image, path.read_bytes(), self.roots.index(root), relative)
-        below = " or ".join(roots) or "any folder"
-        raise BadRow(f"the picture {image} is not below {below}: set images to the folder that holds it")
+        found = locate(image, [Path(root) for root in roots])
+        if found is None:
+            below = " or ".join(roots) or "any folder"
+            raise BadRow(
+                f"the picture {image} is not below {below} (links are followed): set images to the folder that holds it"
+            )
+        root, path = roots[found[0]], found[1]
+        if root not in self.roots:
+            self.roots.append(root)
+        relative = path.relative_to(Path(root).resolve()).as_posix()
+        return self._measure(image, path.read_bytes(), self.roots.index(root), relative)
 
     def _measure(self, name: str, content: bytes, root: int | None, path: str) -> _StoredPicture:
         """Decode a picture, so that a broken one is found now. Copy it where it has no file or ``copy`` is set."""
@@ -276,9 +311,12 @@ class _Intake:
         if copied and digest in self._by_digest:
             return self._by_digest[digest]
         try:
-            size = decode(content, name, self.options.max_pixels).size
+            decoded = decode(content, name, self.options.max_pixels)
+            size = decoded.image.size
+            check_aspect(size, name)
         except DataError as error:
             raise BadRow(str(error)) from None
+        self.counts["over_white"] += decoded.over_white
         if not copied:
             return _StoredPicture(root, path, digest, size)
         copy_path = f"images/{digest}{_suffix(content)}"
@@ -326,7 +364,7 @@ class _Intake:
 
     @property
     def _convention(self) -> Convention:
-        return Convention(self.options.space or "pixels", self.options.layout or "xyxy")
+        return Convention(self.space or "pixels", self.options.layout or "xyxy")
 
     def _line(self, index: int, item: _ReadRow, with_question: bool) -> dict[str, Any]:
         picture, row = item.picture, item.row
@@ -343,6 +381,14 @@ class _Intake:
             "count": row.count,
             "size": picture.size,
         }
+
+
+def _marks(opened: Sequence[_ReadRow]) -> list[Annotation]:
+    return [Annotation(one.where, numbers, one.picture.size) for one in opened for numbers in one.row.numbers]
+
+
+def _shown(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counts.items() if isinstance(number, int))
 
 
 def _picture(row: Mapping[str, Any], roots: Sequence[str], folder: Path) -> FilePicture:

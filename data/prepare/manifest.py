@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow, DataError
+from data.media.texts import json_rows
 
 SCHEMA = 2
 MAX_ERRORS = 20
@@ -87,22 +88,6 @@ def named_sources(entries: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def json_rows(file: Path, content: bytes) -> list[tuple[str, Any]]:
-    """Pairs (place, JSON value) of the rows of a file. DataError names the line that cannot be read."""
-    if file.suffix != ".jsonl":
-        rows = json_value(file, content)
-        if not isinstance(rows, list):
-            raise DataError(f"{file}: must be a list of rows, not {type(rows).__name__}")
-        return [(f"{file} row {number}", row) for number, row in enumerate(rows, 1)]
-    lines = enumerate(_utf8(file, content).split("\n"), 1)
-    return [(f"{file} line {number}", _parse(file, line, number)) for number, line in lines if line.strip()]
-
-
-def json_value(file: Path, content: bytes) -> Any:
-    """Value of a whole JSON file. DataError names the line that cannot be read."""
-    return _parse(file, _utf8(file, content))
-
-
 def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
     """String at ``value[keys[0]][keys[1]]...``. BadRow names the whole key and the expected form."""
     for key in keys:
@@ -111,7 +96,8 @@ def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
         value = value[key]
         place = f"{place}.{key}"
     if not isinstance(value, str):
-        raise BadRow(f"key {place.lstrip('.')} must be text, not {type(value).__name__}: put it in quotes")
+        do = "give one text" if isinstance(value, list | Mapping) else "put it in quotes"
+        raise BadRow(f"key {place.lstrip('.')} must be text, not {type(value).__name__}: {do}")
     return value
 
 
@@ -230,7 +216,11 @@ def _read_hub(source: str) -> Source:
     import datasets
 
     name, _, split = source.removeprefix(HUB).partition("@")
-    table = datasets.load_dataset(name, split=split or "train")
+    try:
+        table = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError) as error:  # as datasets raises for names, splits and files that it does not find
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{source} cannot be read ({why}): correct the name or @split, or give local files") from None
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
@@ -245,23 +235,6 @@ def _read_hub(source: str) -> Source:
 
 def _hashable(value: Any) -> str:
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
-
-
-def _utf8(file: Path, content: bytes) -> str:
-    if content.startswith(b"version https://git-lfs"):
-        raise DataError(f"{file}: a Git LFS pointer, not the data: run `git lfs pull` in its repository")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}; convert it") from None
-
-
-def _parse(file: Path, content: str, line: int | None = None) -> Any:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        place = f"line {line or error.lineno} column {error.colno}"
-        raise DataError(f"{file} {place}: not JSON: {error.msg}; download it again or repair that line") from None
 
 
 def _sync_folder(path: Path) -> None:

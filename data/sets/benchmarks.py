@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from data.sets.orz_math import DataError, json_rows, parse_eval, read_eval
+from data.errors import DataError
+from data.media.texts import json_rows
+from data.sets.orz_math import parse_eval, read_eval
 from stepstack.records import Problem
 from stepstack.report import jsonl
 

@@ -1,7 +1,7 @@
 """Detection data: COCO 2017's instances files, ``{"images": [...], "annotations": [...], "categories": [...]}``.
 
 Boxes are x, y, width, height in pixels there and x1, y1, x2, y2 in the records. Crowds (``iscrowd``) are regions, not
-objects: they are dropped and counted. COCO's own evaluation ignores detections in them.
+objects: they are dropped and counted, as boxes without area are. COCO's own evaluation ignores detections in them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any
 
 from data.errors import BadRow, DataError
 from data.media.images import Record
+from data.media.texts import json_value
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
+from data.prepare.conventions import SourceSpace
 from data.prepare.intake import IntakeRow
-from data.prepare.manifest import Manifest, Source, json_value
+from data.prepare.manifest import Manifest, Source
 from data.sets.refcoco import box_numbers
 
 DATA = "coco"
@@ -35,8 +37,8 @@ def prepare(
     """Check instances files (``evals``: ``name=file``) and write the prepared folder ``out``.
 
     ``options.images`` are the folders of the pictures, such as train2017 and val2017. All files must have the same
-    categories. The record of each file counts its crowds. DataError for a wrong ``options.space`` or ``.layout``, or
-    with up to 20 bad rows; nothing is written then.
+    categories. The record of each file counts its crowds and its boxes without area. DataError for a wrong
+    ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
     """
     options = dataclasses.replace(options, space=options.space or "pixels", layout=options.layout or "xywh")
     files = [source] if isinstance(source, str) else list(source)
@@ -74,7 +76,7 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
         raise DataError(f"{source}: image id {repeated[0]} stands {times} times: remove all but one")
     objects: dict[Any, list[tuple[str, Any]]] = {key: [] for key in images}
     ids: set[Any] = set()
-    crowds = 0
+    crowds = without_area = 0
     for number, annotation in enumerate(content["annotations"], 1):
         where = f"{source} annotation {number} (id {annotation.get('id')})"
         if annotation.get("id") in ids:
@@ -86,6 +88,8 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
                 raise DataError(f"{where}: key {key} is {value!r}, which is not in this file: remove the annotation")
         if annotation.get("iscrowd"):
             crowds += 1
+        elif not _has_area(annotation):
+            without_area += 1
         else:
             objects[annotation["image_id"]].append((categories[annotation["category_id"]], annotation))
     rows = [
@@ -93,20 +97,36 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
         for number, (key, image) in enumerate(images.items(), 1)
     ]
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return Source(rows, {"name": source, "rows": len(rows), "crowds": crowds, "sha256": {Path(source).name: digest}})
+    counted = {"rows": len(rows), "crowds": crowds, "without_area": without_area}
+    return Source(rows, {"name": source, **counted, "sha256": {Path(source).name: digest}})
 
 
-def _row(raw: Any) -> IntakeRow:
+def _row(raw: Any, space: SourceSpace | None) -> IntakeRow:
     image = raw["image"]
-    sides = (image.get("width"), image.get("height"))
-    if not isinstance(image.get("file_name"), str) or not all(isinstance(side, int) for side in sides):
+    if not isinstance(image.get("file_name"), str):
         raise BadRow('expected {"id": ..., "file_name": name, "width": pixels, "height": pixels}')
+    sides = (_side(image, "width"), _side(image, "height"))
     boxes = [
         box_numbers(annotation.get("bbox"), f"bbox of annotation {annotation['id']}")
         for _, annotation in raw["objects"]
     ]
     labels = tuple(label for label, _ in raw["objects"])
     return IntakeRow(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
+
+
+def _side(image: Mapping[str, Any], key: str) -> int:
+    """Whole number of pixels, which may be written as 640.0."""
+    side = image.get(key)
+    if isinstance(side, bool) or not isinstance(side, int | float) or not float(side).is_integer():
+        raise BadRow(f"key {key} is {side!r}: must be a whole number of pixels")
+    return int(side)
+
+
+def _has_area(annotation: Mapping[str, Any]) -> bool:
+    """Whether a box is more than a line or a point, of which train2017 has two; what is no box at all is kept, and
+    refused with its row."""
+    box = annotation.get("bbox")
+    return not (isinstance(box, list) and len(box) == 4 and 0 in box[2:])
 
 
 def _content(source: str) -> Mapping[str, Any]:

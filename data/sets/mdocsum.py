@@ -9,7 +9,6 @@ str}}``. The form of the tag is ours, and so is the key "key_points", a list of 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 from data.drawn.splits import SPLITS, Split
 from data.errors import BadRow, DataError
 from data.media.documents import FIGURE, Document, Figure
-from data.media.images import FilePicture
+from data.media.images import FilePicture, check_aspect
+from data.media.texts import parse_json, read_text
 from stepstack.scoring.documents import NO_FIGURE, PARAGRAPHS, Paragraph, SummaryGold
 
 PICTURE = re.compile(r"(?:<(\d+)>\s*)?!\[([^\]]*)\]\(([^)\s]+)\)")
@@ -52,7 +52,7 @@ def load(folder: Path, split: Split, limit: int | None = None) -> list[Document]
 
 def paper(index: int, file: Path) -> Document:
     """One paper. BadRow or DataError says what is wrong."""
-    source = file.read_text(encoding="utf-8")
+    source = read_text(file)
     if FIGURE in source:
         raise BadRow(f"the text holds {FIGURE!r} (U+FFFC), which stands for a figure here: remove it")
     figures: list[Figure] = []
@@ -78,10 +78,7 @@ def reference(file: Path, captions: Mapping[str, str]) -> SummaryGold:
     """The reference summary of a paper whose figures have these captions. BadRow names the row."""
     if not file.is_file():
         raise BadRow(f"{file.name} does not exist: put the reference summary there")
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadRow(f"{file.name} is no JSON ({error}): repair it") from None
+    rows = parse_json(str(file), read_text(file))
     if not isinstance(rows, list) or len(rows) != len(PARAGRAPHS):
         given = f"{len(rows)} paragraphs" if isinstance(rows, list) else type(rows).__name__
         raise BadRow(f"{file.name} has {given}: must be a list of {len(PARAGRAPHS)}, {FORM}")
@@ -117,6 +114,7 @@ def _figure(idx: str, caption: str, path: Path, line: str) -> Figure:
         content = path.read_bytes()
         picture = FilePicture(str(path), hashlib.sha256(content).hexdigest())
         size = picture.image().size
+        check_aspect(size, str(path))
     except OSError as error:
         raise BadRow(f"{line}: figure {idx}: {path} cannot be read ({error.strerror}): put the picture there") from None
     except DataError as error:

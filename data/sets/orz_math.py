@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import BadRow, DataError
+from data.media.texts import json_rows
 from data.prepare.manifest import (
     MANIFEST,
     SCHEMA,
     Manifest,
     check_target,
     json_lines,
-    json_rows,
     named_sources,
     new_folder,
     on_hub,
@@ -73,7 +73,7 @@ def prepare(
     ``drop_empty`` drops train rows without an answer instead of refusing them. ``overwrite`` replaces an earlier
     prepared folder.
 
-    Raises DataError with up to 20 bad rows of all sources; then nothing is written.
+    Raises DataError with up to 20 bad rows of all sources, or where no train row is left; then nothing is written.
     """
     out = Path(out)
     check_target(out, overwrite)
@@ -90,6 +90,8 @@ def prepare(
     refuse(errors, ", nothing written")
 
     train_rows, counts = _filter(train, {name: [r.text for r in rows] for name, rows in eval_rows.items()}, ngram)
+    if not train_rows:
+        raise DataError(f"no train row is left ({counts}): give a source whose problems are not in the evals")
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
     files = dict(_shards(train_rows, "+".join(sources), rows_per_shard))
     for name, rows in eval_rows.items():

@@ -15,6 +15,7 @@ from data.errors import BadRow
 from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
+from data.prepare.conventions import SourceSpace
 from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
@@ -43,7 +44,7 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> IntakeRow:
+def _row(raw: Any, space: SourceSpace | None) -> IntakeRow:
     if not isinstance(raw, Mapping) or "image" not in raw:
         raise BadRow(f"key image is missing: expected {FORM}")
     turns = raw.get("conversations")

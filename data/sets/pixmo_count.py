@@ -18,7 +18,7 @@ from data.errors import BadRow
 from data.media.images import Record, image_source
 from data.prepare import intake
 from data.prepare.config import IntakeOptions
-from data.prepare.conventions import Numbers
+from data.prepare.conventions import Numbers, SourceSpace
 from data.prepare.intake import IntakeRow
 from data.prepare.manifest import Manifest, text_at
 
@@ -40,10 +40,10 @@ def prepare(
 ) -> Manifest:
     """Check ``source`` and ``evals`` (files, folders, hf:names; ``name=source``) and write the prepared folder ``out``.
 
-    An eval row may have a count alone. DataError for a wrong ``options.space``, or with up to 20 bad rows; nothing is
-    written then.
+    An eval row may have a count alone. DataError for an ``options.space`` that is wrong or needed, or with up to 20 bad
+    rows; nothing is written then.
     """
-    options = dataclasses.replace(options, space=options.space or "pixels", layout="xyxy")
+    options = dataclasses.replace(options, layout="xyxy")
     return intake.prepare(out, DATA, "counting", source, evals, _row, options, overwrite=overwrite)
 
 
@@ -52,7 +52,7 @@ def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
     return intake.load(place, split, DATA, images)
 
 
-def _row(raw: Any) -> IntakeRow:
+def _row(raw: Any, space: SourceSpace | None) -> IntakeRow:
     if not isinstance(raw, Mapping):
         raise BadRow(f"expected {FORM}, found {type(raw).__name__}")
     image = image_source(raw[_key(raw, IMAGE)], _key(raw, IMAGE))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import DataError
+from data.media.texts import numbered_lines
 from stepstack.records import Problem
 
 FOLDER = "seed_tts_eval"  # name in the folder of benchmark data
@@ -36,9 +37,7 @@ def read(file: Path) -> list[Utterance]:
         raise DataError(f"{file} does not exist: get {SOURCE}, and unpack it there")
     found: dict[str, Utterance] = {}
     errors = []
-    for number, row in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not row.strip():
-            continue
+    for number, row in numbered_lines(file):
         parts = [part.strip() for part in row.split("|")]
         if len(parts) not in (4, 5) or not all(parts):
             errors.append(f"{file}:{number}: must be name|prompt text|prompt wav|text, and |wav where there is one")

@@ -23,6 +23,7 @@ from torch import Tensor
 from data.drawn.sentences import Line
 from data.errors import DataError
 from data.media import audio
+from data.media.texts import numbered_lines
 from stepstack.models.speech.codebook import train_codebook
 from stepstack.models.speech.tokenizer import Codes, OfflineTokenizer, linguistic_features, semantic_features
 from stepstack.models.speech.tokens import LINGUISTIC, SEMANTIC, TokenLayout
@@ -152,9 +153,7 @@ def read_recordings(file: Path, limits: audio.AudioLimits | None = None) -> list
     if not file.is_file():
         raise DataError(f"{file} does not exist")
     found, errors = [], []
-    for number, row in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not row.strip():
-            continue
+    for number, row in numbered_lines(file):
         parts = row.split("|")
         try:
             if len(parts) < 3 or not parts[1].strip():
@@ -173,8 +172,8 @@ def read_recordings(file: Path, limits: audio.AudioLimits | None = None) -> list
 
 def read_lines(file: Path) -> list[Line]:
     """Lines of a text file, ``text`` or ``text|speaker|tag`` each. DataError for an empty text or file."""
-    rows = file.read_text(encoding="utf-8").splitlines()
-    found = [Line(*(part.strip() for part in (*row.split("|"), "", "")[:3])) for row in rows if row.strip()]
+    rows = [row for _, row in numbered_lines(file)]
+    found = [Line(*(part.strip() for part in (*row.split("|"), "", "")[:3])) for row in rows]
     if wrong := [place for place, line in enumerate(found, 1) if not line.text]:
         raise DataError(f"{file}: text number {wrong[0]} is empty: write what is to be said")
     if not found:

@@ -10,12 +10,12 @@ llama_questions/rows.jsonl     {"question": "...", "answer": "...", "audio": "1.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.media.texts import numbered_lines, parse_json
 from stepstack.generation.prompts import SpokenChat, SpokenTurn
 from stepstack.records import Problem
 
@@ -55,13 +55,12 @@ def _problems(file: Path, read: Any) -> list[Problem]:
         raise DataError(f"{file} does not exist: write the published rows in this form (data/sets/spoken_questions.py)")
     found: list[Problem] = []
     errors = []
-    for number, row in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if not row.strip():
-            continue
+    for number, row in numbered_lines(file):
+        place = f"{file}:{number}"
         try:
-            found.append(read(len(found), json.loads(row), file.parent))
-        except (DataError, json.JSONDecodeError) as error:
-            errors.append(f"{file}:{number}: {error}")
+            found.append(read(len(found), parse_json(place, row), file.parent))
+        except DataError as error:
+            errors.append(str(error) if str(error).startswith(place) else f"{place}: {error}")
     if errors:
         more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
         raise DataError("\n".join(errors[:MAX_ERRORS]) + more)

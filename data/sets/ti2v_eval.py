@@ -18,6 +18,8 @@ import numpy as np
 from data.errors import DataError
 from data.media import frames
 from data.media.images import FilePicture
+from data.media.texts import read_text
+from data.media.videos import read_video
 from stepstack.config import ROOT
 from stepstack.harness import answers
 from stepstack.harness.human.pairwise import Choice, ClipPair, Verdict
@@ -59,7 +61,7 @@ def read(folder: Path) -> list[Item]:
     items = []
     for domain, part in DOMAINS.items():
         for file in sorted((folder / part).glob("[HSV]/*.txt")):
-            prompt = file.read_text(encoding="utf-8").strip()
+            prompt = read_text(file).strip()
             if not prompt:
                 raise DataError(f"{file} is empty: each prompt needs a text")
             name = str(file.relative_to(folder).with_suffix(""))
@@ -164,7 +166,7 @@ class FirstFrameJudge:
 
     def _choice(self, pair: ClipPair) -> Choice:
         assert pair.given is not None, "every item of this set has a picture"
-        a, b = (first_frame(frames.read_video(clip)[0], pair.given) for clip in (pair.a, pair.b))
+        a, b = (first_frame(read_video(clip, 1)[0], pair.given) for clip in (pair.a, pair.b))
         return "tie" if abs(a - b) < self.tie else "a" if a > b else "b"
 
 

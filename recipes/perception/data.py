@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from data.drawn import scenes
 from data.drawn.scenes import Objects, Words
 from data.drawn.splits import SPLITS, Split
-from data.media.images import Record
+from data.media.images import Record, check_aspect
 from data.prepare.manifest import MANIFEST, read_manifest
 from data.sets import coco, page_ocr, pixmo_count, refcoco
 from recipes.perception.config import Config, PreparedPictures
@@ -60,6 +60,7 @@ def as_problems(cfg: Config, rows: Sequence[Record]) -> list[Problem]:
     for record in rows:
         if record.task != cfg.task:
             raise ConfigError(f"task is {cfg.task}, but the data is for {record.task}: make them the same")
+        check_aspect(record.size, f"row {record.index}: {record.pictures[0]}")
         gold = gold_of(record, cfg.model.model_size(record.size))
         numbered.append(Problem(record.index, record.question, gold, {"record": record}))
     return numbered
@@ -98,12 +99,17 @@ def load_prompts(cfg: Config, processor: Processor) -> PromptSplits:
 
 
 def prepare(cfg: Config) -> str:
-    """``make data``: write the data that a config reads; returns a line to print."""
+    """``make data``: write the data that a config reads; returns lines to print."""
     match cfg.data:
         case PreparedPictures() as kind:
             if not kind.source:
                 raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
             manifest = SETS[kind.set].prepare(ROOT / kind.folder, kind.source, kind.evals, kind.options)
-            return f"{ROOT / kind.folder}: {manifest.counts}"
+            lines = [f"{ROOT / kind.folder}: {manifest.counts}"]
+            if cfg.task != "ocr":
+                how = "as set" if kind.options.space else "as published" if kind.set == "coco" else "as they fit alone"
+                read_as = f"space={manifest.options['source_space']} layout={manifest.options['layout']}"
+                lines.append(f"boxes and points were read as {read_as}, {how}")
+            return "\n".join(lines)
         case kind:
             return f"{cfg.name}: the data ({kind.type}) is drawn while training; there is nothing to prepare"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 from data.drawn import moving
 from data.drawn.moving import Clip, Moving
+from data.prepare.manifest import MANIFEST, read_manifest
 from data.sets import clips as real
 from recipes.stepvideo.config import Config, PreparedClips
+from recipes.stepvideo.generation.pipeline import rate
 from recipes.stepvideo.model import codec_of, encoder_of, pixels
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
+from stepstack.models.video.prompt_encoders import CutPrompts
 from stepstack.models.video.vae import VideoCodec
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 
@@ -39,6 +45,19 @@ def write(folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: Vid
         for clip, row in zip(batch, latents, strict=True):
             writer.add(row, row[0], clip.score, clip.prompt)
     writer.close()
+    if writer.cut:
+        log.warning("of %d prompts, %s", len(writer.prompts), writer.cut)
+
+
+def clip_rate(cfg: Config) -> float:
+    """Frames per second of a run's clips. ConfigError for a folder that was prepared without them."""
+    if not isinstance(cfg.data, PreparedClips):
+        return rate(cfg.frames)
+    file = ROOT / cfg.data.folder / MANIFEST
+    fps = read_manifest(file, real.DATA).options.get("fps")
+    if not fps:
+        raise ConfigError(f"{file} does not say the clips' frames per second: prepare the data again (stepstack data)")
+    return float(fps)
 
 
 def prepare_clips(cfg: Config) -> str:
@@ -51,4 +70,6 @@ def prepare_clips(cfg: Config) -> str:
     manifest = real.prepare(
         out, cfg.data.source, cfg.data.options, codec, encoder_of(cfg.text), overwrite=cfg.data.overwrite
     )
-    return f"{out}: {manifest.counts}"
+    cut = CutPrompts(**manifest.counts["cut_captions"])
+    lines = [f"{out}: {manifest.counts}", f"frames per second: {manifest.options['fps']:g}"]
+    return "\n".join([*lines, f"of the captions, {cut}"] if cut else lines)

@@ -13,7 +13,7 @@ from recipes.stepvideo.config import (
     Config,
     PreparedClips,
 )
-from recipes.stepvideo.data import load_latents, prepare_clips
+from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
 from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
 from recipes.stepvideo.model import make_codec, make_dit, vae_folder
@@ -35,6 +35,7 @@ def train(run: Run[Config]) -> None:
     """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
     check_run(run)
+    fps = clip_rate(cfg)
     codec = make_codec(run) if isinstance(cfg.data, Moving) else None
     videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
@@ -46,16 +47,16 @@ def train(run: Run[Config]) -> None:
         fit = partial(prefer, run, cfg.preference, dit, videos)
     if codec is None:
         fit()
-        export(run, dit, dsv)
+        export(run, dit, dsv, fps)
         run.finish()
         return
     sampled = dit.for_sampling(build)
-    engine = ClipEngine(cfg, pipeline_of(cfg, sampled, codec, run.device))
+    engine = ClipEngine(cfg, pipeline_of(cfg, sampled, codec, run.device, fps))
     if cfg.model.start is not None:
         with dit.averaged(sampled):
             measure(run, "before", engine, str(cfg.model.start), tasks(cfg))
     fit(evaluate=lambda: select(cfg, dit, engine))
-    folder = export(run, dit, dsv)
+    folder = export(run, dit, dsv, fps)
     with dit.averaged(sampled):
         measure(run, "codec", Ceiling(cfg, engine.pipeline), str(folder), tasks(cfg))
         measure(run, "after", engine, str(folder), tasks(cfg))
@@ -63,11 +64,11 @@ def train(run: Run[Config]) -> None:
     run.finish()
 
 
-def export(run: Run[Config], dit: Trainable, dsv: Dsv | None) -> Path:
+def export(run: Run[Config], dit: Trainable, dsv: Dsv | None, fps: float) -> Path:
     """The averaged weights, with what else a clip needs."""
     write_figures(run, dsv)
     with dit.averaged():
-        return run.export("dit", run.dir / "model", PipelineFiles(run.config, vae_folder(run), dsv))
+        return run.export("dit", run.dir / "model", PipelineFiles(run.config, vae_folder(run), dsv, fps))
 
 
 def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:

@@ -402,8 +402,7 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
         key = _dotted(item["loc"], values)
         source = _source_of(key, resolved)
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            near = " or ".join(map(repr, nearest_keys(key, cls)))
-            text = f"unknown key {key!r}" + (f"; did you mean {near}?" if near else "")
+            text = unknown_key(key, cls)
         elif item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             text = f"key {key!r} is missing"
         elif not key:  # a rule between keys: the recipe's own words name them
@@ -444,15 +443,16 @@ def _source_of(key: str, resolved: Resolved) -> str:
     return resolved.sources.get(key, _shown(resolved.path))
 
 
-def nearest_keys(key: str, cls: type) -> list[str]:
-    """The known dotted keys of a config class that were probably meant: a sibling with a similar name, else that name
-    elsewhere."""
-    known = sorted(set(_keys(cls)))
-    parent, _, leaf = key.rpartition(".")
+def unknown_key(key: str, cls: type) -> str:
+    """Error about an unknown key that suggests its name further down, a similar sibling, or its name elsewhere."""
+    known, (parent, _, leaf) = sorted(set(_keys(cls))), key.rpartition(".")
+    if key in known:
+        return f"unknown key {key!r}: another {parent}.type has it; set {parent}.type too"
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    same_name = [k for k in known if k.rpartition(".")[2] == leaf]
-    near = difflib.get_close_matches(key, siblings, n=1) or same_name or difflib.get_close_matches(key, known, n=1)
-    return near[:4]
+    same = [k for k in known if k.rpartition(".")[2] == leaf]
+    near = [k for k in same if parent and k.startswith(f"{parent}.")] or difflib.get_close_matches(key, siblings, 1)
+    near = (near or same or difflib.get_close_matches(key, known, n=1))[:4]
+    return f"unknown key {key!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
 
 
 def _keys(cls: Any, prefix: str = "") -> Iterator[str]:

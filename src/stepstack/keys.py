@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
-from stepstack.config import ConfigError, nearest_keys
+from stepstack.config import ConfigError, unknown_key
 
 NAMES = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", Any: "any value"}
 
@@ -167,8 +167,7 @@ def find(config: Any, name: str) -> Key:
     keys of an unknown one."""
     key = _Walk(config).to(name.split("."))
     if key is None:
-        near = " or ".join(map(repr, nearest_keys(name, type(config))))
-        raise ConfigError(f"unknown key {name!r}" + (f"; did you mean {near}?" if near else ""))
+        raise ConfigError(unknown_key(name, type(config)))
     return key
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,17 @@ from PIL import Image
 from data.drawn import moving
 from data.drawn.moving import Moving
 from data.errors import DataError
-from data.media import frames
+from data.media import frames, images, videos
+from data.media.images import FilePicture
 from data.sets import clips, ti2v_eval
 from recipes.protocol import load_config
 from recipes.stepvideo import preference, tasks
+from recipes.stepvideo.data import clip_rate
 from recipes.stepvideo.evaluation import vbench
 from recipes.stepvideo.generation import sampling
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
-from recipes.stepvideo.generation.sampling import SampleArgs
+from recipes.stepvideo.generation.sampling import SampleArgs, clip_request
 from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, make_dit, pixels
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
@@ -140,6 +143,43 @@ def test_the_judge_is_right_about_true_and_wrong_clips():
     assert video.rank_correlation([c.score for c in graded], seen) > 0.94  # ties of 3 scores: no more than 0.943
 
 
+def test_a_sample_is_shown_at_the_rate_of_its_model(run, tmp_path):
+    shutil.copytree(run.dir / "model", tmp_path / "model")
+    file = tmp_path / "model" / "pipeline.json"
+    facts = json.loads(file.read_text())
+    assert facts["fps"] == 6
+    file.write_text(json.dumps({**facts, "fps": 10}))
+    long = "a red circle moves right and then on and on and on and on and on until it is gone"
+    overrides = [*SHORT, f"dir={run.config.dir}", "name=short"]
+    line = [
+        "sample",
+        "stepvideo-tiny",
+        *overrides,
+        "--image",
+        str(picture(tmp_path)),
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    assert cli.main([*line, "--prompt", long, "--out", str(tmp_path / "made")]) == 0
+    assert [videos.read_video(tmp_path / name)[1] for name in ("made.gif", "made.mp4")] == [10, 10]
+    del facts["fps"]
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"pipeline\.json does not say the frames per second"):
+        open_pipeline(run.config, tmp_path / "model", torch.device("cpu"))
+
+
+def test_a_sample_begins_with_the_picture_as_it_is_shown(tmp_path):
+    cfg = dataclasses.replace(load_config("stepvideo-tiny"), sizes=((32, 64), (64, 32)))
+    lying = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying.save(tmp_path / "a.png", exif=exif)
+    request = clip_request(cfg, SampleArgs(image=tmp_path / "a.png", prompt="x"))
+    assert request.image.shape == (64, 32, 3)
+    assert (request.image == 255).all()
+    assert (request.image == fitted(cfg, np.asarray(FilePicture(str(tmp_path / "a.png")).image()), "a", True)).all()
+
+
 def test_a_vae_that_shows_nothing_stops_the_run(tmp_path):
     strict = [word for word in SHORT if "gate" not in word]
     cfg = load_config("stepvideo-tiny", [*strict, f"dir={tmp_path}", "name=gate"])
@@ -160,7 +200,7 @@ def test_sample_writes_a_gif_and_an_mp4(run, tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(tmp_path / "made.gif"), str(tmp_path / "made.mp4")]
     with Image.open(tmp_path / "made.gif") as image:
         assert (image.n_frames, image.size) == (9, (256, 256))
-    assert frames.read_video(tmp_path / "made.mp4")[0].shape == (9, 256, 256, 3)
+    assert videos.read_video(tmp_path / "made.mp4")[0].shape == (9, 256, 256, 3)
     assert cli.main([*line, "--motion", "-1"]) == 2
     assert "--motion -1.0" in capsys.readouterr().err
 
@@ -294,6 +334,15 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
     real = Run(load_config("stepvideo-t2v-1b", overrides))
     train(real)
     assert VideoDiT.from_pretrained(real.dir / "model").config.channels == 16
+    assert json.loads((real.dir / "model" / "pipeline.json").read_text())["fps"] == 9  # that of the videos
+    manifest = tmp_path / "out" / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    del facts["options"]["fps"]
+    manifest.write_text(json.dumps(facts))
+    with pytest.raises(
+        ConfigError, match=r"manifest\.json does not say the clips' frames per second: prepare the data"
+    ):
+        clip_rate(real.config)
 
 
 def test_every_item_of_the_published_evaluation_flows():
@@ -303,16 +352,18 @@ def test_every_item_of_the_published_evaluation_flows():
         pytest.skip("STEPSTACK_SHARED does not lead to data/ti2v_eval")
     cfg = dataclasses.replace(load_config("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
     rows = ti2v_eval.read(place)
-    images = {
-        row.name: fitted(cfg, frames.read_image(row.image), row.name, crop=True) for row in rows if row.image.is_file()
+    fitting = {
+        row.name: fitted(cfg, np.asarray(images.read_image(row.image)), row.name, crop=True)
+        for row in rows
+        if row.image.is_file()
     }
-    by_shape = {row.shape: images[row.name] for row in rows if row.name in images}
+    by_shape = {row.shape: fitting[row.name] for row in rows if row.name in fitting}
     torch.manual_seed(0)
     dit = VideoDiT(layers=1, heads=1, head_width=8, channels=4, text_channels=(8, 8), split=(4, 2, 2)).eval()
     codec = TinyCodec(TinyVae(channels=4, width=8, blocks=1).eval())
-    pipeline = Pipeline(dit, codec, WordHashes((8, 8)), SamplerConfig(steps=1, guidance=2.0), count=3)
+    pipeline = Pipeline(dit, codec, WordHashes((8, 8)), SamplerConfig(steps=1, guidance=2.0), count=3, fps=6)
     asks = [
-        ClipRequest(row.prompt, images.get(row.name, by_shape[row.shape]), ti2v_eval.MOTION, i)
+        ClipRequest(row.prompt, fitting.get(row.name, by_shape[row.shape]), ti2v_eval.MOTION, i)
         for i, row in enumerate(rows)
     ]
     asks.sort(key=lambda ask: ask.image.shape)
@@ -352,7 +403,7 @@ def test_pictures_become_clips_by_domain_and_shape_and_are_compared(run, tmp_pat
         ", portrait": 1,
     }
     kept = ti2v_eval.clips(first)
-    shapes = [frames.read_video(kept[name])[0].shape for name in sorted(kept)]
+    shapes = [videos.read_video(kept[name])[0].shape for name in sorted(kept)]
     assert shapes == [(9, 32, 32, 3), (9, 32, 48, 3), (9, 48, 32, 3)]
     stamps = {file: file.stat().st_mtime_ns for file in kept.values()}
     assert cli.main(["eval", "stepvideo-tiny", *line, "--tasks", "ti2v_eval", "--data", str(place)]) == 0

@@ -14,7 +14,7 @@ from stepstack.config import CONFIGS
 from stepstack.core import checkpoint
 from stepstack.report import jsonl
 from tests.system import hooks
-from tests.system.processes import Ended, differences, ok, rows, samples, stepstack, train, trajectory
+from tests.system.processes import Ended, differences, ok, rows, samples, train, trajectory
 
 GOOD = [{"from": "human", "value": "1+1"}, {"from": "assistant", "ground_truth": {"value": "2"}}]
 
@@ -86,21 +86,18 @@ def test_a_malformed_data_row(tmp_path, refuse):
     assert f"{source} line 2 column 2: not JSON" in refuse("data", "orz-tiny", *words)
 
 
-def test_an_empty_training_set(tmp_path, new_run):
-    """Found before anything is sampled."""
+def test_an_empty_training_set(tmp_path, refuse):
+    """Found when the data is prepared."""
     source, exam = tmp_path / "train.jsonl", tmp_path / "exam.jsonl"
     problem = {"prompt": [{"from": "user", "value": "1+1"}], "final_answer": "2"}
     source.write_text(json.dumps(GOOD) + "\n")
     exam.write_text(json.dumps(problem) + "\n")
     folder = f"data.folder={tmp_path / 'out'}"
     words = ["data={type: prepared, select: [exam], test: [exam]}", folder, "prompt.style=short"]
-    sources = [f"data.source=[{source}]", f"data.evals=[{exam}]"]
-    said = ok(stepstack(new_run("p"), *words, *sources, verb="data").wait())
-    assert "'contaminated': 1" in said.out
-    run = new_run()
-    error = refused(train(run, *words, *sources))
-    assert "no training prompts: the prepared set is empty" in error
-    assert not (run / "evals").exists()
+    said = refuse("data", "orz-tiny", *words, f"data.source=[{source}]", f"data.evals=[{exam}]")
+    assert "no train row is left ({'read': 1, " in said
+    assert "'contaminated': 1" in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,26 @@ def test_an_error_names_the_line_that_set_it_last(write):
     assert built(file, "policy={clip: 2.0}").stop == ("b",)
 
 
+@pytest.mark.parametrize(
+    ("override", "suggested"),
+    [
+        ("policy.betas=1", "'policy.optim.betas'"),  # further down, by its whole path
+        ("policy.clipp=1", "'policy.clip'"),
+        ("save.evry=1", "'save.every'"),
+    ],
+)
+def test_a_key_that_lives_further_down_is_suggested_by_its_whole_path(write, override, suggested):
+    assert f"did you mean {suggested}?" in refused(write("a.yaml", "recipe: x"), override)
+
+
+def test_a_key_of_another_choice_says_which_key_chooses():
+    message = "unknown key 'model.path': another model.type has it; set model.type too"
+    with pytest.raises(ConfigError, match=message):
+        load_config("orz-tiny", ["model.path=x"])
+    with pytest.raises(ConfigError, match=r"did you mean 'data\.options\.space'\?"):
+        load_config("perception-grounding-2b", ["data.space=pixels"])
+
+
 def test_a_missing_key_is_looked_for_where_its_map_stands(write):
     message = refused(write("a.yaml", "recipe: x\nextra:\n  - {size: 1}\n  - {}"))
     assert message.endswith("a.yaml:4: key 'extra.1.size' is missing")

@@ -13,6 +13,7 @@ from statistics import fmean
 from data.errors import DataError
 from data.media import frames
 from data.media.images import FilePicture
+from data.media.videos import read_video
 from data.sets import ti2v_eval
 from data.sets.ti2v_eval import DOMAINS, FOLDER, SHAPES
 from recipes.stepvideo.evaluation import vbench
@@ -69,7 +70,7 @@ def _request(problem: Problem) -> ClipPrompt:
 
 def _score(answer: Answer) -> Score:
     [file] = answer.media
-    clip = frames.read_video(ROOT / file)[0]
+    clip = read_video(ROOT / file)[0]
     psnr = ti2v_eval.first_frame(clip, Path(answer.problem.meta["source"]))
     return Score(psnr, {"psnr": psnr, "motion": frames.motion_score(clip)})
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from data.errors import DataError
 from data.media import frames
 from data.media.frames import Frames, Size
+from data.media.videos import read_video
 from stepstack.models.video.features import SavedFeatures, clip_features
 from stepstack.scoring.frechet import distance, gaussian
 
@@ -25,7 +26,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def dynamic_degree(files: Sequence[Path]) -> float:
     """The share of clips that ``data.media.frames.is_dynamic`` finds to move."""
-    return fmean(frames.is_dynamic(*frames.read_video(file)) for file in files)
+    return fmean(frames.is_dynamic(*read_video(file)) for file in files)
 
 
 def frechet(
@@ -47,7 +48,7 @@ def frechet(
 
 def _starts(files: Sequence[Path], count: int, size: Size) -> Iterator[Frames]:
     for file in files:
-        video, _ = frames.read_video(file)
+        video, _ = read_video(file, count)
         if len(video) < count:
             raise DataError(f"{file} has {len(video)} frames, {count} are compared: ask for fewer by --frames")
-        yield frames.fit(video[:count], size)
+        yield frames.fit(video, size)

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from data.drawn.moving import Moving
 from data.media.frames import mp4
 from recipes.stepvideo.config import Config, TinyVaeConfig
 from recipes.stepvideo.dsv import exported, restore
-from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted, rate
+from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
 from recipes.stepvideo.model import codec_of, digest, encoder_of, frames, pixels
 from recipes.stepvideo.tasks import clip_in
 from stepstack.config import ROOT, ConfigError, to_dict
@@ -34,6 +35,8 @@ from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.handle import Dsv
 from stepstack.models.video.vae import VideoCodec
 from stepstack.report import jsonl
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
 MAX_PIXELS_AT_ONCE = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
@@ -47,10 +50,11 @@ class PipelineFiles:
     cfg: Config
     vae: Path
     dsv: Dsv | None
+    fps: float
 
     def save_pretrained(self, folder: Path) -> None:
         facts: dict[str, Any] = encoders(self.cfg)
-        facts |= exported(self.dsv)
+        facts |= exported(self.dsv) | {"fps": self.fps}
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
             facts["vae_sha256"] = digest(self.vae)
@@ -75,14 +79,19 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
             raise ConfigError(
                 f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}: make them the same"
             )
+    if "fps" not in facts:
+        raise ConfigError(
+            f"{folder / PIPELINE_FILE} does not say the frames per second of the model's clips: add them, such as "
+            '"fps": 25'
+        )
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
     if cfg.dsv is not None:
         restore(dit, cfg.dsv, folder, facts)
-    return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / "vae"), device)
+    return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / "vae"), device, facts["fps"])
 
 
-def pipeline_of(cfg: Config, dit: torch.nn.Module, codec: VideoCodec, device: torch.device) -> Pipeline:
-    return Pipeline(dit, codec, encoder_of(cfg.text), cfg.sampler, cfg.frames, cfg.negative, device)
+def pipeline_of(cfg: Config, dit: torch.nn.Module, codec: VideoCodec, device: torch.device, fps: float) -> Pipeline:
+    return Pipeline(dit, codec, encoder_of(cfg.text), cfg.sampler, cfg.frames, fps, cfg.negative, device)
 
 
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> ClipEngine:
@@ -114,13 +123,15 @@ class ClipEngine:
             raise EngineError("a video model answers with clips: the task's budget must be a ClipBudget")
         rows = [(question, seed) for question in questions for seed in _seeds(budget)]
         requests = [self._request(_prompt(question), seed) for question, seed in rows]
+        if cut := self.pipeline.encoder.cut([_prompt(question).text for question in questions]):
+            log.warning("of %d prompts, %s", len(questions), cut)
         answers: dict[int, list[Answer]] = {}
         for places in together([request.image.shape for request in requests], self.pipeline.count):
             clips = self._clips([rows[place] for place in places], [requests[place] for place in places])
             for place, clip in zip(places, clips, strict=True):
                 question = rows[place][0]
                 given = answers.setdefault(question.problem.index, [])
-                file = self._keep(apng(clip), ".png") if _prompt(question).lossless else self._keep(_mp4(clip), ".mp4")
+                file = self._write(clip, _prompt(question).lossless)
                 given.append(Answer(problem=question.problem, sample=len(given), finish="stop", media=(file,)))
                 if len(given) == budget.n:
                     yield question, given
@@ -140,6 +151,9 @@ class ClipEngine:
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         raise EngineError("a video model gives no log-likelihoods of texts: leave this task out")
+
+    def _write(self, clip: NDArray[np.uint8], lossless: bool) -> Path:
+        return self._keep(apng(clip), ".png") if lossless else self._keep(mp4(clip, self.pipeline.fps), ".mp4")
 
     def _keep(self, content: bytes, ending: str) -> Path:
         """Write a clip, named by its content; returns its path from the repository."""
@@ -178,10 +192,6 @@ def _prompt(question: Question) -> ClipPrompt:
             "this task out"
         )
     return question.request
-
-
-def _mp4(clip: NDArray[np.uint8]) -> bytes:
-    return mp4(clip, rate(len(clip)))
 
 
 def _seeds(budget: ClipBudget) -> list[int]:

@@ -35,13 +35,15 @@ class ClipRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """``negative``: the prompt that guidance moves away from. ``count``: frames of a clip."""
+    """``negative``: the prompt that guidance moves away from. ``count``: frames of a clip.
+    ``fps``: frames per second at which it is shown."""
 
     dit: nn.Module
     codec: VideoCodec
     encoder: PromptEncoder
     sampler: SamplerConfig
     count: int
+    fps: float
     negative: str = ""
     device: torch.device = torch.device("cpu")
 
@@ -78,5 +80,5 @@ def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
 
 
 def rate(count: int) -> int:
-    """Frames per second at which a clip of so many frames is shown."""
+    """Frames per second at which a drawn clip of so many frames is shown."""
     return FPS if count > 2 * FPS else FPS_OF_SHORT_CLIPS

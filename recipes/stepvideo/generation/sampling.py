@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.progress import track
 
 from data.media import frames
+from data.media.images import read_image
 from recipes.stepvideo.config import Config
 from recipes.stepvideo.generation.engine import open_pipeline
-from recipes.stepvideo.generation.pipeline import ClipRequest, fitted, rate
+from recipes.stepvideo.generation.pipeline import ClipRequest, fitted
 from recipes.stepvideo.model import frames as as_frames
 from stepstack.config import ConfigError
 from stepstack.core.processes import LaunchedProcesses
@@ -42,14 +44,15 @@ def sample(cfg: Config, args: SampleArgs) -> list[Path]:
     folder = folder_of(args.model or str(cfg.folder / "model"))
     pipeline = open_pipeline(cfg, folder, LaunchedProcesses(cfg.launch).device)
     bar = console(stderr=True)
+    if cut := pipeline.encoder.cut([request.prompt]):
+        bar.print(f"the prompt is too long: {cut}")
     steps = track(pipeline.steps([request]), "sampling", total=cfg.sampler.steps, console=bar, transient=True)
     *_, latents = steps
     clip = as_frames(pipeline.codec.decode(latents))[0]
     scale = max(1, round(MIN_SHOWN_SIDE / min(clip.shape[1:3])))
-    fps = rate(len(clip))
     gif = args.out.with_suffix(".gif")
-    jsonl.write_bytes_atomic(gif, frames.gif(clip, fps, scale))
-    return [gif, frames.write_mp4(args.out.with_suffix(".mp4"), clip, fps, scale)]
+    jsonl.write_bytes_atomic(gif, frames.gif(clip, pipeline.fps, scale))
+    return [gif, frames.write_mp4(args.out.with_suffix(".mp4"), clip, pipeline.fps, scale)]
 
 
 def clip_request(cfg: Config, args: SampleArgs) -> ClipRequest:
@@ -58,5 +61,5 @@ def clip_request(cfg: Config, args: SampleArgs) -> ClipRequest:
     if not math.isfinite(args.motion) or args.motion < 0:
         raise ConfigError(f"--motion {args.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
     return ClipRequest(
-        args.prompt, fitted(cfg, frames.read_image(args.image), str(args.image), args.crop), args.motion, args.seed
+        args.prompt, fitted(cfg, np.asarray(read_image(args.image)), str(args.image), args.crop), args.motion, args.seed
     )

@@ -7,6 +7,7 @@ prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from stepstack.config import ConfigError
 from stepstack.models.video.grid import Grid
-from stepstack.models.video.prompt_encoders import Encoded, PromptEncoder
+from stepstack.models.video.prompt_encoders import CutPrompts, Encoded, PromptEncoder
 from stepstack.report import jsonl
 
 INDEX = "latents.json"
@@ -49,7 +50,8 @@ class Video:
 class LatentWriter:
     """Writer of prepared videos: call ``add`` for each row, then ``close``.
 
-    ``shard``: rows of a file. ``dtype``: type of the written tensors.
+    ``shard``: rows of a file. ``dtype``: type of the written tensors. ``cut``: after ``close``, the number
+    of distinct prompts that are longer than the encoders take.
     """
 
     def __init__(self, folder: Path, encoder: PromptEncoder, shard: int = 1024, dtype: torch.dtype = torch.float32):
@@ -57,6 +59,7 @@ class LatentWriter:
         self.waiting: dict[Grid, list[dict[str, Tensor]]] = {}
         self.files: list[dict[str, Any]] = []
         self.prompts: dict[str, int] = {"": 0}
+        self.cut = CutPrompts()
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(
@@ -88,6 +91,7 @@ class LatentWriter:
                 f"{self.folder}: no videos to write: every one was dropped, or the source is empty: check data.source"
             )
         prompts = list(self.prompts)
+        self.cut = self.encoder.cut(prompts)
         names: list[str] = []
         for start in range(0, len(prompts), self.shard):
             encoded = self.encoder.encode(prompts[start : start + self.shard])
@@ -99,6 +103,7 @@ class LatentWriter:
             }
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
         facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}
+        facts["cut_prompts"] = dataclasses.asdict(self.cut)
         jsonl.write_json_atomic(self.folder / INDEX, facts)
         return self.folder
 

@@ -82,6 +82,31 @@ def test_what_is_no_trace_is_refused(write, events, message):
         traces.load(write(events), nodes=4)
 
 
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ("link down", "link faults"),
+        ("Link", "link faults"),
+        ({"Level": "Hardware Failure"}, "hardware faults"),
+        ({"Level": 2}, "2 faults"),
+        ({"kind": "gpu"}, "unnamed faults"),
+        ({"Level": None}, "unnamed faults"),
+        ({"Level": " "}, "unnamed faults"),
+        ("", "unnamed faults"),
+        (None, "unnamed faults"),
+    ],
+)
+def test_faults_of_ones_own_are_counted_by_their_name(write, fault, name):
+    events = [{**event("a", time, kind), "fault_type": fault} for time, kind in ((1, "start"), (2, "end"))]
+    assert traces.statistics(traces.load(write(events), nodes=4))[name] == 1.0
+
+
+def test_a_trace_may_begin_with_a_byte_order_mark(write):
+    assert traces.load(write("\ufeff" + json.dumps(EVENTS)), nodes=4).events == 8
+    with pytest.raises(ValueError, match="not JSON"):
+        traces.load(write("[" * 100_000), nodes=4)
+
+
 def test_halves_keep_faults_and_their_times(write):
     trace = traces.load(write(EVENTS), nodes=4)
     result = traces.onto_halves(trace, 8, seed=1)

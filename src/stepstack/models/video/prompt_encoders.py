@@ -28,10 +28,30 @@ class Encoded:
     clip_BMC: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class CutPrompts:
+    """Number of prompts of which the language model, and CLIP, sees only the start."""
+
+    language: int = 0
+    clip: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.language or self.clip)
+
+    def __str__(self) -> str:
+        return f"{self.language} are cut for the language model and {self.clip} for CLIP, which see only their start"
+
+
 class PromptEncoder(Protocol):
-    """Encoder of prompts. ``widths``: widths of the two kinds of tokens, called text_channels by the DiT."""
+    """Encoder of prompts. ``widths``: widths of the two kinds of tokens, called text_channels by the DiT. ``lengths``:
+    tokens that each of the two takes; what a prompt has beyond is cut off."""
 
     widths: tuple[int, int]
+    lengths: tuple[int, int]
+
+    def cut(self, prompts: Sequence[str]) -> CutPrompts:
+        """Number of prompts that ``encode`` cuts."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         """Encoded prompts. ValueError for an empty list."""
@@ -49,6 +69,10 @@ class WordHashes:
     def __init__(self, widths: tuple[int, int] = (32, 32), lengths: tuple[int, int] = (16, 8)):
         self.widths, self.lengths = widths, lengths
         self._known: dict[tuple[str, str, int], Tensor] = {}
+
+    def cut(self, prompts: Sequence[str]) -> CutPrompts:
+        counts = [len(WORD.findall(prompt.lower())) for prompt in prompts]  # one place is the end token's
+        return CutPrompts(*(sum(count > length - 1 for count in counts) for length in self.lengths))
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         if not prompts:
@@ -84,6 +108,14 @@ class TransformersEncoders:
     ):
         self.language, self.clip, self.lengths = language, clip, lengths
         self.widths = tuple(model.config.hidden_size for model, _ in (language, clip))
+
+    def cut(self, prompts: Sequence[str]) -> CutPrompts:
+        return CutPrompts(
+            *(
+                sum(len(ids) > length for ids in tokenizer(list(prompts))["input_ids"]) if prompts else 0
+                for (_, tokenizer), length in zip((self.language, self.clip), self.lengths, strict=True)
+            )
+        )
 
     def encode(self, prompts: Sequence[str]) -> Encoded:
         if not prompts:

@@ -81,7 +81,7 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file. ConfigError for a file that lacks one of the columns, or has no row."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: give a CSV with a row a run")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         have = reader.fieldnames or []
         if lacking := [name for name in names if name not in have]:
@@ -96,7 +96,7 @@ def rows(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def read(paths: Sequence[Path], columns: Columns) -> list[LossGrid]:
-    """Grids of several tables together, by model, N and D. A loss of nan or inf is a run that diverged.
+    """Grids of several tables together, by model, N and D. A loss of nan or inf, or none, is a run that diverged.
 
     One ConfigError names the bad rows: a value that is no number or not above 0, or a run that occurs twice.
     """
@@ -126,7 +126,8 @@ def _numbers(row: dict[str, str], columns: Columns) -> tuple[list[float], str]:
     values = []
     for name in columns.numbers:
         try:
-            value = float(row[name])
+            blank = name == columns.loss and row[name] is not None and not row[name].strip()  # as pandas writes nan
+            value = math.nan if blank else float(row[name])
         except (TypeError, ValueError):
             return [], f"{name} = {row[name]!r} is no number"
         bounded = math.isfinite(value) or name == columns.loss

@@ -21,7 +21,8 @@ SERVERS = 400  # watched servers, of which 231 ever appear in the published trac
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: ``node`` counts from 0, ``start`` and ``end`` are in days."""
+    """One fault: ``node`` counts from 0, ``start`` and ``end`` are in days. ``level``: the published kind of fault, or
+    a fault type that is a text; "" where neither is given."""
 
     node: int
     start: float
@@ -68,8 +69,8 @@ def load(file: Path, nodes: int = SERVERS) -> Trace:
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give fault_trace.json of stepfun-ai/InfiniteHBD-Trace")
     try:
-        events = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        events = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}; download it again") from None
     if not isinstance(events, list) or not events:
         raise ValueError(f"{file}: must be a list of events with at least one")
@@ -112,8 +113,8 @@ def _fields(event: Any, where: str) -> tuple[str, float, str, str, str]:
     if kind not in ("fault_start", "fault_end"):
         raise ValueError(f"{where}: event_type {kind!r} must be fault_start or fault_end")
     what = event["fault_type"]
-    level = str(what.get("Level", "")) if isinstance(what, Mapping) else ""
-    return str(event["node_id"]), float(time), kind, json.dumps(what, sort_keys=True), level
+    level = what.get("Level") if isinstance(what, Mapping) else what
+    return str(event["node_id"]), float(time), kind, json.dumps(what, sort_keys=True), str(level or "").strip()
 
 
 def states(faults: tuple[Fault, ...] | list[Fault], nodes: int, days: float) -> States:
@@ -134,7 +135,7 @@ def statistics(trace: Trace) -> dict[str, float]:
     history = states(trace.faults, trace.nodes, trace.days)
     ratio = 1 - history.healthy_FN.mean(1)
     lasted = np.array([f.end - f.start for f in trace.faults])
-    levels = Counter(f.level.split()[0] for f in trace.faults)
+    levels = Counter(f.level.split()[0] if f.level else "unnamed" for f in trace.faults)
     return {
         "events": trace.events,
         "faults": len(trace.faults),

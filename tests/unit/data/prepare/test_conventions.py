@@ -3,10 +3,12 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.errors import BadRow
 from data.prepare.config import IntakeOptions
-from data.prepare.conventions import Convention, normalise_numbers
+from data.prepare.conventions import Annotation, Convention, normalise_numbers, possible_spaces
 from data.sets import coco, pixmo_count, refcoco
 from stepstack.scoring.vision import spatial
 from tests.unit.data.photos import SIZE, as_written, errors_of, expressions, instances, photos, png, some_boxes, write
@@ -93,14 +95,14 @@ def test_points_in_percent_are_found_and_read(tmp_path):
         points = [[rng.uniform(0, 100), rng.uniform(0, 100)] for _ in range(3)]
         rows.append({"image": name, "label": "x", "count": 3, "points": points})
     source = write(tmp_path / "t.json", rows)
-    (message,) = errors_of(lambda: pixmo_count.prepare(tmp_path / "out", source, [], IntakeOptions()))
+    (message,) = errors_of(lambda: pixmo_count.prepare(tmp_path / "out", source, [], IntakeOptions(space="pixels")))
     assert "They look like space=percent layout=xyxy: set space=percent." in message
     pixmo_count.prepare(tmp_path / "out", source, [], IntakeOptions(space="percent"))
     record = pixmo_count.load(tmp_path / "out", "train")[0]
     assert record.space == "thousand"
     assert record.targets[0].point == tuple(value * 10 for value in rows[0]["points"][0])
     unit = write(tmp_path / "u.json", [{"image": "0.png", "label": "x", "count": 1, "points": [[0.4, 0.7]]}])
-    (message,) = errors_of(lambda: pixmo_count.prepare(tmp_path / "unit", unit, [], IntakeOptions()))
+    (message,) = errors_of(lambda: pixmo_count.prepare(tmp_path / "unit", unit, [], IntakeOptions(space="pixels")))
     assert "no number is above 1. They look like space=unit" in message
 
 
@@ -110,3 +112,52 @@ def test_coco_boxes_as_corners_are_found(tmp_path):
     source = instances(tmp_path / "a", annotations=boxes)
     (message,) = errors_of(lambda: coco.prepare(tmp_path / "out", source, [], IntakeOptions()))
     assert "They look like space=pixels layout=xyxy: set layout=xyxy." in message
+
+
+@pytest.mark.parametrize("space", ["pixels", "thousand", "percent", "unit"])
+@pytest.mark.parametrize("size", [SIZE, (1600, 1200)])
+def test_a_space_that_only_one_reading_fits_need_not_be_given(tmp_path, space, size):
+    boxes = [as_written(box, space, "xyxy", size) for box in some_boxes(30, size)]
+    source = expressions(tmp_path, boxes, size=size, same=True)
+    manifest = refcoco.prepare(tmp_path / "out", source, [], IntakeOptions())
+    given = refcoco.prepare(tmp_path / "given", source, [], IntakeOptions(space=space))
+    assert (manifest.options["source_space"], manifest.options["layout"]) == (space, "xyxy")
+    assert manifest.files == given.files
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_space_is_never_guessed(data):
+    """Whatever the boxes are, what is decided is either the space that they were written in, or nothing."""
+    size = data.draw(st.sampled_from([(64, 64), SIZE, (900, 1600)]))
+    space = data.draw(st.sampled_from(["pixels", "thousand", "unit"]))
+    edges = data.draw(st.sampled_from([0.2, 0.6, 0.95, 1.0]))
+    marks = []
+    for _ in range(data.draw(st.integers(1, 30))):
+        x1, y1 = (data.draw(st.floats(0, edges * 0.9)) for _ in range(2))
+        x2, y2 = (data.draw(st.floats(low + 0.05 * edges, edges)) for low in (x1, y1))
+        box = [x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]]
+        marks.append(Annotation("row", tuple(as_written(box, space, "xyxy", size)), size))
+    spaces = possible_spaces(marks, "xyxy")
+    if space != "unit" and max(max(mark.numbers) for mark in marks) > 1:
+        assert space in spaces or not spaces
+
+
+def test_what_several_readings_fit_must_be_given(tmp_path):
+    boxes = [[25, 19, 43, 34], [10, 10, 20, 30], [5, 40, 30, 60]]  # of 64 x 64 pixels, or thousandths near a corner
+    source = expressions(tmp_path, boxes, size=(64, 64), same=True)
+    (message,) = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], IntakeOptions()))
+    assert "the training numbers fit space=pixels and space=thousand and space=percent, so they do not say" in message
+    assert "set data.options.space to pixels, thousand, percent or unit. For example" in message
+    assert "[25.0, 19.0, 43.0, 34.0] in a picture of 64 x 64" in message
+    assert not (tmp_path / "out").exists()
+    for space in ("pixels", "thousand"):
+        manifest = refcoco.prepare(tmp_path / space, source, [], IntakeOptions(space=space))
+        assert manifest.options["space"] == space
+
+
+def test_rows_in_both_spaces_decide_by_their_own_thousandths(tmp_path):
+    photos(tmp_path, 1)
+    row = {"image": "0.png", "problem": "cup", "solution": [64, 48, 640, 480]}
+    both = write(tmp_path / "both.json", [{**row, "normalized_solution": [100, 100, 1000, 1000]}])
+    assert refcoco.prepare(tmp_path / "out", both, [], IntakeOptions()).options["source_space"] == "thousand"

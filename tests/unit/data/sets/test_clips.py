@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from data.errors import DataError
-from data.media import frames
+from data.media import frames, videos
 from data.prepare.config import ClipOptions
 from data.prepare.manifest import read_manifest
 from data.sets import clips
@@ -20,6 +21,7 @@ from stepstack.models.video.prompt_encoders import WordHashes
 from stepstack.models.video.vae import TinyCodec, TinyVae
 
 OPTIONS = ClipOptions(sizes=((32, 48), (32, 32)), lengths=(1, 5, 9), every=4)
+READ = videos.read_video
 ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
 
 
@@ -62,12 +64,14 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
         "kept": 3,
         "dropped": {"duplicate": 1},
         "buckets": {"9 x 32 x 48": 2, "5 x 32 x 32": 1},
+        "cut_captions": {"language": 0, "clip": 0},
     }
+    assert manifest.options["fps"] == 12
     assert read_manifest(tmp_path / "out" / "manifest.json", "clips").files == manifest.files
     result = Latents(tmp_path / "out")
     assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
     assert sorted(v.motion for v in result)[-1] == 40.0
-    fitted = frames.fit(frames.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
+    fitted = frames.fit(videos.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
     pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
     [row] = [v for v in result if v.latents_FCYX.shape[0] == 3]
     torch.testing.assert_close(row.latents_FCYX, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
@@ -84,7 +88,7 @@ def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
     assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
     for row, name in zip(result, ("bad.mp4", "other.mp4"), strict=True):
         count = 1 + 2 * (len(row.latents_FCYX) - 1)
-        fitted = frames.fit(frames.read_video(tmp_path / name)[0][:count], (32, 48))
+        fitted = frames.fit(videos.read_video(tmp_path / name)[0][:count], (32, 48))
         pixels = torch.from_numpy(fitted).permute(0, 3, 1, 2)[None].float() / 127.5 - 1
         torch.testing.assert_close(row.loser_FCYX, codec().encode(pixels)[0], atol=1e-4, rtol=1e-4)
 
@@ -95,7 +99,7 @@ def test_pairs_that_are_none_are_named(tmp_path):
         clips.prepare(
             tmp_path / "out", source(tmp_path, pair, {"video": "b.mp4", "caption": "y"}), OPTIONS, codec(), ENCODER
         )
-    with pytest.raises(DataError, match=r"none\.mp4 does not exist"):
+    with pytest.raises(DataError, match=r"none\.mp4 does not exist below"):
         clips.prepare(tmp_path / "out", source(tmp_path, pair | {"loser": "none.mp4"}), OPTIONS, codec(), ENCODER)
     assert not (tmp_path / "out").exists()
 
@@ -133,11 +137,86 @@ def test_clips_out_of_the_range_of_motion_are_dropped_and_counted(tmp_path):
         {"video": video(tmp_path, f"{speed}.mp4", speed=speed), "caption": f"at {speed}"} for speed in (0.0, 0.5, 1.5)
     ]
     options = ClipOptions(sizes=((32, 48),), lengths=(9,), every=4, motion=(1.0, 4.0))
-    result, counts = clips.check_rows(list(enumerate(rows)), tmp_path, options)  # type: ignore[arg-type]
-    assert [row.caption for row in result] == ["at 0.5"]
+    used = []
+    counts, fps = clips.read_rows([(str(k), row) for k, row in enumerate(rows)], tmp_path, options, used.append)
+    assert [clip.row.caption for clip in used] == ["at 0.5"]
     assert counts["dropped"] == {"motion": 2}
+    assert fps == 12
     with pytest.raises(DataError, match="every clip was dropped"):
-        clips.check_rows([("row 1", rows[0])], tmp_path, options)
+        clips.read_rows([("row 1", rows[0])], tmp_path, options, used.append)
+
+
+def test_videos_of_several_rates_need_fps_and_are_then_taken_by_time(tmp_path):
+    for rate in (10, 20, 60):
+        frames.write_mp4(tmp_path / f"{rate}.mp4", textured(rate, 64, 96, 20 / rate), fps=rate)
+    rows = source(tmp_path, *({"video": f"{rate}.mp4", "caption": f"at {rate}"} for rate in (10, 20, 60)))
+    options = ClipOptions(sizes=((32, 48),), lengths=(5, 9), every=2)
+    with pytest.raises(
+        DataError, match=r"10\.mp4 has 10 frames a second, .*60\.mp4 has 60: set data\.options\.fps, at mo"
+    ):
+        clips.prepare(tmp_path / "out", rows, options, codec(), ENCODER)
+    with pytest.raises(DataError, match=r"line 1: .*10\.mp4 has 10 frames a second, fewer than fps=20: "):
+        clips.prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=20), codec(), ENCODER)
+    assert not (tmp_path / "out").exists()
+    manifest = clips.prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=10), codec(), ENCODER)
+    assert (manifest.options["fps"], manifest.counts["buckets"]) == (10, {"9 x 32 x 48": 3})
+    first, *others = Latents(tmp_path / "out")
+    assert [row.motion for row in others] == pytest.approx([first.motion] * 2, rel=0.1)
+
+
+def test_the_rate_of_the_videos_is_that_of_the_clips(tmp_path):
+    rows = source(tmp_path, {"video": video(tmp_path, "a.mp4"), "caption": "x"})
+    made = [
+        clips.prepare(tmp_path / str(fps), rows, dataclasses.replace(OPTIONS, fps=fps), codec(), ENCODER)
+        for fps in (None, 12)
+    ]
+    assert [manifest.options["fps"] for manifest in made] == [12, 12]
+    assert made[0].files == made[1].files
+
+
+def test_each_video_is_decoded_once_and_only_as_far_as_it_is_wanted(tmp_path, monkeypatch):
+    asked = []
+
+    def read_video(file, count, fps):
+        result = READ(file, count, fps)
+        asked.append((file.name, len(result[0])))
+        return result
+
+    monkeypatch.setattr(videos, "read_video", read_video)
+    rows = source(tmp_path, {"video": video(tmp_path, "long.mp4", count=40), "caption": "x"})
+    clips.prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
+    assert asked == [("long.mp4", 9)]
+
+
+def test_after_a_bad_row_nothing_more_is_encoded(tmp_path):
+    names = [video(tmp_path, f"{count}.mp4", count=count) for count in (9, 3, 8)]
+    rows = [(name, {"video": name, "caption": name}) for name in names]
+    used = []
+    with pytest.raises(DataError, match=r"1 bad rows:\n3\.mp4: .*has 3 frames, the shortest"):
+        clips.read_rows(rows, tmp_path, ClipOptions(sizes=((32, 48),), lengths=(5,)), used.append)
+    assert [clip.row.place for clip in used] == ["9.mp4"]
+
+
+def test_videos_lie_below_the_root(tmp_path):
+    (tmp_path / "data").mkdir()
+    video(tmp_path, "secret.mp4")
+    (tmp_path / "data" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    names = ["../secret.mp4", str(tmp_path / "secret.mp4"), "link.mp4"]
+    rows = source(tmp_path / "data", *({"video": name, "caption": "x"} for name in names))
+    with pytest.raises(DataError, match="3 bad rows") as caught:
+        clips.prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
+    for line, name in zip(str(caught.value).splitlines()[1:], names, strict=True):
+        assert f"the video {name} does not exist below {tmp_path / 'data'}" in line
+    rows = source(tmp_path / "data", {"video": names[1], "caption": "x"})
+    clips.prepare(tmp_path / "out", rows, dataclasses.replace(OPTIONS, root=str(tmp_path)), codec(), ENCODER)
+
+
+def test_captions_that_an_encoder_cuts_are_counted(tmp_path):
+    video(tmp_path, "a.mp4")
+    rows = [{"video": "a.mp4", "caption": caption} for caption in ("one", "one two three", "one two three four five")]
+    manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    assert manifest.counts["cut_captions"] == {"language": 1, "clip": 2}  # 4 and 3 places, one of them for the end
+    assert json.loads((tmp_path / "out" / "latents.json").read_text())["cut_prompts"] == {"language": 1, "clip": 2}
 
 
 def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
@@ -165,7 +244,7 @@ def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
             "caption is missing",
             "caption is empty",
             "broken.mp4 cannot be read",
-            "none.mp4 does not exist",
+            "none.mp4 does not exist below",
             "short.mp4 has 3 frames",
             "tall.mp4 is 32 x 128",
             "key motion is 'fast'",
@@ -206,20 +285,10 @@ def test_fitting_keeps_the_middle_and_the_shape():
 def test_mp4_and_gif_show_what_they_were_given(tmp_path):
     clip = textured(6, 32, 48, 1.0)
     frames.write_mp4(tmp_path / "a.mp4", clip, fps=6, scale=2)
-    back, fps = frames.read_video(tmp_path / "a.mp4")
+    back, fps = videos.read_video(tmp_path / "a.mp4")
     assert back.shape == (6, 64, 96, 3)
     assert fps == pytest.approx(6)
     assert np.abs(back[:, ::2, ::2].astype(int) - clip).mean() < 12
     (tmp_path / "a.gif").write_bytes(frames.gif(clip, scale=2))
     with Image.open(tmp_path / "a.gif") as image:
         assert (image.n_frames, image.size) == (6, (96, 64))
-
-
-def test_pictures_are_read_over_white_and_bad_ones_named(tmp_path):
-    Image.new("RGBA", (4, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (frames.read_image(tmp_path / "clear.png") == 255).all()
-    assert frames.read_image(tmp_path / "clear.png").shape == (2, 4, 3)
-    (tmp_path / "bad.png").write_bytes(b"x")
-    for name, message in (("bad.png", "cannot be read as a picture"), ("none.png", "does not exist")):
-        with pytest.raises(DataError, match=message):
-            frames.read_image(tmp_path / name)

@@ -86,7 +86,7 @@ FAULTS = {
         r"seeing\.json has 5 paragraphs: must be a list of 4",
     ),
     "no list": ({"reference": {"summary": "x"}}, r"seeing\.json has dict"),
-    "no JSON": ({"reference": "[{"}, r"seeing\.json is no JSON"),
+    "no JSON": ({"reference": "[{"}, r"seeing\.json column 3: not JSON"),
     "no summary": ({"reference": changed(0, summary=" ")}, r"row 0: key summary is empty"),
     "an image that is no dict": ({"reference": changed(3, image="1")}, r"row 3: expected"),
     "a caption that is no text": ({"reference": changed(3, imageCaption=None)}, r"row 3: key imageCaption is None"),

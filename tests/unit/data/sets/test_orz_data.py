@@ -298,3 +298,23 @@ def test_orz_published_evals(tmp_path):
     assert load(tmp_path / "out", "aime2024")[0].gold == "73"
     texts = {name: [p.text for p in load(tmp_path / "out", name)] for name in ("aime2024", "math500")}
     assert [row["exact"] for row in overlap(texts["math500"], texts)] == [0, 500]
+
+
+def test_a_training_set_that_is_the_evals_is_refused(tmp_path):
+    rows = [
+        [{"from": "human", "value": f"what is {k} + 1?"}, {"from": "assistant", "ground_truth": {"value": "2"}}]
+        for k in range(3)
+    ]
+    evals = [{"prompt": [{"from": "user", "value": row[0]["value"]}], "final_answer": "2"} for row in rows]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "val.json").write_text(json.dumps(evals))
+    with pytest.raises(DataError, match=r"no train row is left \(.*'contaminated': 3.*: give a source whose problems"):
+        prepare(tmp_path / "out", str(tmp_path / "train.json"), [str(tmp_path / "val.json")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gold_that_is_a_list_is_not_to_be_put_in_quotes(tmp_path):
+    row = [{"from": "human", "value": "x"}, {"from": "assistant", "ground_truth": {"value": ["2"]}}]
+    (tmp_path / "t.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=r"must be text, not list: give one text$"):
+        prepare(tmp_path / "out", str(tmp_path / "t.json"), [])

@@ -21,6 +21,7 @@ from data.sets import coco, orz_math, page_ocr, pixmo_count, refcoco
 from stepstack.scoring.vision import spatial
 from tests.unit.data.photos import SIZE, errors_of, expressions, instances, photos, png, some_boxes, write
 
+THOUSAND, PIXELS = IntakeOptions(space="thousand"), IntakeOptions(space="pixels")
 CUP = {"solution": [64, 48, 320, 240], "normalized_solution": [100, 100, 500, 500]}
 
 
@@ -136,11 +137,13 @@ def test_a_bad_row_is_named(tmp_path, change, message):
     (tmp_path / "bomb.png").write_bytes(claimed(50_000, 50_000))
     good = {"image": "0.png", "problem": "x", "solution": [10, 10, 50, 50]}
     source = write(tmp_path / "train.jsonl", [good, {**good, "problem": "y", **change}])
-    first, *lines = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(max_pixels=320_000)))
+    first, *lines = errors_of(
+        lambda: refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(space="thousand", max_pixels=320_000))
+    )
     assert first.startswith("1 bad rows, nothing written")
     assert f"{source} line 2: " in lines[0]
     with pytest.raises(DataError, match=message):
-        refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(max_pixels=320_000))
+        refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(space="thousand", max_pixels=320_000))
     assert not (tmp_path / "out").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
@@ -158,7 +161,7 @@ def claimed(width: int, height: int) -> bytes:
 def test_only_twenty_bad_rows_are_shown(tmp_path):
     photos(tmp_path, 1)
     source = write(tmp_path / "t.json", [{"image": "0.png", "problem": "", "solution": [1, 2, 300, 4]}] * 25)
-    lines = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], IntakeOptions()))
+    lines = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], THOUSAND))
     assert (len(lines), lines[-1]) == (22, "... and 5 more")
 
 
@@ -166,10 +169,10 @@ def test_repeated_questions_are_named(tmp_path):
     photos(tmp_path, 1)
     row = {"image": "0.png", "problem": "x", "solution": [10, 10, 50, 50]}
     source = write(tmp_path / "t.json", [row, row, {**row, "solution": [10, 10, 60, 60]}, {**row, "problem": "y"}])
-    _, second, third = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], IntakeOptions()))
+    _, second, third = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], THOUSAND))
     assert second.endswith("t.json row 2: repeats " + f"{source} row 1: remove one of them")
     assert "t.json row 3: asks the same of the same picture as" in third
-    manifest = refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(drop_bad=True))
+    manifest = refcoco.prepare(tmp_path / "out", source, [], IntakeOptions(space="thousand", drop_bad=True))
     assert (manifest.counts["duplicates"], manifest.counts["bad"], manifest.counts["kept"]["train"]) == (2, 2, 2)
 
 
@@ -179,7 +182,7 @@ def test_pictures_of_an_eval_are_not_trained_on(tmp_path):
     row = {"image": "0.png", "problem": "x", "solution": [10, 10, 50, 50]}
     train = write(tmp_path / "t.json", [{**row, "image": "copy.png"}, {**row, "image": "1.png"}])
     evals = write(tmp_path / "val.json", [{**row, "problem": "other"}])
-    manifest = refcoco.prepare(tmp_path / "out", train, [evals], IntakeOptions())
+    manifest = refcoco.prepare(tmp_path / "out", train, [evals], THOUSAND)
     assert (manifest.counts["contaminated"], manifest.counts["kept"]) == (1, {"train": 1, "val": 1})
     digests = [{r.pictures[0].sha256 for r in refcoco.load(tmp_path / "out", split)} for split in ("train", "val")]
     assert not digests[0] & digests[1]
@@ -277,12 +280,12 @@ def test_pictures_inside_of_parquet_rows(tmp_path, monkeypatch):
     )
     (tmp_path / "refs").mkdir()
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "refs" / "train.parquet")
-    manifest = refcoco.prepare(tmp_path / "out", f"hf:{tmp_path / 'refs'}@train", [], IntakeOptions())
+    manifest = refcoco.prepare(tmp_path / "out", f"hf:{tmp_path / 'refs'}@train", [], THOUSAND)
     records = refcoco.load(tmp_path / "out", "train")
     assert [r.pictures[0].image().getpixel((0, 0)) for r in records] == [(0, 0, 0), (1, 0, 0), (1, 0, 0)]
     assert len(os.listdir(tmp_path / "out" / "images")) == 2
     assert manifest.sources[0]["rows"] == 3
-    assert manifest == refcoco.prepare(tmp_path / "again", f"hf:{tmp_path / 'refs'}@train", [], IntakeOptions())
+    assert manifest == refcoco.prepare(tmp_path / "again", f"hf:{tmp_path / 'refs'}@train", [], THOUSAND)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
@@ -329,7 +332,7 @@ def test_pixmo_count_in_its_published_forms(tmp_path):
         ],
     )
     evals = write(tmp_path / "test.jsonl", [{"image_path": "3.png", "question": "people", "ground_truth": 7}])
-    pixmo_count.prepare(tmp_path / "out", train, [f"test540={evals}"], IntakeOptions())
+    pixmo_count.prepare(tmp_path / "out", train, [f"test540={evals}"], PIXELS)
     birds, cups, dogs, forks = pixmo_count.load(tmp_path / "out", "train")
     assert (birds.task, birds.question, birds.count, birds.space) == ("counting", "birds", 2, "pixels")
     assert birds.targets == (Target("birds", point=(10, 20)), Target("birds", point=(600.5, 470)))
@@ -360,7 +363,7 @@ def test_a_bad_counting_row_is_named(tmp_path, change, message):
     row = {"image": "0.png", "label": "x", "count": 1, "points": [[100, 200]], **change}
     source = write(tmp_path / "t.json", [row])
     with pytest.raises(DataError, match=message) as caught:
-        pixmo_count.prepare(tmp_path / "out", source, [], IntakeOptions())
+        pixmo_count.prepare(tmp_path / "out", source, [], PIXELS)
     assert "t.json row 1: " in str(caught.value)
 
 
@@ -418,6 +421,25 @@ def test_a_picture_without_objects_is_said(tmp_path):
     assert coco.load(tmp_path / "keep", "train")[2].targets == ()
 
 
+def test_boxes_without_area_are_dropped_and_their_pictures_stay(tmp_path):
+    flat = [{"id": 5 + k, "image_id": 10, "category_id": 1, "bbox": box} for k, box in enumerate(FLAT)]
+    manifest = coco.prepare(tmp_path / "out", instances(tmp_path, annotations=flat), [], IntakeOptions())
+    assert manifest.sources[0]["without_area"] == len(FLAT)
+    assert [len(record.targets) for record in coco.load(tmp_path / "out", "train")] == [2, 1]
+    alone = {"id": 9, "image_id": 12, "category_id": 1, "bbox": FLAT[0]}
+    only = instances(tmp_path, images=[IMAGE], annotations=[alone])
+    _, line = errors_of(lambda: coco.prepare(tmp_path / "only", only, [], IntakeOptions()))
+    assert "image 3 (id 12): no objects" in line
+
+
+@pytest.mark.parametrize("side", [640.0, 640])
+def test_a_side_may_be_written_with_a_point(tmp_path, side):
+    image = {"id": 12, "file_name": "2.png", "width": side, "height": 480.0}
+    coco.prepare(tmp_path / "out", instances(tmp_path, images=[image]), [], IntakeOptions(empty="keep"))
+    assert coco.load(tmp_path / "out", "train")[2].size == SIZE
+
+
+FLAT = ([0, 0, 0, 9], [5, 5, 7, 0], [1, 1, 0, 0], [3, 3, 0.0, 2])
 IMAGE = {"id": 12, "file_name": "2.png", "width": 640, "height": 480}
 OBJECT = {"id": 9, "image_id": 10, "category_id": 1, "bbox": [0, 0, 9, 9]}
 
@@ -428,11 +450,19 @@ OBJECT = {"id": 9, "image_id": 10, "category_id": 1, "bbox": [0, 0, 9, 9]}
         ("annotations", {**OBJECT, "image_id": 99}, r"annotation 5 \(id 9\): key image_id is 99, which is not in this"),
         ("annotations", {**OBJECT, "category_id": 7}, "key category_id is 7"),
         ("annotations", {**OBJECT, "id": 1}, "its id stands twice"),
-        ("annotations", {**OBJECT, "bbox": [0, 0, 0, 9]}, r"image 1 \(id 10\): .*no area"),
+        ("annotations", {**OBJECT, "bbox": [0, 0, -3, 9]}, r"image 1 \(id 10\): .*is reversed"),
         ("annotations", {**OBJECT, "bbox": None}, "key bbox of annotation 9 is 'None'"),
         ("annotations", {"image_id": 10}, "annotations entry 5 must be an object with an id"),
         ("images", {**IMAGE, "id": 10}, "image id 10 stands 2 times"),
         ("images", {**IMAGE, "width": 480, "height": 640}, "is 640 x 480 once turned upright, the source says 480 x"),
+        (
+            "images",
+            {**IMAGE, "width": 640.5},
+            r"image 3 \(id 12\): key width is 640.5: must be a whole number of pixels",
+        ),
+        ("images", {**IMAGE, "height": True}, "key height is True"),
+        ("images", {**IMAGE, "height": float("inf")}, "key height is inf"),
+        ("images", {**IMAGE, "height": None}, "key height is None"),
         ("images", {**IMAGE, "file_name": None}, r'expected \{"id"'),
         ("categories", {"id": 3, "name": "dog"}, "categories entry 3 must have an id and a name of its own"),
         ("categories", {"id": 3, "name": ""}, "categories entry 3"),
@@ -461,4 +491,4 @@ def test_coco_files_must_fit_together(tmp_path):
 def test_opening_does_not_hide_other_errors(tmp_path):
     with pytest.raises(DataError, match="over max_pixels=99"):
         intake.decode(png((10, 10)), "small.png", 99)
-    assert intake.decode(png((10, 10)), "small.png", 100).size == (10, 10)
+    assert intake.decode(png((10, 10)), "small.png", 100).image.size == (10, 10)

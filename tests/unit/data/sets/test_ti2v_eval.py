@@ -158,3 +158,13 @@ def test_the_measured_judge_prefers_the_clip_that_begins_with_its_picture(folder
         (NAMES[1], "consistency", "b"),
         (NAMES[2], "consistency", "tie"),
     ]
+
+
+def test_clips_may_be_gifs(folder, tmp_path):
+    for model, shade in (("a", 0), ("b", 255)):
+        for name in NAMES:
+            (tmp_path / model / name).parent.mkdir(parents=True, exist_ok=True)
+            clip = np.full((3, 32, 32, 3), shade, np.uint8)
+            (tmp_path / model / f"{name}.gif").write_bytes(frames.gif(clip))
+    pairs = ti2v_eval.pairs(folder, tmp_path / "a", tmp_path / "b")
+    assert [v.choice for v in FirstFrameJudge(tie=0.1).verdicts(pairs)] == ["a"] * 3  # all pictures are dark

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from stepstack.models.lm import tiny
-from stepstack.models.video.prompt_encoders import TransformersEncoders, WordHashes
+from stepstack.models.video.prompt_encoders import CutPrompts, TransformersEncoders, WordHashes
 
 
 def test_a_word_is_the_same_vector_wherever_it_stands():
@@ -57,5 +59,24 @@ def test_real_encoders_give_their_last_hidden_states():
     alone = enc.encode(["x"])
     torch.testing.assert_close(alone.text_BLC[0, :1], result.text_BLC[1, :1])
     torch.testing.assert_close(alone.clip_BMC[0], result.clip_BMC[1])
+    exact, long = "x" * 9, "x" * 25
+    assert enc.cut([]) == enc.cut(["x", exact]) == CutPrompts()
+    assert enc.cut(["x", "a red circle", long]) == CutPrompts(language=1, clip=2)
+    for text in ("x" * 10, "x" * 11):  # what is counted is what changes nothing any more
+        changed = enc.encode([text])
+        same = (changed.clip_BMC == enc.encode([text + "x"]).clip_BMC).all()
+        assert bool(same) == bool(enc.cut([text + "x"]).clip and len(text) > 9)
     ids = torch.tensor([words("a red circle")["input_ids"]])
     torch.testing.assert_close(result.text_BLC[0, :12], lm.model(input_ids=ids).last_hidden_state[0].detach())
+
+
+@given(st.integers(0, 12), st.tuples(st.integers(2, 8), st.integers(2, 8)))
+@settings(deadline=None)
+def test_a_prompt_counts_as_cut_where_one_more_word_changes_nothing(count, lengths):
+    enc = WordHashes(widths=(8, 8), lengths=lengths)
+    text = " ".join(["a"] * count)
+    one, more = enc.encode([text]), enc.encode([f"{text} b"])
+    cut = enc.cut([f"{text} b"])
+    assert bool(cut.language) == bool((one.text_BLC == more.text_BLC).all())
+    assert bool(cut.clip) == bool((one.clip_BMC == more.clip_BMC).all())
+    assert bool(cut) == ("are cut" in str(cut) and cut != CutPrompts())

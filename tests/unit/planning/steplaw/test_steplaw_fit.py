@@ -178,6 +178,22 @@ def test_a_bad_row_is_named_by_file_and_line(row, message, tmp_path):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("loss", ["", "  ", "nan", "NaN", "inf"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_tables_of_spreadsheets_and_of_pandas_are_read(loss, encoding, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"N,D,lr,bs,loss\n1e8,1e10,2e-3,8,2.5\n1e8,1e10,4e-3,8,{loss}\n", encoding=encoding)
+    [grid] = grids.read([path], Columns())
+    assert (grid.loss.tolist(), grid.diverged) == ([2.5], 1)
+
+
+def test_a_blank_that_is_no_loss_is_named(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("N,D,lr,bs,loss\n1e8,1e10,,8,2.5\n")
+    with pytest.raises(ConfigError, match=r"runs\.csv:2: lr = '' is no number"):
+        grids.read([path], Columns())
+
+
 def test_many_bad_rows_are_one_error(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("N,D,lr,bs,loss\n" + "1e8,1e10,x,8,2.5\n" * 9)

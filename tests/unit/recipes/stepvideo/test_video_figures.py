@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.errors import DataError
-from data.media import frames
+from data.media import frames, videos
 from recipes.stepvideo.evaluation import clip_figures
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError
@@ -67,10 +67,15 @@ def test_the_command_says_what_moves_and_how_far_it_is(tmp_path, network, capsys
     still, moved = folder(tmp_path / "still", [60] * 4), folder(tmp_path / "moved", [60] * 2, speed=4)
     assert cli.main(["clips", str(moved)]) == 0
     assert "1.000 of 2 videos" in capsys.readouterr().out
+    for file in moved.glob("*.mp4"):
+        (tmp_path / "gif").mkdir(exist_ok=True)
+        (tmp_path / "gif" / f"{file.stem}.GIF").write_bytes(frames.gif(videos.read_video(file)[0], fps=8))
+    assert cli.main(["clips", str(tmp_path / "gif")]) == 0
+    assert "1.000 of 2 videos" in capsys.readouterr().out
     line = ["clips", str(tmp_path), "--against", str(still), "--features", str(network), "--frames", "4"]
     assert cli.main([*line, "--size", "32", "32"]) == 0
     said = capsys.readouterr().out
-    assert "0.333 of 6 videos" in said
+    assert "0.500 of 8 videos" in said
     assert "to 4 true videos" in said
     assert cli.main(line[:4]) == 2
     assert "--against and --features go together" in capsys.readouterr().err
