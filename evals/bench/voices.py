@@ -7,7 +7,6 @@ from statistics import mean
 from typing import Any, get_args
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -20,6 +19,7 @@ from stepstack.models.speech.judges import SpeakerEncoder
 from stepstack.models.speech.whisper import WhisperRecognizer
 from stepstack.report.provenance import describe, provenance
 from stepstack.scoring.speech import error_rates, word_errors
+from stepstack.terminal import console
 
 
 def measure(count: int = 20) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def show(result: dict[str, Any]) -> None:
             f"{mean(others.values()):.2f}" if others else "-",
             f"{row['seconds']:.2f}",
         )
-    console = Console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for name, why in result["not_run"].items():
-        console.print(f"not run: {name}: {why}", highlight=False)
-    console.print(describe(result["provenance"]), highlight=False)
+        out.print(f"not run: {name}: {why}")
+    out.print(describe(result["provenance"]))

@@ -87,7 +87,7 @@ def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | No
 
 def load(trainable: Trainable, folder: Path) -> None:
     """Put a saved state into a role, in place. Every process calls it; there may be more or fewer than wrote it."""
-    names = stored.Reader(folder).read_metadata().state_dict_metadata
+    names = stored.CheckpointReader(folder).read_metadata().state_dict_metadata
     state: dict[str, Any] = {WEIGHTS: weights(trainable.unwrapped), OPTIMIZERS: {}}
     for i, optimizer in enumerate(trainable.optimizers):
         if any(name.startswith(f"{OPTIMIZERS}.{i}.") for name in names):

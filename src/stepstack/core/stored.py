@@ -24,7 +24,7 @@ INDEX = {  # what an index is made of: module -> names
     },
     filesystem.__name__: {"_StorageInfo"},
     "pathlib": {"PosixPath"},
-    "torch": {"Size", "device"},
+    "torch": {"Size", "device", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
     "torch.serialization": {"_get_layout"},
 }
 
@@ -35,7 +35,7 @@ def load(state: dict[str, Any], folder: Path, no_dist: bool) -> None:
     ConfigError where something in the folder cannot be read, or could run code.
     """
     try:
-        dcp.load(state, storage_reader=Reader(folder), planner=_Planner(), no_dist=no_dist)
+        dcp.load(state, storage_reader=CheckpointReader(folder), planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:
         why = next(str(cause) for cause, _ in error.failures.values())
         raise ConfigError(f"{folder}: {why}: take another checkpoint") from error
@@ -54,7 +54,7 @@ class _Planner(dcp.DefaultLoadPlanner):
         super().load_bytes(read_item, value)  # the same bytes, which name nothing that could run
 
 
-class Reader(dcp.FileSystemReader):
+class CheckpointReader(dcp.FileSystemReader):
     """Reads a folder of ``dcp.FileSystemWriter``. ConfigError where its index names what no checkpoint holds."""
 
     def __init__(self, folder: Path):
@@ -76,8 +76,7 @@ class Reader(dcp.FileSystemReader):
 
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not dtype and name not in INDEX.get(module, ()):
+        if name not in INDEX.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
         return super().find_class(module, name)
 

@@ -57,7 +57,7 @@ def load_into(lm: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
 
 def _whole(folder: Path) -> dict[str, Tensor]:
     """Whole tensors of a role, read by this process alone."""
-    there = stored.Reader(folder).read_metadata().state_dict_metadata
+    there = stored.CheckpointReader(folder).read_metadata().state_dict_metadata
     prefix = f"{WEIGHTS}."
     empty = {
         name: torch.empty(kept.size, dtype=kept.properties.dtype)
