@@ -37,6 +37,9 @@ def add_lora(body: nn.Module, cfg: Lora) -> None:
     config = LoraConfig(r=cfg.r, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=targets)
     tied = _tied(body)
     inject_adapter_in_model(config, body)
+    for name, parameter in body.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()  # they learn; what they are added to may be bfloat16
     for name, layer in body.named_modules():
         if isinstance(layer, LoraLayer) and layer.get_base_layer() in tied:
             raise ConfigError(

@@ -49,6 +49,7 @@ class Trainable:
         self.optimizers = optimizers(self.unwrapped, self.optim)
         self.parameters = [p for p in self.unwrapped.parameters() if p.requires_grad]
         self._check_optimizers()
+        self._check_types()
         self.ema = Ema(self.parameters, cfg.ema) if cfg.ema else None
 
     def _check_optimizers(self) -> None:
@@ -59,6 +60,16 @@ class Trainable:
         wrong = [name for name, p in self.unwrapped.named_parameters() if held[id(p)] != p.requires_grad]
         if wrong:
             raise RuntimeError(f"{self.role}: {len(wrong)} parameters are not in exactly one optimizer: {wrong[:3]}")
+
+    def _check_types(self) -> None:
+        """ConfigError for weights that learn in less than float32: an update below 1/256 of a weight is rounded away,
+        and at the learning rates of RL nearly all are. FSDP2 makes its shards float32."""
+        if half := [name for name, p in self.unwrapped.named_parameters() if p.requires_grad and p.itemsize < 4]:
+            raise ConfigError(
+                f"{self.role}: {len(half)} of the weights that are trained are {self.parameters[0].dtype}, such as "
+                f"{half[0]}, and most updates would be rounded away: set the model's dtype to float32 (precision=bf16 "
+                "computes in bfloat16 all the same), train adapters (lora), or take launch.file=fsdp2"
+            )
 
     def update(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float

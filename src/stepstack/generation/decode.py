@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from stepstack.config import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -243,6 +246,12 @@ class Module:
     """Any Hugging Face causal LM, with its own cache."""
 
     def __init__(self, lm: PreTrainedModel):
+        """ConfigError for a model whose layers carry a state, which cannot be split by rows."""
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=lm.config).layers):
+            raise ConfigError(
+                f"the engine hf keeps keys and values, and {lm.config.model_type} has layers that carry a state "
+                "(linear attention, convolution or Mamba): sample with rollout.generator.type=vllm"
+            )
         self.lm = lm.eval()
         self.device = lm.device
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stepstack.config import ConfigError
 from stepstack.generation.config import HfConfig
 from stepstack.generation.decode import Decoder, Fused, Module, unfit, with_memory
 from stepstack.generation.decode_vision import FusedVision
@@ -63,9 +64,7 @@ class HfGenerator:
                 self.decoder.load(lm.named_parameters())
         else:
             self.decoder = Module(with_memory(deepcopy(lm), self.device))
-        eos = lm.generation_config.eos_token_id if lm.generation_config is not None else None
-        eos = lm.config.eos_token_id if eos is None else eos
-        self.eos = torch.tensor([eos] if isinstance(eos, int) else eos or [], dtype=torch.long, device=self.device)
+        self.eos = torch.tensor(end_ids(lm, tokenizer), dtype=torch.long, device=self.device)
         self.max_positions = text.max_position_embeddings
         self.banned = torch.tensor(list(banned), dtype=torch.long, device=self.device)
         self.mask, self.forbidden = mask, None if mask is None else mask.forbidden.to(self.device)
@@ -80,7 +79,9 @@ class HfGenerator:
         """Nothing to lend: the cache lives only while a wave does."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
-        """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error."""
+        """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error, and so is a
+        model that nothing can stop."""
+        self._check_end(sampling)
         for prompt in prompts:
             response_budget(prompt, sampling, self.max_positions)
         wave: list[Prompt] = []
@@ -98,9 +99,17 @@ class HfGenerator:
         ValueError where more than one sample is asked for."""
         if sampling.n != 1:
             raise ValueError(f"sampling.n={sampling.n}: one sample can be watched, not several")
+        self._check_end(sampling)
         response_budget(prompt, sampling, self.max_positions)
         [group] = self._wave([prompt], sampling, watch)
         return group.rollouts[0]
+
+    def _check_end(self, sampling: Sampling) -> None:
+        if not len(self.eos) and not sampling.stop:
+            raise ConfigError(
+                "neither the model nor its tokenizer names an end token (eos_token_id), so that no response ends: name "
+                "it in generation_config.json, or set rollout.sampling.stop"
+            )
 
     @torch.no_grad()
     def _wave(
@@ -261,6 +270,16 @@ def _cut(logp_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k > 0:
         drop[:, sampling.top_k :] = True
     return logp_BV.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), float("-inf"))
+
+
+def end_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids that end a response: those of the model's generation config, or of its config, and the tokenizer's own, which
+    is all that some base models name."""
+    named = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    named = lm.config.eos_token_id if named is None else named
+    ids = [named] if isinstance(named, int) else list(named or [])
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return ids if own is None or own in ids else [*ids, own]
 
 
 def response_text(tokenizer, ids: Sequence[int], eos: Sequence[int], stop: Sequence[str]) -> str:

@@ -320,6 +320,21 @@ def test_a_critic_learns_a_constant_reward(tmp_path):
     assert metrics["critic/value"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_weights_that_learn_in_bfloat16_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"actor: 2\d of the weights that are trained are torch.bfloat16, such as lm"):
+        policy(tmp_path, tools.qwen2().bfloat16())
+
+
+def test_adapters_of_a_bfloat16_model_learn_in_float32(tmp_path):
+    trainable = policy(tmp_path, tools.qwen2().bfloat16(), optim=AdamW(lr=1e-6), lora=Lora(r=4))
+    assert {p.dtype for p in trainable.parameters} == {torch.float32}
+    before = [p.detach().clone() for p in trainable.parameters]
+    trainable.update([MICRO], likelihood, 11)
+    trainable.update([MICRO], likelihood, 11)
+    moved = [not torch.equal(p, b) for p, b in zip(trainable.parameters, before, strict=True)]
+    assert all(moved)
+
+
 # -- dropout --------------------------------------------------------------------------------------------------------
 
 

@@ -226,10 +226,16 @@ def test_each_of_several_eos_ids_ends(end):
     assert (found.ids, found.finish) == ((50, end), "stop")
 
 
-def test_a_model_without_eos_runs_to_the_limit():
-    lm = tools.qwen2()
+def endless(lm):
+    """Generator of a model that, like its tokenizer, names no end token."""
     lm.generation_config.eos_token_id = lm.config.eos_token_id = None
-    found = tools.sampled(tools.generator(lm), tools.prompts([3]), Sampling(n=4, max_tokens=30))
+    tokenizer = tiny.tokenizer()
+    tokenizer.eos_token = None
+    return tools.generator(lm, tokenizer)
+
+
+def test_a_model_without_eos_runs_to_the_limit():
+    found = tools.sampled(endless(tools.qwen2()), tools.prompts([3]), Sampling(n=4, max_tokens=30, stop=("unsaid",)))
     assert {(len(r.ids), r.finish) for r in found.values()} == {(30, "length")}
 
 
@@ -269,9 +275,8 @@ def test_prompts_of_one_batch_have_limits_of_their_own():
 def test_a_finished_row_never_runs_out_of_positions():
     """It may stay while few have ended, and a model of absolute positions has no more than it has."""
     lm = tools.gpt2(positions=32)
-    lm.generation_config.eos_token_id = lm.config.eos_token_id = None
     of = tools.prompts([30, *[4] * 9])
-    found = tools.sampled(tools.generator(lm), of, Sampling(max_tokens=64))
+    found = tools.sampled(endless(lm), of, Sampling(max_tokens=64, stop=("unsaid",)))
     assert [len(found[i, 0].ids) for i in range(10)] == [2, *[28] * 9]
     assert mismatch(lm, list(found.values())) < EXACT
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from functools import cache
@@ -24,14 +23,12 @@ from transformers.utils import is_flash_attn_2_available
 from stepstack.config import ConfigError
 from stepstack.models.lm.config import Pretrained
 
-log = logging.getLogger(__name__)
-
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model with its weights, adapters merged; ``auto`` is the Auto class of its task.
 
-    ConfigError where the folder lacks weights of the model, or has them in another shape: transformers would draw them
-    at random.
+    ConfigError where the folder lacks weights of the model, has them in another shape, or has others: transformers
+    would draw the lacking ones at random, and leave out the others.
     """
     lm, info = auto.from_pretrained(
         cfg.path,
@@ -46,8 +43,12 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
             f"{cfg.path} lacks {len(lacking)} of the model's weights, or has them in another shape: "
             f"{', '.join(lacking[:5])}: give a folder that was saved whole"
         )
-    if info["unexpected_keys"]:
-        log.warning("%s holds weights that the model does not have: %s", cfg.path, sorted(info["unexpected_keys"])[:5])
+    if more := sorted(info["unexpected_keys"]):
+        raise ConfigError(
+            f"{cfg.path} holds {len(more)} weights that a {lm.config.model_type} has not: {', '.join(more[:5])}: its "
+            "config.json is another model's, or the names were changed (as by DDP's module.): give the folder as "
+            "save_pretrained wrote it"
+        )
     return lm if cfg.adapter is None else merged(lm, cfg.adapter)
 
 
@@ -83,8 +84,16 @@ def best_attention() -> str:
 
 
 def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:
-    """Tokenizer of the model."""
-    return AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    """Tokenizer of the model. ConfigError where it has ids that the model has no embedding for."""
+    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    rows = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision).get_text_config().vocab_size
+    ids = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if ids > rows:
+        raise ConfigError(
+            f"{cfg.path}: its tokenizer has {ids} ids, its model {rows} embeddings: save the model after "
+            "resize_token_embeddings, or the tokenizer that belongs to it"
+        )
+    return tokenizer
 
 
 def load_generation(cfg: Pretrained) -> GenerationConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, Qwen2VLImageProcessorPil
+from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen2VLImageProcessorPil
 
 from stepstack.models.lm import pretrained
 from stepstack.models.vision.config import PretrainedVl
@@ -26,7 +26,7 @@ def skeleton(cfg: PretrainedVl) -> PreTrainedModel:
 
 def load_processor(cfg: PretrainedVl) -> Processor:
     """The tokenizer, and the image processor by its class: the automatic one asks for torchvision."""
-    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    tokenizer = pretrained.load_tokenizer(cfg)
     processor = Qwen2VLImageProcessorPil.from_pretrained(
         cfg.path, revision=cfg.revision or "main", min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels
     )

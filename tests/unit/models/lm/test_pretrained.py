@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from stepstack.config import ConfigError
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
+from tests.families import APART, LEAKING, family
 
 
 @pytest.fixture
@@ -37,6 +38,38 @@ def test_a_folder_that_lacks_a_weight_is_refused(folder):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights.*down_proj\.weight"):
         pretrained.load(Pretrained(path=str(folder)))
+
+
+@pytest.mark.parametrize("name", [*APART, *LEAKING])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_renamed_weights_are_refused_in_every_family(tmp_path, name, prefix):
+    family(name).save_pretrained(tmp_path)
+    place = Pretrained(path=str(tmp_path), attention="eager")
+    assert pretrained.load(place)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({prefix + k: v for k, v in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"of the model's weights, or has them in another shape"):
+        pretrained.load(place)
+
+
+def test_a_weight_that_the_model_has_not_is_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.2.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"holds 1 weights that a qwen2 has not: model\.layers\.2\.mlp"):
+        pretrained.load(Pretrained(path=str(folder)))
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(folder):
+    tokenizer = tiny.tokenizer()
+    tiny.qwen2(len(tokenizer), hidden=32, layers=2, intermediate=48, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    rows = len(tokenizer)
+    assert len(pretrained.load_tokenizer(Pretrained(path=str(folder)))) == len(tokenizer)
+    tokenizer.add_tokens([f"<{i}>" for i in range(300)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=rf"its tokenizer has {len(tokenizer)} ids, its model {rows} embeddings"):
+        pretrained.load_tokenizer(Pretrained(path=str(folder)))
 
 
 @pytest.mark.parametrize(("there", "chosen"), [(True, "flash_attention_2"), (False, "sdpa")])
