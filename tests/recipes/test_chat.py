@@ -86,8 +86,8 @@ def own(tmp_path_factory) -> Path:
     """A folder with a user's model, conversations and pairs."""
     folder = tmp_path_factory.mktemp("own")
     tokenizer = chats.tokenizer("qwen2_5")
-    rows = max(tokenizer.get_vocab().values()) + 1  # some ids are of no token
-    tools.qwen2(rows, scale=0.02).save_pretrained(folder / "model")
+    # One more: read beside a Qwen2 config, the tokenizer gains <|endoftext|>.
+    tools.qwen2(len(tokenizer) + 1, scale=0.02).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [{"messages": chats.turns(f"say {n}", f"{n}", "again", f"{n}!", system="s")} for n in range(12)]
     pairs = [{"prompt": chats.turns(f"say {n}"), "chosen": f"{n}", "rejected": f"{n + 1}"} for n in range(12)]
