@@ -53,6 +53,10 @@ class ChatRows(Strict):
     """Rows whose questions are answered before and after training, and never trained on."""
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return (*self.sft, *self.dpo)
+
+    @property
     def packages(self) -> tuple[Needed, ...]:
         return (Needed("trl", CHAT),)
 

@@ -62,6 +62,10 @@ class FolderData(Strict):
     limit: PositiveInt | None = None
     """Number of papers of each split, the first ones, for a trial; null: all."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig(Strict):

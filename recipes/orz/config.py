@@ -149,6 +149,10 @@ class SmolLm2(Strict):
     pip lines)."""
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.path is None else (self.path,)
+
+    @property
     def params(self) -> float | None:
         """Non-embedding parameters; None where the model is in the package."""
         return None if self.path is None else Pretrained(path=self.path).params
@@ -187,6 +191,10 @@ class PreparedMath(Strict):
     limit: PositiveInt | None = None
     """Number of training and of eval problems, the first ones, for a trial; null: all."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,) if self.hard is None else (self.folder, self.hard)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Columns(Strict):
@@ -215,6 +223,10 @@ class RowsData(Strict):
     """Rows that are watched during training and never trained on."""
     test: PositiveInt = 256
     """Rows that are reported at the end and never trained on."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.path,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -153,6 +153,10 @@ class PreparedPictures(Strict):
     limit: PositiveInt | None = None
     """Number of rows of each split, the first ones, for a trial; null: all."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(PpoConfig):

@@ -61,6 +61,10 @@ class TeacherConfig(Strict):
     optim: Optim = Muon(lr=0.02, adamw_lr=4e-3, schedule=Schedule(kind="linear", warmup=20, final=0.02))
     """Optimizer of the teacher."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.folder is None else (self.folder,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig(Strict):
@@ -156,6 +160,10 @@ class SpeechFiles(Strict):
     paraformer: str | None = None
     """Python file whose function ``encode(wave)`` gives Paraformer's encoder output [frames at 16.67 Hz, width] of a
     wave at 16 kHz, which the published linguistic codes are made of; needed to make tokens, not to train."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
 
     @property
     def user_files(self) -> tuple[str, ...]:

@@ -38,6 +38,10 @@ class Corpus(Strict):
     shuffle: PositiveInt = 10_000
     """Documents in the buffer from which the next is drawn."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell(Strict):

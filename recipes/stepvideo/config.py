@@ -60,6 +60,10 @@ class PublishedVae(Strict):
     chunk: NonNegativeInt = 0
     """Frames of the chunks that are encoded by themselves, as Step-Video's 17; 0: no chunks."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.path,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordVectors(Strict):
@@ -88,6 +92,10 @@ class PublishedEncoders(Strict):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type that the encoders compute in."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.language, self.clip)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DitConfig(Strict):
@@ -111,6 +119,10 @@ class DitConfig(Strict):
     """Folder with weights to begin from, of a trained run (config.json) or in the published layout (safetensors
     alone); null: random weights."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.start is None else (self.start,)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedClips(Strict):
@@ -126,6 +138,10 @@ class PreparedClips(Strict):
     """How ``stepstack data`` makes clips of the videos."""
     overwrite: bool = False
     """Whether ``stepstack data`` replaces a folder that is there."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,6 +69,11 @@ class Strict:
         return ()
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Files and folders that this part reads, or their names on a hub; a run records the digests of local ones."""
+        return ()
+
+    @property
     def packages(self) -> tuple[Needed, ...]:
         """Packages that this part needs beyond those that every machine has."""
         return ()
@@ -290,6 +295,11 @@ def _parts(config: Any, prefix: str = "") -> Iterator[tuple[str, Strict]]:
 def user_files(config: Any) -> list[str]:
     """The user's own Python files of a config and of all its parts, each once."""
     return list(dict.fromkeys(path for _, part in _parts(config) for path in part.user_files))
+
+
+def reads(config: Any) -> list[str]:
+    """Files and folders that a config and all its parts read, each once."""
+    return list(dict.fromkeys(path for _, part in _parts(config) for path in part.reads))
 
 
 def needed(config: Any) -> list[tuple[str, Needed]]:

@@ -44,6 +44,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from recipes import protocol
+    from stepstack.core.inputs import refuse_others
     from stepstack.harness.engines.server import ServerConfig
     from stepstack.harness.suite import SuiteOptions
 
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         include=args.include,
     )
     names = words(args.tasks)
+    if args.model is None and args.server is None:
+        refuse_others(cfg.folder, cfg)
     if args.checkpoints:
         return checkpoint_curve(cfg, recipe, names or ["select"], chosen)
     server = None

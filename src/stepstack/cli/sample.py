@@ -27,7 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
     cfg = load_config(args.name, args.overrides, kind=Config)
     from recipes.stepvideo.generation.sampling import SampleArgs, sample
+    from stepstack.core.inputs import refuse_others
 
+    if args.model is None:
+        refuse_others(cfg.folder, cfg)
     quiet_libraries()
     values = {key: vars(args)[key] for key in ("image", "prompt", "motion", "seed", "crop", "model", "out")}
     for file in sample(cfg, SampleArgs(**values)):

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stepstack import user_code
-from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, user_files
+from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict
+from stepstack.core.inputs import digests
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
 
@@ -53,7 +53,7 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
     as it was.
     """
     file = folder / "config.json"
-    now, files = to_dict(config), {path: user_code.digest(path) for path in user_files(config)}
+    now, files = to_dict(config), digests(config)
     if file.is_file():
         _refuse_another(file, now, files)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,9 @@ def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]
     recorded, current = (
         {k: v for k, v in values.items() if k not in CHANGEABLE_KEYS} for values in (record["config"], now)
     )
-    changed = difference(recorded, current) + difference(record["files"], files)
+    known = {path: value for path, value in record["files"].items() if path in files}
+    there = {path: value for path, value in files.items() if path in known}
+    changed = difference(recorded, current) + [line.replace(": ", ": sha256 ", 1) for line in difference(known, there)]
     if changed:
         raise ConfigError(
             f"{file} belongs to another configuration; these keys differ:\n  "

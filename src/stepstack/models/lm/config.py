@@ -70,6 +70,10 @@ class Pretrained(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights are kept in; ``precision`` says what is computed in."""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.path,) if self.adapter is None else (self.path, self.adapter)
+
     def moved(self, folder: Path) -> Self:
         """Settings of a model that was made of this one, in a folder of its own."""
         return replace(self, path=str(folder), revision=None, adapter=None)

@@ -1,0 +1,68 @@
+"""What a run reads: data, models it begins with, encoders, the user's own Python files, each known by a digest. No
+torch."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stepstack import user_code
+from stepstack.config import ROOT, ConfigError, reads, user_files
+from stepstack.report import jsonl
+
+INDEXES = ("manifest.json", "latents.json")  # of prepared folders: they hold the digests of the files beside them
+READ_BYTES = 1 << 24
+
+
+def digests(config: Any) -> dict[str, str]:
+    """Path, as the config has it -> sha256, of everything that lies on this machine; what is on a hub is known by its
+    name and revision."""
+    found = {path: user_code.digest(path) for path in user_files(config)}
+    for path in reads(config):
+        places = (Path(path).expanduser(), ROOT / path)
+        place = next((candidate for candidate in places if candidate.exists()), None)
+        if place is not None:
+            found[path] = digest_of(place)
+    return found
+
+
+def digest_of(place: Path) -> str:
+    """sha256 of a file, of the index of a prepared folder, or of all files that lie in another folder."""
+    if place.is_file():
+        return _digest((place,))
+    index = next((place / name for name in INDEXES if (place / name).is_file()), None)
+    return _digest((index,) if index is not None else tuple(sorted(f for f in place.iterdir() if f.is_file())))
+
+
+def _digest(files: tuple[Path, ...]) -> str:
+    stats = [(file, file.stat()) for file in files]
+    return _content(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@cache
+def _content(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read once a process: the stages of a run read the same."""
+    total = hashlib.sha256()
+    for file, _, _ in files:
+        if len(files) > 1:
+            total.update(file.name.encode())
+        with file.open("rb") as handle:
+            while part := handle.read(READ_BYTES):
+                total.update(part)
+    return total.hexdigest()
+
+
+def refuse_others(folder: Path, config: Any) -> None:
+    """ConfigError where the run in ``folder`` read something else than lies there now, by the same path: data that was
+    prepared anew, another model in its place. Nothing where there is no run."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return
+    recorded, now = jsonl.read_json(file, "files")["files"], digests(config)
+    if changed := [path for path in recorded if path in now and now[path] != recorded[path]]:
+        raise ConfigError(
+            f"{', '.join(changed)}: the run in {folder} read another content there: restore it, or give the run that "
+            "reads this another name (name=...)"
+        )
