@@ -173,27 +173,46 @@ def read_manifest(path: Path, data: str | None = None) -> Manifest:
     """Manifest of a folder that ``data`` prepared (None: any). DataError for another kind or schema version."""
     if not path.is_file():
         raise DataError(f"{path} does not exist: prepare the data first (stepstack data)")
-    content = json.loads(path.read_text())
+    content = _read_object(path)
     if content.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema {content.get('schema')}, this version reads {SCHEMA}; prepare the data again")
+    keys = {item.name for item in dataclasses.fields(Manifest)}
+    if differ := sorted(keys ^ content.keys()):
+        raise DataError(f"{path}: missing or unknown keys {', '.join(differ)}: prepare the data again")
+    if not isinstance(content["files"], dict) or not all(isinstance(info, dict) for info in content["files"].values()):
+        raise DataError(f"{path}: files must be a map of maps: prepare the data again")
+    if elsewhere := [name for name in content["files"] if Path(name).name != name]:
+        raise DataError(f"{path} names {elsewhere[0]}, which leads out of its folder: prepare the data again")
     manifest = Manifest(**content)
     if data is not None and manifest.data != data:
         raise DataError(f"{path}: holds data of {manifest.data}, not of {data}: name the right folder")
     return manifest
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}): prepare the data again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold an object, not {type(content).__name__}: prepare the data again")
+    return content
+
+
 def split_rows(path: Path, manifest: Manifest, split: str) -> Iterator[dict[str, Any]]:
     """Rows of a split beside the manifest at ``path``, in order, with hashes checked."""
-    chosen = {name: info for name, info in sorted(manifest.files.items()) if info["split"] == split}
+    chosen = {name: info for name, info in sorted(manifest.files.items()) if info.get("split") == split}
     if not chosen:
-        splits = sorted({info["split"] for info in manifest.files.values()})
+        splits = sorted({str(info.get("split")) for info in manifest.files.values()})
         raise DataError(f"{path}: no split {split!r}; there are {', '.join(splits)}")
     for name, info in chosen.items():
+        if not (path.parent / name).is_file():
+            raise DataError(f"{path.parent / name} does not exist, though {MANIFEST} names it: prepare the data again")
         content = (path.parent / name).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if digest != info["sha256"]:
+        if digest != info.get("sha256"):
             raise DataError(
-                f"{path.parent / name}: sha256 is {digest}, {MANIFEST} says {info['sha256']}: the file was changed "
+                f"{path.parent / name}: sha256 is {digest}, {MANIFEST} says {info.get('sha256')}: the file was changed "
                 "after it was prepared; prepare it again"
             )
         yield from map(json.loads, content.splitlines())

@@ -77,9 +77,17 @@ class Clip:
 
 
 def prepare(
-    out: Path, source: str, options: ClipOptions, codec: VideoCodec, encoder: PromptEncoder, *, overwrite: bool = False
+    out: Path,
+    source: str,
+    options: ClipOptions,
+    codec: VideoCodec,
+    encoder: PromptEncoder,
+    *,
+    made_by: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> Manifest:
-    """Write the prepared folder ``out``: latents, encoded captions, manifest.
+    """Write the prepared folder ``out``: latents, encoded captions, manifest. ``made_by`` names codec and encoder
+    (``LatentWriter``).
 
     ``options.fps`` of the manifest is the clips' rate. DataError with up to 20 bad rows, for videos of several rates
     without ``options.fps``, or for buckets that the codec cannot encode; nothing is written then.
@@ -95,7 +103,7 @@ def prepare(
                 ) from None
     raw = read_source(source)
     with new_folder(out) as folder:
-        writer = LatentWriter(folder, encoder)
+        writer = LatentWriter(folder, encoder, made_by)
         root = Path(options.root or Path(source).parent)
         counts, fps = read_rows(list(raw.rows), root, options, lambda clip: _encode(clip, codec, writer))
         writer.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data.drawn import moving
 from data.drawn.moving import Clip, Moving
@@ -12,8 +14,8 @@ from data.prepare.manifest import MANIFEST, read_manifest
 from data.sets import clips as real
 from recipes.stepvideo.config import Config, PreparedClips
 from recipes.stepvideo.generation.pipeline import rate
-from recipes.stepvideo.model import codec_of, encoder_of, pixels
-from stepstack.config import ROOT, ConfigError
+from recipes.stepvideo.model import codec_of, encoder_of, made_by, pixels, vae_folder
+from stepstack.config import ROOT, ConfigError, difference, to_dict
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
 from stepstack.models.video.prompt_encoders import CutPrompts
@@ -27,18 +29,37 @@ BATCH = 64
 def load_latents(run: Run[Config], codec: VideoCodec | None) -> Latents:
     cfg = run.config
     if isinstance(cfg.data, PreparedClips):
-        return Latents(ROOT / cfg.data.folder)
+        check_options(cfg.data)
+        return Latents(ROOT / cfg.data.folder, made_by(cfg, vae_folder(run)))
     assert codec is not None
     folder = run.dir / "latents"
     if run.is_main and not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        write(folder, moving.clips(cfg.data, "train"), cfg, cfg.data, codec)
+        write(folder, moving.clips(cfg.data, "train"), cfg, cfg.data, codec, made_by(cfg, vae_folder(run)))
     run.accelerator.wait_for_everyone()
-    return Latents(folder)
+    return Latents(folder, made_by(cfg, vae_folder(run)))
 
 
-def write(folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: VideoCodec) -> None:
-    writer = LatentWriter(folder, encoder_of(cfg.text))
+def check_options(data: PreparedClips) -> None:
+    """ConfigError where the folder was prepared with other options than the config has. Where the videos lay does not
+    count, nor a rate that the config leaves to them."""
+    file = ROOT / data.folder / MANIFEST
+    if not file.is_file():
+        return  # Latents says what is missing
+    there, now = read_manifest(file, real.DATA).options, to_dict(data.options)
+    free = {"root", *(["fps"] if now["fps"] is None else [])}
+    old, new = ({k: v for k, v in options.items() if k not in free} for options in (there, now))
+    if changed := difference(old, new):
+        raise ConfigError(
+            f"{file} was prepared with other data.options; these differ:\n  " + "\n  ".join(changed) + "\n"
+            "Prepare the data again (stepstack data), or restore the options"
+        )
+
+
+def write(
+    folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: VideoCodec, made: Mapping[str, Any]
+) -> None:
+    writer = LatentWriter(folder, encoder_of(cfg.text), made)
     for start in range(0, len(clips), BATCH):
         batch = clips[start : start + BATCH]
         latents = codec.encode(pixels(batch, data))
@@ -68,7 +89,9 @@ def prepare_clips(cfg: Config) -> str:
     out = ROOT / cfg.data.folder
     codec = codec_of(cfg.vae, out)
     manifest = real.prepare(
-        out, cfg.data.source, cfg.data.options, codec, encoder_of(cfg.text), overwrite=cfg.data.overwrite
+        *(out, cfg.data.source, cfg.data.options, codec, encoder_of(cfg.text)),
+        made_by=made_by(cfg, out),
+        overwrite=cfg.data.overwrite,
     )
     cut = CutPrompts(**manifest.counts["cut_captions"])
     lines = [f"{out}: {manifest.counts}", f"frames per second: {manifest.options['fps']:g}"]

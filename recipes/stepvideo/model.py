@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from data.drawn import moving
 from data.drawn.moving import Clip, Moving
 from data.drawn.scenes import RGB
 from recipes.stepvideo.config import Config, DitConfig, PublishedEncoders, PublishedVae, TinyVaeConfig, WordVectors
-from stepstack.config import ROOT, ConfigError, Save
+from stepstack.config import ROOT, ConfigError, Save, to_dict
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.diffusion.latents import Latents
@@ -30,6 +31,8 @@ from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
+PIPELINE_FILE = "pipeline.json"  # of an exported model: what it was made by
+READ_BYTES = 1 << 24
 JUDGED_CLIPS = 64  # clips on which a VAE is judged, and calibrated
 
 
@@ -62,6 +65,16 @@ def vae_folder(run: Run[Config]) -> Path:
     """Folder of the tiny VAE. It comes with ``model.start``, which knows its latents alone."""
     start = run.config.model.start
     return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
+
+
+def made_by(cfg: Config, vae: Path) -> dict[str, Any]:
+    """What latents are made by, and a model knows: the text encoders and the VAE, where it lies in a folder with the
+    digest of its weights. ``vae``: folder of the tiny VAE, whose training does not matter."""
+    if isinstance(cfg.vae, TinyVaeConfig):
+        folder, known = vae, {"type": cfg.vae.type}
+    else:
+        folder, known = Path(cfg.vae.path) / (cfg.vae.subfolder or ""), to_dict(cfg.vae)
+    return {"text": to_dict(cfg.text), "vae": known | ({"sha256": digest(folder)} if folder.is_dir() else {})}
 
 
 def codec_of(cfg: TinyVaeConfig | PublishedVae, folder: Path) -> VideoCodec:
@@ -177,6 +190,10 @@ def frames(video_BFCYX: Tensor) -> NDArray[np.uint8]:
 def digest(folder: Path) -> str:
     """sha256 of a model folder's weights and config."""
     total = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")):
-        total.update(file.name.encode() + file.read_bytes())
+    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".json") and f.name != PIPELINE_FILE]
+    for file in sorted(files):
+        total.update(file.name.encode())
+        with file.open("rb") as handle:
+            while part := handle.read(READ_BYTES):
+                total.update(part)
     return total.hexdigest()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from data.drawn.moving import Clip, Moving
 from recipes.stepvideo.config import Config, Preference
 from recipes.stepvideo.generation.engine import BATCH, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
-from recipes.stepvideo.model import frames, make_dit, pixels
+from recipes.stepvideo.model import frames, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.tasks import judge
 from stepstack.config import ROOT, ConfigError
 from stepstack.core import hf
@@ -65,17 +66,18 @@ def load_pairs(run: Run[Config], cfg: Preference) -> Latents:
     folder = run.dir / "latents"
     if run.is_main and not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        write(folder, run.config, cfg, open_pipeline(run.config, ROOT / str(run.config.model.start), run.device))
+        pipeline = open_pipeline(run.config, ROOT / str(run.config.model.start), run.device)
+        write(folder, run.config, cfg, pipeline, made_by(run.config, vae_folder(run)))
     run.accelerator.wait_for_everyone()
-    return Latents(folder)
+    return Latents(folder, made_by(run.config, vae_folder(run)))
 
 
-def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline) -> None:
+def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline, made: Mapping[str, Any]) -> None:
     """ConfigError where there are fewer pairs than a step takes."""
     data = config.data
     assert isinstance(data, Moving)
     conditions = moving.clips(data, "train")[: cfg.conditions]
-    writer, each, pairs = LatentWriter(folder, pipeline.encoder), max(1, BATCH // cfg.clips), 0
+    writer, each, pairs = LatentWriter(folder, pipeline.encoder, made), max(1, BATCH // cfg.clips), 0
     for start in track(range(0, len(conditions), each), "making pairs", transient=True):
         batch = conditions[start : start + each]
         latents, marks = candidates(batch, config.seed, cfg.clips, data, pipeline)

@@ -22,13 +22,13 @@ from data.media.images import FilePicture
 from data.sets import clips, ti2v_eval
 from recipes.protocol import load_config
 from recipes.stepvideo import preference, tasks
-from recipes.stepvideo.data import clip_rate
+from recipes.stepvideo.data import check_options, clip_rate
 from recipes.stepvideo.evaluation import vbench
 from recipes.stepvideo.generation import sampling
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
 from recipes.stepvideo.generation.sampling import SampleArgs, clip_request
-from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, make_dit, pixels
+from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
@@ -42,6 +42,7 @@ from stepstack.harness.training.outcome import results
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
 from stepstack.models.video.vae import TinyCodec, TinyVae
+from stepstack.report.jsonl import JsonError
 from stepstack.scoring import video
 
 SHORT = (
@@ -164,7 +165,7 @@ def test_a_sample_is_shown_at_the_rate_of_its_model(run, tmp_path):
     assert [videos.read_video(tmp_path / name)[1] for name in ("made.gif", "made.mp4")] == [10, 10]
     del facts["fps"]
     file.write_text(json.dumps(facts))
-    with pytest.raises(ConfigError, match=r"pipeline\.json does not say the frames per second"):
+    with pytest.raises(JsonError, match=r"pipeline\.json has no 'fps'"):
         open_pipeline(run.config, tmp_path / "model", torch.device("cpu"))
 
 
@@ -186,6 +187,35 @@ def test_a_vae_that_shows_nothing_stops_the_run(tmp_path):
     for _ in range(2):  # also when the command is given again
         with pytest.raises(ConfigError, match=r"vae\.gate asks for 95%"):
             train(Run(cfg))
+
+
+def changed(file: Path, at: int = -5) -> None:
+    """One bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("diffusion_pytorch_model.safetensors", r"the DiT is not the one that was exported"),
+        ("vae/diffusion_pytorch_model.safetensors", r"a file was changed; these differ:\n  vae\.sha256"),
+    ],
+)
+def test_a_model_with_a_changed_bit_is_not_sampled(run, tmp_path, name, words):
+    shutil.copytree(run.dir / "model", tmp_path / "model")
+    open_pipeline(run.config, tmp_path / "model", torch.device("cpu"))
+    changed(tmp_path / "model" / name)
+    with pytest.raises(ConfigError, match=words):
+        open_pipeline(run.config, tmp_path / "model", torch.device("cpu"))
+
+
+def test_latents_of_another_vae_are_refused(run, tmp_path):
+    shutil.copytree(vae_folder(run), tmp_path / "vae")
+    changed(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ConfigError, match=r"latents was made otherwise (.|\n)*vae\.sha256: \w+ -> \w+"):
+        Latents(run.dir / "latents", made_by(run.config, tmp_path / "vae"))
 
 
 def picture(folder: Path, size=(32, 32)) -> Path:
@@ -215,7 +245,7 @@ def test_what_cannot_be_sampled_is_named(run, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         sampling.clip_request(run.config, dataclasses.replace(args, image=tmp_path / "none.png", crop=True))
     other = dataclasses.replace(run.config, text=dataclasses.replace(run.config.text, widths=(8, 8)))
-    with pytest.raises(ConfigError, match="was made with text="):
+    with pytest.raises(ConfigError, match=r"made otherwise than the config says(.|\n)*text\.widths"):
         open_pipeline(other, run.dir / "model", torch.device("cpu"))
     longer = dataclasses.replace(run.config, vae=dataclasses.replace(run.config.vae, steps=99))
     open_pipeline(longer, run.dir / "model", torch.device("cpu"))  # how its VAE was trained is the folder's affair
@@ -246,7 +276,7 @@ def test_a_cluster_shares_videos_by_its_heads(capsys):
 
 
 def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):
-    videos = Latents(run.dir / "latents")
+    videos = Latents(run.dir / "latents", made_by(run.config, vae_folder(run)))
     shape = dataclasses.replace(run.config.model, start=str(run.dir / "model"))
     made = make_dit(shape, videos).state_dict()
     assert all(torch.equal(made[n], w) for n, w in VideoDiT.from_pretrained(run.dir / "model").state_dict().items())
@@ -270,7 +300,7 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
     train(made)
     assert not (made.dir / "vae").exists()
     assert (made.dir / "model" / "vae" / "config.json").is_file()
-    videos = Latents(made.dir / "latents")
+    videos = Latents(made.dir / "latents", made_by(made.config, vae_folder(made)))
     assert len(videos) == 4
     for row in videos:
         assert row.loser_FCYX.shape == row.latents_FCYX.shape
@@ -305,7 +335,7 @@ def test_preference_needs_a_start_and_losers(run):
     with pytest.raises(ConfigError, match="and dsv=null"):
         load_config("stepvideo-tiny-dpo", ["dsv={dispatch: {type: fixed}}"])
     with pytest.raises(ConfigError, match="latents has no losers"):
-        preference.make_reference(run, Latents(run.dir / "latents"))
+        preference.make_reference(run, Latents(run.dir / "latents", made_by(run.config, vae_folder(run))))
     with pytest.raises(ConfigError, match=r"does not exist: model\.start must be"):
         train(Run(load_config("stepvideo-tiny-dpo", [*SHORT, f"model.start={run.dir / 'none'}", f"dir={run.dir}"])))
 
@@ -319,7 +349,6 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = clips.ClipOptions(sizes=((32, 32),), lengths=(1, 9), motion=(0, 1e3))
     codec = codec_of(run.config.vae, run.dir / "model" / "vae")
-    clips.prepare(tmp_path / "out", str(tmp_path / "rows.jsonl"), options, codec, encoder_of(run.config.text))
     overrides = [
         f"dir={tmp_path}",
         "steps=2",
@@ -329,9 +358,13 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
         "launch={file: cpu, processes_per_node: 1, threads: 1}",
         f"data.folder={tmp_path / 'out'}",
         "model={layers: 1, heads: 3, head_width: 32, split: [16, 8, 8]}",
+        "data.options={sizes: [[32, 32]], lengths: [1, 9], motion: [0, 1e3]}",
         "trackers=[]",
     ]
-    real = Run(load_config("stepvideo-t2v-1b", overrides))
+    cfg = load_config("stepvideo-t2v-1b", overrides)
+    made, source = made_by(cfg, tmp_path), str(tmp_path / "rows.jsonl")
+    clips.prepare(tmp_path / "out", source, options, codec, encoder_of(run.config.text), made_by=made)
+    real = Run(cfg)
     train(real)
     assert VideoDiT.from_pretrained(real.dir / "model").config.channels == 16
     assert json.loads((real.dir / "model" / "pipeline.json").read_text())["fps"] == 9  # that of the videos
@@ -343,6 +376,9 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
         ConfigError, match=r"manifest\.json does not say the clips' frames per second: prepare the data"
     ):
         clip_rate(real.config)
+    other = dataclasses.replace(cfg.data, options=dataclasses.replace(options, lengths=(9,)))
+    with pytest.raises(ConfigError, match=r"prepared with other data.options(.|\n)*lengths: \[1, 9\] -> \[9\]"):
+        check_options(other)
 
 
 def test_every_item_of_the_published_evaluation_flows():

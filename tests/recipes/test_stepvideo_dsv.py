@@ -17,6 +17,7 @@ from data.drawn import moving
 from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
+from recipes.stepvideo.model import digest
 from recipes.stepvideo.recipe import train
 from recipes.stepvideo.tasks import prompt_of, read
 from stepstack.config import ROOT, ConfigError
@@ -200,7 +201,9 @@ def test_a_folder_of_another_training_is_refused(run, dense, tmp_path):
     with pytest.raises(ConfigError, match="was trained with dsv="):
         open_pipeline(other, run.dir / "model", CPU)
     shutil.copytree(dense.dir / "model", tmp_path / "model")
-    shutil.copy(run.dir / "model" / "pipeline.json", tmp_path / "model")
+    facts = json.loads((run.dir / "model" / "pipeline.json").read_text())
+    facts["dit_sha256"] = digest(dense.dir / "model")
+    (tmp_path / "model" / "pipeline.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigError, match=r"holds no blocks\.0\.attn1\.processor\.predictor\.query"):
         open_pipeline(run.config, tmp_path / "model", CPU)
 

@@ -125,13 +125,13 @@ def test_it_goes_with_fully_sharded_weights(tmp_path):
 
 
 def prepared(folder: Path, pairs: bool) -> Latents:
-    writer = LatentWriter(folder, ENCODER)
+    writer = LatentWriter(folder, ENCODER, {})
     torch.manual_seed(1)
     for i in range(8):
         shape = (GRIDS[0][0], 3, *GRIDS[0][1:])
         latents = torch.randn(shape)
         writer.add(latents, latents[0], i % 3, f"moves {i % 4}", torch.randn(shape) if pairs else None)
-    return Latents(writer.close())
+    return Latents(writer.close(), {})
 
 
 def config(folder: Path, processes: int = 1, context: int = 1, **changes: Any) -> DiffusionConfig:
@@ -170,7 +170,7 @@ def trained(
         }
     made = Run(cfg, stop_after=stop_after)
     dit = made.trainable("dit", model(), cfg.dit, cfg.steps)
-    videos = Latents(latents)
+    videos = Latents(latents, {})
     with nullcontext() if stop_after is None else pytest.raises(SystemExit):
         if pairs:
             loss = video_loss(PreferenceLoss(beta=5.0), model())

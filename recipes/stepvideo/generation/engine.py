@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +23,9 @@ from data.media.frames import mp4
 from recipes.stepvideo.config import Config, TinyVaeConfig
 from recipes.stepvideo.dsv import exported, restore
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
-from recipes.stepvideo.model import codec_of, digest, encoder_of, frames, pixels
+from recipes.stepvideo.model import PIPELINE_FILE, codec_of, digest, encoder_of, frames, made_by, pixels
 from recipes.stepvideo.tasks import clip_in
-from stepstack.config import ROOT, ConfigError, to_dict
+from stepstack.config import ROOT, ConfigError, difference
 from stepstack.diffusion.sample import derive_seed
 from stepstack.generation.prompts import ClipPrompt
 from stepstack.generation.types import Answer, Budget, ClipBudget, EngineError
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 32
 MAX_PIXELS_AT_ONCE = 1 << 19  # pixels, over all frames, of clips that are sampled together; a larger clip is alone
-PIPELINE_FILE = "pipeline.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +51,12 @@ class PipelineFiles:
     fps: float
 
     def save_pretrained(self, folder: Path) -> None:
-        facts: dict[str, Any] = encoders(self.cfg)
+        facts: dict[str, Any] = made_by(self.cfg, self.vae)
         facts |= exported(self.dsv) | {"fps": self.fps}
         if isinstance(self.cfg.vae, TinyVaeConfig):
             shutil.copytree(self.vae, folder / "vae")
-            facts["vae_sha256"] = digest(self.vae)
+        facts["dit_sha256"] = digest(folder)
         jsonl.write_json_atomic(folder / PIPELINE_FILE, facts)
-
-
-def encoders(cfg: Config) -> dict[str, Any]:
-    """The encoders whose latents and prompts a model knows. How a tiny VAE was trained is left out, since the VAE
-    itself is in the folder."""
-    tiny = isinstance(cfg.vae, TinyVaeConfig)
-    return {"text": to_dict(cfg.text), "vae": {"type": cfg.vae.type} if tiny else to_dict(cfg.vae)}
 
 
 def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
@@ -73,17 +64,15 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
     densely. ConfigError where it is none, or was made with other encoders than the config's."""
     if not (folder / PIPELINE_FILE).is_file():
         raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: give a folder that a run of this recipe exported")
-    facts = json.loads((folder / PIPELINE_FILE).read_text())
-    for key, now in encoders(cfg).items():
-        if facts[key] != now:
-            raise ConfigError(
-                f"{folder / PIPELINE_FILE} was made with {key}={facts[key]}, the config has {now}: make them the same"
-            )
-    if "fps" not in facts:
+    facts = jsonl.read_json(folder / PIPELINE_FILE, "text", "vae", "fps", "dit_sha256")
+    wanted = made_by(cfg, folder / "vae")
+    if changed := difference({key: facts[key] for key in wanted}, wanted):
         raise ConfigError(
-            f"{folder / PIPELINE_FILE} does not say the frames per second of the model's clips: add them, such as "
-            '"fps": 25'
+            f"{folder / PIPELINE_FILE}: the model was made otherwise than the config says, or a file was changed; these"
+            " differ:\n  " + "\n  ".join(changed)
         )
+    if digest(folder) != facts["dit_sha256"]:
+        raise ConfigError(f"{folder}: the DiT is not the one that was exported (sha256): export it again from its run")
     dit = VideoDiT.from_pretrained(folder).to(device).eval()
     if cfg.dsv is not None:
         restore(dit, cfg.dsv, folder, facts)

@@ -1,6 +1,6 @@
 """Prepared videos: latents, first frames, motion scores and encoded prompts in files that are read row by row.
 
-latents.json        grids, files, widths; written last, so a folder that has it is complete
+latents.json        grids, files with sha256, widths, what made them; written last: a folder that has it is complete
 videos-00000.safetensors   rows of one grid: latents [N, F, C, Y, X], image [N, C, Y, X], motion [N], prompt [N]
 prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [P, M, T']; the first is the empty one
 """
@@ -8,8 +8,8 @@ prompts-00000.safetensors  distinct prompts: text [P, L, T], mask [P, L], clip [
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepstack.config import ConfigError
+from stepstack.config import ConfigError, difference
 from stepstack.models.video.grid import Grid
 from stepstack.models.video.prompt_encoders import CutPrompts, Encoded, PromptEncoder
 from stepstack.report import jsonl
@@ -50,11 +50,20 @@ class Video:
 class LatentWriter:
     """Writer of prepared videos: call ``add`` for each row, then ``close``.
 
-    ``shard``: rows of a file. ``dtype``: type of the written tensors. ``cut``: after ``close``, the number
-    of distinct prompts that are longer than the encoders take.
+    ``made_by``: plain JSON that names the VAE and the text encoders, without which the latents mean nothing. ``shard``:
+    rows of a file. ``dtype``: type of the written tensors. ``cut``: after ``close``, the number of distinct prompts
+    that are longer than the encoders take.
     """
 
-    def __init__(self, folder: Path, encoder: PromptEncoder, shard: int = 1024, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        folder: Path,
+        encoder: PromptEncoder,
+        made_by: Mapping[str, Any],
+        shard: int = 1024,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.made_by = made_by
         self.folder, self.encoder, self.shard, self.dtype = folder, encoder, shard, dtype
         self.waiting: dict[Grid, list[dict[str, Tensor]]] = {}
         self.files: list[dict[str, Any]] = []
@@ -104,6 +113,8 @@ class LatentWriter:
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, self.folder / names[-1])
         facts = {"files": self.files, "prompts": names, "shard": self.shard, "widths": list(self.encoder.widths)}
         facts["cut_prompts"] = dataclasses.asdict(self.cut)
+        written = [*names, *(file["file"] for file in self.files)]
+        facts |= {"sha256": {name: _digest(self.folder / name) for name in written}, "made_by": self.made_by}
         jsonl.write_json_atomic(self.folder / INDEX, facts)
         return self.folder
 
@@ -116,12 +127,19 @@ class LatentWriter:
 
 
 class Latents(Sequence[Video]):
-    """Rows of a folder that ``LatentWriter`` wrote. ConfigError for a folder that is none, or not complete."""
+    """Rows of a folder that ``LatentWriter`` wrote. ConfigError for a folder that is none or not complete, that another
+    VAE or other encoders than ``made_by`` made, and, as a file is opened, for one that was changed."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, made_by: Mapping[str, Any]):
         if not (folder / INDEX).is_file():
             raise ConfigError(f"{folder} holds no prepared latents (no {INDEX}): prepare them first (make data)")
-        facts = json.loads((folder / INDEX).read_text())
+        facts = jsonl.read_json(folder / INDEX, "files", "prompts", "shard", "widths", "sha256", "made_by")
+        if changed := difference(facts["made_by"], made_by):
+            raise ConfigError(
+                f"{folder} was made otherwise than the config says; these differ:\n  " + "\n  ".join(changed) + "\n"
+                "Prepare the data again (stepstack data), or name the VAE and the encoders that made it"
+            )
+        self.sha256: dict[str, str] = facts["sha256"]
         self.folder, self.shard = folder, facts["shard"]
         self.widths: tuple[int, int] = tuple(facts["widths"])
         self.channels: int = facts["files"][0]["channels"]
@@ -158,7 +176,19 @@ class Latents(Sequence[Video]):
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
-            if not (self.folder / name).is_file():
-                raise ConfigError(f"{self.folder / name} is missing: prepare the folder again")
+            file = self.folder / name
+            if Path(name).name != name:
+                raise ConfigError(
+                    f"{self.folder / INDEX} names {name}, which leads elsewhere: prepare the folder again"
+                )
+            if not file.is_file():
+                raise ConfigError(f"{file} is missing: prepare the folder again")
+            if _digest(file) != self.sha256.get(name):
+                raise ConfigError(f"{file} was changed after it was written (sha256): prepare the folder again")
             self._open[name] = safe_open(self.folder / name, framework="pt")
         return self._open[name]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -28,6 +28,7 @@ from stepstack.tuning.config import PreferenceLoss
 
 GRIDS = ((2, 2, 2), (3, 2, 4))
 ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
+MADE_BY = {"vae": {"type": "test", "sha256": "0"}, "text": "words"}
 
 
 def model() -> VideoDiT:
@@ -36,14 +37,14 @@ def model() -> VideoDiT:
 
 
 def prepared(folder, count=12, pairs=False, grids=GRIDS) -> Latents:
-    writer = LatentWriter(folder, ENCODER, shard=5)
+    writer = LatentWriter(folder, ENCODER, MADE_BY, shard=5)
     torch.manual_seed(1)
     for i in range(count):
         f, h, w = grids[i % len(grids)]
         latents = torch.randn(f, 3, h, w)
         writer.add(latents, latents[0], i % 3, f"moves {i % 4}", torch.randn(f, 3, h, w) if pairs else None)
     writer.close()
-    return Latents(folder)
+    return Latents(folder, MADE_BY)
 
 
 def config(tmp_path, **changes) -> DiffusionConfig:
@@ -91,6 +92,40 @@ def state(run: Run) -> dict:
 
 def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def written(tmp_path):
+    writer = LatentWriter(tmp_path / "latents", ENCODER, MADE_BY, shard=2)
+    for i in range(3):
+        writer.add(torch.full((2, 4, 3, 3), float(i)), torch.zeros(4, 3, 3), 1.0, f"word{i}")
+    return writer.close()
+
+
+def test_latents_that_were_changed_cut_off_or_lost_are_named(written):
+    names = sorted(file.name for file in written.glob("*.safetensors"))
+    assert len(names) == 4
+    for name in names:
+        content = (written / name).read_bytes()
+        for other in (content[:-1], content[:40], bytes([*content[:-3], content[-3] ^ 1, *content[-2:]]), None):
+            (written / name).unlink() if other is None else (written / name).write_bytes(other)
+            with pytest.raises(ConfigError, match=rf"{name} (was changed after it was written|is missing)"):
+                list(Latents(written, MADE_BY))
+            (written / name).write_bytes(content)
+    assert len(list(Latents(written, MADE_BY))) == 3
+
+
+def test_latents_know_what_made_them(written):
+    with pytest.raises(ConfigError, match=r"made otherwise than the config says(.|\n)*vae\.sha256: 0 -> 1"):
+        Latents(written, {"vae": {"type": "test", "sha256": "1"}, "text": "words"})
+
+
+def test_no_name_of_latents_leads_out_of_their_folder(written):
+    index = written / "latents.json"
+    (written.parent / "secret.safetensors").write_bytes((written / "videos-00000.safetensors").read_bytes())
+    index.write_text(index.read_text().replace("videos-00000.safetensors", "../secret.safetensors"))
+    with pytest.raises(ConfigError, match=r"latents\.json names \.\./secret\.safetensors, which leads elsewhere"):
+        Latents(written, MADE_BY)[0]
 
 
 def test_a_resumed_run_is_the_same_run_and_so_is_its_average(tmp_path):
@@ -211,12 +246,12 @@ def test_a_reference_that_is_not_the_start_is_refused(tmp_path):
 
 def test_it_learns_and_samples_what_it_learned(tmp_path):
     """Two prompts, two fixed latents: after training, a prompt's samples are nearer to its own."""
-    writer = LatentWriter(tmp_path / "latents", ENCODER)
+    writer = LatentWriter(tmp_path / "latents", ENCODER, MADE_BY)
     torch.manual_seed(0)
     goals = {word: torch.randn(2, 3, 2, 2) for word in ("left", "right")}
     for word, latents in goals.items():
         writer.add(latents, torch.zeros(3, 2, 2), 0, word)
-    videos = Latents(writer.close())
+    videos = Latents(writer.close(), MADE_BY)
     cfg = config(tmp_path, steps=120, batch=16, micro=16, save=Save(every=0))
     run = trained(cfg, videos)
     with run.trainables["dit"].averaged():
@@ -293,13 +328,13 @@ def test_latents_are_read_back_as_they_were_written(tmp_path):
 
 
 def test_broken_latents_are_named(tmp_path):
-    writer = LatentWriter(tmp_path / "bad", ENCODER)
+    writer = LatentWriter(tmp_path / "bad", ENCODER, MADE_BY)
     with pytest.raises(ValueError, match="latents of 'a cat' are NaN"):
         writer.add(torch.full((1, 3, 2, 2), math.nan), torch.zeros(3, 2, 2), 0, "a cat")
     with pytest.raises(ConfigError, match="no videos to write"):
         writer.close()
     with pytest.raises(ConfigError, match="no prepared latents"):
-        Latents(tmp_path / "bad")
+        Latents(tmp_path / "bad", MADE_BY)
     videos = prepared(tmp_path / "good")
     assert (tmp_path / "good" / INDEX).is_file()
     file = sorted((tmp_path / "good").glob("videos-*"))[0]

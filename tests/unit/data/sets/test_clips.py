@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from stepstack.models.video.vae import TinyCodec, TinyVae
 
 OPTIONS = ClipOptions(sizes=((32, 48), (32, 32)), lengths=(1, 5, 9), every=4)
 READ = videos.read_video
+MADE_BY = {"vae": "test"}
+prepare = partial(clips.prepare, made_by=MADE_BY)
 ENCODER = WordHashes(widths=(8, 6), lengths=(4, 3))
 
 
@@ -58,7 +61,7 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
         {"video": video(tmp_path, "fast.mp4", speed=3.0), "caption": "slides right", "motion": 40},
         {"video": "wide.mp4", "caption": "slides right"},
     ]
-    manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    manifest = prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
     assert manifest.counts == {
         "read": 4,
         "kept": 3,
@@ -68,7 +71,7 @@ def test_videos_become_latents_in_buckets_with_a_manifest(tmp_path):
     }
     assert manifest.options["fps"] == 12
     assert read_manifest(tmp_path / "out" / "manifest.json", "clips").files == manifest.files
-    result = Latents(tmp_path / "out")
+    result = Latents(tmp_path / "out", MADE_BY)
     assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(5, 4, 6): 2, (3, 4, 4): 1}
     assert sorted(v.motion for v in result)[-1] == 40.0
     fitted = frames.fit(videos.read_video(tmp_path / "square.mp4")[0][:5], (32, 32))
@@ -83,8 +86,8 @@ def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
         {"video": video(tmp_path, "good.mp4"), "loser": video(tmp_path, "bad.mp4", count=6, speed=0.0), "caption": "x"},
         {"video": "good.mp4", "loser": video(tmp_path, "other.mp4", count=9, speed=2.0), "caption": "x"},
     ]
-    clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
-    result = Latents(tmp_path / "out")
+    prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    result = Latents(tmp_path / "out", MADE_BY)
     assert {grid: len(rows) for grid, rows in result.buckets.items()} == {(3, 4, 6): 1, (5, 4, 6): 1}  # the shorter's
     for row, name in zip(result, ("bad.mp4", "other.mp4"), strict=True):
         count = 1 + 2 * (len(row.latents_FCYX) - 1)
@@ -96,11 +99,11 @@ def test_pairs_have_the_loser_beside_the_winner_in_one_bucket(tmp_path):
 def test_pairs_that_are_none_are_named(tmp_path):
     pair = {"video": video(tmp_path, "a.mp4"), "loser": video(tmp_path, "b.mp4", speed=0.0), "caption": "x"}
     with pytest.raises(DataError, match=r"rows\.jsonl line 2: key loser is missing, as in 1 of 2 rows"):
-        clips.prepare(
-            tmp_path / "out", source(tmp_path, pair, {"video": "b.mp4", "caption": "y"}), OPTIONS, codec(), ENCODER
-        )
+        prepare(tmp_path / "out", source(tmp_path, pair, {"video": "b.mp4", "caption": "y"}), OPTIONS, codec(), ENCODER)
     with pytest.raises(DataError, match=r"none\.mp4 does not exist below"):
-        clips.prepare(tmp_path / "out", source(tmp_path, pair | {"loser": "none.mp4"}), OPTIONS, codec(), ENCODER)
+        prepare(
+            tmp_path / "out", source(tmp_path, pair | {"loser": "none.mp4"}), OPTIONS, codec(), ENCODER, made_by=MADE_BY
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -154,20 +157,20 @@ def test_videos_of_several_rates_need_fps_and_are_then_taken_by_time(tmp_path):
     with pytest.raises(
         DataError, match=r"10\.mp4 has 10 frames a second, .*60\.mp4 has 60: set data\.options\.fps, at mo"
     ):
-        clips.prepare(tmp_path / "out", rows, options, codec(), ENCODER)
+        prepare(tmp_path / "out", rows, options, codec(), ENCODER)
     with pytest.raises(DataError, match=r"line 1: .*10\.mp4 has 10 frames a second, fewer than fps=20: "):
-        clips.prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=20), codec(), ENCODER)
+        prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=20), codec(), ENCODER)
     assert not (tmp_path / "out").exists()
-    manifest = clips.prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=10), codec(), ENCODER)
+    manifest = prepare(tmp_path / "out", rows, dataclasses.replace(options, fps=10), codec(), ENCODER, made_by=MADE_BY)
     assert (manifest.options["fps"], manifest.counts["buckets"]) == (10, {"9 x 32 x 48": 3})
-    first, *others = Latents(tmp_path / "out")
+    first, *others = Latents(tmp_path / "out", MADE_BY)
     assert [row.motion for row in others] == pytest.approx([first.motion] * 2, rel=0.1)
 
 
 def test_the_rate_of_the_videos_is_that_of_the_clips(tmp_path):
     rows = source(tmp_path, {"video": video(tmp_path, "a.mp4"), "caption": "x"})
     made = [
-        clips.prepare(tmp_path / str(fps), rows, dataclasses.replace(OPTIONS, fps=fps), codec(), ENCODER)
+        prepare(tmp_path / str(fps), rows, dataclasses.replace(OPTIONS, fps=fps), codec(), ENCODER, made_by=MADE_BY)
         for fps in (None, 12)
     ]
     assert [manifest.options["fps"] for manifest in made] == [12, 12]
@@ -184,7 +187,7 @@ def test_each_video_is_decoded_once_and_only_as_far_as_it_is_wanted(tmp_path, mo
 
     monkeypatch.setattr(videos, "read_video", read_video)
     rows = source(tmp_path, {"video": video(tmp_path, "long.mp4", count=40), "caption": "x"})
-    clips.prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
+    prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
     assert asked == [("long.mp4", 9)]
 
 
@@ -204,17 +207,17 @@ def test_videos_lie_below_the_root(tmp_path):
     names = ["../secret.mp4", str(tmp_path / "secret.mp4"), "link.mp4"]
     rows = source(tmp_path / "data", *({"video": name, "caption": "x"} for name in names))
     with pytest.raises(DataError, match="3 bad rows") as caught:
-        clips.prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
+        prepare(tmp_path / "out", rows, OPTIONS, codec(), ENCODER)
     for line, name in zip(str(caught.value).splitlines()[1:], names, strict=True):
         assert f"the video {name} does not exist below {tmp_path / 'data'}" in line
     rows = source(tmp_path / "data", {"video": names[1], "caption": "x"})
-    clips.prepare(tmp_path / "out", rows, dataclasses.replace(OPTIONS, root=str(tmp_path)), codec(), ENCODER)
+    prepare(tmp_path / "out", rows, dataclasses.replace(OPTIONS, root=str(tmp_path)), codec(), ENCODER, made_by=MADE_BY)
 
 
 def test_captions_that_an_encoder_cuts_are_counted(tmp_path):
     video(tmp_path, "a.mp4")
     rows = [{"video": "a.mp4", "caption": caption} for caption in ("one", "one two three", "one two three four five")]
-    manifest = clips.prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
+    manifest = prepare(tmp_path / "out", source(tmp_path, *rows), OPTIONS, codec(), ENCODER)
     assert manifest.counts["cut_captions"] == {"language": 1, "clip": 2}  # 4 and 3 places, one of them for the end
     assert json.loads((tmp_path / "out" / "latents.json").read_text())["cut_prompts"] == {"language": 1, "clip": 2}
 
@@ -236,7 +239,7 @@ def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
     ]
     options = ClipOptions(sizes=((32, 48),), lengths=(5, 9))
     with pytest.raises(DataError) as caught:
-        clips.prepare(tmp_path / "out", source(tmp_path, *rows), options, codec(), ENCODER)
+        prepare(tmp_path / "out", source(tmp_path, *rows), options, codec(), ENCODER)
     message = str(caught.value).splitlines()
     assert message[0].startswith("7 bad rows")
     for number, words in enumerate(
@@ -258,7 +261,14 @@ def test_every_bad_row_is_named_and_nothing_is_written(tmp_path):
 
 def test_a_bucket_that_the_codec_cannot_encode_is_refused_first(tmp_path):
     with pytest.raises(DataError, match=r"a bucket of 8 frames of 48 x 32.*take 9 frames"):
-        clips.prepare(tmp_path / "out", "nowhere.jsonl", ClipOptions(sizes=((32, 48),), lengths=(8,)), codec(), ENCODER)
+        prepare(
+            tmp_path / "out",
+            "nowhere.jsonl",
+            ClipOptions(sizes=((32, 48),), lengths=(8,)),
+            codec(),
+            ENCODER,
+            made_by=MADE_BY,
+        )
 
 
 def test_latents_that_are_nan_are_named_by_their_row(tmp_path):
@@ -268,7 +278,7 @@ def test_latents_that_are_nan_are_named_by_their_row(tmp_path):
 
     rows = source(tmp_path, {"video": video(tmp_path, "a.mp4"), "caption": "x"})
     with pytest.raises(DataError, match=r"line 1: .*a\.mp4: latents of 'x' are NaN"):
-        clips.prepare(tmp_path / "out", rows, OPTIONS, Broken(codec().vae), ENCODER)
+        prepare(tmp_path / "out", rows, OPTIONS, Broken(codec().vae), ENCODER)
     assert not (tmp_path / "out").exists()
 
 
