@@ -21,34 +21,15 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from stepstack.config import ConfigError
+from stepstack.core.hf import load_whole
 from stepstack.models.lm.config import Pretrained
 
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
-    """Model with its weights, adapters merged; ``auto`` is the Auto class of its task.
-
-    ConfigError where the folder lacks weights of the model, has them in another shape, or has others: transformers
-    would draw the lacking ones at random, and leave out the others.
-    """
-    lm, info = auto.from_pretrained(
-        cfg.path,
-        revision=cfg.revision,
-        attn_implementation=attention(cfg),
-        dtype=getattr(torch, cfg.dtype),
-        output_loading_info=True,
-    )
-    lacking = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
-    if lacking:
-        raise ConfigError(
-            f"{cfg.path} lacks {len(lacking)} of the model's weights, or has them in another shape: "
-            f"{', '.join(lacking[:5])}: give a folder that was saved whole"
-        )
-    if more := sorted(info["unexpected_keys"]):
-        raise ConfigError(
-            f"{cfg.path} holds {len(more)} weights that a {lm.config.model_type} has not: {', '.join(more[:5])}: its "
-            "config.json is another model's, or the names were changed (as by DDP's module.): give the folder as "
-            "save_pretrained wrote it"
-        )
+    """Model with its weights, adapters merged; ``auto`` is the Auto class of its task. ConfigError as of
+    ``core.hf.load_whole``."""
+    how = {"attn_implementation": attention(cfg), "dtype": getattr(torch, cfg.dtype)}
+    lm = load_whole(auto, cfg.path, revision=cfg.revision, **how)
     return lm if cfg.adapter is None else merged(lm, cfg.adapter)
 
 

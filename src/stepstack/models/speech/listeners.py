@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModelForAudioXVector, AutoProcessor, WhisperForConditionalGeneration
 
 from stepstack.config import ConfigError
+from stepstack.core.hf import load_whole
 from stepstack.models.speech.config import (
     EncoderConfig,
     Paraformer,
@@ -79,7 +80,7 @@ class FolderRecognizer:
         _folder(cfg.path)
         self.cfg = cfg
         self.processor = AutoProcessor.from_pretrained(cfg.path)
-        self.model = WhisperForConditionalGeneration.from_pretrained(cfg.path).eval()
+        self.model = load_whole(WhisperForConditionalGeneration, cfg.path).eval()
 
     @torch.no_grad()
     def transcribe(self, waves: Sequence[Tensor]) -> list[str]:
@@ -117,7 +118,7 @@ class XvectorEncoder:
     def __init__(self, cfg: Xvector):
         _folder(cfg.path)
         self.extractor = AutoFeatureExtractor.from_pretrained(cfg.path)
-        self.model = AutoModelForAudioXVector.from_pretrained(cfg.path).eval()
+        self.model = load_whole(AutoModelForAudioXVector, cfg.path).eval()
 
     @torch.no_grad()
     def embed(self, wave_T: Tensor) -> Tensor:

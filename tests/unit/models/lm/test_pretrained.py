@@ -56,7 +56,7 @@ def test_a_weight_that_the_model_has_not_is_refused(folder):
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.2.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].clone()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"holds 1 weights that a qwen2 has not: model\.layers\.2\.mlp"):
+    with pytest.raises(ConfigError, match=r"holds 1 weights that a Qwen2ForCausalLM has not: model\.layers\.2\.mlp"):
         pretrained.load(Pretrained(path=str(folder)))
 
 
