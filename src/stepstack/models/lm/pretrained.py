@@ -21,13 +21,13 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from stepstack.config import ConfigError
-from stepstack.core.hf import load_whole
 from stepstack.models.lm.config import Pretrained
+from stepstack.models.whole import load_whole
 
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model with its weights, adapters merged; ``auto`` is the Auto class of its task. ConfigError as of
-    ``core.hf.load_whole``."""
+    ``models.whole.load_whole``."""
     how = {"attn_implementation": attention(cfg), "dtype": getattr(torch, cfg.dtype)}
     lm = load_whole(auto, cfg.path, revision=cfg.revision, **how)
     return lm if cfg.adapter is None else merged(lm, cfg.adapter)

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModelForAudioXVector, AutoProcessor, WhisperForConditionalGeneration
 
 from stepstack.config import ConfigError
-from stepstack.core.hf import load_whole
 from stepstack.models.speech.config import (
     EncoderConfig,
     Paraformer,
@@ -25,6 +24,7 @@ from stepstack.models.speech.config import (
 )
 from stepstack.models.speech.judges import SpeakerEncoder
 from stepstack.models.speech.whisper import LONGEST, RATE, WhisperRecognizer
+from stepstack.models.whole import load_whole
 
 
 class Recognizer(Protocol):
