@@ -68,7 +68,7 @@ def vae_folder(run: Run[Config]) -> Path:
 
 
 def made_by(cfg: Config, vae: Path) -> dict[str, Any]:
-    """What latents are made by, and a model knows: the text encoders and the VAE, where it lies in a folder with the
+    """Makers of latents, which a model knows: the text encoders and the VAE, where it lies in a folder with the
     digest of its weights. ``vae``: folder of the tiny VAE, whose training does not matter."""
     if isinstance(cfg.vae, TinyVaeConfig):
         folder, known = vae, {"type": cfg.vae.type}

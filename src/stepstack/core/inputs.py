@@ -1,4 +1,4 @@
-"""What a run reads: data, models it begins with, encoders, the user's own Python files, each known by a digest. No
+"""Everything that a run reads: data, models it begins with, encoders, the user's own Python files, each known by a digest. No
 torch."""
 
 from __future__ import annotations
