@@ -1,5 +1,5 @@
-"""Everything that a run reads: data, models it begins with, encoders, the user's own Python files, each known by a digest. No
-torch."""
+"""Everything that a run reads, each known by a digest: data, models it begins with, encoders, Python files of the user's
+own. No torch."""
 
 from __future__ import annotations
 
