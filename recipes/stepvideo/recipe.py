@@ -82,7 +82,9 @@ def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
     figures = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
     if right:
         direction = clustered(right)
-        figures |= {"eval/accuracy": direction.value, "eval/stderr": direction.stderr}
+        figures["eval/accuracy"] = direction.value
+        if direction.stderr is not None:
+            figures["eval/stderr"] = direction.stderr
     return figures
 
 

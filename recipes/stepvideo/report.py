@@ -20,7 +20,7 @@ from recipes.stepvideo.tasks import read
 from stepstack.config import ROOT
 from stepstack.core.run import Run
 from stepstack.harness import answers
-from stepstack.harness.summary import figure
+from stepstack.harness.summary import with_error
 from stepstack.harness.training.outcome import results
 from stepstack.report import jsonl
 from stepstack.report.html import Report
@@ -80,7 +80,7 @@ def rows(folder: Path) -> list[tuple[str, ...]]:
 
 def _figure(by_task: dict[str, tuple[Path, dict[str, Any]]], task: str, name: str) -> str:
     metrics = [m for m in by_task[task][1]["metrics"] if m["name"] == name] if task in by_task else []
-    return f"{figure(metrics[0]['value'])} ± {figure(metrics[0]['stderr'])}" if metrics else "-"
+    return with_error(metrics[0]["value"], metrics[0]["stderr"]) if metrics else "-"
 
 
 def write_report(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Everything that a run reads, each known by a digest: data, models it begins with, encoders, Python files of the user's
+"""Everything that a run reads, each known by a digest: data, models it begins with, encoders, Python files of a user's
 own. No torch."""
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ Question = Sequence[Sample]  # the samples of one question
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``value`` over ``n`` questions that have one; ``stderr`` is NaN-free: 0 for a single question."""
+    """``value`` over ``n`` questions that have one. ``stderr`` is None where the values cannot tell it: of a single
+    question, and where all are alike, such as 0 of 30 right, which is no certainty."""
 
     value: float
-    stderr: float
+    stderr: float | None
     n: int
 
 
@@ -67,15 +68,20 @@ def corpus(
         draws = np.random.default_rng(seed).integers(0, len(questions), (RESAMPLES, len(questions)))
         again = [of([questions[i] for i in draw]) for draw in draws]
         redrawn = [figure for figure in again if figure is not None]
-        return Measured(value, stdev(redrawn) if len(redrawn) > 1 else 0.0, len(questions))
+        return Measured(value, _spread(redrawn), len(questions))
 
     return Metric(name, measure, higher_is_better, whole=True)
 
 
 def clustered(values: Sequence[float]) -> Measured:
     """Mean and standard error of one value a question."""
-    spread = stdev(values) if len(values) > 1 else 0.0
-    return Measured(fmean(values), spread / math.sqrt(len(values)), len(values))
+    spread = _spread(values)
+    return Measured(fmean(values), None if spread is None else spread / math.sqrt(len(values)), len(values))
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation, None where there is nothing to tell it by."""
+    return stdev(values) if len(set(values)) > 1 else None
 
 
 def of_samples(budget: Budget) -> list[Metric]:

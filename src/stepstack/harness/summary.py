@@ -31,7 +31,7 @@ def print_table(title: str, evaluated: Evaluated) -> None:
             table.add_row(
                 f"{result['task']} v{result['version']}" if first else "",
                 metric["name"] + ("" if metric["higher_is_better"] else " (less is better)"),
-                f"{figure(metric['value'])} ± {figure(metric['stderr'])}",
+                with_error(metric["value"], metric["stderr"]),
                 str(metric["n"]),
                 f"{result['truncated']}/{result['samples']}" if first else "",
                 f"{failed}/{result['samples']}" if first else "",
@@ -41,6 +41,11 @@ def print_table(title: str, evaluated: Evaluated) -> None:
     if not out.is_terminal:  # a file or a pipe, which rich takes for 80 columns wide
         out.width = 120
     out.print(table)
+
+
+def with_error(value: float | None, stderr: float | None) -> str:
+    """A value ± its standard error, where that is known."""
+    return figure(value) if stderr is None else f"{figure(value)} ± {figure(stderr)}"
 
 
 def figure(value: float | None) -> str:

@@ -210,6 +210,7 @@ def _measured(row: MeasuredRow, layout: Layout, name: str, root: Path) -> list[E
         matches = [find(seed, row.label, task, column.metric, root) for seed in row.results]
         values = [metric["value"] for _, metric in matches]
         stderr = stdev(values) / len(values) ** 0.5 if len(values) > 1 else matches[0][1]["stderr"]
+        stderr = stderr or None  # 0 is no certainty: all questions, or all seeds, came out alike
         results = [result for result, _ in matches]
         line.append(Entry(row.model, results, fmean(values), stderr, matches[0][1]["higher_is_better"]))
     return line

@@ -82,7 +82,7 @@ def _svg(plot: Plot, curves: Mapping[str, Sequence[Mapping[str, Any]]], mark: st
             steps, values = ([row[key] for row in rows] for key in ("step", panel.value))
             (line,) = axes.plot(steps, values, linewidth=1.4)
             if panel.value == SELECTED:
-                low, high = ([row[SELECTED] + sign * row["eval/stderr"] for row in rows] for sign in (-1, 1))
+                low, high = ([row[SELECTED] + sign * row.get("eval/stderr", 0.0) for row in rows] for sign in (-1, 1))
                 axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set_title(f"{panel.title}: {panel.metric}", fontsize=10)
         axes.set_xlabel("step", fontsize=8)

@@ -86,7 +86,17 @@ def test_nothing_scored_has_no_value():
 
 
 def test_a_single_question_has_no_spread():
-    assert mean("avg@1", average).measure([question(1.0)]).stderr == 0.0
+    assert mean("avg@1", average).measure([question(1.0)]).stderr is None
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_what_scores_alike_tells_no_error(score, count):
+    """0 of 30 right is an estimate like any other: ± 0.000 would read as certainty."""
+    questions = [question(score) for _ in range(count)]
+    assert mean("avg@1", average).measure(questions).stderr is None
+    assert corpus("mean", lambda qs: statistics.fmean(q[0].score for q in qs)).measure(questions).stderr is None
+    assert mean("avg@1", average).measure([*questions, question(0.5)]).stderr > 0
 
 
 def test_the_bootstrap_agrees_with_the_closed_form_of_a_mean():

@@ -149,5 +149,6 @@ def left_is_a(seed: int, annotator: str, pair: str) -> bool:
 
 
 def _figures(row: Tally) -> tuple[str, str, str]:
-    net = f"{row.net.value:+.3f} ± {row.net.stderr:.3f}" if row.net else "-"
+    net = f"{row.net.value:+.3f}" if row.net else "-"
+    net += f" ± {row.net.stderr:.3f}" if row.net and row.net.stderr is not None else ""
     return f"{row.wins}-{row.ties}-{row.losses}", net, str(row.net.n if row.net else 0)

@@ -16,10 +16,10 @@ from stepstack.rl.reward import Reward
 @dataclass(frozen=True, slots=True)
 class Validation:
     """``accuracy`` is the mean reward over questions of the mean over samples (avg@k); ``stderr`` is clustered by
-    question. ``scored`` holds every sample, ordered by (question, sample)."""
+    question, None where all questions score alike. ``scored`` holds every sample, ordered by (question, sample)."""
 
     accuracy: float
-    stderr: float
+    stderr: float | None
     n: int
     k: int
     length: float
@@ -27,7 +27,8 @@ class Validation:
     scored: list[Scored]
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        values = {"accuracy": self.accuracy, "stderr": self.stderr, "length": self.length, "truncated": self.truncated}
+        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
+        values |= {} if self.stderr is None else {"stderr": self.stderr}
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
