@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from data.media.images import Record
 from recipes.perception.config import BoxFileReward, Config, RewardConfig, weights_of
@@ -141,17 +142,20 @@ def make_reward(cfg: Config, rule: RewardConfig) -> Reward:
 def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float, Mapping[str, float]]:
     """(the figure that tables show first, all figures) of one answer: the published metrics of its task."""
     frame = gold.frame(space)
+    answer, well = (answer, True) if gold.task == "ocr" else answers.mended(answer, form)
+    formed = {"well_formed": float(well)}
     match gold.task:
         case "grounding":
             figures = box_figures(perception.grounding_box(answer, frame, form), gold.boxes[0][0])
-            return figures["acc50"], figures
+            return figures["acc50"], figures | formed
         case "counting":
             figures = count_figures(len(answers.boxes(answer, form)[0]), gold.count)
-            return figures["exact"], figures
+            return figures["exact"], figures | formed
         case "ocr":
-            predicted, true = answers.strip_end_token(answer).split(), gold.text.split()
+            read, truth = (normalize("NFC", text).strip() for text in (answers.strip_end_token(answer), gold.text))
+            predicted, true = similarity.words(read), similarity.words(truth)
             figures = {
-                "edit": similarity.normalised_edit_distance(answers.strip_end_token(answer), gold.text.strip()),
+                "edit": similarity.normalised_edit_distance(read, truth),
                 **similarity.word_overlap(predicted, true),
                 "bleu": similarity.bleu(predicted, true),
                 "meteor": similarity.meteor(predicted, true),
@@ -159,7 +163,7 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
             return 1 - figures["edit"], figures
         case _:
             parts = perception.detection(answer, gold.boxes, frame, finished=True, form=form)
-            return parts["count_f1"], parts
+            return parts["count_f1"], parts | formed
 
 
 def make_metric(cfg: Config) -> Reward:

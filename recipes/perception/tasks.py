@@ -15,15 +15,16 @@ from stepstack.harness.metrics import Metric, Question, corpus, part
 from stepstack.harness.task import Task
 from stepstack.harness.training.task_data import load_task, split_tasks
 from stepstack.records import Problem
-from stepstack.scoring.vision.answers import Form
+from stepstack.scoring.vision.answers import Form, mended
 from stepstack.scoring.vision.detection import Compared, compare, precision_of
 from stepstack.scoring.vision.perception import detected_boxes
 from stepstack.scoring.vision.spatial import Space
 
 # (part of a score, its name in tables, whether higher is better); the first is what tables show unless told.
+FORMED = ("well_formed", "well-formed")  # share of the answers; what others hold is counted all the same
 FIGURES = {
-    "grounding": [("acc75", "acc@.75"), ("acc50", "acc@.5"), ("acc95", "acc@.95"), ("iou", "IoU")],
-    "counting": [("exact", "exact"), ("absolute_error", "MAE")],
+    "grounding": [("acc75", "acc@.75"), ("acc50", "acc@.5"), ("acc95", "acc@.95"), ("iou", "IoU"), FORMED],
+    "counting": [("exact", "exact"), ("absolute_error", "MAE"), FORMED],
     "ocr": [
         ("edit", "edit distance"),
         ("f1", "F1"),
@@ -32,7 +33,7 @@ FIGURES = {
         ("bleu", "BLEU"),
         ("meteor", "METEOR"),
     ],
-    "detection": [("location", "IoU of matched"), ("count_f1", "F1 at .5")],
+    "detection": [("location", "IoU of matched"), ("count_f1", "F1 at .5"), FORMED],
 }
 LESS_IS_BETTER = ("absolute_error", "edit")
 
@@ -52,7 +53,7 @@ def average_precision(name: str, form: Form, space: Space) -> Metric:
     @cache
     def compared(gold_text: str, answer: str) -> Compared:
         gold = Gold.read(gold_text)
-        return compare(list(gold.boxes), detected_boxes(answer, gold.frame(space), form)[0])
+        return compare(list(gold.boxes), detected_boxes(mended(answer, form)[0], gold.frame(space), form)[0])
 
     def of(questions: Sequence[Question]) -> float | None:
         figures = precision_of([compared(q[0].gold, q[0].answer or "") for q in questions])

@@ -1,11 +1,13 @@
 """Similarity of two texts: edit distance, word overlap, BLEU-4, METEOR without synonyms. No torch.
 
-The caller splits words: at white space (``str.split``) unless the language needs more.
+The caller splits words, by ``words`` where the language may have no spaces between them.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -38,6 +40,17 @@ def edits(a: Sequence[str], b: Sequence[str]) -> list[tuple[Edit, int, int]]:
         kind: Edit = block.tag  # type: ignore[assignment]
         steps += [(kind, block.src_start + k, block.dest_start + k) for k in range(count)]
     return steps
+
+
+_CHARACTERS = re.compile(  # of scripts that put no space between words: kana, Han, Thai, Lao, Khmer, Burmese
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\U00020000-\U000323af]"
+)
+
+
+def words(text: str) -> list[str]:
+    """Words of a text: what stands between white space, and each character of a script that has no spaces. Unicode NFC
+    first, by which an accent is one character however it was typed."""
+    return _CHARACTERS.sub(lambda match: f" {match[0]} ", unicodedata.normalize("NFC", text)).split()
 
 
 def word_overlap(prediction: Sequence[str], gold: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ even where it is not. Numbers are taken unchanged: the caller knows their space,
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -40,6 +41,7 @@ _PLAIN = (re.compile(rf"\[ ?{_FOUR} ?\]"), re.compile(rf"\( ?{_FOUR} ?\)"), re.c
 _ANY_PLAIN = re.compile("|".join(pattern.pattern for pattern in _PLAIN))
 _POINT = re.compile(_PAIR)
 _FENCE = re.compile(r"```(?:json)?")
+_OBJECT = re.compile(r"\{[^{}]{1,2000}\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,31 @@ def json_boxes(text: str) -> tuple[list[LabelledBox], bool]:
     read = [_entry(entry) for entry in entries]
     items = [item for item in read if item is not None]
     return items, well and len(items) == len(read)
+
+
+def mended(text: str, form: Form) -> tuple[str, bool]:
+    """(a text that ``boxes`` reads all of, whether the answer was well-formed). For a judge: a base model writes a
+    single object without a list, a key more, single quotes, or is cut off in its list, and what it found is there to
+    be counted. A reward asks for the form and does not mend."""
+    items, well = boxes(text, form)
+    if well or form != "json":
+        return text, well
+    found = [entry for match in _OBJECT.finditer(text) if (entry := _salvaged(match[0])) is not None]
+    return (json.dumps(found) if len(found) > len(items) else text), False
+
+
+def _salvaged(text: str) -> dict[str, Any] | None:
+    """Entry of ``json_boxes`` out of an object that has a box; a label that is missing is empty."""
+    try:
+        entry = ast.literal_eval(text)  # JSON of plain values, and Python's single quotes
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    box = entry.get("bbox_2d") if isinstance(entry, dict) else None
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    if any(isinstance(x, bool) or not isinstance(x, int | float) or not abs(x) <= MAX_COORDINATE for x in box):
+        return None
+    return {"bbox_2d": box, "label": str(entry.get("label", ""))}
 
 
 def plain_boxes(text: str) -> tuple[list[LabelledBox], bool]:

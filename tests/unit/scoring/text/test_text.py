@@ -13,11 +13,11 @@ from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import sentence_bleu
 from nltk.translate.meteor_score import meteor_score
 
-from stepstack.scoring.text.similarity import bleu, meteor, normalised_edit_distance, word_overlap
+from stepstack.scoring.text.similarity import bleu, meteor, normalised_edit_distance, word_overlap, words
 
 short = st.text(alphabet="abc", max_size=12)
 WORDS = ("The", "the", "cat", "cats", "sat", "sitting", "sits", "on", "running", "runs", "mat", ".")
-words = st.lists(st.sampled_from(WORDS), max_size=14)
+sentences = st.lists(st.sampled_from(WORDS), max_size=14)
 
 
 class NoWordNet:
@@ -42,7 +42,7 @@ def test_edit_distance_is_the_table(a, b):
     assert normalised_edit_distance(a, b) * max(len(a), len(b)) == pytest.approx(table(a, b))
 
 
-@given(words, words)
+@given(sentences, sentences)
 def test_edit_distance_of_words_is_the_table(a, b):
     assert normalised_edit_distance(a, b) * max(len(a), len(b)) == pytest.approx(table(a, b))
 
@@ -83,7 +83,7 @@ def test_word_overlap():
     assert set(word_overlap([], ["a"]).values()) == set(word_overlap(["a"], []).values()) == {0.0}
 
 
-@given(words, words)
+@given(sentences, sentences)
 def test_bleu_is_nltks(prediction, gold):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of orders without overlap
@@ -97,7 +97,7 @@ def test_bleu_of_copies():
     assert 0 < bleu(["a", "b", "c", "d"], ["a", "b", "c", "d", "e"]) < 1
 
 
-@given(words, words)
+@given(sentences, sentences)
 def test_meteor_is_nltks_without_wordnet(prediction, gold):
     theirs = meteor_score([gold], prediction, stemmer=PorterStemmer(), wordnet=NoWordNet())
     assert meteor(prediction, gold) == pytest.approx(theirs, abs=1e-12)
@@ -107,3 +107,27 @@ def test_meteor_stems():
     assert meteor(["running"], ["Runs"]) == pytest.approx(0.5)
     assert meteor(["a", "b", "c", "d"], ["a", "b", "c", "d"]) == pytest.approx(1 - 0.5 / 64)
     assert meteor(["dog"], ["cat"]) == meteor([], ["cat"]) == meteor(["cat"], []) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two words", ["two", "words"]),
+        ("今天 weather很好", ["今", "天", "weather", "很", "好"]),
+        ("カタカナ", list("カタカナ")),
+        ("cafe\u0301", ["café"]),
+        ("ภาษา", list("ภาษา")),
+        ("한국어 글", ["한국어", "글"]),
+        ("", []),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_their_characters(text, expected):
+    assert words(text) == expected
+
+
+def test_one_wrong_character_of_a_line_costs_one_character():
+    gold = "今天天气很好我们一起去公园散步吧明天也许会下雨所以要带伞出门最好早点走"
+    wrong = gold.replace("伞", "车")
+    assert word_overlap(words(gold), words(gold))["f1"] == bleu(words(gold), words(gold)) == 1
+    assert word_overlap(words(wrong), words(gold))["f1"] == pytest.approx(1 - 1 / len(set(gold)))  # of distinct ones
+    assert bleu(words(wrong), words(gold)) > 0.8

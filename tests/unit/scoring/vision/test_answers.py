@@ -13,6 +13,7 @@ from stepstack.scoring.vision.answers import (
     boxes,
     first_box,
     json_boxes,
+    mended,
     plain_boxes,
     points,
     token_boxes,
@@ -221,3 +222,32 @@ def test_what_cannot_be_written():
         with pytest.raises(ValueError, match="cannot be written"):
             write_json([LabelledBox((0, 0, 1, 1), label)])
     assert write_tokens([LabelledBox((0, 0, 1.4, 1))]) == "<|box_start|>(0,0),(1,1)<|box_end|>"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('{"bbox_2d": [1, 2, 3, 4], "label": "cat"}', 1),
+        ('```json\n{"bbox_2d": [1, 2, 3, 4], "label": "cat"}\n```', 1),
+        ("[{'bbox_2d': [1, 2, 3, 4], 'label': 'cat'}]", 1),
+        ('[{"bbox_2d": [1, 2, 3, 4], "label": "cat", "score": 0.5}]', 1),
+        ('[{"bbox_2d": [1, 2, 3, 4]}]', 1),
+        ('```json\n[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}, {"bbox_2d": [5, 6, 7, 8], "label": "dog"}, {"bbox', 2),
+        ('I see [{"bbox_2d": [1, 2, 3, 4], "label": "cat"}] here', 1),
+        ('{"bbox_2d": [1, 2, 3], "label": "cat"}', 0),
+        ('{"bbox_2d": [1, 2, 3, true], "label": "cat"}', 0),
+        ('{"bbox_2d": [1, 2, 3, 1e999], "label": "cat"}', 0),
+        ("{" * 3000, 0),
+        ("no box", 0),
+    ],
+)
+def test_a_judge_counts_what_an_ill_formed_answer_found(text, count):
+    again, well = mended(text, "json")
+    assert not well
+    assert len(boxes(again, "json")[0]) == count
+
+
+def test_what_is_well_formed_is_left_as_it_is():
+    text = write_json([LabelledBox((1, 2, 3, 4), "cat")])
+    assert mended(text, "json") == (text, True)
+    assert mended("(1,2),(3,4) and more", "plain")[0] == "(1,2),(3,4) and more"
