@@ -65,8 +65,9 @@ class Pipeline:
     def _encoded(self, prompts: list[str]) -> Encoded:
         """Encoded prompts in the DiT's own type: the encoders compute in text.dtype."""
         encoded = self.encoder.encode(prompts)
-        place = {"device": self.device, "dtype": next(self.dit.parameters()).dtype}
-        return Encoded(encoded.text_BLC.to(**place), encoded.mask_BL.to(self.device), encoded.clip_BMC.to(**place))
+        dtype = next(self.dit.parameters()).dtype
+        text_BLC, clip_BMC = (x.to(self.device, dtype) for x in (encoded.text_BLC, encoded.clip_BMC))
+        return Encoded(text_BLC, encoded.mask_BL.to(self.device), clip_BMC)
 
 
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
