@@ -219,6 +219,7 @@ class Config(RunConfig):
             evals=self.evals,
             eval_every=self.eval_every,
             trackers=self.trackers,
+            tracking=self.tracking,
             peak_tflops=self.peak_tflops,
             max_skipped=self.max_skipped,
             steps=self.second.steps,

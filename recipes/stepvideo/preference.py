@@ -81,7 +81,7 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline, mad
     for start in track(range(0, len(conditions), each), "making pairs", transient=True):
         batch = conditions[start : start + each]
         latents, marks = candidates(batch, config.seed, cfg.clips, data, pipeline)
-        images = pipeline.codec.encode(pixels(batch, data)[:, :1].to(pipeline.device))[:, 0]
+        images = pipeline.codec.encode(pixels(batch, data)[:, :1])[:, 0].to(pipeline.device)
         for row, clip in enumerate(batch):
             if pair := choose(marks[row], cfg.margin):
                 best, worst = (latents[row * cfg.clips + n] for n in pair)

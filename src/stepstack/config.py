@@ -27,6 +27,7 @@ from stepstack.yaml12 import parse
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 
+RUNS = "runs"  # folder of runs, where no config says another
 DERIVED = "derived"  # the source of a value that follows from others
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"]
@@ -129,6 +130,18 @@ class Save(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking(Strict):
+    """How trackers file a run, beside its name and its config, which they all get."""
+
+    project: Text = "stepstack"
+    """Project of the trackers; TensorBoard has none."""
+    group: str = ""
+    """Group of the run in W&B and trackio; an empty string is none."""
+    tags: tuple[Text, ...] = ()
+    """Tags of the run in W&B."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig(Strict):
     """Keys of every recipe's config."""
 
@@ -137,8 +150,8 @@ class RunConfig(Strict):
     name: Annotated[str, Field(pattern=r"^([^/\\.\s][^/\\]*)?$")] = ""
     """Name of the run, and of its folder in ``dir``: no path, and no dot in front. An empty string takes the
     stem of the config's file."""
-    dir: Text = "runs"
-    """Folder of runs, absolute or from the repository."""
+    dir: Text = RUNS
+    """Folder of runs: absolute, or from the repository; of a config file outside of it, from the current folder."""
     seed: NonNegativeInt = 42
     """Seed of everything that training draws."""
     precision: Literal["no", "bf16"] = "no"
@@ -154,6 +167,8 @@ class RunConfig(Strict):
     """Steps between two evaluations on the watched split; 0: only before the first and after the last step."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Trackers of accelerate that get the metrics, beside metrics.jsonl in the run's folder."""
+    tracking: Tracking = Tracking()
+    """Project, group and tags of the run in its trackers."""
     peak_tflops: PositiveFloat | None = None
     """Peak TFLOP/s of one device, for MFU; null: looked up for known GPUs by name, else a measured matmul."""
     max_skipped: NonNegativeInt = 5
@@ -161,7 +176,7 @@ class RunConfig(Strict):
 
     @property
     def folder(self) -> Path:
-        """The run's folder. ``dir`` is relative to the repository unless it is absolute."""
+        """The run's folder. A relative ``dir`` is one of the repository."""
         return ROOT / self.dir / self.name
 
     @property
@@ -205,16 +220,21 @@ def find(name: str, configs: Path = CONFIGS) -> Path:
 
 
 def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Resolved:
-    """Merge the base chain, the file and the overrides of a run, keeping the source of each key."""
+    """Merge the base chain, the file and the overrides of a run, keeping the source of each key. Of a file outside of
+    the repository a relative ``dir`` is one of the current folder."""
     merged = _merged(find(name, configs), overrides)
     if "recipe" not in merged.values:
         raise ConfigError(
             f"{_shown(merged.path)}: no key 'recipe' (in configs/base? those files are not runnable): name one"
         )
-    if merged.values.get("name"):
-        return merged
-    named = {"name": merged.path.stem}, {"name": f"stem of {_shown(merged.path)}"}
-    return Resolved(merged.path, {**merged.values, **named[0]}, {**merged.sources, **named[1]})
+    values, sources = dict(merged.values), dict(merged.sources)
+    if not values.get("name"):
+        values["name"], sources["name"] = merged.path.stem, f"stem of {_shown(merged.path)}"
+    folder = values.get("dir", RUNS)
+    if isinstance(folder, str) and not merged.path.resolve().is_relative_to(ROOT):
+        values["dir"] = str(Path.cwd() / folder)
+        sources.setdefault("dir", "the current folder")
+    return Resolved(merged.path, values, sources)
 
 
 def read(cls: type, path: Path, overrides: Sequence[str] = ()) -> Any:
@@ -330,13 +350,14 @@ def _override(text: str) -> dict[str, Any]:
 
 
 def _chain(path: Path) -> list[tuple[Path, dict[str, Any], dict[str, str]]]:
-    """The files of the base chain as ``_read``, root first. ``base:`` is relative to the file that names it."""
+    """The files of the base chain as ``_read``, root first. ``base:`` is a path from the file that names it, or the
+    name of a config."""
     chain = [(path.resolve(), *_read(path))]
     while (base := chain[-1][1].get("base")) is not None:
         file, _, where = chain[-1]
         if not isinstance(base, str):
             raise ConfigError(f"{where['base']}: base = {base!r}: must be the path of one file")
-        parent = (file.parent / base).resolve()
+        parent = (file.parent / base if base.endswith((".yaml", ".yml")) else CONFIGS / f"{base}.yaml").resolve()
         if not parent.is_file():
             raise ConfigError(f"{where['base']}: base = {base!r}: {_shown(parent)} does not exist: correct it")
         if parent in [earlier for earlier, _, _ in chain]:
@@ -462,7 +483,8 @@ def unknown_key(key: str, cls: type) -> str:
     same = [k for k in known if k.rpartition(".")[2] == leaf]
     near = [k for k in same if parent and k.startswith(f"{parent}.")] or difflib.get_close_matches(key, siblings, 1)
     near = (near or same or difflib.get_close_matches(key, known, n=1))[:4]
-    return f"unknown key {key!r}" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ": `config NAME --explain` lists them"
+    return f"unknown key {key!r}{hint}"
 
 
 def _keys(cls: Any, prefix: str = "") -> Iterator[str]:

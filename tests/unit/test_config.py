@@ -355,6 +355,26 @@ def test_a_wrong_task_names_the_file_that_has_it(write):
         load_config(write("a.yaml", f"base: {CONFIGS}/orz-tiny.yaml\nevals: [tset]"))
 
 
+def test_a_base_is_a_path_or_the_name_of_a_config(write):
+    named = load_config(write("a.yaml", "base: orz-tiny\nsteps: 3"))
+    assert (named.steps, named.recipe) == (3, "orz")
+    assert named == load_config(write("a.yaml", f"base: {CONFIGS}/orz-tiny.yaml\nsteps: 3"))
+    with pytest.raises(ConfigError, match=r"a\.yaml:1: base = 'orz-tin': configs/orz-tin\.yaml does not exist"):
+        load_config(write("a.yaml", "base: orz-tin"))
+
+
+def test_runs_of_a_config_outside_of_the_repository_are_in_the_current_folder(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = write("a.yaml", "base: orz-tiny")
+    assert load_config(file).folder == tmp_path / "runs" / "a"
+    assert load_config(file, ["dir=mine"]).folder == tmp_path / "mine" / "a"
+    assert load_config(file, ["dir=/elsewhere"]).folder == Path("/elsewhere/a")
+    assert load_config("orz-tiny").folder == config.ROOT / "runs" / "orz-tiny"
+    assert config.resolve(file).sources["dir"] == "the current folder"
+    with pytest.raises(ConfigError, match="dir = 3"):
+        load_config(file, ["dir=3"])
+
+
 def test_trackers_are_those_of_accelerate():
     from accelerate.utils import LoggerType
 

@@ -160,7 +160,7 @@ class Ceiling(ClipEngine):
         self.facts = {"engine": "codec"}
 
     def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:
-        video = pixels([clip_in(question.problem) for question, _ in rows], drawn(self.cfg)).to(self.pipeline.device)
+        video = pixels([clip_in(question.problem) for question, _ in rows], drawn(self.cfg))
         return frames(self.pipeline.codec.decode(self.pipeline.codec.encode(video)))
 
 

@@ -54,17 +54,20 @@ class Pipeline:
 
     def steps(self, asks: Sequence[ClipRequest]) -> Iterator[torch.Tensor]:
         """The latents after each step of the sampler. ValueError for an image that the codec cannot encode."""
-        images = as_video(np.stack([ask.image for ask in asks])[:, None]).to(self.device)
+        images = as_video(np.stack([ask.image for ask in asks])[:, None])
         grid = self.codec.grid(self.count, *images.shape[3:])
         noise = noise_like((grid[0], self.codec.channels, *grid[1:]), [ask.seed for ask in asks]).to(self.device)
         motion = torch.tensor([ask.motion for ask in asks]).to(self.device)
         words, without = self._encoded([ask.prompt for ask in asks]), self._encoded([self.negative])
-        image = self.codec.encode(images)[:, 0]
+        image = self.codec.encode(images)[:, 0].to(self.device)
         yield from sample(self.dit, noise, words, without, self.sampler, image_BCYX=image, motion_B=motion)
 
     def _encoded(self, prompts: list[str]) -> Encoded:
+        """Encoded prompts in the DiT's own type: the encoders compute in text.dtype."""
         encoded = self.encoder.encode(prompts)
-        return Encoded(*(x.to(self.device) for x in (encoded.text_BLC, encoded.mask_BL, encoded.clip_BMC)))
+        dtype = next(self.dit.parameters()).dtype
+        text_BLC, clip_BMC = (x.to(self.device, dtype) for x in (encoded.text_BLC, encoded.clip_BMC))
+        return Encoded(text_BLC, encoded.mask_BL.to(self.device), clip_BMC)
 
 
 def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:

@@ -86,9 +86,11 @@ def _schema(args: argparse.Namespace) -> int:
 
 def _print(args: argparse.Namespace) -> int:
     from recipes import protocol
+    from stepstack.core import preflight
 
     resolved = config.resolve(args.name, args.overrides)
     cfg = protocol.load_config(args.name, args.overrides)
+    preflight.refuse_trackers(cfg)
     values = config.explain(cfg, resolved)
     if args.explain is None:
         for key, value, _ in values:

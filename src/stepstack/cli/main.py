@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -35,11 +36,18 @@ OWN = ("main", "common")  # files here that are no commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
     top = parser()
-    args, rest = top.parse_known_args(argv)
+    if not words:
+        top.print_help()
+        return 2
+    _check_command(top, words)
+    args, rest = top.parse_known_args(words)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in args]
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+        keys = [word.lstrip("-").split("=")[0] for word in unknown if word.startswith("--") and "." in word]
+        hint = f": a key of the config is given without dashes: {keys[0]}=..." if keys else ""
+        top.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if rest:  # argparse takes a list of words in one piece only; overrides may also follow a flag
         args.overrides = [*args.overrides, *rest]
     logging.basicConfig(level=logging.DEBUG if args.verbose else logging.WARNING, format="%(name)s: %(message)s")
@@ -58,6 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _check_command(top: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End with an error that suggests a command where the first word is none."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    names = [path.stem for path in commands(Path(__file__).parent)]
+    if name is not None and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`stepstack --help` lists the commands"
+        top.error(f"no command {name!r}: {hint}")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="stepstack", description=MANUAL, formatter_class=argparse.RawTextHelpFormatter)
     top.add_argument("--version", action="version", version=__version__)
@@ -66,14 +84,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def commands(folder: Path) -> list[Path]:
+    """The files and folders of ``folder`` that are commands."""
+    return [path for path in sorted(folder.iterdir()) if not path.stem.startswith(("_", ".")) and path.stem not in OWN]
+
+
 def add_commands(parser: argparse.ArgumentParser, package: str, folder: Path, dest: str) -> None:
     """A subcommand for each file of ``folder``; a folder in it is a command with subcommands of its own."""
-    commands = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
-    for path in sorted(folder.iterdir()):
-        if path.stem.startswith(("_", ".")) or path.stem in OWN:
-            continue
+    subparsers = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
+    for path in commands(folder):
         module = import_module(f"{package}.{path.stem}")
-        sub = commands.add_parser(path.stem, help=module.HELP, description=module.HELP)
+        sub = subparsers.add_parser(path.stem, help=module.HELP, description=module.HELP)
         if path.is_dir():
             add_commands(sub, module.__name__, path, path.stem)
         else:

@@ -24,8 +24,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from recipes import protocol
+    from stepstack.core import preflight
 
     cfg = protocol.load_config(args.name, args.overrides)
+    preflight.refuse_trackers(cfg)
     recipe = protocol.load(cfg.recipe)
     if args.dry_run:
         for key, value in recipe.describe(cfg).items():

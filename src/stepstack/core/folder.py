@@ -25,9 +25,11 @@ CHANGEABLE_KEYS = (
     "save",
     "evals",
     "trackers",
+    "tracking",
     "peak_tflops",
     "steps",
     "eval_every",
+    "max_skipped",
 )
 SAID_KEYS = ("steps", "eval_every", "save")  # their change is said aloud; Run.resume says what becomes of schedules
 LOCK = ".lock"

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from stepstack import user_code
-from stepstack.config import CONFIGS, ROOT, ConfigError, RunConfig, digest, needed, to_dict, user_files
+from stepstack.config import CONFIGS, ROOT, ConfigError, Needed, RunConfig, digest, needed, to_dict, user_files
 
 CODE = ("src", "recipes", "data", "evals", "kernels")
 MANIFEST = "manifest.json"  # of a folder that `stepstack data` prepared
@@ -63,11 +63,32 @@ def refuse(findings: Sequence[Finding]) -> None:
 
 def packages(config: RunConfig) -> list[Finding]:
     """One finding for each package that the config needs and that is not installed."""
-    lacking = [(key, package) for key, package in needed(config) if importlib.util.find_spec(package.module) is None]
+    return _lacking([*needed(config), *_trackers(config)])
+
+
+def refuse_trackers(config: RunConfig) -> None:
+    """ConfigError for trackers whose package is not installed: without it accelerate would log to nothing."""
+    refuse(_lacking(_trackers(config)))
+
+
+def _trackers(config: RunConfig) -> list[tuple[str, Needed]]:
+    """The packages of ``trackers``, with the key."""
+    line = "pip install -c constraints.txt"
+    return [("trackers", Needed(name, f"{line} {name.replace('_', '-')}")) for name in config.trackers]
+
+
+def _lacking(packages: Sequence[tuple[str, Needed]]) -> list[Finding]:
+    lacking = [(key, package) for key, package in packages if not installed(package.module)]
     return [
         Finding(f"{key or 'recipe'}: the package {package.module} is not installed: {package.install}", wrong=True)
         for key, package in lacking
     ]
+
+
+def installed(module: str) -> bool:
+    """Whether a package is there to import; a mere folder of its name, such as the wandb/ of offline runs, is not."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def gpus() -> list[Gpu] | None:

@@ -31,6 +31,7 @@ from stepstack.core.device import peak_flops
 from stepstack.core.folder import claim
 from stepstack.core.processes import Machines, this_place
 from stepstack.core.progress import Progress
+from stepstack.core.trackers import Trackers
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
 
@@ -67,10 +68,9 @@ class Run(Generic[C]):
         self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
+        preflight.refuse_trackers(config)
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
-            log_with=list(config.trackers) or None,
-            project_dir=self.dir,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.launch.timeout))],
         )
         if self.processes != config.launch.processes:
@@ -93,6 +93,7 @@ class Run(Generic[C]):
         self.resumed_from: int | None = None
         self.fallbacks = 0
         self.stop_after, self.inner = stop_after, folder is not None
+        self.trackers = Trackers(config, self.dir, f"{config.name}-{self.dir.name}" if self.inner else config.name)
         self._stop = self._looked = False
         self._saving: checkpoint.PendingCheckpoint | None = None
         self._save_groups: dict[str, torch.distributed.ProcessGroup] = {}
@@ -340,11 +341,9 @@ class Run(Generic[C]):
 
     def finish(self) -> None:
         """Close the trackers. The outer run also leaves the process group, which a stage still shares with it."""
+        self.trackers.finish()
         if not self.inner:
             self.accelerator.end_training()
-            return
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -362,8 +361,6 @@ class Run(Generic[C]):
             raise ConfigError(refused[0])
         for change in said:
             self._say(f"changed since the run began: {change}")
-        if self.config.trackers:
-            self.accelerator.init_trackers("stepstack", init_kwargs={"wandb": {"name": self.config.name}})
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, once; a torn one is passed over, said and counted. The step it stands at.
@@ -383,7 +380,7 @@ class Run(Generic[C]):
         if self.fallbacks and self.resumed_from is None:
             self._say("no whole checkpoint is left: starting from step 0")
         if self.is_main:
-            self._rewind_metrics()
+            self.trackers.start(self.step, last=self._rewind_metrics())
         self.accelerator.wait_for_everyone()
         return self.step
 
@@ -415,13 +412,14 @@ class Run(Generic[C]):
         if self.processes != facts["processes"]:
             self._say(f"{self.processes} processes go on where {facts['processes']} stopped")
 
-    def _rewind_metrics(self) -> None:
-        """Rows later than the checkpoint will be computed again."""
-        if self.metrics_file.is_file():
-            rows = [
-                r for r in jsonl.read(self.metrics_file) if r["step"] <= self.step and self.resumed_from is not None
-            ]
-            jsonl.write_rows_atomic(self.metrics_file, rows)
+    def _rewind_metrics(self) -> int:
+        """Rows later than the checkpoint will be computed again. The last step that there was, -1 for none."""
+        if not self.metrics_file.is_file():
+            return -1
+        rows = jsonl.read(self.metrics_file)
+        kept = [row for row in rows if row["step"] <= self.step and self.resumed_from is not None]
+        jsonl.write_rows_atomic(self.metrics_file, kept)
+        return max((row["step"] for row in rows), default=-1)
 
     def _begin_step(self) -> None:
         self._pending: dict[str, list[float]] = {}
@@ -458,8 +456,7 @@ class Run(Generic[C]):
         if self.is_main:
             jsonl.append(self.metrics_file, row)
             self.progress.advance(step, row)
-        if self.config.trackers:
-            self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
+            self.trackers.log(row)
         self._begin_step()
 
     def _memory(self) -> float:

@@ -26,8 +26,11 @@ def record(run: Path, root: Path = ROOT) -> Path:
     """Write evals/results/<name>.json of a run, without samples.
 
     It has config, provenance, evaluations by label (before, after, model, ...), the curve on the selection set, the fit
-    of a sweep, the state of DSV, and CPU seconds. FileNotFoundError where nothing of the run was evaluated or fitted.
+    of a sweep, the state of DSV, and CPU seconds. FileNotFoundError where there is no such run, or nothing of it was
+    evaluated or fitted.
     """
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run} is no run: train it first, or say which by name=... and dir=...")
     facts = jsonl.read_json(run / "config.json", "config", "provenance")
     evals: dict[str, list[dict[str, Any]]] = {}
     for file in sorted((run / "evals").glob("*/*/result.json")):

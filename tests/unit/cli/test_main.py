@@ -44,3 +44,30 @@ def test_a_reader_that_leaves_early_gets_no_traceback(words):
     line = f"{sys.executable} -m stepstack config {words} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lanch", "orz-tiny"], "error: no command 'lanch': did you mean launch?"),
+        (["--verbose", "confg"], "error: no command 'confg': did you mean config?"),
+        (["zzz"], "error: no command 'zzz': `stepstack --help` lists the commands"),
+        (["train", "orz-tiny", "--actor.optim.lr", "1e-4"], "without dashes: actor.optim.lr=..."),
+        (["train", "orz-tiny", "--actor.optim.lr=1e-4"], "without dashes: actor.optim.lr=..."),
+        (["train", "orz-tiny", "--dryrun"], "unrecognized arguments: --dryrun\n"),
+    ],
+)
+def test_a_mistyped_line_says_what_was_meant(words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert said in capsys.readouterr().err
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    assert "stepstack launch orz-tiny" in capsys.readouterr().out
+
+
+def test_an_unknown_key_that_is_like_no_other_leads_to_the_list(capsys):
+    assert main(["config", "orz-tiny", "foo=1"]) == 2
+    assert "unknown key 'foo': `config NAME --explain` lists them" in capsys.readouterr().err

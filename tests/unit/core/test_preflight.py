@@ -26,7 +26,7 @@ def wrong(findings) -> list[str]:
 
 
 def test_packages_come_with_their_key_and_the_line_that_installs_them(monkeypatch):
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "installed", lambda name: name == "tensorboard")
     vllm, flash = wrong(preflight.packages(load_config("orz-7b")))
     assert vllm == "rollout.generator: the package vllm is not installed: make setup EXTRAS=vllm"
     assert flash.startswith("model: the package flash_attn is not installed: pip install flash-attn ")

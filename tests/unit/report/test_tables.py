@@ -76,6 +76,11 @@ def test_the_curve_is_that_of_the_last_stage_that_has_one(place):
     assert sorted(stored["cpu_s_by_stage"]) == pytest.approx([5.0, 60.0])
 
 
+def test_record_of_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none is no run: train it first, or say which by name="):
+        tables.record(tmp_path / "none", tmp_path)
+
+
 def test_record_of_a_run_that_was_not_evaluated(place):
     for file in place.glob("runs/*/evals/*/*/result.json"):
         file.unlink()

@@ -20,7 +20,8 @@ BORDER_WEIGHT = 0.6  # weight of a frame at a border of two chunks; its neighbou
 
 
 class VideoCodec(Protocol):
-    """Codec from videos to latents. ``stride``: frames, rows and columns of a latent voxel."""
+    """Codec from videos to latents. ``stride``: frames, rows and columns of a latent voxel. What it is given may lie on
+    any device; what it returns lies on its VAE's."""
 
     channels: int
     stride: Grid
@@ -139,12 +140,12 @@ class TinyCodec:
 
     @torch.no_grad()
     def encode(self, video_BFCYX: Tensor) -> Tensor:
-        z = self.vae.posterior(video_BFCYX)[0].transpose(1, 2)
+        z = self.vae.posterior(video_BFCYX.to(self.vae.device))[0].transpose(1, 2)
         return (z - _wide(self.vae.mean_C)) / _wide(self.vae.std_C)
 
     @torch.no_grad()
     def decode(self, latents_BFCYX: Tensor) -> Tensor:
-        z = latents_BFCYX * _wide(self.vae.std_C) + _wide(self.vae.mean_C)
+        z = latents_BFCYX.to(self.vae.device) * _wide(self.vae.std_C) + _wide(self.vae.mean_C)
         return self.vae.reconstruct(z.transpose(1, 2))
 
 
@@ -163,12 +164,13 @@ class WanCodec:
     @torch.no_grad()
     def encode(self, video_BFCYX: Tensor) -> Tensor:
         self.grid(video_BFCYX.shape[1], *video_BFCYX.shape[3:])
-        z = self.vae.encode(video_BFCYX.transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+        z = self.vae.encode(video_BFCYX.to(self.vae.device).transpose(1, 2)).latent_dist.mode().transpose(1, 2)
         return (z - _wide(self.mean_C, z)) / _wide(self.std_C, z)
 
     @torch.no_grad()
     def decode(self, latents_BFCYX: Tensor) -> Tensor:
-        z = latents_BFCYX * _wide(self.std_C, latents_BFCYX) + _wide(self.mean_C, latents_BFCYX)
+        z = latents_BFCYX.to(self.vae.device)
+        z = z * _wide(self.std_C, z) + _wide(self.mean_C, z)
         return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
 
 
@@ -187,11 +189,13 @@ class DcCodec:
     @torch.no_grad()
     def encode(self, video_BFCYX: Tensor) -> Tensor:
         self.grid(video_BFCYX.shape[1], *video_BFCYX.shape[3:])
-        return self.vae.encode(video_BFCYX.flatten(0, 1)).latent.unflatten(0, video_BFCYX.shape[:2]) * self.scale
+        frames = video_BFCYX.to(self.vae.device).flatten(0, 1)
+        return self.vae.encode(frames).latent.unflatten(0, video_BFCYX.shape[:2]) * self.scale
 
     @torch.no_grad()
     def decode(self, latents_BFCYX: Tensor) -> Tensor:
-        return self.vae.decode(latents_BFCYX.flatten(0, 1) / self.scale).sample.unflatten(0, latents_BFCYX.shape[:2])
+        z = latents_BFCYX.to(self.vae.device).flatten(0, 1) / self.scale
+        return self.vae.decode(z).sample.unflatten(0, latents_BFCYX.shape[:2])
 
 
 class ChunkedCodec:

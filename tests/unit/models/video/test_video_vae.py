@@ -186,3 +186,12 @@ def test_it_learns_to_reconstruct():
         optimizer.step()
         errors.append(loss.item())
     assert errors[-1] < 0.35 * errors[0]
+
+
+@pytest.mark.parametrize("make", [wan, dc, lambda: TinyCodec(tiny())])
+def test_a_codec_takes_videos_and_latents_of_any_device(make):
+    codec = make()
+    codec.vae.to("meta")
+    latents = codec.encode(torch.zeros(1, 1, 3, 32, 32))
+    assert latents.device.type == "meta"
+    assert codec.decode(torch.zeros(latents.shape)).device.type == "meta"
