@@ -414,12 +414,13 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
                 text += f""" (in quotes it is one: '"{item["input"]}"')"""
         if key not in explained:  # a union reports each of its members
             explained.add(key)
-            yield f"{source}: {text}"
+            yield f"{_without_credentials(source)}: {text}"
 
 
 def _without_credentials(shown: str) -> str:
-    """A value as an error shows it: urls without what may be a password or a key."""
-    return re.sub(r"(://)?[^\s'\"/]+@", r"\1***@", re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", shown))
+    """A value or its source as an error shows it: urls without what may be a password or a key."""
+    shown = re.sub(r"[^\s'\"/:=]+:[^\s'\"]*@", "***@", shown)
+    return re.sub(r"(:[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", shown)
 
 
 def _dotted(loc: Sequence[int | str], values: Any) -> str:
