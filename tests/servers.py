@@ -21,21 +21,33 @@ class ModelServer:
     Faults, to be set at any time: ``statuses`` answers the next requests with these instead; ``refuse`` answers prompts
     that hold this text with 400; ``torn`` breaks so many streams off in their middle ("end": as if they were over,
     "reset": against HTTP, "error": with an error as an event); ``usage`` False tells no token counts; ``leave_after``
-    so many answers the server goes away; ``pause`` seconds between tokens. ``asked`` are the bodies of requests for
-    answers, ``keys`` their API keys, ``answered`` counts those that were answered to the end, ``hung_up`` those whose
-    client went away.
+    so many answers the server goes away; ``pause`` seconds between tokens; ``unsupported`` settings are refused, one at
+    a time, as OpenAI does; ``form``: answers as a stream, in one piece, as a page, or as JSON of another form;
+    ``finishes`` renames the reasons of ends; ``per_second`` requests are let through, others get 429 and
+    ``retry_after``; ``listed``: what /v1/models tells of a model, where "clock" as ``created`` is the time.
+
+    ``asked`` are the bodies of requests for answers, ``keys`` their API keys; ``answered`` counts those that were
+    answered to the end, ``refused`` those over the rate, ``hung_up`` those whose client went away.
     """
 
     def __init__(
-        self, generator: HfGenerator, *, models: tuple[str, ...] = ("tiny",), key: str = "none", port: int = 0
+        self, generator: HfGenerator, *, models: tuple[str, ...] = ("tiny",), key: str | None = None, port: int = 0
     ):
         self.generator, self.models, self.key = generator, models, key
         self.statuses: list[int] = []
         self.refuse: str | None = None
         self.torn: list[Literal["end", "reset", "error"]] = []
         self.usage, self.leave_after, self.pause = True, 0, 0.0
+        self.listed: dict[str, Any] = {"root": "tests/tiny", "created": 0}
+        self.unsupported: tuple[str, ...] = ()
+        self.form: Literal["stream", "json", "html", "odd"] = "stream"
+        self.finishes: dict[str, str | None] = {}
+        self.retry_after: float | None = None
+        self.per_second: float | None = None
+        self.tokens, self.filled = 1.0, time.monotonic()
+        self.refused = 0
         self.asked: list[dict[str, Any]] = []
-        self.keys: list[str] = []
+        self.keys: list[str | None] = []
         self.answered = self.hung_up = 0
         self.lock = threading.Lock()
         self._http = Http(("127.0.0.1", port), self)
@@ -69,11 +81,27 @@ class ModelServer:
         else:
             request = body["prompt"]
         prompt = Prompt(Problem(0, "", ""), encode(request, self.generator.tokenizer))
-        names = ("temperature", "top_p", "max_tokens", "seed")
-        sampling = Sampling(**{name: body[name] for name in names}, top_k=body.get("top_k", -1))
+        names = ("temperature", "top_p", "max_tokens", "seed", "top_k")
+        chosen = {name: body[name] for name in names if name in body}
+        chosen |= {"max_tokens": body["max_completion_tokens"]} if "max_completion_tokens" in body else {}
+        sampling = Sampling(**chosen)
         with self.lock:  # a generator decodes one batch at a time
             [group] = self.generator.generate([prompt], sampling)
         return group.rollouts[0]
+
+    def has_room(self) -> bool:
+        """Whether the rate of requests allows one more now (a bucket that holds one second's)."""
+        if self.per_second is None:
+            return True
+        with self.lock:
+            now = time.monotonic()
+            filled = self.tokens + (now - self.filled) * self.per_second
+            self.tokens, self.filled = min(max(self.per_second, 1.0), filled), now
+            if self.tokens < 1:
+                self.refused += 1
+                return False
+            self.tokens -= 1
+            return True
 
     def pieces(self, rollout: Rollout) -> Iterator[str]:
         """An answer token by token; bytes of a letter that is not whole wait for the rest."""
@@ -111,7 +139,10 @@ class Handler(BaseHTTPRequestHandler):
             self.model.hung_up += 1
 
     def do_GET(self) -> None:
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "tests"} for name in self.model.models]
+        listed = dict(self.model.listed)
+        if listed.get("created") == "clock":
+            listed["created"] = int(time.time())
+        rows = [{"id": name, "object": "model", "owned_by": "tests", **listed} for name in self.model.models]
         if self.allowed():
             self.reply(200, {"object": "list", "data": rows})
 
@@ -131,6 +162,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         if body["model"] not in self.model.models:
             self.fail(404, f"the model {body['model']} does not exist")
+        elif not self.model.has_room():
+            self.fail(429, "rate limit: come back later")
+        elif name := next((name for name in self.model.unsupported if name in body), None):
+            use = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+            self.fail(400, f"Unsupported parameter: '{name}' is not supported with this model.{use}")
         elif status != 200:
             self.fail(status, f"made to answer {status}")
         elif self.model.refuse and self.model.refuse in json.dumps(body):
@@ -144,7 +180,23 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             self.fail(400, str(error))
             return
-        self.stream(body, rollout, torn)
+        if self.model.form == "html":
+            self.reply(200, "<html>welcome</html>", "text/html")
+        elif self.model.form == "odd":
+            self.reply(200, {"choices": [{"answer": "2"}]})
+        elif self.model.form == "json" or not body.get("stream"):
+            self.whole(body, rollout)
+        else:
+            self.stream(body, rollout, torn)
+
+    def whole(self, body: dict[str, Any], rollout: Rollout) -> None:
+        text = "".join(self.model.pieces(rollout))
+        words = {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
+        choice = {"index": 0, "finish_reason": self.reason(rollout), **words}
+        self.reply(200, {"id": "1", "choices": [choice], "usage": usage(len(rollout.ids))})
+
+    def reason(self, rollout: Rollout) -> str | None:
+        return self.model.finishes.get(rollout.finish, rollout.finish)
 
     def stream(self, body: dict[str, Any], rollout: Rollout, torn: str | None) -> None:
         self.send_response(200)
@@ -164,8 +216,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             self.event({"choices": [self.choice(chat, piece, None)]}, torn)
             time.sleep(self.model.pause)
-        self.event({"choices": [self.choice(chat, "", rollout.finish)]}, torn)
-        if self.model.usage and body["stream_options"]["include_usage"]:
+        self.event({"choices": [self.choice(chat, "", self.reason(rollout))]}, torn)
+        if self.model.usage and body.get("stream_options", {}).get("include_usage"):
             self.event({"choices": [], "usage": usage(len(rollout.ids))}, torn)
         with self.model.lock:
             self.model.answered += 1
@@ -190,18 +242,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def allowed(self) -> bool:
-        if self.headers["Authorization"] == f"Bearer {self.model.key}":
+        if self.headers["Authorization"] == (self.model.key and f"Bearer {self.model.key}"):
             return True
-        self.fail(401, "wrong API key")
+        self.fail(401, f"wrong API key: {self.headers['Authorization']}")
         return False
 
     def fail(self, status: int, message: str) -> None:
         self.reply(status, {"error": {"message": message, "type": "error", "param": None, "code": status}})
 
-    def reply(self, status: int, value: dict[str, Any]) -> None:
-        data = json.dumps(value).encode()
+    def reply(self, status: int, value: dict[str, Any] | str, kind: str = "application/json") -> None:
+        data = (value if isinstance(value, str) else json.dumps(value)).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
+        if status == 429 and self.model.retry_after is not None:
+            self.send_header("Retry-After", f"{self.model.retry_after:g}")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

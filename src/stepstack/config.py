@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -439,12 +440,18 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
         elif not key:  # a rule between keys: the recipe's own words name them
             text = item["msg"].removeprefix("Value error, ")
         else:
-            text = f"{key} = {item['input']!r}: {item['msg']}"
+            text = f"{key} = {_without_credentials(repr(item['input']))}: {item['msg']}"
             if item["type"] == "string_type" and isinstance(item["input"], int | float):
                 text += f""" (in quotes it is one: '"{item["input"]}"')"""
         if key not in explained:  # a union reports each of its members
             explained.add(key)
-            yield f"{source}: {text}"
+            yield f"{_without_credentials(source)}: {text}"
+
+
+def _without_credentials(shown: str) -> str:
+    """A value or its source as an error shows it: urls without what may be a password or a key."""
+    shown = re.sub(r"[^\s'\"/:=]+:[^\s'\"]*@", "***@", shown)
+    return re.sub(r"(:[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", shown)
 
 
 def _dotted(loc: Sequence[int | str], values: Any) -> str:

@@ -26,7 +26,7 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation.types import Answer, EngineError, Sampling
 from stepstack.harness.config import ServedJudge
 from stepstack.harness.engine import Question
-from stepstack.harness.engines.server import _heard
+from stepstack.harness.engines.openai_api import heard
 from stepstack.harness.evaluate import evaluate
 from stepstack.models.speech.config import TinyWhisper, WhisperFolder, Xvector
 from tests.recipes.test_stepaudio import short, tokens  # noqa: F401  (a fixture)
@@ -216,11 +216,11 @@ def test_stepeval_without_a_judge_asks_nothing(folder):
 
 def test_recordings_are_sent_in_place_of_words(folder):
     chat = spoken_questions.chat_of(spoken_questions.stepeval(folder)[0])
-    [part] = _heard(chat.turns[0])
+    [part] = heard(chat.turns[0])
     assert (part["type"], part["input_audio"]["format"]) == ("input_audio", "wav")
     sound = (folder / "stepeval_audio_360" / "1.wav").read_bytes()
     assert base64.b64decode(part["input_audio"]["data"]) == sound
-    assert _heard(chat.turns[0]._replace(file=None)) == "Let us play."
+    assert heard(chat.turns[0]._replace(file=None)) == "Let us play."
 
 
 @pytest.mark.parametrize(

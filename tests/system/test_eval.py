@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stepstack.harness.store import Store
 from stepstack.report import jsonl
+from tests import tools
+from tests.servers import ModelServer
 from tests.system.processes import Ended, ok, stepstack, train_ranks
 
 # Pieces of 4 samples = 2 of the 9 questions, so that there are moments in between.
@@ -45,12 +50,13 @@ def kill_before_result() -> None:
 
 
 def evaluate(run: Path, model: Path, *words: str, hooks=()) -> Ended:
-    return stepstack(run, "--model", str(model), *WORDS, *words, verb="eval", hooks=hooks).wait()
+    given = () if "--server" in words else ("--model", str(model))
+    return stepstack(run, *given, *WORDS, *words, verb="eval", hooks=hooks).wait()
 
 
 def outcome(run: Path) -> tuple[bytes, dict]:
     """samples.jsonl, and result.json without what depends on the clock."""
-    [file] = run.glob("evals/model-*/*/result.json")
+    [file] = run.glob("evals/others/model-*/*/result.json")
     result = json.loads(file.read_text())
     assert {p.name for p in file.parent.iterdir()} == {"plan.json", "samples.jsonl", "result.json"}
     del result["timing"], result["provenance"]["time"]
@@ -69,7 +75,9 @@ def reference(model, tmp_path_factory) -> tuple[bytes, dict]:
     samples, result = outcome(run)
     assert "avg@2" in said.out
     assert len({json.loads(line)["text"] for line in samples.splitlines()}) > 4  # worth comparing with
-    assert (run / "evals" / next((run / "evals").iterdir()).name / "samples.html").is_file()
+    [page] = run.glob("evals/others/*/samples.html")
+    assert page.parent.name in said.out
+    assert not list(run.glob("evals/*/*/result.json"))  # where the run's own would lie
     return samples, result
 
 
@@ -102,7 +110,7 @@ def test_one_process_goes_on_with_what_two_began(reference, model, tmp_path):
     run, notes = tmp_path / "q", tmp_path / "notes.jsonl"
     two = train_ranks(run, 2, "--model", str(model), *WORDS, verb="eval", hooks=[(note_and_kill, notes, 4)])
     assert [ended.code for ended in two] == [-signal.SIGKILL] * 2
-    assert len(list(run.glob("evals/*/*/generated-*.jsonl"))) == 2
+    assert len(list(run.glob("evals/others/*/*/generated-*.jsonl"))) == 2
     ok(evaluate(run, model, hooks=[(note_and_kill, notes, None)]))
     assert sorted(row["index"] for row in jsonl.read(notes)) == list(range(9))
     assert outcome(run) == reference
@@ -123,3 +131,65 @@ def test_bad_input_is_one_error(model, tmp_path, words, said):
     assert ended.err.startswith("stepstack eval: ")
     assert said in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.fixture
+def server(model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with ModelServer(tools.generator(AutoModelForCausalLM.from_pretrained(model), tokenizer)) as served:
+        yield served
+
+
+def test_a_server_answers_and_an_old_result_says_its_date(server, tmp_path):
+    run, words = tmp_path / "q", ("--server", server.url + "/v1", "--concurrency", "2", "--patience", "5")
+    first = ok(evaluate(run, run, *words))
+    assert "not asked again" not in first.out
+    asked = len(server.asked)
+    time.sleep(1.1)  # results are dated by the second
+    again = ok(evaluate(run, run, *words))
+    assert re.search(r"test v\d+ is from \d\d \w+ \d{4} \d\d:\d\d, not asked again; --again asks anew", again.out)
+    assert len(server.asked) == asked
+    ok(evaluate(run, run, *words, "--again"))
+    assert len(server.asked) == 2 * asked
+    [result] = run.glob("evals/others/tiny-*/*/result.json")
+    assert server.url not in result.read_text()
+
+
+def test_a_server_that_refuses_everything_is_an_error_and_some_refusals_stand_under_the_table(server, tmp_path):
+    run, words = tmp_path / "q", ("--server", server.url)
+    server.refuse = '"prompt"'
+    ended = evaluate(run, run, *words)
+    assert (ended.code, list(run.rglob("result.json"))) == (2, [])
+    assert "all 18 samples of test failed, most of them with engine: " in ended.err
+    assert "this prompt is refused" in ended.err
+    server.refuse = json.dumps(server.asked[0]["prompt"])
+    ended = ok(evaluate(run, run, *words))
+    assert re.search(r"\d+ of 18 samples failed, most of them with engine: .*this prompt is refused", ended.out)
+
+
+@pytest.mark.parametrize("url", ["http://user:PLANTED@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?api_key=PLANTED"])
+@pytest.mark.parametrize("place", ["--server", "judge"])
+def test_a_secret_in_a_url_is_repeated_nowhere(tmp_path, url, place):
+    run = tmp_path / "q"
+    if place == "--server":
+        ended = evaluate(run, run, "--server", url)
+    else:
+        ended = stepstack(run, f"score.judge={{url: '{url}'}}", config="mdocsum-tiny").wait()
+    assert ended.code == 2
+    assert "into a file" in ended.err
+    files = [file for file in run.rglob("*") if file.is_file()] if run.is_dir() else []
+    assert not [text for text in (ended.out, ended.err, *(f.read_text() for f in files)) if "PLANTED" in text]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--patience", "3"), "--patience without --server"),
+        (("--server", "http://x", "--model", "y"), "--server and --model"),
+        (("--server", "http://x", "--concurrency", "0"), "server.concurrency is 0"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, words, said):
+    ended = stepstack(tmp_path / "q", *words, verb="eval").wait()
+    assert ended.code == 2
+    assert said in ended.err

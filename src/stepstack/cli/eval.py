@@ -32,20 +32,26 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
     add_data(parser)
     parser.add_argument("--include", type=Path, help="folder with more tasks for lm_eval:<task>")
-    parser.add_argument("--retry-failed", action="store_true", help="ask failed questions again")
+    again = "ask anew what was answered before: everything, or with --again=failed what failed"
+    parser.add_argument("--again", nargs="?", const="all", choices=("all", "failed"), help=again)
     curve = "the curve of a run's checkpoints, on its select split"
     parser.add_argument("--checkpoints", action="store_true", help=curve)
     server = "an OpenAI-compatible server answers, e.g. http://host:8000/v1"
     parser.add_argument("--server", metavar="URL", help=server)
     parser.add_argument("--server-model", help="its model's name; default: the only one it has")
+    model_id = "which weights it serves (a commit, a hash); default: what its list of models tells"
+    parser.add_argument("--model-id", metavar="ID", help=model_id)
     parser.add_argument("--key-file", help="file that holds the server's API key")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="requests to it in flight; default: 32")
+    patience = "seconds without any answer of the server before it is given up; default: 60"
+    parser.add_argument("--patience", type=float, metavar="S", help=patience)
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds of one answer; default: 600")
     parser.add_argument("--open", action="store_true", help="show the page of samples in a browser")
 
 
 def run(args: argparse.Namespace) -> int:
     from recipes import protocol
     from stepstack.core.inputs import refuse_others
-    from stepstack.harness.engines.server import ServerConfig
     from stepstack.harness.suite import SuiteOptions
 
     cfg = protocol.load_config(args.name, args.overrides)
@@ -57,20 +63,35 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=args.max_tokens,
         seed=args.seed,
         limit=args.limit,
-        retry=args.retry_failed,
+        again=args.again,
         data=args.data,
         include=args.include,
     )
-    names = words(args.tasks)
-    if args.model is None and args.server is None:
+    names, server = words(args.tasks), server_of(args)
+    if args.model is None and server is None:
         refuse_others(cfg.folder, cfg)
     if args.checkpoints:
         return checkpoint_curve(cfg, recipe, names or ["select"], chosen)
-    server = None
-    if args.server:
-        server = ServerConfig(url=args.server, model=args.server_model, key_file=args.key_file)
     evaluate(cfg, recipe, model=args.model, tasks=names, options=chosen, server=server, show=args.open)
     return 0
+
+
+def server_of(args: argparse.Namespace) -> ServerConfig | None:
+    """The server that answers. ConfigError for its options without it, and for another model beside it."""
+    from stepstack.config import ConfigError
+    from stepstack.harness.engines.server import ServerConfig
+
+    options = {"model": args.server_model} | {
+        name: getattr(args, name) for name in ("model_id", "key_file", "concurrency", "patience", "timeout")
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if args.server is None and given:
+        flags = ["--server-model" if name == "model" else f"--{name.replace('_', '-')}" for name in given]
+        raise ConfigError(f"{', '.join(flags)} without --server: give its URL, or leave them out")
+    if args.server is not None and (args.model or args.checkpoints):
+        other = "--model" if args.model else "--checkpoints"
+        raise ConfigError(f"--server and {other}: either a server answers or the model itself, leave one out")
+    return None if args.server is None else ServerConfig(url=args.server, **given)
 
 
 def evaluate(
@@ -85,8 +106,12 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate ``model`` (default: the run's) on ``tasks`` (default: the config's), print the table, write the page.
 
-    Results go to runs/<name>/evals/<label>, the label being the model's folder name and hash.
+    Results go to runs/<name>/evals/<label>, the label being the model's folder name and hash; those of a model that
+    does not lie in the run's folder, and of a server, to runs/<name>/evals/others/<label>, where nobody takes them for
+    the run's.
     """
+    from datetime import UTC, datetime
+
     from stepstack.config import digest
     from stepstack.core.folder import CHANGEABLE_KEYS
     from stepstack.core.processes import LaunchedProcesses
@@ -97,17 +122,19 @@ def evaluate(
     from stepstack.harness.summary import label_of, print_table
     from stepstack.report import viewer
 
-    world = LaunchedProcesses(cfg.launch)
+    began, world = datetime.now(UTC), LaunchedProcesses(cfg.launch)
     engine: Engine
+    own = False
     if server is not None:
         engine = remote = ServerEngine(server)
-        facts = remote.model_record()
+        facts = world.gather([remote.model_record()] if world.rank == 0 else [])[0]
     else:
         folder = folder_of(model or str(cfg.folder / "model"))
+        own = folder.resolve().is_relative_to(cfg.folder.resolve())
         facts = world.gather([record(folder, model)] if world.rank == 0 else [])[0]
         engine = recipe.open_engine(cfg, folder, world.device)
     label = label_of(facts)
-    place = cfg.folder / "evals" / label
+    place = cfg.folder / "evals" / label if own else cfg.folder / "evals" / "others" / label
     evaluated = evaluate_all(
         tasks or cfg.evals,
         engine,
@@ -119,7 +146,7 @@ def evaluate(
         about={"config": digest(cfg, CHANGEABLE_KEYS)},
     )
     if world.rank == 0:
-        print_table(label, evaluated)
+        print_table(label if own else f"{label} (not of run {cfg.name})", evaluated, began)
         page = viewer.write(place / "samples.html", {label: [folder for folder, _ in evaluated]})
         print(f"samples: {page}")
         if show:

@@ -101,7 +101,8 @@ class Answer:
     None where the engine does not tell them, and ``tokens`` then counts them. ``text`` ends with that stop string.
     ``media`` holds files, such as a clip, by paths from the repository. ``finish`` is "stop" for EOS or a stop string,
     "length" for an answer that was cut off, and "error", with ``error`` set, where this one request failed and the
-    engine goes on. An engine that cannot go on raises EngineError.
+    engine goes on. An engine that cannot go on raises EngineError. ``left_out``: settings of the budget that the
+    engine could not pass on.
     """
 
     problem: Problem
@@ -112,6 +113,7 @@ class Answer:
     tokens: int = 0
     media: tuple[Path, ...] = ()
     error: str | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:

@@ -66,6 +66,7 @@ def answer_row(answer: Answer) -> dict[str, Any]:
         "media": [str(file) for file in answer.media],
         "finish": answer.finish,
         "error": answer.error,
+        **({"left_out": list(answer.left_out)} if answer.left_out else {}),
     }
 
 
@@ -80,6 +81,7 @@ def answer_of(row: Mapping[str, Any], problem: Problem, sample: int) -> Answer:
         media=tuple(map(Path, row["media"])),
         finish=row["finish"],
         error=row["error"],
+        left_out=tuple(row.get("left_out", ())),
     )
 
 

@@ -6,11 +6,13 @@ written at once. So neither a kill nor the number of processes changes what is s
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from stepstack.config import ConfigError
 from stepstack.core.progress import Progress
@@ -29,8 +31,11 @@ from stepstack.report.provenance import provenance
 WRITE_EVERY = 1.0  # seconds; what an engine yields in between is written together
 
 
+Again = Literal["all", "failed"]
+
+
 class Stopped(ValueError):
-    """The engine went away: says why, what is kept and how to go on."""
+    """The engine went away or failed on everything: says why, what is kept and how to go on."""
 
 
 def evaluate(
@@ -43,21 +48,23 @@ def evaluate(
     model: Mapping[str, Any],
     budget: Budget | None = None,
     limit: int | None = None,
-    retry: bool = False,
+    again: Again | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """(folder, result) of ``task``; an evaluation of the same plan that is over is not repeated.
 
     ``model``: name, sha256 (None where unknown). ``budget``: in place of the task's; ``limit``: the first so many
-    rows; ``retry`` asks failed questions again; ``about``: more facts for the record.
+    rows; ``again``: which questions are asked anew, all or those on which the engine failed; ``about``: more facts for
+    the record.
 
-    Raises Stopped when the engine goes away, and ConfigError for rows without gold or of one index.
+    Raises Stopped when the engine goes away or no sample has a verdict, which leaves no result, and ConfigError for
+    rows without gold or of one index.
     """
     budget = budget or task.budget
     problems = checked(task, task.rows(data))[:limit]
     store = Store(root, plan(task.name, task.version, problems, budget, model, engine.facts))
-    if world.rank == 0 and store.folder.is_dir() and retry:
-        store.forget_failures()
+    if world.rank == 0 and store.folder.is_dir() and again is not None:
+        store.forget() if again == "all" else store.forget_failures()
     if world.rank == 0:
         store.begin()
     world.gather([])  # the others look only now
@@ -68,15 +75,32 @@ def evaluate(
     local_samples = _answer(task, engine, world, store, questions, budget)
     everything: list[Sample] = sorted(world.gather(local_samples), key=lambda s: (s.index, s.sample))
     world.gather([])
+    if all(sample.failure is not None for sample in everything):
+        if world.rank == 0:
+            store.forget_failures()
+        raise Stopped(
+            f"all {len(everything)} samples of {task.name} failed, most of them with {commonest(everything)}\n"
+            "Mend that, and give the same command again"
+        )
     if world.rank == 0:
+        generated, seconds = store.generated(problems)
         record = summary(task, everything, budget) | {"plan": store.plan, "model": dict(model), **(about or {})}
-        timing = {"wall_s": time.perf_counter() - started, "generation_s": store.generated(problems)[1]}
+        if left_out := sorted({name for given in generated.values() for answer in given for name in answer.left_out}):
+            record["left_out"] = left_out
+        timing = {"wall_s": time.perf_counter() - started, "generation_s": seconds}
         io.write(store.folder / SAMPLES, everything)
         store.finish(record | {"provenance": provenance(), "timing": timing})
     world.gather([])
     result = store.result()
     assert result is not None
     return store.folder, result
+
+
+def commonest(samples: Sequence[Sample]) -> str:
+    """The failure that most samples have, numbers in it aside."""
+    failures = [sample.failure for sample in samples if sample.failure is not None]
+    [(kind, _)] = Counter(re.sub(r"\d+", "0", failure) for failure in failures).most_common(1)
+    return next(failure for failure in failures if re.sub(r"\d+", "0", failure) == kind)
 
 
 def checked(task: Task, problems: Sequence[Problem]) -> list[Problem]:

@@ -14,7 +14,16 @@ from stepstack.records import Problem
 
 def open_judge(cfg: ServedJudge) -> Engine:
     """The judge's server. EngineError where it does not answer."""
-    return ServerEngine(ServerConfig(url=cfg.url, model=cfg.model, key_file=cfg.key_file, concurrency=cfg.concurrency))
+    return ServerEngine(
+        ServerConfig(
+            url=cfg.url,
+            model=cfg.model,
+            key_file=cfg.key_file,
+            concurrency=cfg.concurrency,
+            patience=cfg.patience,
+            timeout=cfg.timeout,
+        )
+    )
 
 
 def ask(engine: Engine, texts: Sequence[str], max_tokens: int) -> list[str]:

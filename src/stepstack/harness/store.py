@@ -34,7 +34,7 @@ def plan(
     task: str, version: int, problems: Sequence[Problem], budget: Budget, model: Mapping, engine: Mapping
 ) -> dict[str, Any]:
     """Everything that decides a sample. Where the model and the rows lie does not: only the hash of a model counts
-    where it has one, and ``source`` of a problem does not count."""
+    where it has one, the identity of one behind a server, and ``source`` of a problem does not count."""
     rows = digest(
         [[p.index, p.text, gold_text(p.gold), {k: v for k, v in p.meta.items() if k != "source"}] for p in problems]
     )
@@ -44,9 +44,16 @@ def plan(
         "n": len(problems),
         "rows": rows,
         **_spent(budget),
-        "model": model["sha256"] or model["name"],
+        "model": model_key(model),
         "engine": dict(engine),
     }
+
+
+def model_key(model: Mapping[str, Any]) -> Any:
+    """A model as plans name it: by its hash, behind a server by its name there and its identity, else by its name."""
+    if model["sha256"]:
+        return model["sha256"]
+    return {"name": model["name"], **model["identity"]} if "identity" in model else model["name"]
 
 
 def _spent(budget: Budget) -> dict[str, Any]:
@@ -103,6 +110,12 @@ class Store:
                 seconds += row.get("seconds", 0.0)
         return answers_by_index, seconds
 
+    def forget(self) -> None:
+        """Let every question be asked again. By one process, before others look."""
+        (self.folder / RESULT).unlink(missing_ok=True)
+        (self.folder / SAMPLES).unlink(missing_ok=True)
+        self._drop_parts()
+
     def forget_failures(self) -> int:
         """Let the questions be asked again that the engine failed on, and everything be graded again; returns how many
         questions. By one process, before others look."""
@@ -110,7 +123,7 @@ class Store:
             rows = [row for file in sorted(self.folder.glob("generated-*.jsonl")) for row in jsonl.read(file)]
             seconds = sum(row.get("seconds", 0.0) for row in rows)
         else:
-            rows = _answer_rows(answers.read(self.folder / SAMPLES, old["samples"]))
+            rows = _answer_rows(answers.read(self.folder / SAMPLES, old["samples"]), old.get("left_out", ()))
             seconds = old["timing"]["generation_s"]
         whole = [row | {"seconds": 0.0} for row in rows if all(one["error"] is None for one in row["answers"])]
         if whole:
@@ -136,11 +149,11 @@ def _row(index: int, given: Sequence[Answer]) -> dict[str, Any]:
     return {"index": index, "answers": [answer_row(answer) for answer in given]}
 
 
-def _answer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Answers of the engine out of scored samples, a row a question."""
+def _answer_rows(samples: Sequence[Sample], left_out: Sequence[str]) -> list[dict[str, Any]]:
+    """Answers of the engine out of scored samples, a row a question; ``left_out``: settings that some did without."""
     by_index: dict[int, list[dict[str, Any]]] = {}
     for s in samples:
         error = s.failure.removeprefix("engine: ") if s.failure and s.finish == "error" else None
         row = {"text": s.text, "ids": s.ids, "tokens": s.tokens, "media": s.media, "finish": s.finish, "error": error}
-        by_index.setdefault(s.index, []).append(row)
+        by_index.setdefault(s.index, []).append(row | ({"left_out": list(left_out)} if left_out else {}))
     return [{"index": index, "answers": rows} for index, rows in by_index.items()]

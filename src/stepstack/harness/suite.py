@@ -12,7 +12,7 @@ from stepstack.config import ConfigError
 from stepstack.core.types import ProcessGroup
 from stepstack.generation.types import Budget, ClipBudget
 from stepstack.harness.engine import Engine
-from stepstack.harness.evaluate import evaluate
+from stepstack.harness.evaluate import Again, evaluate
 from stepstack.harness.task import DATA, LM_EVAL, Task, load
 
 Evaluated = list[tuple[Path, dict[str, Any]]]
@@ -20,14 +20,15 @@ Evaluated = list[tuple[Path, dict[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuiteOptions:
-    """Changes to every task of a suite: None keeps the task's own. ``limit``: the first so many rows."""
+    """Changes to every task of a suite: None keeps the task's own. ``limit``: the first so many rows.
+    ``again``: which questions are asked anew."""
 
     samples: int | None = None
     greedy: bool = False
     max_tokens: int | None = None
     seed: int = 0
     limit: int | None = None
-    retry: bool = False
+    again: Again | None = None
     data: Path = DATA
     include: Path | None = None  # more tasks for lm-eval
 
@@ -66,6 +67,8 @@ def evaluate_all(
     tasks = [load(name, recipe_tasks) for name in names if not name.startswith(LM_EVAL)]
     foreign = [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
     evaluated: Evaluated = []
+    if foreign and options.again == "failed":
+        raise ConfigError(f"lm_eval:{foreign[0]} is asked again as a whole: leave it out, or give --again alone")
     if foreign:
         from stepstack.harness.lm_eval.tasks import (
             evaluate as evaluate_lm_eval,  # an extra: imported where it is asked for
@@ -81,6 +84,7 @@ def evaluate_all(
             seed=options.seed,
             include=options.include,
             about=about,
+            again=options.again is not None,
         )
     for task in tasks:
         outcome = evaluate(
@@ -92,7 +96,7 @@ def evaluate_all(
             model=model,
             budget=options.budget(task),
             limit=options.limit,
-            retry=options.retry,
+            again=options.again,
             about=about,
         )
         evaluated.append(outcome)

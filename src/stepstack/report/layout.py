@@ -190,7 +190,7 @@ def find(name: str, label: str, task: str, metric: str, root: Path = ROOT) -> tu
         )
     if matches[0][1]["value"] is None:
         raise ConfigError(
-            f"{where}, {label}: {metric} of {task} has no value: every sample failed; eval again, --retry"
+            f"{where}, {label}: {metric} of {task} has no value: every sample failed; eval it with --again"
         )
     return matches[0]
 

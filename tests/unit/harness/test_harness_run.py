@@ -177,7 +177,7 @@ def test_failed_questions_can_be_asked_again(tmp_path):
     before = (folder / "samples.jsonl").read_bytes()
     roomy = Counting()
     roomy.max_positions = roomy.inner.max_positions = 4096
-    _, result = run(tmp_path, roomy, what=task(rows=lambda data: rows), retry=True)
+    _, result = run(tmp_path, roomy, what=task(rows=lambda data: rows), again="failed")
     assert roomy.made == [3]
     assert result["failed"] == {"engine": 0, "grader": 0}
     after = (folder / "samples.jsonl").read_bytes()

@@ -9,59 +9,91 @@ top_k and penalties.
 from __future__ import annotations
 
 import asyncio
-import base64
+import logging
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stepstack.config import ConfigError, Strict
 from stepstack.generation import http
-from stepstack.generation.prompts import NotText, SpokenChat, SpokenTurn
-from stepstack.generation.types import Answer, Budget, EngineError, Finish, Sampling, rollout_seed
+from stepstack.generation.types import Answer, Budget, EngineError, Sampling, rollout_seed
+from stepstack.harness.config import LONGEST_PATIENCE, MOST_IN_FLIGHT, server_url
 from stepstack.harness.engine import Question
+from stepstack.harness.engines import openai_api
+from stepstack.harness.engines.openai_api import Dialect
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig(Strict):
-    """``url``: http://host:port, with or without /v1. ``model``: None takes the one that the server lists. ``key_file``
-    holds the API key. ``concurrency``: requests in flight. ``patience``: seconds that the server may refuse (not up
-    yet, overloaded) before the evaluation stops. ``timeout``: seconds of one answer."""
+    """``url``: http://host:port, with or without /v1. ``model``: None takes the one that the server lists.
+    ``model_id`` tells its weights from others of the same name (a commit, a hash); None takes what the server lists of
+    them. ``key_file`` holds the API key. ``concurrency``: requests in flight. ``patience``: seconds without an answer
+    to any request (not up yet, overloaded) before the evaluation stops. ``timeout``: seconds of one answer."""
 
     type: Literal["server"] = "server"
     url: str
     model: str | None = None
+    model_id: str | None = None
     key_file: str | None = None
     concurrency: int = 32
     patience: float = 60.0
     timeout: float = 600.0
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sample that is asked for; ``answers`` of its question are shared by its samples."""
+
+    question: Question
+    sample: int
+    path: str
+    body: Mapping[str, Any]
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+
 class ServerEngine:
     """Engine over HTTP. Text goes to /v1/completions, chats to /v1/chat/completions, one streamed request a sample.
 
-    Stop strings are found here and the stream is hung up, since servers strip them and graders read them. ``tokens`` is
-    the server's own count where it came before the stream ended, else the number of pieces that held text.
-    ``retries`` counts the requests that were sent again.
+    The first request to either is sent alone, and settings that the server names as unsupported are left out from then
+    on, which each answer records. Stop strings are found here and the stream is hung up, since servers strip them and
+    graders read them. ``tokens`` is the server's own count where it came before the stream ended, else the number of
+    pieces that held text. ``retries`` counts the requests that were sent again.
     """
 
     def __init__(self, cfg: ServerConfig):
         """Asks the server for its models unless ``cfg`` names one. EngineError when it does not answer, ConfigError for
-        several models or an unreadable key."""
-        if cfg.concurrency < 1:
-            raise ConfigError(f"server.concurrency is {cfg.concurrency}: it must be at least 1")
+        several models, an unreadable key, and a url or a number that cannot be."""
+        _check_bounds(cfg)
         self.cfg, self.retries = cfg, 0
-        self.url = cfg.url.rstrip("/").removesuffix("/v1")
+        self.url = server_url(cfg.url).rstrip("/").removesuffix("/v1")
         self._key = _key(cfg.key_file)
-        self.model = cfg.model or http.start(self._only_model()).result()
+        self.model = cfg.model or openai_api.one_of(list(self._listed()), self.url)
         self.batch = 4 * cfg.concurrency
-        self.facts: Mapping[str, Any] = {"engine": "server", "url": self.url, "model": self.model}
+        self.facts: Mapping[str, Any] = {"engine": "server"}
+        self.dialect, self._probed = Dialect(), set[str]()
 
     def model_record(self) -> dict[str, Any]:
-        """The record of the model. A server reports no hash of it."""
-        return {"name": self.model, "sha256": None}
+        """The record of the model: its name there, and its identity as ``cfg`` or the server's list gives it.
+        ConfigError where neither tells which weights it has: those of another time could be taken for them."""
+        if self.cfg.model_id is not None:
+            return {"name": self.model, "sha256": None, "identity": {"id": self.cfg.model_id}}
+        row = self._row()
+        rows = [row]
+        if not openai_api.is_old(row.get("created")):
+            http.start(asyncio.sleep(1.1)).result()  # a clock in its place shows another second then
+            rows.append(self._row())
+        identity = openai_api.identity_of(row) | openai_api.time_of_making(rows)
+        if not identity:
+            raise ConfigError(
+                f"{self.url} does not tell which weights it serves as {self.model!r}: name them with --model-id, such "
+                "as a commit, a hash or a date. Results are kept by it, whatever the server's address is"
+            )
+        return {"name": self.model, "sha256": None, "identity": identity}
 
     def loglikelihood(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
         raise EngineError(
@@ -74,6 +106,7 @@ class ServerEngine:
             raise EngineError(f"{self.url} makes no clips: evaluate with a config of their recipe")
         if budget.max_length is not None:
             raise EngineError(f"{self.url} counts no prompt tokens for us: set sampling.max_length to null")
+        budget.refuse_repetition(self.url)
         finished: queue.SimpleQueue[tuple[Question, list[Answer]] | None] = queue.SimpleQueue()
         answering = http.start(self._ask_all(questions, budget, finished.put))  # answers flow while others are graded
         answering.add_done_callback(lambda _: finished.put(None))
@@ -90,19 +123,21 @@ class ServerEngine:
         sampling: Sampling,
         done: Callable[[tuple[Question, list[Answer]]], None],
     ) -> None:
-        slots = asyncio.Semaphore(self.cfg.concurrency)
+        slots = http.Slots(self.cfg.concurrency)
 
-        async def ask(question: Question, answers: dict[int, Answer], sample: int) -> None:
-            async with slots:
-                answers[sample] = await self._sample(client, question, sample, sampling)
-            if len(answers) == sampling.n:
-                done((question, [answers[i] for i in range(sampling.n)]))
+        async def ask(job: Job) -> None:
+            job.answers[job.sample] = await self._sample(client, job, sampling, slots)
+            if len(job.answers) == sampling.n:
+                done((job.question, [job.answers[i] for i in range(sampling.n)]))
 
+        jobs = [job for question in questions for job in self._jobs(question, sampling)]
+        probes = {job.path: job for job in reversed(jobs) if job.path not in self._probed}
         async with self._client() as client:
-            tasks = []
-            for question in questions:
-                answers: dict[int, Answer] = {}
-                tasks += [asyncio.create_task(ask(question, answers, sample)) for sample in range(sampling.n)]
+            for job in probes.values():
+                await ask(job)
+            self._probed |= probes.keys()
+            alone = {id(job) for job in probes.values()}
+            tasks = [asyncio.create_task(ask(job)) for job in jobs if id(job) not in alone]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -110,55 +145,51 @@ class ServerEngine:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sample(self, client: http.Client, question: Question, sample: int, sampling: Sampling) -> Answer:
-        sampling.refuse_repetition(self.url)
-        body: dict[str, Any] = {
-            "model": self.model,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_tokens,
-            "seed": rollout_seed(sampling.seed, question.problem.index, sample) % 2**31,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if sampling.top_k > 0:
-            body["top_k"] = sampling.top_k
-        failed = Answer(problem=question.problem, sample=sample, finish="error")
-        if isinstance(question.request, NotText) and not isinstance(question.request, SpokenChat):
-            raise EngineError(f"{self.url} is asked in text only: evaluate all else with an engine of their recipe")
-        if isinstance(question.request, str):
-            path, body["prompt"] = "/v1/completions", question.request
-        elif isinstance(question.request, SpokenChat):
-            path = "/v1/chat/completions"
-            body["messages"] = [{"role": turn.role, "content": _heard(turn)} for turn in question.request.turns]
-        else:
-            path = "/v1/chat/completions"
-            body["messages"] = [message._asdict() for message in question.request]
+    def _jobs(self, question: Question, sampling: Sampling) -> Iterator[Job]:
+        """The samples of a question, each with a seed of its own."""
+        answers: dict[int, Answer] = {}
+        for sample in range(sampling.n):
+            seed = rollout_seed(sampling.seed, question.problem.index, sample) % 2**31
+            path, body = openai_api.body_of(question, sampling, self.model, seed, self.url)
+            yield Job(question, sample, path, body, answers)
 
-        async def answer(attempt: int) -> Answer:
-            async with client.events(path, body) as chunks:
-                return replace(failed, **await _read(chunks, sampling.stop))
+    async def _sample(self, client: http.Client, job: Job, sampling: Sampling, slots: http.Slots) -> Answer:
+        while True:
+            sent, left_out = self.dialect.request(job.body), self.dialect.left_out(job.body)
+            base = Answer(problem=job.question.problem, sample=job.sample, finish="error", left_out=left_out)
 
-        try:
-            return await self._patiently(client, path, answer)
-        except http.Refused as error:
-            return replace(failed, error=str(error))
+            async def answer(attempt: int, sent: Any = sent, base: Answer = base) -> Answer:
+                async with client.events(job.path, sent) as chunks:
+                    return replace(base, **await openai_api.read_answer(chunks, sampling))
 
-    async def _patiently(self, client: http.Client, path: str, ask: Callable[[int], Any]) -> Any:
+            try:
+                return await self._patiently(client, job.path, answer, slots)
+            except http.Refused as error:
+                known = set(self.dialect.unsupported)
+                if not self.dialect.learn(sent, error):
+                    return replace(base, error=str(error))
+                for name in self.dialect.unsupported.keys() - known:
+                    log.warning("%s does not take %s, which is left out: %s", self.url, name, error.message)
+
+    async def _patiently(
+        self, client: http.Client, path: str, ask: Callable[[int], Any], slots: http.Slots | None = None
+    ) -> Any:
         """Raises Refused for what is wrong with this request, EngineError for what any other would meet too."""
         try:
-            return await client.patiently(path, ask, busy=True)
+            return await client.patiently(path, ask, busy=True, slots=slots)
         except http.ServerAway as error:
             raise EngineError(
-                f"{error}: start the server there again, or lower concurrency or sampling.max_tokens or raise timeout, "
-                "then give the same command"
+                f"{error}: start the server there again, or lower concurrency or sampling.max_tokens or raise patience "
+                "or timeout (--concurrency, --max-tokens, --patience, --timeout), then give the same command"
             ) from error
         except http.Refused as error:
+            if error.status == 200:
+                raise EngineError(f"{error}: no OpenAI-compatible server is there, correct the url") from error
             if error.status in (401, 403):
                 where = self.cfg.key_file or "no key_file is set"
                 raise EngineError(
                     f"{self.url} does not accept the API key ({where}): {error.message}. Write a valid key "
-                    "into server.key_file"
+                    "into a file and name it (--key-file, key_file)"
                 ) from error
             if error.status == 404:
                 raise EngineError(
@@ -167,16 +198,21 @@ class ServerEngine:
                 ) from error
             raise
 
-    async def _only_model(self) -> str:
-        async with self._client() as client:
-            try:
-                listed = await self._patiently(client, "/v1/models", lambda _: client.json("/v1/models"))
-            except http.Refused as error:
-                raise EngineError(f"{error}: set server.model, or give another url") from None
-        names = [model["id"] for model in listed["data"]]
-        if len(names) != 1:
-            raise ConfigError(f"{self.url} serves {len(names)} models: set server.model to one of {', '.join(names)}")
-        return names[0]
+    def _listed(self) -> dict[str, Mapping[str, Any]]:
+        """Models that the server lists, by id."""
+
+        async def listed() -> Any:
+            async with self._client() as client:
+                try:
+                    return await self._patiently(client, "/v1/models", lambda _: client.json("/v1/models"))
+                except http.Refused as error:
+                    raise EngineError(f"{error}: set server.model, or give another url") from None
+
+        return openai_api.listed_models(http.start(listed()).result(), self.url)
+
+    def _row(self) -> Mapping[str, Any]:
+        """What the server lists of its model; nothing where it does not list it."""
+        return self._listed().get(self.model, {})
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[http.Client]:
@@ -190,47 +226,21 @@ class ServerEngine:
                 self.retries += client.retries
 
 
-async def _read(chunks: AsyncIterator[Mapping[str, Any]], stop: Sequence[str]) -> dict[str, Any]:
-    """The fields of the answer that a stream of chunks makes, up to and with its first stop string. ConnectionError for
-    a stream that just ends."""
-    text, pieces = "", 0
-    usage: int | None = None
-    finish: str | None = None
-    longest = max(map(len, stop), default=0)
-    async for chunk in chunks:
-        if chunk.get("usage") is not None:
-            usage = chunk["usage"]["completion_tokens"]
-        if not chunk.get("choices"):
-            continue
-        choice = chunk["choices"][0]
-        piece = (choice["delta"].get("content") if "delta" in choice else choice["text"]) or ""
-        finish = choice.get("finish_reason") or finish
-        if piece:
-            searched = max(0, len(text) - longest + 1)  # a stop string that ends in this piece begins after here
-            text, pieces = text + piece, pieces + 1
-            ends = [at + len(s) for s in stop if (at := text.find(s, searched)) >= 0]
-            if ends:
-                return {"text": text[: min(ends)], "tokens": usage or pieces, "finish": "stop"}
-    if finish is None:
-        raise ConnectionError("the stream ended before the answer did")
-    if finish not in ("stop", "length"):
-        return {"finish": "error", "error": f"the server ended the answer with {finish!r}"}
-    ended: Finish = "stop" if finish == "stop" else "length"
-    return {"text": text, "tokens": pieces if usage is None else usage, "finish": ended}
+def _check_bounds(cfg: ServerConfig) -> None:
+    """ConfigError for a number of requests or seconds that cannot be."""
+    if not 1 <= cfg.concurrency <= MOST_IN_FLIGHT:
+        raise ConfigError(f"server.concurrency is {cfg.concurrency}: give 1 to {MOST_IN_FLIGHT} requests")
+    for name, seconds in (("patience", cfg.patience), ("timeout", cfg.timeout)):
+        if not 0 < seconds <= LONGEST_PATIENCE:
+            raise ConfigError(
+                f"server.{name} is {seconds:g}: give more than 0 and at most {LONGEST_PATIENCE:g} seconds"
+            )
 
 
-def _heard(turn: SpokenTurn) -> str | list[dict[str, Any]]:
-    """Content of a turn: its words, or its recording in the form of OpenAI's API."""
-    if turn.file is None:
-        return turn.text
-    sound = {"data": base64.b64encode(turn.file.read_bytes()).decode(), "format": turn.file.suffix.lstrip(".").lower()}
-    return [{"type": "input_audio", "input_audio": sound}]
-
-
-def _key(file: str | None) -> str:
-    """The API key; "none" where no file is named, since the client wants one."""
+def _key(file: str | None) -> str | None:
+    """The API key; None where no file is named."""
     if file is None:
-        return "none"
+        return None
     path = Path(file).expanduser()
     if not path.is_file():
         raise ConfigError(f"server.key_file {file} does not exist: write the API key into it")

@@ -31,7 +31,7 @@ from stepstack.harness.engine import Engine
 from stepstack.harness.evaluate import Stopped
 from stepstack.harness.lm_eval.groups import RESAMPLES, evaluate_group, folder_of, provenance_of
 from stepstack.harness.lm_eval.model import StepstackLM
-from stepstack.harness.store import PLAN, RESULT, RESULT_KEYS, SAMPLES, digest
+from stepstack.harness.store import PLAN, RESULT, RESULT_KEYS, SAMPLES, digest, model_key
 from stepstack.records import Problem
 from stepstack.report import jsonl
 
@@ -49,12 +49,14 @@ def evaluate(
     seed: int,
     include: Path | None = None,
     about: Mapping[str, Any] | None = None,
+    again: bool = False,
 ) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, result) of each lm-eval task of ``names``, in the form of ``harness.evaluate``; a finished one stays.
 
     A name is a task, a group or a tag; a group that lm-eval aggregates has a folder too. ``limit``: the first so many
     documents; ``seed``: of sampled completions (few-shot examples are drawn as lm-eval draws them by default);
-    ``include``: a folder with more tasks. Every process runs lm-eval, and its requests are shared among them.
+    ``include``: a folder with more tasks; ``again`` asks everything anew. Every process runs lm-eval, and its requests
+    are shared among them.
 
     Figures are lm-eval's aggregation and standard error over the documents that the engine answered; the others are
     counted in ``failed``. Raises ConfigError for a name that lm-eval does not know and for a task that needs
@@ -68,7 +70,7 @@ def evaluate(
             loaded = manager.load([name])
         parts = {}
         for part, task in loaded["tasks"].items():
-            parts[part] = _task(part, task, lm, root, model, limit, about or {})
+            parts[part] = _task(part, task, lm, root, model, limit, about or {}, again)
         groups = [group for group in loaded["groups"].values() if group.has_aggregation]
         results += [*parts.values(), *(evaluate_group(group, parts, world, root, about or {}) for group in groups)]
     return results
@@ -97,6 +99,7 @@ def _task(
     model: Mapping[str, Any],
     limit: int | None,
     about: Mapping[str, Any],
+    again: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """One task, from its documents to its folder."""
     world, started = lm.world, time.perf_counter()
@@ -112,6 +115,9 @@ def _task(
     folder = folder_of(root, plan)
     if world.rank == 0 and not folder.is_dir():
         jsonl.write_json_atomic(folder / PLAN, plan)
+    if world.rank == 0 and again:
+        (folder / RESULT).unlink(missing_ok=True)
+        _drop_parts(folder)
     world.gather([])  # the others look only now
     if not (folder / RESULT).is_file():
         lm.keep_in(folder)
@@ -124,16 +130,27 @@ def _task(
                 f"the engine went away: {error}\nWhat it had answered is kept; the same command goes on from there"
             ) from error
         world.gather([])  # all have read what is about to go
+        if len(lm.failed) == len({row["doc_id"] for row in rows}):
+            if world.rank == 0:
+                _drop_parts(folder)
+            raise Stopped(
+                f"the engine failed on every document of {name}: {next(iter(lm.failed.values()))}\n"
+                "Mend that, and give the same command again"
+            )
         if world.rank == 0:
             samples = _samples(task, lm, rows)
             io.write(folder / SAMPLES, samples)
             record = _result(task, lm, rows, samples) | {"plan": plan, "model": dict(model), **about}
             timing = {"wall_s": time.perf_counter() - started, "generation_s": lm.seconds}
             jsonl.write_json_atomic(folder / RESULT, record | {"provenance": provenance_of(), "timing": timing})
-            for file in folder.glob("generated-*.jsonl"):
-                file.unlink()
+            _drop_parts(folder)
         world.gather([])
     return folder, jsonl.read_json(folder / RESULT, *RESULT_KEYS)
+
+
+def _drop_parts(folder: Path) -> None:
+    for file in folder.glob("generated-*.jsonl"):
+        file.unlink()
 
 
 def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
@@ -147,7 +164,7 @@ def _plan(name: str, task: Any, lm: StepstackLM, model: Mapping[str, Any], limit
         "config": digest(_plain(task.dump_config())),
         "shots": task.get_config("num_fewshot"),
         "seed": lm.seed,
-        "model": model["sha256"] or model["name"],
+        "model": model_key(model),
         "engine": dict(lm.engine.facts),
     }
 
@@ -160,12 +177,7 @@ def _plain(value: Any) -> Any:
 def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> dict[str, Any]:
     answers = [answer for document in lm.answers.values() for answer in document]
     lengths = [answer.length for answer in answers if answer.error is None]
-    if len(lm.failed) == len({sample.index for sample in samples}):
-        error = next(iter(lm.failed.values()))
-        raise Stopped(
-            f"the engine failed on every document of {task.task_name}: {error}\n"
-            "Mend that, and give the same command again"
-        )
+    left_out = sorted({name for answer in answers for name in answer.left_out})
     return {
         "kind": "eval",
         "task": f"lm_eval:{task.task_name}",
@@ -179,6 +191,7 @@ def _result(task: Any, lm: StepstackLM, rows: Sequence[dict[str, Any]], samples:
         "truncated": sum(answer.finish == "length" for answer in answers),
         "tokens": sum(answer.length for answer in answers),
         "length": fmean(lengths) if lengths else None,
+        **({"left_out": left_out} if left_out else {}),
     }
 
 

@@ -212,6 +212,7 @@ def test_a_server_that_goes_away_stops_the_evaluation_and_nothing_is_asked_twice
 def test_closing_the_iterator_hangs_up(server):
     server.pause = 0.05
     iterator = engine(server).complete(QUESTIONS, GREEDY)
+    next(iterator)  # the first request goes alone
     next(iterator)
     iterator.close()
     wait_for(lambda: not running())
@@ -223,11 +224,13 @@ def test_closing_the_iterator_hangs_up(server):
 
 def test_the_model_is_the_one_that_is_served(model):
     with ModelServer(model, models=("one", "two")) as server:
-        with pytest.raises(ConfigError, match=r"serves 2 models: set server.model to one of one, two"):
+        with pytest.raises(
+            ConfigError, match=r"serves 2 models: set server.model \(--server-model\) to one of one, two"
+        ):
             engine(server)
         named = engine(server, model="two")
-        assert named.facts == {"engine": "server", "url": server.url, "model": "two"}
-        assert named.model_record() == {"name": "two", "sha256": None}
+        assert named.facts == {"engine": "server"}
+        assert named.model_record() == {"name": "two", "sha256": None, "identity": {"root": "tests/tiny"}}
         assert named.batch == 16
         assert len(answers(named, QUESTIONS[:1])) == 1
         with pytest.raises(EngineError, match=r"has no model 'three'.*the model three does not exist"):
@@ -244,6 +247,10 @@ def test_the_key_is_sent(model, tmp_path):
             engine(server)
         with pytest.raises(EngineError, match="does not accept the API key"):
             answers(engine(server, model="tiny"))
+        file.write_text("sk-another-secret")
+        with pytest.raises(EngineError, match=r"wrong API key: Bearer \*\*\*") as told:
+            engine(server, key_file=str(file))
+        assert "another-secret" not in str(told.value)
         with pytest.raises(ConfigError, match=r"key_file .*away does not exist"):
             engine(server, key_file=str(tmp_path / "away"))
 
