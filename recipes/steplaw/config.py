@@ -114,7 +114,7 @@ class Config(RunConfig):
     """Tasks before and after training: none, since a point's result is its held-out loss."""
     cells: Annotated[tuple[Cell, ...], Some]
     """Models and their training tokens."""
-    lr: Annotated[tuple[Annotated[float, Field(gt=0, le=10)], ...], Some]
+    lr: Annotated[tuple[Magnitude, ...], Some]
     """Peak learning rates of the sweep."""
     batch: Annotated[tuple[PositiveInt, ...], Some]
     """Batches of the sweep in sequences."""

@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from stepstack.bounds import Text, impossible, printable
+from stepstack.suggestions import unknown_key
 from stepstack.yaml12 import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -479,31 +479,6 @@ def _source_of(key: str, resolved: Resolved) -> str:
     while key and key not in resolved.sources:
         key = key.rpartition(".")[0]
     return resolved.sources.get(key, _shown(resolved.path))
-
-
-def unknown_key(key: str, cls: type) -> str:
-    """Error about an unknown key that suggests its name further down, a similar sibling, or its name elsewhere."""
-    known, (parent, _, leaf) = sorted(set(_keys(cls))), key.rpartition(".")
-    if key in known:
-        return f"unknown key {key!r}: another {parent}.type has it; set {parent}.type too"
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    same = [k for k in known if k.rpartition(".")[2] == leaf]
-    near = [k for k in same if parent and k.startswith(f"{parent}.")] or difflib.get_close_matches(key, siblings, 1)
-    near = (near or same or difflib.get_close_matches(key, known, n=1))[:4]
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ": `config NAME --explain` lists them"
-    return f"unknown key {key!r}{hint}"
-
-
-def _keys(cls: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all fields of a config class, those of every member of a union included."""
-    if not dataclasses.is_dataclass(cls):
-        for member in typing.get_args(cls):
-            yield from _keys(member, prefix)
-        return
-    for name, hint in typing.get_type_hints(cls, include_extras=False).items():
-        if name in cls.__dataclass_fields__:
-            yield f"{prefix}{name}"
-            yield from _keys(hint, f"{prefix}{name}.")
 
 
 def _shown(path: Path) -> str:

@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
-from stepstack.config import ConfigError, unknown_key
+from stepstack.config import ConfigError
+from stepstack.suggestions import unknown_key
 
 NAMES = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", Any: "any value"}
 

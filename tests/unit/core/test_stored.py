@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import checkpoint as dcp
 
@@ -109,6 +109,7 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(plain)
 def test_a_tree_comes_back_as_it_was(tmp_path_factory, value):
     folder = tmp_path_factory.mktemp("tree")

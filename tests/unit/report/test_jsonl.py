@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepstack.report import jsonl
@@ -119,6 +119,7 @@ def test_a_file_that_is_no_object_with_its_keys_is_named(tmp_path, content, word
         jsonl.read_json(file, "a", "b", "c")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_byte_that_is_lost_or_changed_ends_in_another_error(tmp_path_factory, data):
     file = tmp_path_factory.mktemp("json") / "facts.json"

@@ -4,7 +4,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
@@ -54,6 +54,7 @@ def test_a_changed_key_is_named(file, change, words):
         read(file)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_lost_or_changed_byte_is_a_data_error_or_harmless(tmp_path_factory, data):
     from data.prepare import manifest
