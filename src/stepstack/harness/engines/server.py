@@ -46,7 +46,7 @@ class ServerConfig(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SampleRequest:
     """One sample that is asked for; ``answers`` of its question are shared by its samples."""
 
     question: Question
@@ -125,7 +125,7 @@ class ServerEngine:
     ) -> None:
         slots = http.Slots(self.cfg.concurrency)
 
-        async def ask(job: Job) -> None:
+        async def ask(job: SampleRequest) -> None:
             job.answers[job.sample] = await self._sample(client, job, sampling, slots)
             if len(job.answers) == sampling.n:
                 done((job.question, [job.answers[i] for i in range(sampling.n)]))
@@ -145,15 +145,15 @@ class ServerEngine:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _jobs(self, question: Question, sampling: Sampling) -> Iterator[Job]:
+    def _jobs(self, question: Question, sampling: Sampling) -> Iterator[SampleRequest]:
         """The samples of a question, each with a seed of its own."""
         answers: dict[int, Answer] = {}
         for sample in range(sampling.n):
             seed = rollout_seed(sampling.seed, question.problem.index, sample) % 2**31
             path, body = openai_api.body_of(question, sampling, self.model, seed, self.url)
-            yield Job(question, sample, path, body, answers)
+            yield SampleRequest(question, sample, path, body, answers)
 
-    async def _sample(self, client: http.Client, job: Job, sampling: Sampling, slots: http.Slots) -> Answer:
+    async def _sample(self, client: http.Client, job: SampleRequest, sampling: Sampling, slots: http.Slots) -> Answer:
         while True:
             sent, left_out = self.dialect.request(job.body), self.dialect.left_out(job.body)
             base = Answer(problem=job.question.problem, sample=job.sample, finish="error", left_out=left_out)
@@ -211,7 +211,7 @@ class ServerEngine:
         return openai_api.listed_models(http.start(listed()).result(), self.url)
 
     def _row(self) -> Mapping[str, Any]:
-        """What the server lists of its model; nothing where it does not list it."""
+        """Facts that the server lists of its model; none where it does not list it."""
         return self._listed().get(self.model, {})
 
     @asynccontextmanager
