@@ -122,7 +122,7 @@ def test_one_process_goes_on_with_what_two_began(reference, model, tmp_path):
         (("--tasks", "tset"), "no task 'tset'"),
         (("--tasks", "aime24", "--data", "/nowhere"), "aime2024.json"),
         (("--model", "nowhere/at/all"), "nowhere/at/all holds no model (no config.json): train first (make train)"),
-        (("--server", "http://127.0.0.1:9/v1"), "127.0.0.1:9"),
+        (("--server", "http://127.0.0.1:9/v1", "--patience", "1"), "127.0.0.1:9"),
     ],
 )
 def test_bad_input_is_one_error(model, tmp_path, words, said):

@@ -55,7 +55,7 @@ def print_table(title: str, evaluated: Evaluated, began: datetime) -> None:
 
 
 def _remarks(folder: Path, result: dict[str, Any], began: datetime) -> Iterator[str]:
-    """Notes on what a figure does not show: that it is an old one, what it did without, why samples failed."""
+    """Lines for what a figure does not show: its age, the settings that it did without, why samples failed."""
     task, made = f"{result['task']} v{result['version']}", datetime.fromisoformat(result["provenance"]["time"])
     if made < began.replace(microsecond=0):
         yield f"{task} is from {made.astimezone():%d %b %Y %H:%M}, not asked again; --again asks anew"

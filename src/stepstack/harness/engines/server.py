@@ -211,7 +211,7 @@ class ServerEngine:
         return openai_api.listed_models(http.start(listed()).result(), self.url)
 
     def _row(self) -> Mapping[str, Any]:
-        """The server's own entry of its model; nothing where it does not list it."""
+        """Facts that the server lists of its model; none where it does not list it."""
         return self._listed().get(self.model, {})
 
     @asynccontextmanager
