@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,18 @@ class CheckpointReader(dcp.FileSystemReader):
 
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # by which Python 3.11.2 pickles the members of an enum
+            return _member
         if name not in INDEX.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
         return super().find_class(module, name)
+
+
+def _member(of: Any, name: str) -> Enum:
+    """Member of an enum, all that an index may look up by a name."""
+    if not (isinstance(of, type) and issubclass(of, Enum)):
+        raise pickle.UnpicklingError(f"it looks up {name} of what is no enum, which could run code")
+    return of[name]
 
 
 def _first_line(error: Exception) -> str:

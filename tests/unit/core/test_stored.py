@@ -1,5 +1,6 @@
 """A checkpoint of somebody else: nothing in it runs when it is read, and what was written comes back."""
 
+import io
 import pickle
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import metadata as parts
 
 from stepstack.config import ConfigError
 from stepstack.core import checkpoint, stored, tree
@@ -85,6 +87,28 @@ def test_code_among_the_numbers_is_not_run(tmp_path):
     with pytest.raises(ConfigError, match=r"planted: optimizers.0.param_groups is neither number nor text"):
         stored.load(read, tmp_path / "planted", no_dist=True)
     assert not (tmp_path / "ran").exists()
+
+
+class LookedUp:
+    """Looks up a method of a class that an index may name, as a first step to code."""
+
+    def __reduce__(self):
+        return getattr, (torch.Size, "__init__")
+
+
+class Member:
+    """Pickled as Python 3.11.2 pickles the members of an enum."""
+
+    def __reduce__(self):
+        return getattr, (parts._MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+
+
+def test_only_members_of_enums_are_looked_up():
+    assert (
+        stored._Index(io.BytesIO(pickle.dumps(Member()))).load() is parts._MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    )
+    with pytest.raises(pickle.UnpicklingError, match="looks up __init__ of what is no enum"):
+        stored._Index(io.BytesIO(pickle.dumps(LookedUp()))).load()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"nonsense", pickle.dumps({"a": 1})[:-3]])
