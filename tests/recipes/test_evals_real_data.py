@@ -28,7 +28,7 @@ def place(tmp_path_factory) -> Path:
     assert cli.main([*words, "--tasks", "aime24", "--max-tokens", "12"]) == 0
     more = ["--tasks", "math500,math500_orz_legacy", "--samples", "1"]
     assert cli.main([*words, *more, "--max-tokens", "12", "rollout.generator.batch=128"]) == 0
-    [made] = (folder / "q" / "evals").iterdir()
+    [made] = (folder / "q" / "evals" / "others").iterdir()
     return made
 
 
