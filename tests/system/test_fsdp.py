@@ -112,6 +112,19 @@ def test_bf16_rounds_only_what_it_must(new_run):
     assert {value.dtype for value in kept.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("lora", ["null", "{r: 4}"])
+def test_weights_that_are_read_in_bfloat16_learn_in_float32(whole, new_run, lora):
+    """As orz-32b reads them: shards of trained weights are float32, whatever the file has."""
+    run = new_run()
+    model = f"model={{type: pretrained, path: {whole / 'base' / 'model'}, dtype: bfloat16}}"
+    sums = "data={type: chains, terms: [2, 3], largest_term: 4, largest_sum: 4, train: 40, select: 6, test: 8}"
+    sharded(run, 2, model, sums, f"actor.lora={lora}", f"critic.lora={lora}", "precision=bf16", "steps=1")
+    kept = checkpoint(run, 1)["actor"]["weights"]
+    trained = [value for name, value in kept.items() if lora == "null" or ".lora_" in name]
+    assert trained
+    assert {value.dtype for value in trained} == {torch.float32}
+
+
 @pytest.fixture(scope="module")
 def unbroken(whole, tmp_path_factory) -> Path:
     """Two processes, four steps, nobody disturbed them."""

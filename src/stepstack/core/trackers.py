@@ -14,6 +14,7 @@ from stepstack.config import RunConfig, Tracker, flatten, to_dict
 from stepstack.report import jsonl
 
 FILE = "trackers.json"  # in the run's folder
+GIVEN_CONFIG = ("wandb", "trackio")  # trackers that take the config as they open
 
 
 class Trackers:
@@ -72,13 +73,10 @@ class Trackers:
                 folder = (self.folder,) if kind.requires_logging_directory else ()
                 tracker = kind(tracking.project, *folder)
         tracker.start()
-        match name:
-            case "tensorboard":  # by the writer: accelerate's way opens another run at each start
-                tracker.writer.add_hparams(values, {}, run_name=".")
-            case "wandb" | "trackio":
-                pass  # have them already
-            case _:
-                tracker.store_init_configuration(values)
+        if name == "tensorboard":  # by the writer: accelerate's way opens another run at each start
+            tracker.writer.add_hparams(values, {}, run_name=".")
+        elif name not in GIVEN_CONFIG:
+            tracker.store_init_configuration(values)
         return tracker
 
     def log(self, row: Mapping[str, float]) -> None:

@@ -1,12 +1,20 @@
 """Packed rows of many families of models: kept apart, or refused by name."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.leaks import refuse_leaks
 from stepstack.config import ConfigError
 from stepstack.core.config import Lora, TrainableConfig
+from stepstack.models.lm import tiny
+from stepstack.models.lm.distilled import StudentPolicy
 from stepstack.models.lm.policy import Policy
+from stepstack.models.vision.policy import VisionPolicy
+from stepstack.tuning.config import Distillation
+from stepstack.tuning.distillation import divergence
 from tests import tools
 from tests.families import APART, LEAKING, family
 
@@ -30,6 +38,22 @@ def test_a_family_that_leaks_is_refused_by_name(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"layout\.pack=true: {name} lets a packed row see the one in front"):
         refuse_leaks(run, actor, BatchLayout(pack=True))
     refuse_leaks(run, actor, BatchLayout(pack=False))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "falcon"])
+def test_a_student_beside_a_teacher_is_tested_too(tmp_path, name):
+    run = tools.make_run(tmp_path)
+    student = StudentPolicy(family(name), partial(divergence, Distillation()))
+    actor = run.trainable("actor", student, TrainableConfig(), total_updates=1)
+    with pytest.raises(ConfigError, match="falcon lets") if name == "falcon" else nullcontext():
+        refuse_leaks(run, actor, BatchLayout(pack=True))
+
+
+def test_a_model_with_eyes_is_tested_without_pictures(tmp_path):
+    run = tools.make_run(tmp_path)
+    lm = tiny.qwen2_5_vl(tiny.tokenizer(special=(*tiny.CHAT, *tiny.VISION)), seed=0)
+    actor = run.trainable("actor", VisionPolicy(lm, None, ()), TrainableConfig(), total_updates=1)
+    refuse_leaks(run, actor, BatchLayout(pack=True))
 
 
 def test_dropout_is_no_leak(tmp_path):

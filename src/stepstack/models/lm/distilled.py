@@ -51,11 +51,13 @@ class StudentPolicy(Policy):
         position_ids: Tensor,
         select: Tensor,
         labels: Tensor,
-        teacher_NV: Tensor,
+        teacher_NV: Tensor | None = None,
         attention_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Log-probability, entropy and divergence [N] in fp32; ``teacher_NV`` are logits of a ``TeacherPolicy`` with
-        the same mask at the same positions."""
+        the same mask at the same positions. Without them, what a Policy returns: no divergence."""
+        if teacher_NV is None:
+            return super().forward(input_ids, position_ids, select, labels, attention_mask=attention_mask)
         hidden_ND, states = self._selected(input_ids, position_ids, select, attention_mask)
 
         def head(hidden_ND: Tensor, labels_N: Tensor, teacher_NV: Tensor, states: Tensor | None) -> tuple[Tensor, ...]:
