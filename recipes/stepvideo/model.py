@@ -28,6 +28,7 @@ from stepstack.loops.reconstruction import VideoMicroBatch
 from stepstack.models.video.dit import VideoDiT, from_published
 from stepstack.models.video.prompt_encoders import PromptEncoder, TransformersEncoders, WordHashes
 from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, VideoCodec, WanCodec
+from stepstack.models.whole import load_whole
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
@@ -46,7 +47,7 @@ def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
 
 
 def _pretrained(path: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
+    model = load_whole(AutoModel, path, part=True, dtype=getattr(torch, dtype)).eval()
     return model, AutoTokenizer.from_pretrained(path)
 
 
@@ -81,11 +82,11 @@ def codec_of(cfg: TinyVaeConfig | PublishedVae, folder: Path) -> VideoCodec:
     """``folder``: of the tiny VAE."""
     match cfg:
         case TinyVaeConfig():
-            return TinyCodec(TinyVae.from_pretrained(folder).eval())
+            return TinyCodec(load_whole(TinyVae, folder).eval())
         case PublishedVae(type="wan"):
-            codec: VideoCodec = WanCodec(AutoencoderKLWan.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+            codec: VideoCodec = WanCodec(load_whole(AutoencoderKLWan, cfg.path, subfolder=cfg.subfolder).eval())
         case PublishedVae():
-            codec = DcCodec(AutoencoderDC.from_pretrained(cfg.path, subfolder=cfg.subfolder).eval())
+            codec = DcCodec(load_whole(AutoencoderDC, cfg.path, subfolder=cfg.subfolder).eval())
     return ChunkedCodec(codec, cfg.chunk) if cfg.chunk else codec
 
 
@@ -163,7 +164,7 @@ def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
 def weights_of(folder: Path, heads: int) -> Mapping[str, Tensor]:
     """In our layout. ConfigError for a folder without weights."""
     if (folder / "config.json").is_file():
-        return VideoDiT.from_pretrained(folder).state_dict()
+        return load_whole(VideoDiT, folder, part=True).state_dict()  # DSV's predictors may lie beside
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from data.media import frames, videos
 from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest
-from recipes.stepvideo.model import encoder_of
+from recipes.stepvideo.model import codec_of, encoder_of
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
+from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.models.lm import tiny
 
@@ -110,3 +113,17 @@ def test_prompts_reach_the_dit_in_its_own_type(place, dtype):
     exact = dataclasses.replace(cfg.text, dtype="float32")
     other = dataclasses.replace(pipeline, encoder=encoder_of(exact)).clips([request])
     assert np.abs(clip.astype(int) - other.astype(int)).max() <= 8
+
+
+@pytest.mark.parametrize("name", ["wan", "language"])
+def test_a_part_that_lacks_weights_is_refused(place, tmp_path, name):
+    """Drawn at random, they would make latents and prompts that no model knows."""
+    shutil.copytree(place / name, tmp_path / name)
+    [file] = (tmp_path / name).glob("*.safetensors")
+    weights = load_file(file)
+    lost = sorted(weights)[0]
+    save_file({key: value for key, value in weights.items() if key != lost}, file, {"format": "pt"})
+    words = [word.replace(str(place / name), str(tmp_path / name)) for word in words_of(place, "float32")]
+    cfg = load_config("stepvideo-t2v-1b", words)
+    with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights"):
+        codec_of(cfg.vae, tmp_path) if name == "wan" else encoder_of(cfg.text)

@@ -82,7 +82,7 @@ def lay_out(evaluation: Path) -> Path:
     if bad := [row for row in rows if not row.media or not (ROOT / row.media[0]).is_file()]:
         raise ConfigError(
             f"{evaluation}: {len(bad)} of {len(rows)} clips failed or are gone, as of {bad[0].problem!r}: "
-            "eval again, --retry"
+            "eval again, --again=failed"
         )
     out = evaluation / "vbench" / "videos"
     out.mkdir(parents=True, exist_ok=True)

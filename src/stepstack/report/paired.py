@@ -83,7 +83,7 @@ def compare(a: Sequence[SampleRow], b: Sequence[SampleRow]) -> Paired:
     pairs = [(_mean(left[index]), _mean(right[index])) for index in sorted(left)]
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not known:
-        raise NotPaired("no question has a verdict on both sides: eval again, --retry")
+        raise NotPaired("no question has a verdict on both sides: eval again, --again=failed")
     differences = [other - one for one, other in known]
     p, exact = sign_flip(differences)
     values = [float(d) for d in differences]
