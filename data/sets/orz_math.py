@@ -23,6 +23,7 @@ from data.errors import BadRow, DataError
 from data.media.texts import json_rows
 from data.prepare.manifest import (
     MANIFEST,
+    MAX_ERRORS,
     SCHEMA,
     Manifest,
     check_target,
@@ -40,6 +41,7 @@ from data.prepare.manifest import (
 from stepstack import __version__
 from stepstack.records import Problem
 from stepstack.scoring.maths.boxed import unbox
+from stepstack.scoring.maths.golds import why_unreadable
 from stepstack.scoring.text.overlap import NGRAM, Index, normal_text
 
 DATA = "orz_math"
@@ -62,6 +64,7 @@ def prepare(
     evals: Sequence[str],
     *,
     ngram: int = NGRAM,
+    algebra: bool = True,
     drop_empty: bool = False,
     rows_per_shard: int = 50_000,
     overwrite: bool = False,
@@ -70,8 +73,9 @@ def prepare(
 
     An eval is a source, named by its file stem or dataset name, or ``name=source``. A train problem that repeats an
     earlier one, equals an eval problem or shares ``ngram`` successive words with one is dropped and counted.
-    ``drop_empty`` drops train rows without an answer instead of refusing them. ``overwrite`` replaces an earlier
-    prepared folder.
+    With ``algebra`` (answers are graded as mathematics) golds that cannot be read so are counted as "unreadable", and
+    the first 20 listed in the manifest; letters of choices are none. ``drop_empty`` drops train rows without an answer
+    instead of refusing them. ``overwrite`` replaces an earlier prepared folder.
 
     Raises DataError with up to 20 bad rows of all sources, or where no train row is left; then nothing is written.
     """
@@ -93,10 +97,12 @@ def prepare(
     if not train_rows:
         raise DataError(f"no train row is left ({counts}): give a source whose problems are not in the evals")
     counts["evals"] = {name: len(rows) for name, rows in eval_rows.items()}
+    unreadable = _unreadable([*train_rows, *(row for rows in eval_rows.values() for row in rows)]) if algebra else []
+    counts |= {"unreadable": len(unreadable), "unreadable_golds": unreadable[:MAX_ERRORS]}
     files = dict(_shards(train_rows, "+".join(sources), rows_per_shard))
     for name, rows in eval_rows.items():
         files[f"{name}.jsonl"] = name, _lines(rows, named[name])
-    options = {"ngram": ngram, "drop_empty": drop_empty, "rows_per_shard": rows_per_shard}
+    options = {"ngram": ngram, "algebra": algebra, "drop_empty": drop_empty, "rows_per_shard": rows_per_shard}
     records = [record for _, record in parts]
     manifest = Manifest(SCHEMA, __version__, DATA, records, eval_records, options, counts, {})
     with new_folder(out) as folder:
@@ -168,6 +174,12 @@ def _filter(train: Sequence[_Row], evals: Mapping[str, Sequence[str]], n: int) -
         else:
             clean.append(row)
     return clean, {**counts, "kept": len(clean), "contaminated_by": by_eval}
+
+
+def _unreadable(rows: Sequence[_Row]) -> list[str]:
+    """A line for each row whose gold no algebra can compare."""
+    reasons = ((row, why_unreadable(row.gold)) for row in rows if "choices" not in row.meta)
+    return [f"{row.where}: {row.gold[:80]!r} is {why}" for row, why in reasons if why is not None]
 
 
 def _read(source: str, parse: Any, errors: list[str]) -> tuple[list[_Row], Mapping[str, Any]]:

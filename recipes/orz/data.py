@@ -14,7 +14,7 @@ from data.drawn.splits import SPLITS, Split
 from data.errors import BadRow
 from data.prepare.manifest import on_hub, read_source, refuse
 from data.sets import orz_math
-from recipes.orz.config import ChatPrompt, Config, PreparedMath, ReasoningGym, RowsData
+from recipes.orz.config import ChatPrompt, Config, PreparedMath, ReasoningGym, RewardConfig, RowsData
 from recipes.orz.prompt import encode, request_of
 from stepstack.config import ROOT, ConfigError
 from stepstack.generation.prompts import Message, NotText
@@ -22,8 +22,9 @@ from stepstack.generation.types import Prompt
 from stepstack.harness import answers
 from stepstack.harness.config import TaskData
 from stepstack.harness.training.task_data import hold_out, load_task, split_rows
-from stepstack.records import Problem
+from stepstack.records import Problem, gold_text
 from stepstack.rl.prompts import PromptSplits
+from stepstack.scoring.maths.golds import why_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -158,9 +159,29 @@ def prepare(cfg: Config) -> str:
         case PreparedMath() as kind:
             if not kind.source:
                 raise ConfigError("data.source is empty: name the files, folders or hf:names to prepare from")
-            manifest = orz_math.prepare(ROOT / kind.folder, kind.source, kind.evals)
-            return f"{ROOT / kind.folder}: {manifest.counts}"
+            manifest = orz_math.prepare(ROOT / kind.folder, kind.source, kind.evals, algebra=_by_algebra(cfg))
+            counts = dict(manifest.counts)
+            listed = counts.pop("unreadable_golds")
+            return f"{ROOT / kind.folder}: {counts}" + _warning(counts["unreadable"], listed)
         case RowsData() as kind:
-            return f"{kind.path}: {len(questions(kind))} rows, read where they are; there is nothing to prepare"
+            rows = questions(kind)
+            golds = [gold_text(row.gold) for row in rows] if _by_algebra(cfg) else []
+            listed = [f"{gold[:80]!r} is {why}" for gold in golds if (why := why_unreadable(gold)) is not None]
+            done = f"{kind.path}: {len(rows)} rows, read where they are; there is nothing to prepare"
+            return done + _warning(len(listed), listed)
         case _:
             return f"{cfg.name}: the data ({cfg.data.type}) is made while training; there is nothing to prepare"
+
+
+def _by_algebra(cfg: Config) -> bool:
+    """Whether a grader reads the golds as mathematics; a reward of the user's own may read them as anything."""
+    return isinstance(cfg.reward, RewardConfig) and cfg.reward.grader != "exact"
+
+
+def _warning(count: int, listed: Sequence[str]) -> str:
+    """A line to print beside the outcome; empty where every gold can be read."""
+    if not count:
+        return ""
+    return f"\n{count} golds cannot be read as mathematics, and are matched by their spelling alone: {listed[0]}" + (
+        f", and {count - 1} more" * (count > 1) + "; repair or remove them, or set reward.grader=exact"
+    )

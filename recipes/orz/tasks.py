@@ -24,7 +24,7 @@ def benchmark(name: str, rows: Callable[[Path], Sequence[Problem]], about: str, 
     answer that is correct and finished. ``orz_legacy`` grades as its released code does; letters go to ``choice``."""
     return Task(
         name=name,
-        version=1,
+        version=2,
         about=about,
         rows=rows,
         request=lambda problem: render(problem.text),

@@ -143,8 +143,8 @@ def test_a_bad_grader_costs_its_answers_and_no_more(new_run, name, part):
     assert all(s["score"] == 0 for s in samples(run, "after") if s["gold"] == "1")
 
 
-def test_a_hanging_grader_costs_one_timeout(tmp_path):
-    """Two workers and four distinct answers that hang: two timeouts of wall time and the replacement of the workers."""
+def test_a_hanging_grader_costs_two_tries(tmp_path):
+    """Two workers and two distinct answers that hang: two timeouts of wall time and the replacement of the workers."""
     import time
 
     from stepstack.scoring.maths.pool import GraderPool
@@ -154,7 +154,7 @@ def test_a_hanging_grader_costs_one_timeout(tmp_path):
         assert pool.grade(grader, "2", "2").correct  # workers are up
         started = time.perf_counter()
         grades = pool.map([(grader, "1", str(i)) for i in range(2)] + [(grader, "2", "3")])
-        assert time.perf_counter() - started < 0.5 + 15
+        assert time.perf_counter() - started < 2 * 0.5 + 15
         assert [g.reason for g in grades] == ["timeout", "timeout", "different"]
         assert pool.map([(grader, "1", "0")])[0].reason == "timeout"
         assert pool.timeouts == 2

@@ -1,10 +1,15 @@
 r"""Verdicts on mathematical answers: four graders behind one ``grade``.
 
-``math_verify``  symbolic and numeric equality by math-verify; the default of our recipes.
+``math_verify``  symbolic and numeric equality by math-verify, with numbers by ``scoring.maths.symbolic``; the default
+                 of our recipes.
 ``orz_legacy``   Open-Reasoner-Zero's training grader (``scoring.maths.orz_legacy``): stricter, for parity runs.
-``exact``        equality of strings that TeX sets alike (spaces, ``\dfrac12``, 1,000).
+``exact``        equality of strings that TeX sets alike (spaces, ``\dfrac12``, 1,000, ``½``).
 ``choice``       one capital letter A-J: ``(D)``, ``\text{D}``, ``D.``; never given to algebra. ``d`` is wrong: the
                  prompt offers capitals, ORZ's grader says so too, and a lower-case letter is more often a variable.
+
+Two texts that differ in a base, a unit, or as a point from a list are different to all (``scoring.maths.notation``).
+Not known, and wrong where the spelling differs: units to be converted (1 km and 1000 m), words for numbers, a decimal
+comma, ``0.333...``, and ``2e-1`` as 0.2, which is 2e - 1.
 
 A grader sees the extracted answer (``extract_orz``), never a response: math-verify would join two boxes into a set.
 The two algebraic graders may hang or exhaust memory on hostile input, so untrusted answers go through
@@ -14,16 +19,16 @@ with every result.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import logging
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stepstack.scoring.maths import orz_legacy
+from stepstack.scoring.maths import orz_legacy, symbolic
 from stepstack.scoring.maths.boxed import extract_orz, unbox
+from stepstack.scoring.maths.notation import contradict
+from stepstack.scoring.maths.spelling import spelling, undecorated
 
 __all__ = ["GRADERS", "MAX_ANSWER", "Grade", "extract_orz", "find", "grade", "grade_without_algebra", "unbox"]
 
@@ -82,14 +87,14 @@ def grade_without_algebra(grader: str, gold: str, answer: str | None) -> Grade |
         return Grade(True, bare, "equal") if bare == expected else Grade(False, bare[:MAX_ANSWER], "too long")
     if ":" in grader:
         return None
-    same = orz_legacy.spelling(expected) == orz_legacy.spelling(bare) != ""
-    return _verdict(same, bare) if same or grader == "exact" else None
+    same = _same_spelling(grader, expected, bare)
+    return _verdict(same, bare) if same or grader == "exact" or contradict(expected, bare) else None
 
 
 def find(grader: str) -> Function:
     """Function of a grader that needs algebra, or of a dotted name."""
     if grader == "math_verify":
-        return _math_verify
+        return symbolic.equal
     if grader == "orz_legacy":
         return orz_legacy.equal
     module, colon, name = grader.partition(":")
@@ -107,32 +112,13 @@ def read_choice(text: str) -> str | None:
     return None if letter is None else letter[1]
 
 
-def _math_verify(gold: str, answer: str) -> bool:
-    """Equality by math-verify, gold first (its comparison is asymmetric).
-
-    Its SIGALRM is off, because it works in main threads only.
-    """
-    parse, verify, boxed = _math_verify_setup()
-    expected = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    parsed = parse(
-        f"\\boxed{{{orz_legacy.ascii_digits(answer)}}}",
-        extraction_config=[boxed],
-        extraction_mode="first_match",
-        parsing_timeout=None,
-    )
-    return verify(expected, parsed, float_rounding=6, numeric_precision=15, strict=True, timeout_seconds=None)
-
-
-@functools.cache
-def _math_verify_setup() -> tuple[Callable, Callable, object]:
-    """Functions of math-verify, imported at first use: a second of start-up that string graders need not pay."""
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeout is off: the pool has one
-    normal = NormalizationConfig(units=True, malformed_operators=False, nits=False, boxed="all", equations=False)
-    boxed = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False, normalization_config=normal)
-    return parse, verify, boxed
+def _same_spelling(grader: str, gold: str, answer: str) -> bool:
+    """Whether two texts are spelled alike. ``2,100`` has two readings, and either is right."""
+    if grader != "orz_legacy":  # ORZ takes no full stop away
+        gold, answer = undecorated(gold), undecorated(answer)
+    if spelling(gold) == spelling(answer) != "":
+        return True
+    return "," in gold and "," in answer and spelling(gold, thousands=False) == spelling(answer, thousands=False)
 
 
 def _verdict(correct: bool, extracted: str) -> Grade:

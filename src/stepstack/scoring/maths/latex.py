@@ -18,7 +18,7 @@ import sympy
 MAX_DEPTH = 40
 MAX_BITS = 1 << 14  # bits of an integer power or factorial, above which it is refused and not computed
 
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"(?:\s|\\[,;:! ]|~)+")
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\leq": "<=", "\\le": "<=", "\\geq": ">=", "\\ge": ">="}
@@ -187,7 +187,7 @@ class _Reader:
         character = self.peek()
         if number := _NUMBER.match(self.text, self.at):
             self.at = number.end()
-            digits = number.group().replace(",", "")
+            digits = number.group()
             return sympy.Float(digits) if "." in digits else sympy.Integer(digits)
         if character in ("(", "[", "{"):
             return self.group(character)

@@ -19,6 +19,7 @@ from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
 
 MAX_START_SECONDS = 120.0  # in which a worker imports sympy on a busy machine
+DIED = "error: the grader's process died"  # begins the reason of an item whose worker ended
 ORPHAN_SECONDS = 60.0  # after the timeout, when an orphaned worker ends itself
 
 
@@ -27,13 +28,14 @@ class GraderError(RuntimeError):
 
 
 class GraderPool:
-    """Pool of ``workers`` processes. An item that runs longer than ``timeout`` seconds is wrong with reason "timeout".
+    """Pool of ``workers`` processes. An item that twice runs longer than ``timeout`` seconds is wrong, "timeout".
 
-    Its worker is killed and replaced, so neither SIGALRM nor the calling thread matters. Answers that need no algebra
-    are graded in this process. Workers start with the first answer that needs it, and stay. Verdicts, timeouts
-    included, are cached by (grader, gold, answer), the ``cache`` most recent. ``timeouts`` and ``errors`` count graded
-    items (not their cached repeats). The text of an error is the reason of its Grade. Use as a context manager or call
-    ``close()``. POSIX only.
+    Its worker is killed and replaced, so neither SIGALRM nor the calling thread matters. The second try runs on the
+    fresh worker, because a busy machine too makes an answer late. Answers that need no algebra are graded in this
+    process. Workers start with the first answer that needs it, and stay. Verdicts, those of timeouts included, are
+    cached by (grader, gold, answer), the ``cache`` most recent; that a worker died is no verdict, and is not.
+    ``timeouts`` and ``errors`` count graded items (not their cached repeats), ``retries`` the second tries. The text of
+    an error is the reason of its Grade. Use as a context manager or call ``close()``. POSIX only.
     """
 
     def __init__(self, workers: int = 4, timeout: float = 5.0, *, cache: int = 1 << 16, memory_gib: float = 4.0):
@@ -43,6 +45,7 @@ class GraderPool:
         self.timeout = timeout
         self.timeouts = 0
         self.errors = 0
+        self.retries = 0
         self._memory = int(memory_gib * (1 << 30))
         self._size = cache
         self._cache: OrderedDict[Item, Grade] = OrderedDict()
@@ -97,6 +100,10 @@ class GraderPool:
         worker = self._idle.get()
         try:
             verdict = worker.ask(item)
+            if verdict.reason == "timeout":
+                with self._lock:
+                    self.retries += 1
+                verdict = worker.ask(item)
         finally:
             self._idle.put(worker)
         self._remember(item, verdict)
@@ -112,7 +119,8 @@ class GraderPool:
         with self._lock:
             self.timeouts += verdict.reason == "timeout"
             self.errors += verdict.reason.startswith("error")
-            self._cache[item] = verdict
+            if not verdict.reason.startswith(DIED):
+                self._cache[item] = verdict
             while len(self._cache) > self._size:
                 self._cache.popitem(last=False)
 
@@ -137,7 +145,7 @@ class _Worker:
                 return Grade(**json.loads(self._pipe.recv_bytes()))
             reason = "timeout"
         except (EOFError, OSError):
-            reason = f"error: the grader's process died with exit code {self._process.wait()}"
+            reason = f"{DIED} with exit code {self._process.wait()}"
         self._replace()
         return Grade(False, item[2], reason, time.perf_counter() - begin)
 

@@ -12,6 +12,8 @@ from data.prepare import manifest
 from data.prepare.manifest import named_sources, read_manifest
 from data.sets import orz_math
 from data.sets.orz_math import hard_set, load, prepare
+from recipes import protocol
+from recipes.protocol import load_config
 from stepstack.records import Problem
 from stepstack.scoring.text.overlap import overlap
 
@@ -62,6 +64,8 @@ def test_prepare_counts_what_it_drops_and_loads_the_rest(tmp_path, evals):
         "kept": 4,
         "contaminated_by": {"aime2024": {"exact": 1, "ngram": 1}, "gpqa": {"exact": 0, "ngram": 0}},
         "evals": {"aime2024": 2, "gpqa": 1},
+        "unreadable": 0,
+        "unreadable_golds": [],
     }
     assert manifest == read_manifest(out / "manifest.json")
     assert sorted(os.listdir(out)) == [
@@ -118,6 +122,30 @@ def test_all_bad_rows_are_reported_together_and_nothing_is_written(tmp_path, eva
     ]:
         assert any(f"{place}: " in line and words in line for line in lines), (place, words, lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_golds_that_no_algebra_can_read_are_counted_and_listed(tmp_path, evals):
+    golds = ["5", "See the proof above", "N/A", r"\frac{1}{2", r"\boxed{3} or \boxed{5}", r"\text{even}", "½"]
+    source = write(tmp_path / "train.json", [train_row(f"problem {n}", gold) for n, gold in enumerate(golds)])
+    counts = prepare(tmp_path / "out", source, evals).counts
+    assert (counts["kept"], counts["unreadable"]) == (7, 4)
+    assert counts["unreadable_golds"][1] == f"{source} row 3: 'N/A' is no answer"
+    assert prepare(tmp_path / "text", source, evals, algebra=False).counts["unreadable"] == 0
+
+
+def test_the_first_unreadable_gold_is_printed(tmp_path):
+    golds = ["5", "None", "See the proof above"]
+    source = write(tmp_path / "train.json", [train_row(f"problem {n}", gold) for n, gold in enumerate(golds)])
+    data = f"data={{type: prepared, folder: {tmp_path / 'out'}, source: [{source}], evals: []}}"
+
+    def line(name: str, grader: str) -> str:
+        cfg = load_config("orz-7b", [data.replace("out", name), f"reward.grader={grader}"])
+        return protocol.load(cfg.recipe).prepare(cfg)
+
+    first = line("first", "math_verify").splitlines()[-1]
+    assert first.startswith(f"2 golds cannot be read as mathematics, and are matched by their spelling alone: {source}")
+    assert "'None' is no answer, and 1 more" in first
+    assert "cannot be read" not in line("second", "exact")
 
 
 def test_only_twenty_bad_rows_are_shown(tmp_path):

@@ -23,6 +23,20 @@ def dies(gold: str, answer: str) -> bool:
     os._exit(7)
 
 
+def slow_at_first(gold: str, answer: str) -> bool:
+    if not os.path.exists(gold):
+        open(gold, "x").close()
+        time.sleep(100)
+    return True
+
+
+def dies_at_first(gold: str, answer: str) -> bool:
+    if not os.path.exists(gold):
+        open(gold, "x").close()
+        os._exit(7)
+    return True
+
+
 def prints(gold: str, answer: str) -> bool:
     print("chatter on stdout")
     return True

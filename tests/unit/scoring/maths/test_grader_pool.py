@@ -40,7 +40,7 @@ def test_a_hanging_grader_ends_within_its_timeout_and_the_pool_goes_on(pool):
     timeouts = pool.timeouts
     begin = time.perf_counter()
     verdict = pool.grade(f"{HERE}:sleeps", "1", "2")
-    assert time.perf_counter() - begin < pool.timeout + 1
+    assert time.perf_counter() - begin < 2 * (pool.timeout + 1) + 5, "two tries, and 5 s for the restart between them"
     assert (verdict.correct, verdict.reason, pool.timeouts) == (False, "timeout", timeouts + 1)
     assert pool.grade("math_verify", "1", "3/3").correct
     assert worker(pool, "after")["pid"] != before
@@ -49,12 +49,27 @@ def test_a_hanging_grader_ends_within_its_timeout_and_the_pool_goes_on(pool):
     assert time.perf_counter() - begin < 0.1, "a repeated hang must come from the cache"
 
 
+def test_a_timeout_is_a_verdict_after_a_second_try_only(pool, tmp_path):
+    timeouts, retries = pool.timeouts, pool.retries
+    late = str(tmp_path / "late")  # slow once, as on a machine that stalls
+    assert pool.grade(f"{HERE}:slow_at_first", late, "2").correct
+    assert (pool.timeouts, pool.retries) == (timeouts, retries + 1)
+    assert pool.grade(f"{HERE}:slow_at_first", late, "2").correct
+
+
+def test_a_dead_process_is_no_verdict(pool, tmp_path):
+    ill = str(tmp_path / "ill")  # dies once, as one that the machine kills for memory
+    first = pool.grade(f"{HERE}:dies_at_first", ill, "2")
+    assert first.reason == "error: the grader's process died with exit code 7"
+    assert pool.grade(f"{HERE}:dies_at_first", ill, "2").correct, "the death must not come from the cache"
+
+
 @pytest.mark.parametrize("answer", ["9**9**9", "9^{9^{9}}", "10^{10^{10}}", "99999999!"])
 @pytest.mark.parametrize("grader", ["math_verify", "orz_legacy"])
 def test_huge_numbers_are_wrong_within_the_timeout(pool, grader, answer):
     begin = time.perf_counter()
     assert not pool.grade(grader, "5", answer).correct
-    assert time.perf_counter() - begin < pool.timeout + 1 + 5, "5 s allow for a worker's restart before the item"
+    assert time.perf_counter() - begin < 2 * (pool.timeout + 1 + 5), "5 s allow for a worker's restart before a try"
     assert pool.grade(grader, "5", f"{10}/2").correct
 
 
