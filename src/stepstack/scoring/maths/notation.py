@@ -1,4 +1,4 @@
-r"""What a text says beside its value, and algebra drops: the base of a number, a unit, a list against a point.
+r"""Notation that algebra drops though it says something: the base of a number, a unit, a list against a point.
 
 ``contradict`` finds two texts that differ there, so that an algebraic grader need not be asked. The conventions:
 

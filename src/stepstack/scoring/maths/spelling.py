@@ -58,18 +58,18 @@ _GREEK = (  # from U+03B1 on
     "psi",
     "omega",
 )
+_CAPITALS = ("gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "phi", "psi", "omega")  # others look like Latin
 _SIGNS = {
     **{sign: f"\\{command} " for sign, command in _COMMANDS.items()},
     **{chr(ord("α") + number): f"\\{name} " for number, name in enumerate(_GREEK)},
-    **{chr(ord("Α") + n): f"\\{name.capitalize()} " for n, name in enumerate(_GREEK) if name in
-       ("gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "phi", "psi", "omega")},
+    **{chr(ord("Α") + number): f"\\{name.capitalize()} " for number, name in enumerate(_GREEK) if name in _CAPITALS},
     **{sign: f"\\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℚℕℂ", "RZQNC", strict=True)},
     "°": "^{\\circ}",
     "−": "-",
     "–": "-",
     "⁄": "/",
     "′": "'",
-}  # fmt: skip
+}
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
