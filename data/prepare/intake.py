@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadRow, DataError
+from data.errors import MAX_ERRORS, BadRow, DataError, refuse
 from data.media.images import FilePicture, PerceptionTask, Record, Target, check_aspect, decode
 from data.media.paths import locate
 from data.prepare.config import IntakeOptions
@@ -33,7 +33,6 @@ from data.prepare.conventions import (
 )
 from data.prepare.manifest import (
     MANIFEST,
-    MAX_ERRORS,
     SCHEMA,
     Manifest,
     Source,
@@ -44,7 +43,6 @@ from data.prepare.manifest import (
     on_hub,
     read_manifest,
     read_source,
-    refuse,
     split_rows,
     write_files,
     write_synced,

@@ -22,7 +22,6 @@ from data.errors import BadRow, DataError
 from data.media.texts import json_rows
 
 SCHEMA = 2
-MAX_ERRORS = 20
 MANIFEST = "manifest.json"
 HUB = "hf:"
 
@@ -99,13 +98,6 @@ def text_at(value: Any, place: str, keys: Sequence[str], form: str) -> str:
         do = "give one text" if isinstance(value, list | Mapping) else "put it in quotes"
         raise BadRow(f"key {place.lstrip('.')} must be text, not {type(value).__name__}: {do}")
     return value
-
-
-def refuse(errors: Sequence[str], outcome: str = "") -> None:
-    """Raise DataError with the first 20 of ``errors``, if there are any."""
-    if errors:
-        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
-        raise DataError(f"{len(errors)} bad rows{outcome}:\n" + "\n".join(errors[:MAX_ERRORS]) + more)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.errors import BadRow, DataError
+from data.errors import BadRow, DataError, refuse
 from data.media.images import BytesPicture, FilePicture, image_source
-from data.prepare.manifest import on_hub, read_source, refuse
+from data.prepare.manifest import on_hub, read_source
 from stepstack.config import ConfigError
 from stepstack.generation.chat import Continuation, Conversation, Example, Preference, text_parts
 from stepstack.records import Picture

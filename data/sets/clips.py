@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from data.errors import BadRow, DataError
+from data.errors import BadRow, DataError, refuse
 from data.media import frames, videos
 from data.media.frames import Frames, MotionOptions, Size
 from data.media.paths import locate
@@ -32,7 +32,6 @@ from data.prepare.manifest import (
     check_target,
     new_folder,
     read_source,
-    refuse,
     text_at,
     write_synced,
 )

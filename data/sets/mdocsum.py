@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from data.drawn.splits import SPLITS, Split
-from data.errors import BadRow, DataError
+from data.errors import BadRow, DataError, refuse
 from data.media.documents import FIGURE, Document, Figure
 from data.media.images import FilePicture, check_aspect
 from data.media.texts import parse_json, read_text
 from stepstack.scoring.documents import NO_FIGURE, PARAGRAPHS, Paragraph, SummaryGold
 
 PICTURE = re.compile(r"(?:<(\d+)>\s*)?!\[([^\]]*)\]\(([^)\s]+)\)")
-MAX_ERRORS = 20  # that are shown
 FORM = '{"summary": "...", "image": {"imageRef": "<idx>" or "None", "imageCaption": "..."}}'
 
 
@@ -44,9 +43,7 @@ def load(folder: Path, split: Split, limit: int | None = None) -> list[Document]
             errors.append(str(error) if str(error).startswith(str(file.parent)) else f"{file}: {error}")
     if not errors:
         errors = _twice(folder, split, files)
-    if errors:
-        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
-        raise DataError("\n".join(errors[:MAX_ERRORS]) + more)
+    refuse(errors, of="papers")
     return papers
 
 

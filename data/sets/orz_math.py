@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import BadRow, DataError
+from data.errors import MAX_ERRORS, BadRow, DataError, refuse
 from data.media.texts import json_rows
 from data.prepare.manifest import (
     MANIFEST,
-    MAX_ERRORS,
     SCHEMA,
     Manifest,
     check_target,
@@ -33,7 +32,6 @@ from data.prepare.manifest import (
     on_hub,
     read_manifest,
     read_source,
-    refuse,
     split_rows,
     text_at,
     write_files,

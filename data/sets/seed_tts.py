@@ -11,13 +11,12 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.errors import DataError
+from data.errors import DataError, refuse
 from data.media.texts import numbered_lines
 from stepstack.records import Problem
 
 FOLDER = "seed_tts_eval"  # name in the folder of benchmark data
 SOURCE = "github.com/BytedanceSpeech/seed-tts-eval"
-MAX_ERRORS = 20  # bad rows that an error lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,7 @@ def read(file: Path) -> list[Utterance]:
             errors.append(f"{file}:{number}: {' and '.join(missing)} does not exist")
         else:
             found[name] = Utterance(name, prompt_text, file.parent / prompt, text, recording)
-    if errors:
-        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
-        raise DataError("\n".join(errors[:MAX_ERRORS]) + more)
+    refuse(errors, of="lines")
     if not found:
         raise DataError(f"{file} has no lines")
     return list(found.values())

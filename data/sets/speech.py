@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.drawn.sentences import Line
-from data.errors import DataError
+from data.errors import DataError, refuse
 from data.media import audio
 from data.media.texts import numbered_lines
 from stepstack.models.speech.codebook import train_codebook
@@ -164,9 +164,7 @@ def read_recordings(file: Path, limits: audio.AudioLimits | None = None) -> list
             continue
         speaker, tag = (*parts[3:5], "", "")[:2]
         found.append((Line(parts[1].strip(), speaker, tag), torch.from_numpy(wave)))
-    if errors:
-        more = f"\n... and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise DataError("\n".join(errors[:20]) + more)
+    refuse(errors, of="lines")
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, refuse
 from data.media.texts import numbered_lines, parse_json
 from stepstack.generation.prompts import SpokenChat, SpokenTurn
 from stepstack.records import Problem
@@ -32,7 +32,6 @@ CATEGORIES = (
     "Gaming",
 )
 ROLES = ("system", "user", "assistant")
-MAX_ERRORS = 20  # bad rows that an error lists
 
 
 def stepeval(folder: Path) -> list[Problem]:
@@ -61,9 +60,7 @@ def _problems(file: Path, read: Any) -> list[Problem]:
             found.append(read(len(found), parse_json(place, row), file.parent))
         except DataError as error:
             errors.append(str(error) if str(error).startswith(place) else f"{place}: {error}")
-    if errors:
-        more = f"\n... and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
-        raise DataError("\n".join(errors[:MAX_ERRORS]) + more)
+    refuse(errors)
     if not found:
         raise DataError(f"{file} has no rows")
     return found

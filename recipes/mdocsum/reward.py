@@ -35,14 +35,7 @@ def claim_judge(cfg: Config) -> ClaimJudge:
 
 def served(cfg: ServedJudge) -> ClaimJudge:
     """A model on a server as a judge; it is asked for when the first claim comes."""
-    engine: list[Engine] = []
-
-    def judge(claims: Sequence[Claim]) -> list[bool]:
-        if not engine:
-            engine.append(open_judge(cfg))
-        return verdicts(engine[0], claims)
-
-    return judge
+    return lambda claims: verdicts(open_judge(cfg), claims)
 
 
 def verdicts(engine: Engine, claims: Sequence[Claim]) -> list[bool]:

@@ -12,6 +12,7 @@ from recipes.mdocsum.prompt import request_of
 from recipes.mdocsum.reward import make_metric
 from stepstack.generation.prompts import Pictured
 from stepstack.generation.types import Sampling
+from stepstack.harness.judging import identity
 from stepstack.harness.metrics import Metric, Question, corpus, part, scored
 from stepstack.harness.task import Task
 from stepstack.records import Problem
@@ -72,7 +73,7 @@ def summaries(cfg: Config, kind: str, about: str, name: str = "") -> Task:
     def request(problem: Problem) -> Pictured:
         return request_of(problem.meta["document"], cfg.prompt)
 
-    temperature = 1.0 if kind == "sampled" else 0.0
+    temperature, served = 1.0 if kind == "sampled" else 0.0, cfg.score.judge
     return Task(
         name=name or kind,
         version=1,
@@ -82,6 +83,7 @@ def summaries(cfg: Config, kind: str, about: str, name: str = "") -> Task:
         score=make_metric(cfg),
         budget=Sampling(temperature=temperature, max_tokens=cfg.score.max_tokens),
         metrics=lambda budget: metrics_of("exchanged" if kind == "exchanged" else None),
+        judge=None if served is None else lambda: identity(served),
     )
 
 

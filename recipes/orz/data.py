@@ -11,8 +11,8 @@ from typing import Any
 from data.drawn import chains
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS, Split
-from data.errors import BadRow
-from data.prepare.manifest import on_hub, read_source, refuse
+from data.errors import BadRow, refuse
+from data.prepare.manifest import on_hub, read_source
 from data.sets import orz_math
 from recipes.orz.config import ChatPrompt, Config, PreparedMath, ReasoningGym, RewardConfig, RowsData
 from recipes.orz.prompt import encode, request_of

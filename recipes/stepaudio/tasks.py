@@ -43,6 +43,7 @@ def tasks(cfg: Config) -> list[Task]:
             score=partial(score_answers, cfg),
             budget=Sampling(temperature=0.0, max_tokens=cfg.max_tokens),
             metrics=metrics,
+            judge=lambda: {"recognizer": cfg.judge, "voices": RESEMBLYZER.installed},
         )
         for name, make in own.items()
     ]

@@ -191,7 +191,7 @@ def folder(tmp_path):
 
 def test_stepeval_has_three_figures_and_each_category(folder, monkeypatch):
     judge = Judge(Is_all_that="Yes.", Does_the_answer_do="no", How_good="4 of 5")
-    monkeypatch.setattr(chats, "judge_of", lambda kind: judge)
+    monkeypatch.setattr(chats, "open_judge", lambda kind: judge)
     task = chats.chat_tasks(Benchmarks(judge=ServedJudge(url="http://x")))[0]
     problems = task.rows(folder)
     scores = task.score([Answer(problem=p, sample=0, finish="stop", text="fine") for p in problems])
@@ -257,5 +257,5 @@ def test_llama_questions(tmp_path, monkeypatch):
     assert [score.value for score in plain.score(answers)] == [1.0, 0.0, 0.0]
     assert [m.name for m in plain.metrics(plain.budget)] == ["right (its words are in the answer)"]
     assert [m.name for m in judged.metrics(Sampling())] == ["right (gpt-4o)"]
-    monkeypatch.setattr(chats, "judge_of", lambda kind: Judge(Given_answer="Yes"))
+    monkeypatch.setattr(chats, "open_judge", lambda kind: Judge(Given_answer="Yes"))
     assert [score.value for score in judged.score(answers)] == [1.0, 1.0, 1.0]

@@ -6,9 +6,9 @@ The published figures are GPT-4o's verdicts on texts; its prompts are not publis
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.sets import spoken_questions
 from data.sets.spoken_questions import CATEGORIES
@@ -18,7 +18,7 @@ from stepstack.config import ConfigError
 from stepstack.generation.types import Answer, Budget, Sampling
 from stepstack.harness.config import ServedJudge
 from stepstack.harness.engine import Engine
-from stepstack.harness.judging import ask, no_verdict, open_judge
+from stepstack.harness.judging import ask, identity, no_verdict, open_judge
 from stepstack.harness.metrics import Metric, part
 from stepstack.harness.task import Task
 from stepstack.records import Problem, Score, gold_text
@@ -38,6 +38,7 @@ MAX_TOKENS = 1024  # tokens of an answer
 
 def chat_tasks(cfg: Benchmarks) -> list[Task]:
     """Both sets, from rows in the folder of benchmark data."""
+    judge = None if (served := cfg.judge) is None else lambda: identity(served)
     judged = f"right ({cfg.judge.model or cfg.judge.url})" if cfg.judge else "right (its words are in the answer)"
 
     def stepeval(data: Path) -> list[Problem]:
@@ -45,13 +46,14 @@ def chat_tasks(cfg: Benchmarks) -> list[Task]:
         return spoken_questions.stepeval(data)
 
     return [
-        _task("stepeval_audio_360", "StepEval-Audio-360, multi-turn chats", stepeval, Rated(cfg), rated_metrics),
+        _task("stepeval_audio_360", "StepEval-Audio-360, multi-turn chats", stepeval, Rated(cfg), rated_metrics, judge),
         _task(
             "llama_questions",
             "LLaMA Questions",
             spoken_questions.llama_questions,
             Right(cfg),
             lambda budget: [part("right", judged)],
+            judge,
         ),
     ]
 
@@ -62,6 +64,7 @@ def _task(
     rows: Callable[[Path], Sequence[Problem]],
     score: Callable[[Sequence[Answer]], list[Score]],
     metrics: Callable[[Budget], Sequence[Metric]],
+    judge: Callable[[], Mapping[str, Any]] | None,
 ) -> Task:
     return Task(
         name=name,
@@ -72,6 +75,7 @@ def _task(
         score=score,
         budget=Sampling(temperature=0.0, max_tokens=MAX_TOKENS),
         metrics=metrics,
+        judge=judge,
     )
 
 
@@ -82,11 +86,6 @@ def wanted(cfg: Benchmarks) -> ServedJudge:
     return cfg.judge
 
 
-@cache
-def judge_of(cfg: ServedJudge) -> Engine:
-    return open_judge(cfg)
-
-
 class Rated:
     """Parts of a score: ``factuality`` and ``relevance`` (0 or 1), ``chat`` (1 to 5), the last also by category. The
     value is the chat score from 0 to 1."""
@@ -95,7 +94,7 @@ class Rated:
         self.cfg = cfg
 
     def __call__(self, answers: Sequence[Answer]) -> list[Score]:
-        engine = judge_of(wanted(self.cfg))
+        engine = open_judge(wanted(self.cfg))
         shown = [{"chat": answer.problem.text, "answer": answer.text} for answer in answers]
         true, relevant = (yes(engine, [form.format(**row) for row in shown]) for form in (FACTUALITY, RELEVANCE))
         rates = rated(engine, [CHAT.format(**row) for row in shown])
@@ -125,7 +124,7 @@ class Right:
             verdicts = [contains(answer.text, gold_text(answer.problem.gold)) for answer in answers]
         else:
             rows = [{"chat": a.problem.text, "gold": gold_text(a.problem.gold), "answer": a.text} for a in answers]
-            verdicts = yes(judge_of(self.cfg.judge), [RIGHT.format(**row) for row in rows])
+            verdicts = yes(open_judge(self.cfg.judge), [RIGHT.format(**row) for row in rows])
         pairs = zip(answers, verdicts, strict=True)
         return [Score(float(right), {"right": float(right)}, answer=answer.text) for answer, right in pairs]
 

@@ -8,9 +8,10 @@ them never stand in one column.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,15 @@ class SpokenJudge:
             wanted = voice_of(self.cfg.encoder, answer.problem.meta["source"])
             parts["similarity"] = 0.0 if voice is None else float(voice @ wanted)
         return Score(max(0.0, 1 - rate), parts, answer=heard)
+
+    def facts(self) -> dict[str, Any]:
+        """The models that judge, as plans name them."""
+        encoder = self.cfg.encoder if self.compared else None
+        return {
+            "recognizer": asdict(self.cfg.recognizer),
+            "encoder": None if encoder is None else asdict(encoder),
+            "normaliser": self.normaliser,
+        }
 
     def metrics(self) -> list[Metric]:
         unit = "CER" if self.normaliser == "seed-zh" else "WER"
@@ -147,6 +157,7 @@ def spoken_task(
         score=judge,
         budget=Sampling(temperature=temperature, max_tokens=max_tokens),
         metrics=lambda budget: judge.metrics(),
+        judge=judge.facts,
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
-from data.errors import BadRow, DataError
-from data.prepare.manifest import refuse
+from data.errors import BadRow, DataError, refuse
 from stepstack.batching.config import ChatConfig
 from stepstack.batching.pairs import Pair
 from stepstack.batching.rows import Row

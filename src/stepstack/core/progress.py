@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from stepstack.terminal import console
 
-METRIC_UNITS = {
-    "reward": "reward",
+METRIC_UNITS = {  # the first ones are shown where a terminal is too narrow for all
     "eval/accuracy": "held-out",
+    "reward": "reward",
     "length": "tokens",
     "loss": "loss",
     "actor/entropy": "entropy",
     "score": "score",
     "failed": "failed",
 }
+BAR = 20  # columns
+OTHER_COLUMNS = 20  # of the elapsed time, that left, and the spaces between
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
@@ -32,7 +35,7 @@ class Progress:
         self.latest: dict[str, float] = {}
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(20),
+            BarColumn(BAR),
             MofNCompleteColumn(),
             TextColumn("{task.fields[notes]}", markup=False),
             TimeElapsedColumn(),
@@ -50,11 +53,17 @@ class Progress:
 
     def advance(self, step: int, row: Mapping[str, float]) -> None:
         self.latest |= {label: row[key] for key, label in METRIC_UNITS.items() if key in row}
-        notes = "  ".join(f"{label} {value:.3g}" for label, value in self.latest.items())
-        self.bar.update(self.task, completed=step, notes=notes)
+        figures = [f"{label} {self.latest[label]:.3g}" for label in METRIC_UNITS.values() if label in self.latest]
+        self.bar.update(self.task, completed=step, notes="  ".join(self._fitting(figures)))
         now = time.monotonic()
         if self.visible and not self.console.is_terminal and (now - self.said > LINE_EVERY or step == self.total):
             self.said = now
             done, spent = step - self.done, now - self.began
             clock = f"  {spent:.0f} s, {(self.total - step) * spent / done:.0f} s left" if done > 0 else ""
-            self.console.print(f"{self.name} {step}/{self.total}  {notes}{clock}", soft_wrap=True)
+            self.console.print(f"{self.name} {step}/{self.total}  {'  '.join(figures)}{clock}", soft_wrap=True)
+
+    def _fitting(self, figures: Sequence[str]) -> list[str]:
+        """The first figures, as many as leave the bar and the clocks whole; one at least."""
+        room = self.console.width - len(self.name) - BAR - 2 * len(str(self.total)) - 1 - OTHER_COLUMNS
+        fitting = sum(end <= room for end in accumulate(len(figure) + 2 for figure in figures))
+        return list(figures[: max(1, fitting)])

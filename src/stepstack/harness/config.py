@@ -66,6 +66,9 @@ class ServedJudge(Strict):
     """Address of the server, http://host:port; no user name, no query: a key belongs into ``key_file``."""
     model: str | None = None
     """Name of the model there; null: the one that the server lists."""
+    model_id: str | None = None
+    """Identity of its weights among others of the same name (a commit, a hash, a date); null: what the server lists of
+    them."""
     key_file: str | None = None
     """File that holds the API key; null: the server asks for none."""
     concurrency: Annotated[int, Field(ge=1, le=MOST_IN_FLIGHT)] = 32

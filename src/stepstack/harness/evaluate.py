@@ -62,7 +62,8 @@ def evaluate(
     """
     budget = budget or task.budget
     problems = checked(task, task.rows(data))[:limit]
-    store = Store(root, plan(task.name, task.version, problems, budget, model, engine.facts))
+    judge = task.judge() if task.judge else None
+    store = Store(root, plan(task.name, task.version, problems, budget, model, engine.facts, judge))
     if world.rank == 0 and store.folder.is_dir() and again is not None:
         store.forget() if again == "all" else store.forget_failures()
     if world.rank == 0:

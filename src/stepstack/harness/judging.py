@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+from stepstack.config import ConfigError
 from stepstack.generation.prompts import Message
 from stepstack.generation.types import EngineError, Sampling
 from stepstack.harness.config import ServedJudge
 from stepstack.harness.engine import Engine, Question
 from stepstack.harness.engines.server import ServerConfig, ServerEngine
+from stepstack.harness.store import model_key
 from stepstack.records import Problem
 
 
-def open_judge(cfg: ServedJudge) -> Engine:
-    """The judge's server. EngineError where it does not answer."""
+@cache
+def open_judge(cfg: ServedJudge) -> ServerEngine:
+    """The judge's server, opened once. EngineError where it does not answer."""
     return ServerEngine(
         ServerConfig(
             url=cfg.url,
             model=cfg.model,
+            model_id=cfg.model_id,
             key_file=cfg.key_file,
             concurrency=cfg.concurrency,
             patience=cfg.patience,
             timeout=cfg.timeout,
         )
     )
+
+
+def identity(cfg: ServedJudge) -> dict[str, Any]:
+    """The judge as plans name it: other weights under its name are another evaluation. EngineError where its server
+    does not answer, ConfigError where nothing tells which weights it has."""
+    try:
+        return {"served": model_key(open_judge(cfg).model_record())}
+    except ConfigError as error:
+        raise ConfigError(f"the judge: {error}".replace("--model-id", "judge.model_id")) from None
 
 
 def ask(engine: Engine, texts: Sequence[str], max_tokens: int) -> list[str]:

@@ -31,10 +31,16 @@ def digest(value: Any) -> str:
 
 
 def plan(
-    task: str, version: int, problems: Sequence[Problem], budget: Budget, model: Mapping, engine: Mapping
+    task: str,
+    version: int,
+    problems: Sequence[Problem],
+    budget: Budget,
+    model: Mapping,
+    engine: Mapping,
+    judge: Mapping | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides a sample. Where the model and the rows lie does not: only the hash of a model counts
-    where it has one, the identity of one behind a server, and ``source`` of a problem does not count."""
+    """Everything that decides a sample and its verdict. Where the model and the rows lie does not: only the hash of a
+    model counts where it has one, the identity of one behind a server, and ``source`` of a problem does not count."""
     rows = digest(
         [[p.index, p.text, gold_text(p.gold), {k: v for k, v in p.meta.items() if k != "source"}] for p in problems]
     )
@@ -46,6 +52,7 @@ def plan(
         **_spent(budget),
         "model": model_key(model),
         "engine": dict(engine),
+        **({} if judge is None else {"judge": dict(judge)}),
     }
 
 

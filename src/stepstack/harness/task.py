@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stepstack.config import ROOT, ConfigError
 from stepstack.generation.prompts import Request
@@ -28,7 +29,8 @@ class Task:
 
     ``rows`` reads the problems, given the folder of benchmark data; ``score`` is a reward; ``metrics`` makes the
     figures from the budget that was spent, the first being the one that tables show unless told; ``about`` is a line
-    for the menu, with the source.
+    for the menu, with the source. ``judge`` returns what tells the model that scores from another one, where a model
+    does: it is part of an evaluation's plan, so that verdicts of two judges are two results.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     score: Reward
     budget: Budget
     metrics: Callable[[Budget], Sequence[Metric]] = field(default=metrics.of_samples)
+    judge: Callable[[], Mapping[str, Any]] | None = None
 
 
 def load(name: str, recipe_tasks: Sequence[Task] = (), folder: Path = TASKS) -> Task:

@@ -195,7 +195,7 @@ def test_after_a_bad_row_nothing_more_is_encoded(tmp_path):
     names = [video(tmp_path, f"{count}.mp4", count=count) for count in (9, 3, 8)]
     rows = [(name, {"video": name, "caption": name}) for name in names]
     used = []
-    with pytest.raises(DataError, match=r"1 bad rows:\n3\.mp4: .*has 3 frames, the shortest"):
+    with pytest.raises(DataError, match=r"^3\.mp4: .*has 3 frames, the shortest"):
         clips.read_rows(rows, tmp_path, ClipOptions(sizes=((32, 48),), lengths=(5,)), used.append)
     assert [clip.row.place for clip in used] == ["9.mp4"]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import os
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def test_all_bad_rows_are_reported_together_and_nothing_is_written(tmp_path, eva
         ("bad.json row 1", "key final_answer is 'E', not one of the choices A"),
         ("bad.json row 2", "key prompt must be a list of one turn"),
     ]:
-        assert any(f"{place}: " in line and words in line for line in lines), (place, words, lines)
+        assert any(re.search(f"{place}[:,)]", line) and words in line for line in lines), (place, words, lines)
     assert not (tmp_path / "out").exists()
 
 
@@ -148,13 +149,13 @@ def test_the_first_unreadable_gold_is_printed(tmp_path):
     assert "cannot be read" not in line("second", "exact")
 
 
-def test_only_twenty_bad_rows_are_shown(tmp_path):
+def test_a_reason_is_said_once(tmp_path):
     source = write(tmp_path / "train.json", [[] for _ in range(33)])
     with pytest.raises(DataError) as caught:
         prepare(tmp_path / "out", source, [])
     assert str(caught.value).startswith("33 bad rows")
-    assert str(caught.value).endswith("and 13 more")
-    assert len(str(caught.value).splitlines()) == 22
+    assert str(caught.value).endswith("train.json row 4 and 29 more)")
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_empty_answers_can_be_dropped_and_counted(tmp_path):

@@ -158,11 +158,16 @@ def claimed(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_only_twenty_bad_rows_are_shown(tmp_path):
+def test_a_reason_is_said_once_and_only_twenty_reasons(tmp_path):
     photos(tmp_path, 1)
-    source = write(tmp_path / "t.json", [{"image": "0.png", "problem": "", "solution": [1, 2, 300, 4]}] * 25)
-    lines = errors_of(lambda: refcoco.prepare(tmp_path / "out", source, [], THOUSAND))
-    assert (len(lines), lines[-1]) == (22, "... and 5 more")
+    row = {"image": "0.png", "problem": "", "solution": [1, 2, 300, 4]}
+    same = write(tmp_path / "t.json", [row] * 25)
+    head, line = errors_of(lambda: refcoco.prepare(tmp_path / "out", same, [], THOUSAND))
+    assert head.startswith("25 bad rows")
+    assert line.endswith("t.json row 4 and 21 more)")
+    others = write(tmp_path / "o.json", [row | {"image": f"{number}.jpg", "problem": "a"} for number in range(25)])
+    lines = errors_of(lambda: refcoco.prepare(tmp_path / "out", others, [], THOUSAND))
+    assert (len(lines), lines[-1]) == (22, "... and 5 other reasons")
 
 
 def test_repeated_questions_are_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from stepstack.harness.engine import Question
 from stepstack.harness.engines.openai_api import Dialect
 from stepstack.harness.engines.server import ServerConfig, ServerEngine
 from stepstack.harness.evaluate import Stopped, evaluate
-from stepstack.harness.judging import open_judge
+from stepstack.harness.judging import identity, open_judge
 from stepstack.harness.store import plan
 from stepstack.harness.summary import label_of
 from stepstack.harness.task import Task
@@ -56,19 +57,21 @@ def answers(of: ServerEngine, sampling=GREEDY, questions=QUESTIONS):
     return {question.problem.index: one for question, [one] in of.complete(questions, sampling)}
 
 
+TASK = Task(
+    name="sums",
+    version=1,
+    about="sums",
+    rows=lambda data: PROBLEMS,
+    request=lambda problem: problem.text,
+    score=lambda rollouts: [Score(float("W" in rollout.text)) for rollout in rollouts],
+    budget=GREEDY,
+)
+
+
 def run(of: ServerEngine, root: Path, **changes):
-    task = Task(
-        name="sums",
-        version=1,
-        about="sums",
-        rows=lambda data: PROBLEMS,
-        request=lambda problem: problem.text,
-        score=lambda rollouts: [Score(float("W" in rollout.text)) for rollout in rollouts],
-        budget=GREEDY,
-    )
     record = of.model_record()
     root = root / label_of(record)
-    return evaluate(task, of, SingleProcess(), root=root, data=root, model=record, **changes)
+    return evaluate(TASK, of, SingleProcess(), root=root, data=root, model=record, **changes)
 
 
 def test_the_same_model_on_another_port_goes_on_and_another_on_the_same_port_is_asked(model, tmp_path):
@@ -283,6 +286,32 @@ def test_the_plan_of_a_local_model_is_what_it_was():
 def test_numbers_have_bounds(server, change):
     with pytest.raises(ConfigError, match=f"server.{next(iter(change))} is"):
         engine(server, **change)
+
+
+def judged(score, cfg, root, base):
+    """A local engine's evaluation, scored by a served model."""
+    own = replace(TASK, score=score, judge=lambda: identity(cfg))
+    with ModelServer(base) as model:
+        of = engine(model, model_id="the one that is judged")
+        return evaluate(own, of, SingleProcess(), root=root, data=root, model=of.model_record())
+
+
+def test_verdicts_of_another_judge_are_another_result(model, tmp_path):
+    def score(answers):
+        asked.append(len(answers))
+        return [Score(1.0)] * len(answers)
+
+    asked: list[int] = []
+    with ModelServer(model) as judge:
+        first, _ = judged(score, ServedJudge(url=judge.url, model_id="a"), tmp_path, model)
+        again, result = judged(score, ServedJudge(url=judge.url, model_id="a"), tmp_path, model)
+        other, _ = judged(score, ServedJudge(url=judge.url, model_id="b"), tmp_path, model)
+        assert first == again != other
+        assert sum(asked) == 2 * len(PROBLEMS)
+        assert result["plan"]["judge"] == {"served": {"name": "tiny", "id": "a"}}
+        judge.listed = {"created": "clock"}
+        with pytest.raises(ConfigError, match=r"the judge: .* name them with judge\.model_id"):
+            identity(ServedJudge(url=judge.url))
 
 
 def test_a_judge_has_the_same_settings(server):
