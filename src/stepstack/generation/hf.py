@@ -31,6 +31,7 @@ from stepstack.models.vision.policy import ImagePatcher
 log = logging.getLogger(__name__)
 
 MAY_STOP, STOPS = 1, 2  # what a token can do to its row
+Ends = dict[int, tuple[int, Finish]]  # length and end of each row
 
 
 class HfGenerator:
@@ -79,19 +80,12 @@ class HfGenerator:
         """Nothing to lend: the cache lives only while a wave does."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
-        """Groups in the order of prompt length within a wave. A prompt that leaves no room is an error, and so is a
-        model that nothing can stop."""
+        """Groups as their last row ends. A prompt that leaves no room is an error, and so is a model that nothing can
+        stop."""
         self._check_end(sampling)
         for prompt in prompts:
             response_budget(prompt, sampling, self.max_positions)
-        wave: list[Prompt] = []
-        for prompt in sorted(prompts, key=lambda p: len(p.ids)):
-            size = len(wave) + 1
-            if wave and (size * sampling.n > self.cfg.batch or size * len(prompt.ids) > self.cfg.prefill):
-                yield from self._wave(wave, sampling)
-                wave = []
-            wave.append(prompt)
-        if wave:
+        for wave in waves(prompts, sampling, self.cfg):
             yield from self._wave(wave, sampling)
 
     def stream(self, prompt: Prompt, sampling: Sampling, watch: Callable[[int], None]) -> Rollout:
@@ -129,8 +123,10 @@ class HfGenerator:
         kinds = self._kinds(sampling.stop)
         alive = torch.arange(rows, device=self.device)  # rows that decode; some may have ended and not left yet
         going = torch.ones_like(alive, dtype=torch.bool)
-        trail: list[tuple[Tensor, Tensor, Tensor]] = []  # (rows, tokens, log-probabilities) of each step
-        ends: dict[int, tuple[int, Finish]] = {}
+        tokens = torch.zeros(rows, horizon, dtype=torch.long, device=self.device)
+        logps = torch.zeros(rows, horizon, device=self.device)
+        ends: Ends = {}
+        left = [n] * len(prompts)  # rows of each prompt that have not ended
         recent = self._last_tokens(ids, pad, n, 1 if sampling.repetition is None else sampling.repetition.window)
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
@@ -141,19 +137,27 @@ class HfGenerator:
             if sampling.repetition is not None:
                 logits = without_repetition(logits, recent, sampling.repetition)
             token, logp = sample(logits, noise[t], sampling)
-            trail.append((alive, token, logp))
+            tokens[alive, t], logps[alive, t] = token, logp
             if watch is not None:
                 watch(int(token[0]))
             recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
             kind = kinds[token]
+            ended: list[int] = []
             for at in ((kind > 0) & going).nonzero()[:, 0].tolist():
-                if kind[at] == STOPS or self._completes_stop(trail, at, sampling.stop):
-                    ends[int(alive[at])] = (t + 1, "stop")
+                row = int(alive[at])
+                if kind[at] == STOPS or self._completes_stop(tokens[row, : t + 1], sampling.stop):
+                    ends[row] = (t + 1, "stop")
+                    ended.append(row)
                     going[at] = False
             if t + 1 >= shortest:
                 for at in ((budgets <= t + 1) & going).nonzero()[:, 0].tolist():
                     ends[int(alive[at])] = (t + 1, "length")
+                    ended.append(int(alive[at]))
                     going[at] = False
+            for row in ended:
+                left[row // n] -= 1
+                if left[row // n] == 0:
+                    yield self._group(prompts[row // n], row // n * n, sampling, tokens, logps, ends)
             if len(ends) == rows:
                 break
             # Copying the cache costs about one step; leave when enough have ended to win it back.
@@ -163,7 +167,6 @@ class HfGenerator:
                 recent = recent[going]
                 going = going[going]
             logits = self.decoder.step(token)
-        yield from self._groups(prompts, sampling, *self._gathered(trail, rows), ends)
 
     def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int, window: int) -> Tensor:
         """Last tokens of left-padded prompts, -1 where there was none, [rows, columns]: ``window``, or more where the
@@ -173,34 +176,28 @@ class HfGenerator:
         ids_BT = torch.nn.functional.pad(ids_BT, (window, 0), value=-1)[:, -window:]
         return ids_BT.repeat_interleave(n, 0).to(self.device)
 
-    def _gathered(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], rows: int) -> tuple[list, list]:
-        """Tokens and log-probabilities by row; what a row sampled after its end is cut off by its length."""
-        tokens = torch.zeros(rows, len(trail), dtype=torch.long, device=self.device)
-        logps = torch.zeros(rows, len(trail), device=self.device)
-        for t, (alive, token, logp) in enumerate(trail):
-            tokens[alive, t], logps[alive, t] = token, logp
-        return tokens.tolist(), logps.tolist()
-
-    def _groups(self, prompts, sampling: Sampling, tokens: list, logps: list, ends: dict) -> Iterator[Group]:
-        for i, prompt in enumerate(prompts):
-            rollouts = []
-            for sample_index in range(sampling.n):
-                row = i * sampling.n + sample_index
-                length, finish = ends[row]
-                ids = tuple(tokens[row][:length])
-                rollouts.append(
-                    Rollout(
-                        problem=prompt.problem,
-                        prompt=prompt,
-                        sample=sample_index,
-                        ids=ids,
-                        logprobs=tuple(logps[row][:length]),
-                        text=response_text(self.tokenizer, ids, self.eos.tolist(), sampling.stop),
-                        finish=finish,
-                        version=self.version,
-                    )
+    def _group(
+        self, prompt: Prompt, first: int, sampling: Sampling, tokens_RT: Tensor, logps_RT: Tensor, ends: Ends
+    ) -> Group:
+        """The rollouts of a prompt, whose rows begin at ``first``; what a row sampled after its end is cut off."""
+        rollouts = []
+        for sample_index in range(sampling.n):
+            row = first + sample_index
+            length, finish = ends[row]
+            ids = tuple(tokens_RT[row, :length].tolist())
+            rollouts.append(
+                Rollout(
+                    problem=prompt.problem,
+                    prompt=prompt,
+                    sample=sample_index,
+                    ids=ids,
+                    logprobs=tuple(logps_RT[row, :length].tolist()),
+                    text=response_text(self.tokenizer, ids, self.eos.tolist(), sampling.stop),
+                    finish=finish,
+                    version=self.version,
                 )
-            yield Group(prompt, tuple(rollouts))
+            )
+        return Group(prompt, tuple(rollouts))
 
     def _noise(self, prompts: Sequence[Prompt], sampling: Sampling, horizon: int) -> Tensor:
         """Uniform noise [horizon, rows]; a column belongs to (seed, problem, sample) and to nothing else."""
@@ -226,13 +223,23 @@ class HfGenerator:
             self._tables[stop] = table
         return self._tables[stop]
 
-    def _completes_stop(self, trail: Sequence[tuple[Tensor, Tensor, Tensor]], at: int, stop: tuple[str, ...]) -> bool:
-        """True if the newest token of a row completed a stop string in the response (never in the prompt)."""
-        row, ids = trail[-1][0][at], []
-        for alive, token, _ in trail[-2 * max(len(s.encode()) for s in stop) :]:
-            ids.append(int(token[alive == row]))
-        tail = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+    def _completes_stop(self, ids_T: Tensor, stop: tuple[str, ...]) -> bool:
+        """True if the newest token of a response completed a stop string in it (never in the prompt)."""
+        longest = 2 * max(len(s.encode()) for s in stop)
+        tail = str(self.tokenizer.decode(ids_T[-longest:].tolist(), skip_special_tokens=False))
         return any(s in tail for s in stop)
+
+
+def waves(prompts: Sequence[Prompt], sampling: Sampling, cfg: HfConfig) -> list[list[Prompt]]:
+    """Prompts that decode together: in the order of their lengths, as many as ``cfg`` allows. Which rows share a wave
+    decides the last bits of their log-probabilities."""
+    found: list[list[Prompt]] = []
+    for prompt in sorted(prompts, key=lambda p: len(p.ids)):
+        size = len(found[-1]) + 1 if found else 1
+        if not found or size * sampling.n > cfg.batch or size * len(prompt.ids) > cfg.prefill:
+            found.append([])
+        found[-1].append(prompt)
+    return found
 
 
 def sample(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
