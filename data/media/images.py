@@ -54,11 +54,17 @@ class BytesPicture:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Object: its label and its box or a point on it, in the record's space."""
+    """Object: its label and its box or a point on it, in the record's space.
+
+    ``area``: its area in square pixels of the stored picture, in any space; None: that of its box. ``crowd``: whether
+    it is a region of many objects that nobody marked one by one, which a detection may neither find nor miss.
+    """
 
     label: str
     box: tuple[float, float, float, float] | None = None
     point: tuple[float, float] | None = None
+    area: float | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,11 @@ class Record:
     size: tuple[int, int]
     text: str = ""
     count: int | None = None
+
+    @property
+    def objects(self) -> tuple[Target, ...]:
+        """The targets that are no crowds, which are the ones to find."""
+        return tuple(target for target in self.targets if not target.crowd)
 
 
 @dataclass(frozen=True, slots=True)

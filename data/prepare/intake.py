@@ -4,7 +4,9 @@ A box is (x1, y1, x2, y2), a point (x, y), from the top left corner. A record ha
 of the stored picture, "thousand" (0..1000 of its width and height) or "unit" (0..1).
 
 A prepared row is ``{"index", "pictures": [{"root", "path", "sha256"}], "question", "targets": [{"label", "box"|
-"point"}], "text", "count", "size"}``. Task, space and the folders that ``root`` counts are in the manifest.
+"point"}], "text", "count", "size"}``. Task, space and the folders that ``root`` counts are in the manifest. A target of
+detection has ``"area"`` in square pixels where its source gives one, else its area is that of the box, and ``"crowd":
+true`` where it is a crowd region.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class IntakeRow:
 
     ``image`` is a path or an encoded picture. ``numbers`` are boxes in the declared space and layout, or points.
     ``again``: the same boxes in another space, where the source has both. ``size``: size of the picture in the source,
-    if given.
+    if given. ``areas`` (square pixels, None: not given) and ``crowds`` (whether it is a crowd region) are of each box;
+    empty: none has an area of its own, none is a crowd.
     """
 
     image: str | bytes
@@ -72,6 +75,8 @@ class IntakeRow:
     size: tuple[int, int] | None = None
     again: tuple[Numbers, ...] = ()
     again_space: SourceSpace = "pixels"
+    areas: tuple[float | None, ...] = ()
+    crowds: tuple[bool, ...] = ()
 
 
 # Row of a source's JSON value. The space is None for training rows while it is not known.
@@ -171,10 +176,7 @@ def load(place: Path, split: str, data: str, images: Sequence[str] = ()) -> list
         pictures = tuple(_picture(picture, roots, path.parent) for picture in row["pictures"])
         if not records and not Path(pictures[0].path).is_file():
             raise DataError(f"{pictures[0].path} does not exist: set images to the folders that hold the pictures now")
-        targets = tuple(
-            Target(t["label"], tuple(t["box"]) if "box" in t else None, tuple(t["point"]) if "point" in t else None)
-            for t in row["targets"]
-        )
+        targets = tuple(_target(target) for target in row["targets"])
         question = row["question"] if options["question"] is None else options["question"]
         size = (row["size"][0], row["size"][1])
         gold = {"text": row["text"], "count": row["count"]}
@@ -224,7 +226,7 @@ class _Intake:
                     self._refuse(one.where, bad)
                     continue
                 self.counts["clipped"] += clipped
-                if self.task == "detection" and not row.numbers and self.options.empty == "drop":
+                if self.task == "detection" and not _objects(row) and self.options.empty == "drop":
                     self.counts["empty"] += 1
                 else:
                     rows.append(checked)
@@ -323,7 +325,7 @@ class _Intake:
         return self._by_digest.setdefault(digest, _StoredPicture(None, copy_path, digest, size))
 
     def _check(self, one: _ReadRow, train: bool) -> None:
-        row, known = one.row, len(one.row.numbers)
+        row, known = one.row, _objects(one.row)
         questions = [row.question] if self.task in ("grounding", "counting") else []
         if not all(label.strip() for label in [*row.labels, *questions]):
             raise BadRow("a label is empty: name the object, or remove the row")
@@ -366,19 +368,37 @@ class _Intake:
 
     def _line(self, index: int, item: _ReadRow, with_question: bool) -> dict[str, Any]:
         picture, row = item.picture, item.row
-        labels = row.labels or (row.question,) * len(row.numbers)
+        known = len(row.numbers)
+        labels = row.labels or (row.question,) * known
+        extras = zip(row.areas or (None,) * known, row.crowds or (False,) * known, strict=True)
         return {
             "index": index,
             "pictures": [{"root": picture.root, "path": picture.path, "sha256": picture.sha256}],
             **({"question": row.question} if with_question else {}),
             "targets": [
-                {"label": label, "box" if len(numbers) == 4 else "point": numbers}
-                for label, numbers in zip(labels, row.numbers, strict=True)
+                {
+                    "label": label,
+                    "box" if len(numbers) == 4 else "point": numbers,
+                    **({} if area is None else {"area": area}),
+                    **({"crowd": True} if crowd else {}),
+                }
+                for label, numbers, (area, crowd) in zip(labels, row.numbers, extras, strict=True)
             ],
             "text": row.text,
             "count": row.count,
             "size": picture.size,
         }
+
+
+def _objects(row: IntakeRow) -> int:
+    """Number of boxes or points that are no crowds."""
+    return len(row.numbers) - sum(row.crowds)
+
+
+def _target(row: Mapping[str, Any]) -> Target:
+    """Target of a prepared row."""
+    box, point = (tuple(row[key]) if key in row else None for key in ("box", "point"))
+    return Target(row["label"], box, point, row.get("area"), row.get("crowd", False))
 
 
 def _marks(opened: Sequence[_ReadRow]) -> list[Annotation]:

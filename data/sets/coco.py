@@ -1,13 +1,16 @@
 """Detection data: COCO 2017's instances files, ``{"images": [...], "annotations": [...], "categories": [...]}``.
 
-Boxes are x, y, width, height in pixels there and x1, y1, x2, y2 in the records. Crowds (``iscrowd``) are regions, not
-objects: they are dropped and counted, as boxes without area are. COCO's own evaluation ignores detections in them.
+Boxes are x, y, width, height in pixels there and x1, y1, x2, y2 in the records, whose targets keep the annotation's
+``area`` (of its segmentation; where it has none, the box's counts). Crowds (``iscrowd``) are regions, not objects: they
+are kept as targets that are marked so, because COCO's own evaluation ignores detections in them. Boxes without area are
+dropped and counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +40,8 @@ def prepare(
     """Check instances files (``evals``: ``name=file``) and write the prepared folder ``out``.
 
     ``options.images`` are the folders of the pictures, such as train2017 and val2017. All files must have the same
-    categories. The record of each file counts its crowds and its boxes without area. DataError for a wrong
+    categories. The record of each file counts its crowds and its boxes without area. A picture that has only
+    crowds is one without objects (``options.empty``). DataError for a wrong
     ``options.space`` or ``.layout``, or with up to 20 bad rows; nothing is written then.
     """
     options = dataclasses.replace(options, space=options.space or "pixels", layout=options.layout or "xywh")
@@ -59,7 +63,8 @@ def prepare(
 
 
 def load(place: Path, split: str, images: Sequence[str] = ()) -> list[Record]:
-    """Detection records of "train" or an eval: ``question`` names all categories, ``targets`` are the objects."""
+    """Detection records of "train" or an eval: ``question`` names all categories, ``targets`` are the
+    objects and the crowds, in the order of the file."""
     return intake.load(place, split, DATA, images)
 
 
@@ -86,11 +91,12 @@ def _read(source: str, content: Mapping[str, Any]) -> Source:
             if annotation.get(key) not in known:
                 value = annotation.get(key)
                 raise DataError(f"{where}: key {key} is {value!r}, which is not in this file: remove the annotation")
-        if annotation.get("iscrowd"):
-            crowds += 1
-        elif not _has_area(annotation):
+        if annotation.get("iscrowd") not in (None, 0, 1):
+            raise DataError(f"{where}: key iscrowd is {annotation['iscrowd']!r}: must be 0 or 1")
+        if not _has_area(annotation):
             without_area += 1
         else:
+            crowds += bool(annotation.get("iscrowd"))
             objects[annotation["image_id"]].append((categories[annotation["category_id"]], annotation))
     rows = [
         (f"{source} image {number} (id {key})", {"image": image, "objects": objects[key]})
@@ -106,12 +112,27 @@ def _row(raw: Any, space: SourceSpace | None) -> IntakeRow:
     if not isinstance(image.get("file_name"), str):
         raise BadRow('expected {"id": ..., "file_name": name, "width": pixels, "height": pixels}')
     sides = (_side(image, "width"), _side(image, "height"))
-    boxes = [
-        box_numbers(annotation.get("bbox"), f"bbox of annotation {annotation['id']}")
-        for _, annotation in raw["objects"]
-    ]
-    labels = tuple(label for label, _ in raw["objects"])
-    return IntakeRow(image=image["file_name"], labels=labels, numbers=tuple(boxes), size=sides)
+    annotations = [annotation for _, annotation in raw["objects"]]
+    return IntakeRow(
+        image=image["file_name"],
+        labels=tuple(label for label, _ in raw["objects"]),
+        numbers=tuple(box_numbers(one.get("bbox"), f"bbox of annotation {one['id']}") for one in annotations),
+        size=sides,
+        areas=tuple(_area(one) for one in annotations),
+        crowds=tuple(bool(one.get("iscrowd")) for one in annotations),
+    )
+
+
+def _area(annotation: Mapping[str, Any]) -> float | None:
+    """Area in square pixels that the annotation gives; None where it gives none."""
+    area = annotation.get("area")
+    if area is None:
+        return None
+    if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < math.inf:
+        raise BadRow(
+            f"key area of annotation {annotation['id']} is {area!r}: must be a number of square pixels, or left out"
+        )
+    return area
 
 
 def _side(image: Mapping[str, Any], key: str) -> int:

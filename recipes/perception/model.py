@@ -158,8 +158,8 @@ def demonstration(record: Record, noise: LabelNoise, rng: random.Random, thinkin
     if record.task == "ocr":
         answer = misread(record.text, noise.letter, rng)
         return thought(" ".join(answer), answer) if thinking else answer
-    objects, labels = [], [target.label for target in record.targets]  # a wrong label is that of another object
-    for target in record.targets:
+    objects, labels = [], [target.label for target in record.objects]  # a wrong label is that of another object
+    for target in record.objects:
         if rng.random() < noise.dropped and record.task != "grounding":
             continue
         assert target.box is not None

@@ -17,19 +17,23 @@ from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.text import similarity
 from stepstack.scoring.vision import answers, perception
 from stepstack.scoring.vision.answers import Form
-from stepstack.scoring.vision.detection import box_figures, count_figures
+from stepstack.scoring.vision.detection import GoldBox, Labelled, box_figures, count_figures
 from stepstack.scoring.vision.perception import Frame
 from stepstack.scoring.vision.spatial import Box, Point, Space
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """Objects, text or count that an answer is compared with, in pixels of the picture as it lies in the data."""
+    """Objects, text or count that an answer is compared with, in pixels of the picture as it lies in the data.
+
+    ``annotated``: all boxes in the order of the data, crowd regions too, for the average precision. ``boxes`` are those
+    to find.
+    """
 
     task: str
     size: tuple[int, int]
     model_size: tuple[int, int]
-    boxes: tuple[tuple[Box, str], ...] = ()
+    annotated: tuple[GoldBox, ...] = ()
     points: tuple[Point, ...] = ()
     text: str = ""
     count: int = 0
@@ -41,25 +45,38 @@ class Gold:
             row["task"],
             tuple(row["size"]),
             tuple(row["model_size"]),
-            tuple((tuple(box), label) for box, label in row.get("boxes", [])),
+            tuple(GoldBox(tuple(box), *rest) for box, *rest in row.get("boxes", [])),
             tuple(tuple(point) for point in row.get("points", [])),
             row.get("text", ""),
             row.get("count", 0),
         )
 
     def write(self) -> str:
-        """The gold as JSON; ``read`` reads it."""
+        """The gold as JSON, which ``read`` reads.
+
+        An entry of ``boxes`` is [box, label], and [box, label, area, crowd] where it has an area or is a crowd.
+        """
         row: dict = {"task": self.task, "size": self.size, "model_size": self.model_size}
         if self.task == "ocr":
             row["text"] = self.text
         else:
-            row |= {"boxes": self.boxes, "points": self.points}
+            boxes = [one if one.crowd or one.area is not None else one[:2] for one in self.annotated]
+            row |= {"boxes": boxes, "points": self.points}
         if self.task == "counting":
             row["count"] = self.count
         return json.dumps(row)
 
     def frame(self, space: Space) -> Frame:
         return Frame(space, self.size, self.model_size)
+
+    @property
+    def boxes(self) -> tuple[Labelled, ...]:
+        """Boxes of the objects, without the crowds."""
+        return tuple((one.box, one.label) for one in self.annotated if not one.crowd)
+
+    @property
+    def crowds(self) -> tuple[Labelled, ...]:
+        return tuple((one.box, one.label) for one in self.annotated if one.crowd)
 
     @property
     def targets(self) -> list[Box | Point]:
@@ -71,11 +88,11 @@ def gold_of(record: Record, model_size: tuple[int, int]) -> Gold:
     frame = Frame(record.space, record.size)
     if record.task == "ocr":
         return Gold(record.task, record.size, model_size, text=record.text)
-    boxes = tuple((frame.pixels(t.box), t.label) for t in record.targets if t.box is not None)
+    boxes = tuple(GoldBox(frame.pixels(t.box), t.label, t.area, t.crowd) for t in record.targets if t.box is not None)
     points = tuple(frame.pixels_of_point(t.point) for t in record.targets if t.point is not None)
     count = 0
     if record.task == "counting":
-        count = len(record.targets) if record.count is None else record.count
+        count = len(record.objects) if record.count is None else record.count
     return Gold(record.task, record.size, model_size, boxes, points, count=count)
 
 
@@ -86,7 +103,8 @@ def gold_in(problem: Problem) -> Gold:
 
 
 def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thinking: bool) -> dict[str, float]:
-    """The parts of one answer's reward."""
+    """The parts of one answer's reward. It is that of the objects alone: a box in a crowd region, unless it is matched
+    with an object, has neither reward nor penalty."""
     frame, form = gold.frame(cfg.space), cfg.form
     match gold.task:
         case "grounding":
@@ -110,6 +128,7 @@ def parts_of(answer: str, gold: Gold, cfg: RewardConfig, *, finished: bool, thin
                 matching=cfg.matching,
                 over=cfg.over,
                 thinking=thinking,
+                crowds=gold.crowds,
             )
 
 
@@ -162,7 +181,7 @@ def figures_of(answer: str, gold: Gold, form: Form, space: Space) -> tuple[float
             }
             return 1 - figures["edit"], figures
         case _:
-            parts = perception.detection(answer, gold.boxes, frame, finished=True, form=form)
+            parts = perception.detection(answer, gold.boxes, frame, finished=True, form=form, crowds=gold.crowds)
             return parts["count_f1"], parts | formed
 
 

@@ -16,10 +16,12 @@ from stepstack.harness.task import Task
 from stepstack.harness.training.task_data import load_task, split_tasks
 from stepstack.records import Problem
 from stepstack.scoring.vision.answers import Form, mended
-from stepstack.scoring.vision.detection import Compared, compare, precision_of
+from stepstack.scoring.vision.detection import Compared, SizeRange, compare, precision_of
 from stepstack.scoring.vision.perception import detected_boxes
 from stepstack.scoring.vision.spatial import Space
 
+# Detection: 2 ignores crowds and reports AP by size.
+VERSIONS = {"grounding": 1, "counting": 1, "ocr": 1, "detection": 2}
 # (part of a score, its name in tables, whether higher is better); the first is what tables show unless told.
 FORMED = ("well_formed", "well-formed")  # share of the answers; what others hold is counted all the same
 FIGURES = {
@@ -35,6 +37,15 @@ FIGURES = {
     ],
     "detection": [("location", "IoU of matched"), ("count_f1", "F1 at .5"), FORMED],
 }
+# (name in tables, part of ``precision_of``, areas of the objects)
+AVERAGE_PRECISIONS: list[tuple[str, str, SizeRange]] = [
+    ("AP", "ap", "all"),
+    ("AP50", "ap50", "all"),
+    ("AP75", "ap75", "all"),
+    ("AP small", "ap", "small"),
+    ("AP medium", "ap", "medium"),
+    ("AP large", "ap", "large"),
+]
 LESS_IS_BETTER = ("absolute_error", "edit")
 
 
@@ -43,23 +54,26 @@ def metrics_of(cfg: Config) -> list[Metric]:
     metrics = [part(name, label, higher_is_better=name not in LESS_IS_BETTER) for name, label in FIGURES[cfg.task]]
     if cfg.task == "detection":
         form, space = cfg.reward.form, cfg.reward.space
-        metrics = [average_precision(name, form, space) for name in ("ap", "ap50", "ap75")] + metrics
+        metrics = [average_precision(*row, form, space) for row in AVERAGE_PRECISIONS] + metrics
     return metrics
 
 
-def average_precision(name: str, form: Form, space: Space) -> Metric:
-    """COCO's AP under the no-confidence protocol: every box has score 1."""
+def average_precision(label: str, name: str, size: SizeRange, form: Form, space: Space) -> Metric:
+    """COCO's AP under the no-confidence protocol: every box has score 1.
+
+    Crowds are ignored as COCOeval ignores them. The figure is None where no object has that size.
+    """
 
     @cache
     def compared(gold_text: str, answer: str) -> Compared:
         gold = Gold.read(gold_text)
-        return compare(list(gold.boxes), detected_boxes(mended(answer, form)[0], gold.frame(space), form)[0])
+        return compare(gold.annotated, detected_boxes(mended(answer, form)[0], gold.frame(space), form)[0], size)
 
     def of(questions: Sequence[Question]) -> float | None:
         figures = precision_of([compared(q[0].gold, q[0].answer or "") for q in questions])
         return None if figures is None else figures[name]
 
-    return corpus({"ap": "AP", "ap50": "AP50", "ap75": "AP75"}[name], of)
+    return corpus(label, of)
 
 
 def tasks(cfg: Config) -> list[Task]:
@@ -86,7 +100,7 @@ def scored(cfg: Config, split: Split, about: str, name: str = "") -> Task:
 def _task(cfg: Config, name: str, about: str, rows: Callable[[], Sequence[Problem]]) -> Task:
     return Task(
         name=name,
-        version=1,
+        version=VERSIONS[cfg.task],
         about=about,
         rows=lambda data: rows(),
         request=request_maker(cfg),

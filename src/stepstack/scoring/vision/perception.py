@@ -30,6 +30,7 @@ from stepstack.scoring.vision.spatial import (
     centre,
     convert,
     convert_point,
+    iofs,
     iou,
     ious,
     point_distance,
@@ -37,6 +38,7 @@ from stepstack.scoring.vision.spatial import (
 
 MAX_POINT_DISTANCE = 0.1  # in diagonals of the image, from which on a point is worth nothing
 MIN_TRUE_POSITIVE_IOU = 0.5
+MIN_IN_CROWD = 0.5  # share of a box's area from which on it lies in a crowd region
 LABEL_BONUS = 1e-6  # decides between matchings of equal IoU, and too small to change others
 
 
@@ -168,6 +170,7 @@ def detection(
     same_label: bool = False,
     over: Literal["matched", "all"] = "matched",
     thinking: bool = False,
+    crowds: Sequence[tuple[Box, str]] = (),
 ) -> dict[str, float]:
     """Parts of the detection reward for N boxes and M targets.
 
@@ -176,29 +179,41 @@ def detection(
     which one good box maximises, or over all, max(N, M). ``count_f1``: 2 TP / (N + M), TP being matched with IoU >=
     0.5, and with the same label if ``same_label``. ``missing``: -(M - matched) / M. ``format``: well-formed.
 
-    An image without objects requires an empty, well-formed answer, whose parts are all full. Any box there leaves 0
-    except for the format.
+    ``crowds``: regions of many objects that are no targets, in pixels. A box in one of its label that is matched with
+    no target has neither reward nor penalty: it is not among the N.
+
+    An image without objects requires an empty, well-formed answer, whose parts are all full. Any box there, unless it
+    lies in a crowd, leaves 0 except for the format.
     """
     text, well = _open(text, thinking, finished)
     predicted, formed = detected_boxes(text, frame, form)
     well &= formed
-    if not predicted and not targets:
-        return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
     expected = list(targets)
     if matching:  # as in counting
         predicted, expected = sorted(predicted), sorted(expected)
     overlaps = ious([box for box, _ in predicted], [box for box, _ in expected])
     same = np.array([[a == b for _, b in expected] for _, a in predicted], bool).reshape(overlaps.shape)
     pairs = _pairs(np.where(overlaps > 0, overlaps + label_bonus * same, 0.0), matching)
+    matched = {i for i, _ in pairs}
+    unmatched = [item for i, item in enumerate(predicted) if i not in matched]
+    N, M = len(predicted) - sum(_in_crowd(item, crowds) for item in unmatched), len(expected)
+    if not N and not M:
+        return {**dict.fromkeys(("format", "location", "cls", "count_f1"), float(well)), "missing": 0.0}
     hits = [pair for pair in pairs if overlaps[pair] >= MIN_TRUE_POSITIVE_IOU and (same[pair] or not same_label)]
-    count = max(len(pairs), 1) if over == "matched" else max(len(predicted), len(expected))
+    count = max(len(pairs), 1) if over == "matched" else max(N, M)
     return {
         "format": float(well),
         "location": float(sum(overlaps[pair] for pair in pairs)) / count,
         "cls": float(sum(same[pair] for pair in pairs)) / count,
-        "count_f1": 2 * len(hits) / (len(predicted) + len(expected)),
-        "missing": (len(pairs) - len(expected)) / len(expected) if expected else 0.0,
+        "count_f1": 2 * len(hits) / (N + M),
+        "missing": (len(pairs) - M) / M if M else 0.0,
     }
+
+
+def _in_crowd(item: tuple[Box, str], crowds: Sequence[tuple[Box, str]]) -> bool:
+    """Whether half of a box or more lies in a crowd of its label."""
+    regions = [box for box, label in crowds if label == item[1]]
+    return bool(regions) and bool((iofs([item[0]], regions) >= MIN_IN_CROWD).any())
 
 
 def _open(text: str, thinking: bool, finished: bool) -> tuple[str, bool]:

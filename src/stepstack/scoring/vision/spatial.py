@@ -109,13 +109,26 @@ def iou(a: Box, b: Box) -> float:
 
 def ious(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:
     """Intersection over union of all pairs, [len(a), len(b)]."""
-    one, two = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
-    common = _areas(np.concatenate([np.maximum(one, two)[..., :2], np.minimum(one, two)[..., 2:]], axis=-1))
-    areas, others = _areas(one), _areas(two)
+    common, areas, others = _intersections(a, b)
     with np.errstate(over="ignore"):
         union = areas + others - common
     valid = (areas > 0) & (others > 0) & np.isfinite(union)
     return np.minimum(np.divide(common, union, out=np.zeros_like(union), where=valid), 1.0)
+
+
+def iofs(a: Sequence[Box], b: Sequence[Box]) -> NDArray[np.float64]:
+    """Intersection over the area of the first box (IoF, over foreground) of all pairs, [len(a), len(b)]; 0 where that
+    box has no ``area``."""
+    common, areas, _ = _intersections(a, b)
+    own = np.broadcast_to(areas, common.shape)
+    return np.minimum(np.divide(common, own, out=np.zeros_like(common), where=own > 0), 1.0)
+
+
+def _intersections(a: Sequence[Box], b: Sequence[Box]) -> tuple[NDArray[np.float64], ...]:
+    """Areas of all intersections [len(a), len(b)], of the first boxes [len(a), 1] and of the second [1, len(b)]."""
+    one, two = np.array(a, float).reshape(-1, 1, 4), np.array(b, float).reshape(1, -1, 4)
+    common = _areas(np.concatenate([np.maximum(one, two)[..., :2], np.minimum(one, two)[..., 2:]], axis=-1))
+    return common, _areas(one), _areas(two)
 
 
 def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import random
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from data.drawn.scenes import Objects, Words, problems
 from data.media.images import Record, Target
+from data.prepare.config import IntakeOptions
+from data.sets import coco
 from recipes.perception import data, model, tasks
 from recipes.perception.config import LabelNoise, PromptConfig, weights_of
 from recipes.perception.model import demonstration, misread, untrained
@@ -24,6 +31,7 @@ from stepstack.records import Problem
 from stepstack.scoring.vision.answers import LabelledBox, write_tokens
 from stepstack.scoring.vision.detection import average_precision
 from stepstack.scoring.vision.perception import detected_boxes
+from tests.unit.data.photos import instances, write
 
 TASKS = {
     "grounding": "perception-tiny",
@@ -185,18 +193,101 @@ def test_average_precision_over_samples_is_that_of_their_boxes():
     rng = random.Random(0)
     texts = [demonstration(p.meta["record"], LabelNoise(jitter=4, dropped=0.3), rng) for p in found]
     questions = [[_sample(p, text)] for p, text in zip(found, texts, strict=True)]
-    figures = {m.name: m.measure(questions) for m in tasks.metrics_of(cfg)[:3]}
+    figures = {m.name: m.measure(questions) for m in tasks.metrics_of(cfg)[:6]}
     pairs = []
     for problem, text in zip(found, texts, strict=True):
         gold = problem.gold
         boxes, _ = detected_boxes(text, gold.frame("pixels"), "tokens")
-        pairs.append((list(gold.boxes), boxes))
+        pairs.append((gold.annotated, boxes))
     expected = average_precision(pairs)
-    assert {name: figure.value for name, figure in figures.items()} == pytest.approx(
+    assert {name: figures[name].value for name in ("AP", "AP50", "AP75")} == pytest.approx(
         {"AP": expected["ap"], "AP50": expected["ap50"], "AP75": expected["ap75"]}
     )
+    assert figures["AP small"] == figures["AP"]  # no object of a tiny scene has more than 32 x 32 pixels
+    assert (figures["AP medium"], figures["AP large"]) == (None, None)
     assert 0 < figures["AP"].value < 1
     assert figures["AP"].stderr > 0
+
+
+OBJECTS = [  # an object in a crowd, one that is small by its area alone, a crowd of another label, a large object
+    {"id": 1, "image_id": 10, "category_id": 1, "bbox": [0, 0, 640, 480], "iscrowd": 1, "area": 90000.5},
+    {"id": 2, "image_id": 10, "category_id": 1, "bbox": [500, 300, 50, 100], "iscrowd": 0, "area": 800},
+    {"id": 3, "image_id": 10, "category_id": 18, "bbox": [10, 10, 60, 60], "iscrowd": 0, "area": 2400},
+    {"id": 4, "image_id": 11, "category_id": 18, "bbox": [0, 0, 200, 400], "iscrowd": 1, "area": 80000},
+    {"id": 5, "image_id": 11, "category_id": 1, "bbox": [100, 100, 300, 200], "iscrowd": 0, "area": 42000},
+]
+
+
+def test_figures_of_a_prepared_instances_file_are_coco_evals(tmp_path):
+    """From the file to the figures, with boxes in and beside crowds, near objects and away from all."""
+    source = json.loads(Path(instances(tmp_path)).read_text()) | {"annotations": OBJECTS}
+    file = write(tmp_path / "instances.json", source)
+    coco.prepare(tmp_path / "out", file, [], IntakeOptions())
+    rng, names = random.Random(0), {1: "person", 18: "dog"}
+    detections = []
+    for one in OBJECTS * 3 + [{**OBJECTS[k % 5], "bbox": [40 * k, 30, 35, 35 + 9 * k]} for k in range(12)]:
+        x, y, width, height = (number + rng.choice([0, 4, 9]) for number in one["bbox"])
+        detections.append(
+            {"image_id": one["image_id"], "category_id": one["category_id"], "bbox": [x, y, width, height], "score": 1}
+        )
+    rng.shuffle(detections)
+    cfg = load("detection", "reward.form=json", "reward.space=pixels")
+    questions = []
+    for record, image in zip(coco.load(tmp_path / "out", "train"), (10, 11), strict=True):
+        problem = Problem(record.index, "", gold_of(record, record.size), {})
+        found = [d for d in detections if d["image_id"] == image]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (d["bbox"] for d in found)]
+        items = zip(corners, found, strict=True)
+        text = json.dumps([{"bbox_2d": box, "label": names[d["category_id"]]} for box, d in items])
+        questions.append([_sample(problem, text)])
+    figures = [metric.measure(questions).value for metric in tasks.metrics_of(cfg)[:6]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(file)
+        scored = COCOeval(truth, truth.loadRes(detections), "bbox")
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+    assert figures == pytest.approx(scored.stats[:6].tolist(), abs=1e-12, rel=0)
+    assert min(figures) > 0
+
+
+def test_the_gold_keeps_crowds_and_areas_and_reads_rows_without_them():
+    targets = (
+        Target("cat", (100.0, 100.0, 200.0, 200.0), area=50.5),
+        Target("cat", (0.0, 0.0, 1000.0, 1000.0), crowd=True),
+        Target("dog", (0.0, 0.0, 500.0, 500.0)),
+    )
+    record = Record(0, "detection", (Photo(640, 480),), "cat, dog", targets, "thousand", (640, 480))
+    gold = gold_of(record, (644, 476))
+    assert Gold.read(gold.write()) == gold
+    assert gold.annotated == (
+        ((64, 48, 128, 96), "cat", 50.5, False),
+        ((0, 0, 640, 480), "cat", None, True),
+        ((0, 0, 320, 240), "dog", None, False),
+    )
+    assert gold.boxes == (((64, 48, 128, 96), "cat"), ((0, 0, 320, 240), "dog"))
+    written = json.loads(gold.write())["boxes"]
+    assert [len(entry) for entry in written] == [4, 4, 2]
+    assert Gold.read(json.dumps({**json.loads(gold.write()), "boxes": [written[2]]})).annotated == gold.annotated[2:]
+
+
+def test_a_crowd_is_neither_rewarded_nor_shown_as_an_object():
+    crowd, cat = Target("cat", (0.0, 0.0, 640.0, 480.0), crowd=True), Target("cat", (100.0, 100.0, 200.0, 200.0))
+    with_crowd, without = (
+        Record(0, "detection", (Photo(640, 480),), "cat", targets, "pixels", (640, 480))
+        for targets in ((crowd, cat), (cat,))
+    )
+    assert with_crowd.objects == without.objects == (cat,)
+    noise = LabelNoise()
+    assert demonstration(with_crowd, noise, random.Random(0)) == demonstration(without, noise, random.Random(0))
+    cfg = load("detection")
+    text = write_tokens([LabelledBox((100, 100, 200, 200), "cat"), LabelledBox((400, 400, 440, 440), "cat")])
+    [inside] = reward_of(cfg)([rollout(Problem(0, "", gold_of(with_crowd, (640, 480)), {}), text)])
+    [beside] = reward_of(cfg)([rollout(Problem(0, "", gold_of(without, (640, 480)), {}), text)])
+    assert inside.parts == {"format": 1, "location": 1, "cls": 1, "count_f1": 1, "missing": 0}
+    assert beside.parts["count_f1"] == pytest.approx(2 / 3)
+    [figures] = make_metric(cfg)([rollout(Problem(0, "", gold_of(with_crowd, (640, 480)), {}), text)])
+    assert figures.parts["count_f1"] == 1
 
 
 def _sample(problem: Problem, text: str) -> Sample:

@@ -284,6 +284,37 @@ def test_an_image_without_objects():
     assert detection("[]", [CAT], PIXELS, finished=True) == {**nothing, "format": 1, "missing": -1}
 
 
+@given(labelled, labelled, st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=3))
+def test_a_box_in_a_crowd_has_neither_reward_nor_penalty(predicted, targets, places):
+    """Boxes in a crowd beside everything else change no part, and boxes half outside or of another label do."""
+    crowd = ((1000.0, 0.0, 1100.0, 100.0), "cat")
+    small = [(1000.0 + 10 * x, 10.0 * y, 1010.0 + 10 * x, 10.0 * y + 10) for x, y in places]
+    for matching, over in itertools.product((True, False), ("matched", "all")):
+
+        def parts(items, crowds=(), matching=matching, over=over):
+            return detection(
+                as_json(items), targets, PIXELS, finished=True, matching=matching, over=over, crowds=crowds
+            )
+
+        without = parts(predicted)
+        assert parts(predicted, [crowd]) == without
+        assert parts([*predicted, *((box, "cat") for box in small)], [crowd]) == without
+        for other in ([(box, "dog") for box in small], [((1060.0, 0.0, 1160.0, 90.0), "cat")]):
+            assert parts([*predicted, *other], [crowd]) == parts([*predicted, *other])
+
+
+def test_a_target_in_front_of_a_crowd_is_rewarded_as_without_it():
+    crowd = ((0.0, 0.0, 640.0, 480.0), CAT[1])
+    loose = ((CAT[0][0], CAT[0][1], CAT[0][2], CAT[0][3] + 40.0), CAT[1])
+    for answer in ([CAT], [loose]):
+        plain = detection(as_json(answer), [CAT], PIXELS, finished=True)
+        assert detection(as_json(answer), [CAT], PIXELS, finished=True, crowds=[crowd]) == plain
+    inside = ((600.0, 440.0, 630.0, 470.0), CAT[1])
+    plain = detection(as_json([CAT]), [CAT], PIXELS, finished=True)
+    assert detection(as_json([CAT, inside]), [CAT], PIXELS, finished=True, crowds=[crowd]) == plain
+    assert detection(as_json([inside]), [], PIXELS, finished=True, crowds=[crowd]) == {**plain, "missing": 0}
+
+
 def test_tokens_can_detect_too():
     text = write_tokens([LabelledBox(box, label) for box, label in (CAT, DOG)])
     assert detected_boxes(text, PIXELS, "tokens") == ([CAT, DOG], True)

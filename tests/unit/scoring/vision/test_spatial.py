@@ -19,6 +19,7 @@ from stepstack.scoring.vision.spatial import (
     contains,
     convert,
     convert_point,
+    iofs,
     iou,
     ious,
     point_distance,
@@ -56,6 +57,18 @@ def test_ious_is_iou_of_all_pairs(a, b):
     result = ious(a, b)
     assert result.shape == (len(a), len(b))
     assert result.tolist() == [[iou(x, y) for y in b] for x in a]
+
+
+@given(st.lists(grid_boxes, max_size=4), st.lists(grid_boxes, max_size=4))
+def test_iofs_count_cells_of_the_first_box(a, b):
+    shares = [[len(covered(x) & covered(y)) / len(covered(x)) if covered(x) else 0.0 for y in b] for x in a]
+    assert iofs(a, b).shape == (len(a), len(b))
+    assert iofs(a, b).tolist() == shares
+
+
+@given(st.lists(wild_boxes, max_size=4), st.lists(wild_boxes, max_size=4))
+def test_iofs_are_bounded_whatever_the_numbers(a, b):
+    assert ((iofs(a, b) >= 0) & (iofs(a, b) <= 1)).all()
 
 
 @pytest.mark.parametrize(
