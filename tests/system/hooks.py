@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,52 @@ def save_base_often(every: int) -> None:
         return stage(run, name, **changes)
 
     model.stage = staged
+
+
+def delay_weights() -> None:
+    """The generator of a training samples each step by the weights of one step before."""
+    load = HfGenerator.load
+    newest: dict[int, list] = {}
+
+    def loaded(self, weights, version):
+        before = newest.get(id(self))
+        newest[id(self)] = [(name, value.detach().clone()) for name, value in weights]
+        load(self, newest[id(self)] if before is None else before, max(0, version - 1))
+
+    HfGenerator.load = loaded
+
+
+def signal_in_unit(count: int, number: int) -> None:
+    """A worker gets the signal in its unit number ``count``, before its first group."""
+    generate, units = HfGenerator.generate, []
+
+    def generated(self, prompts, sampling):
+        units.append(prompts)
+        if len(units) == count:
+            os.kill(os.getpid(), number)
+        yield from generate(self, prompts, sampling)
+
+    HfGenerator.generate = generated
+
+
+def slow_units(seconds: float) -> None:
+    """A worker waits before each unit."""
+    generate = HfGenerator.generate
+
+    def generated(self, prompts, sampling):
+        time.sleep(seconds)
+        yield from generate(self, prompts, sampling)
+
+    HfGenerator.generate = generated
+
+
+def signal_after_save(step: int, number: int) -> None:
+    """The process gets the signal once the checkpoint of a step is whole."""
+    save = Run.save
+
+    def saved(self):
+        save(self)
+        if self.step == step and not self.inner:
+            os.kill(os.getpid(), number)
+
+    Run.save = saved

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @runtime_checkable
@@ -27,6 +30,15 @@ def pretrained(module: nn.Module) -> Any:
         if isinstance(child, PreTrainedModel | DiffusersModel):
             return child
     raise TypeError(f"{type(module).__name__} holds no model of transformers or diffusers: keep one as its attribute")
+
+
+def without_memory(build: Callable[[], M]) -> M:
+    """The model that ``build`` makes, with parameters that take no memory until weights come."""
+    with init_empty_weights(include_buffers=False):
+        model = build()
+    if isinstance(body := pretrained(model), PreTrainedModel):
+        body.tie_weights()  # without memory, two names of one parameter became two
+    return model
 
 
 def enable_gradient_checkpointing(body: Any) -> None:

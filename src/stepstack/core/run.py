@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from stepstack.config import ConfigError, RunConfig
 from stepstack.core import adapters, checkpoint, hf, preflight, sharding, state, tree
@@ -181,11 +180,7 @@ class Run(Generic[C]):
         broadcast shard by shard; the others build the ``empty`` one, whose parameters take no memory."""
         if not self.sharded or self.is_main:
             return whole()
-        with init_empty_weights(include_buffers=False):
-            model = empty()
-        if isinstance(body := hf.pretrained(model), PreTrainedModel):
-            body.tie_weights()  # without memory, two names of one parameter became two
-        return model
+        return hf.without_memory(empty)
 
     def save_once(self, folder: Path, build: Callable[[], Sequence[Any]]) -> None:
         """Write what would exist only in memory as a folder, if it is not there: a model, its tokenizer or processor,

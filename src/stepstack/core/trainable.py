@@ -36,6 +36,8 @@ class Trainable:
     def __init__(self, run: Run, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int):
         self.run, self.role, self.cfg, self.total_updates = run, role, cfg, total_updates
         self.updates = self.skipped = self.skipped_in_a_row = 0
+        self._partial: dict[str, Tensor] = {}  # metrics of what was accumulated
+        self._partial_counts, self._partial_seconds = (0.0, 0.0), 0.0
         body = hf.pretrained(module)
         if cfg.lora is not None:
             add_lora(body, cfg.lora)
@@ -96,12 +98,44 @@ class Trainable:
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {f"{self.role}/{name}": value for name, value in metrics.items()}
 
+    def accumulate(self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut]) -> None:
+        """Sum up gradients and metrics of a part of an optimizer step whose denominator is not known yet."""
+        started = time.perf_counter()
+        count, work = self._sum_up(micros, loss, 1.0, learn=True, sums=self._partial)
+        self._partial_counts = self._partial_counts[0] + count, self._partial_counts[1] + work
+        self._partial_seconds += time.perf_counter() - started
+
+    def finish_update(self, denominator: float) -> dict[str, float]:
+        """The optimizer step of all that was accumulated, divided by ``denominator``; else as ``update``, whose
+        gradient it has but for the order of a sum and a division."""
+        started = time.perf_counter()
+        metrics, work = self._reduce(self._partial, *self._partial_counts, denominator=denominator)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.div_(denominator)
+        metrics |= self._step(metrics["loss"])
+        self.run.count_work(6 * self.size * work, self._partial_seconds + time.perf_counter() - started)
+        self._partial, self._partial_counts, self._partial_seconds = {}, (0.0, 0.0), 0.0
+        return self._named(metrics)
+
     def _forwards(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float, learn: bool
     ) -> tuple[dict[str, float], float]:
         """(metrics, tokens that went through the model) over all processes; with ``learn``, gradients are summed up."""
-        accelerator = self.run.accelerator
         sums: dict[str, Tensor] = {}
+        count, work = self._sum_up(micros, loss, denominator, learn, sums)
+        return self._reduce(sums, count, work, denominator)
+
+    def _sum_up(
+        self,
+        micros: Sequence[Any],
+        loss: Callable[[nn.Module, Any], LossOut],
+        denominator: float,
+        learn: bool,
+        sums: dict[str, Tensor],
+    ) -> tuple[float, float]:
+        """(count, tokens that went through the model) of this process, whose metrics are added to ``sums``."""
+        accelerator = self.run.accelerator
         count = work = 0.0
         for i, micro in enumerate(micros):
             last = i == len(micros) - 1
@@ -117,7 +151,7 @@ class Trainable:
             _accumulate(sums, {k: torch.zeros_like(v) for k, v in new.items()} if micro.blank else new)
             if not micro.blank:
                 count, work = count + out.count, work + out.work
-        return self._reduce(sums, count, work, denominator)
+        return count, work
 
     def _reduce(
         self, sums: dict[str, Tensor], count: float, work: float, denominator: float

@@ -12,6 +12,7 @@ from stepstack.bounds import Fraction, Magnitude, Text, Weight
 from stepstack.config import Footprint, RunConfig, Strict
 from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
+from stepstack.generation.service.config import StreamConfig
 from stepstack.generation.types import Sampling
 
 
@@ -160,6 +161,8 @@ class PpoConfig(RunConfig):
     """KL to the reference model, which is the policy before training."""
     layout: BatchLayout = BatchLayout()
     """How rollouts become micro-batches."""
+    stream: StreamConfig | None = None
+    """Worker processes that sample, streamed to the trainer; null: the training processes sample themselves."""
 
     def __post_init__(self) -> None:
         most = max(self.actor_updates, self.critic_updates if self.uses_critic else 1)
@@ -186,6 +189,28 @@ class PpoConfig(RunConfig):
             )
         if self.layout.share_prompts:
             raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
+        if self.stream is not None:
+            self._check_stream(self.stream)
+
+    def _check_stream(self, stream: StreamConfig) -> None:
+        """ValueError for what cannot be streamed, or is biased where rollouts are older than the policy."""
+        if stream.staleness and self.policy_loss.is_cap is None and not stream.uncorrected:
+            raise ValueError(
+                "stream.staleness=1 trains on rollouts of an older policy: set policy_loss.is_cap, such as 2, which "
+                "weighs tokens by their importance, or stream.uncorrected=true"
+            )
+        if stream.consume == "batch":
+            return
+        updates = self.actor_updates, self.critic_updates if self.uses_critic else 1
+        means = self.policy_loss.aggregate, self.value_loss.aggregate
+        for wrong, why in (
+            (self.advantage.whiten, "advantage.whiten needs the advantages of the whole step: set it to false"),
+            (max(updates) > 1, "several updates a step need the whole step: set actor_updates and critic_updates to 1"),
+            ("pack-mean" in means, "aggregate=pack-mean depends on which rows come together: take token-mean"),
+            (self.layout.orz_parity, "layout.orz_parity drops packs of the whole step: set it to false"),
+        ):
+            if wrong:
+                raise ValueError(f"stream.consume=stream trains on what arrives, and {why}, or consume=batch")
 
     @property
     def rollouts_per_step(self) -> int:

@@ -18,27 +18,41 @@ Scored = tuple[Rollout, Score]
 def collect(
     world: ProcessGroup, groups: Sequence[Group], reward: Reward, *, seed: int, chunks: int
 ) -> tuple[Batch, dict[str, float]]:
-    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics.
+    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics."""
+    scored = score_all(world, groups, reward)
+    return shared_out(world, scored, seed=seed, chunks=chunks), summary(scored)
 
-    Rows are numbered by (place of the prompt's index, sample), so that neither the order in which groups ended nor the
-    number of processes matters. Groups are keyed by problem index: two prompts of one text stay two groups.
-    """
+
+def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> list[Scored]:
+    """Rollouts of all processes with their scores, by (problem's index, sample), so that neither the order in which
+    groups ended nor the number of processes matters. Groups are keyed by problem index: two prompts of one text stay
+    two groups."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
-    scored.sort(key=lambda pair: (pair[0].problem.index, pair[0].sample))
-    scores: dict[int, list[float]] = defaultdict(list)
-    for rollout, score in scored:
-        scores[rollout.problem.index].append(score.value)
+    return sorted(scored, key=lambda pair: (pair[0].problem.index, pair[0].sample))
+
+
+def shared_out(world: ProcessGroup, scored: Sequence[Scored], *, seed: int, chunks: int) -> Batch:
+    """This process's balanced share of the rows, which are numbered by their place in ``scored``."""
     trained = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
     lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in trained]
     owner = owners(lengths, chunk_of(len(trained), min(chunks, len(trained)), seed), world.processes)
     local = [index for index in range(len(trained)) if owner[index] == world.rank]
     rows = [Row.of(trained[index][0], trained[index][1].value, index) for index in local]
-    return Batch(rows, len(trained), seed, dict(scores)), summary(scored, scores)
+    return Batch(rows, len(trained), seed, scores_of(scored))
 
 
-def summary(scored: Sequence[Scored], scores: dict[int, list[float]]) -> dict[str, float]:
+def scores_of(scored: Sequence[Scored]) -> dict[int, list[float]]:
+    """Scores by problem index."""
+    scores: dict[int, list[float]] = defaultdict(list)
+    for rollout, score in scored:
+        scores[rollout.problem.index].append(score.value)
+    return dict(scores)
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, float]:
     """Figures of a step's rollouts, over all processes."""
+    scores = scores_of(scored)
     lengths = [len(rollout.ids) for rollout, _ in scored]
     parts: dict[str, list[float]] = defaultdict(list)
     for _, score in scored:

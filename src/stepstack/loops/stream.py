@@ -1,0 +1,132 @@
+"""PPO on rollouts of worker processes: the verbs of loops/ppo.py, with generation beside training.
+
+publish --weights--> workers --units of groups--> score --> annotate --> credit --> update
+   ^                                                                                |
+   +--------------------------------------------------------------------------------+
+
+With staleness 1 the workers sample step t + 1 by the weights that step t began with, while step t is trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stepstack.batching.leaks import refuse_leaks
+from stepstack.batching.minibatch import minibatches
+from stepstack.core.run import Run
+from stepstack.generation.types import Generator, Group
+from stepstack.rl.experience import Scored, collect, score_all, shared_out, summary
+from stepstack.rl.loss import denominator
+from stepstack.rl.prompts import PromptStream
+from stepstack.rl.reward import Reward
+from stepstack.rl.roles import Roles
+from stepstack.rl.streaming import StreamedRollouts
+from stepstack.rl.update import annotate, credit, policy_loss, update_actor, update_critic, value_loss
+
+
+def train(
+    run: Run[Any],
+    *,
+    roles: Roles,
+    generator: Generator,
+    prompts: PromptStream,
+    reward: Reward,
+    evaluate: Callable[[], Mapping[str, float]],
+    before: Callable[[], None] | None = None,
+    source: str,
+) -> None:
+    """As loops/ppo.py trains, and with ``stream.staleness=0, consume=batch`` to the same bits. ``generator`` is that of
+    this process, for evaluations; ``source`` the folder of the model, from which workers know its shape."""
+    cfg, actor = run.config, roles.actor
+    run.refuse_dropout("would make log-probabilities and values of training and rollout differ")
+    rollouts = StreamedRollouts(run, cfg, cfg.stream, prompts, source)
+    generator.load(actor.named_weights(), version=run.resume())
+    refuse_leaks(run, actor, cfg.layout)
+    if before is not None and run.step == 0:
+        before()
+
+    def evaluate_newest() -> Mapping[str, float]:
+        generator.load(actor.named_weights(), version=run.step)
+        return evaluate()
+
+    for step in run.steps(cfg.steps, evaluate_newest):
+        with run.timer("sync"):
+            rollouts.publish(step, actor.named_weights())
+        if cfg.stream.consume == "batch":
+            train_on_batch(run, roles, rollouts, reward, step)
+        else:
+            train_on_arrival(run, roles, rollouts, reward, step)
+        rollouts.trained(step)
+    rollouts.close()
+
+
+def train_on_batch(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, reward: Reward, step: int) -> None:
+    """Wait for all groups of a step, then update as PPO does."""
+    cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
+    began = time.time()
+    with run.timer("rollout"):
+        groups = [group for unit in rollouts.units(step) for group in unit]
+    rollouts.record("wait", step, began)
+    began = time.time()
+    with run.timer("reward"):
+        chunks = cfg.critic_updates if critic else cfg.actor_updates
+        batch, metrics = collect(run, groups, reward, seed=step, chunks=chunks)
+        run.log(**metrics)
+    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
+    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
+    with run.timer("annotate"):
+        annotate(run, cfg, roles, for_actor, for_critic)
+    credit(run, batch, cfg)
+    if critic:
+        with run.timer("critic"):
+            for minibatch in for_critic:
+                run.log(**update_critic(critic, minibatch, cfg))
+    with run.timer("actor"):
+        for minibatch in for_actor:
+            run.log(**update_actor(actor, minibatch, cfg))
+    rollouts.record("train", step, began)
+
+
+def train_on_arrival(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, reward: Reward, step: int) -> None:
+    """Sum up the gradients of each unit as it comes, in the order of the units; update once at the end."""
+    cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
+    scored: list[Scored] = []
+    counts = {"tokens": 0.0, "rows": 0.0, "packs": 0.0}
+    waiting = time.time()
+    for groups in _timed(run, rollouts.units(step)):
+        rollouts.record("wait", step, waiting)
+        began = time.time()
+        with run.timer("reward"):
+            new = score_all(run, groups, reward)
+            batch = shared_out(run, new, seed=step, chunks=1)
+            scored += new
+        for_critic = minibatches(run, batch, 1, cfg.layout) if critic else []
+        [for_actor] = minibatches(run, batch, 1, cfg.layout)
+        with run.timer("annotate"):
+            annotate(run, cfg, roles, [for_actor], for_critic)
+        credit(run, batch, cfg)
+        with run.timer("gradient"):
+            if critic:
+                critic.accumulate(for_critic[0].micros, value_loss(cfg))
+            actor.accumulate(for_actor.micros, policy_loss(cfg))
+        for name in counts:
+            counts[name] += vars(for_actor)[name]
+        rollouts.record("train", step, began)
+        waiting = time.time()
+    run.log(**summary(scored))
+    with run.timer("actor"):
+        if critic:
+            run.log(**critic.finish_update(denominator(cfg.value_loss.aggregate, **counts)))
+        run.log(**actor.finish_update(denominator(cfg.policy_loss.aggregate, **counts)))
+
+
+def _timed(run: Run[Any], units):
+    """Units, the wait for each of which is counted as rollout."""
+    while True:
+        with run.timer("rollout"):
+            unit: list[Group] | None = next(units, None)
+        if unit is None:
+            return
+        yield unit

@@ -1,0 +1,181 @@
+"""Rollouts of a run by worker processes: what all training processes do of it, and what its checkpoints hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from stepstack.config import RunConfig, digest, to_dict
+from stepstack.core.folder import CHANGEABLE_KEYS
+from stepstack.core.preflight import fingerprint
+from stepstack.core.run import Run
+from stepstack.generation.config import GeneratorConfig, HfConfig
+from stepstack.generation.hf import waves
+from stepstack.generation.service.config import StreamConfig
+from stepstack.generation.service.local import LocalWorkers
+from stepstack.generation.service.trainer import TIMELINE, RolloutServer
+from stepstack.generation.types import EngineError, Group, Prompt, Sampling, rollout_seed
+from stepstack.report import jsonl
+from stepstack.rl.config import PpoConfig
+from stepstack.rl.prompts import PromptStream
+
+FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers, timeline
+
+
+def identity(cfg: RunConfig) -> dict[str, str]:
+    """What a worker must have as its trainer has it; not where and how a run is carried out."""
+    prints = fingerprint(cfg)
+    config = digest(cfg, ignore=(*CHANGEABLE_KEYS, "stream"))
+    return {"config": config, "code": prints["code"], "data": prints["data"]}
+
+
+def parts(prompts: Sequence[Prompt], sampling: Sampling, cfg: GeneratorConfig) -> list[list[Prompt]]:
+    """Prompts cut into units of work: the waves of the engine hf, which decode together, and of other engines as many
+    as they like to be given at a time."""
+    if isinstance(cfg, HfConfig):
+        return waves(prompts, sampling, cfg)
+    ordered, size = sorted(prompts, key=lambda p: len(p.ids)), max(1, cfg.samples_at_once // sampling.n)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+class StreamedRollouts:
+    """The verbs of loops/stream.py. Process 0 has the server; the others take part in what all must do.
+
+    A checkpoint holds the groups that had ended and were not trained, and the weights by which the others of their step
+    are sampled: none is sampled twice, none is skipped."""
+
+    def __init__(self, run: Run[Any], cfg: PpoConfig, stream: StreamConfig, prompts: PromptStream, source: str):
+        """``source``: folder of the model that the run begins with."""
+        self.run, self.cfg, self.stream, self.prompts = run, cfg, stream, prompts
+        self.server: RolloutServer | None = None
+        self._cuts: dict[int, int] = {}  # units of each step that is held
+        self._published: Future[float] | None = None
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        if run.is_main:
+            folder = run.dir / FOLDER
+            local = None
+            if stream.workers:
+                words = [str(_config_file(cfg, folder))]
+                local = LocalWorkers(stream.workers, words, folder / "logs", stream.restarts, stream.pin)
+            here = Path(source) if Path(source).is_dir() else None
+            self.server = RolloutServer(stream, folder, identity(cfg), here, local)
+        run.keep(FOLDER, self)
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def publish(self, step: int, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Hand the weights at the beginning of a step to the workers, and admit the work that they are for. At
+        staleness 0 this returns when they are ready, else it is done while training goes on."""
+        here = {}
+        for name, value in weights:  # every process takes part, the first one keeps them
+            if self.server is not None:
+                here[name] = value.detach().to("cpu", copy=True)
+        newest = step + self.stream.staleness
+        for admitted in range(step, min(newest + 1, self.cfg.steps)):
+            self._cuts[admitted] = len(self._parts(admitted))
+        if self.server is None:
+            return
+        self._await_published()
+        self._published = self._publisher.submit(self._publish, step, here)
+        if self.stream.staleness == 0 or step == self.run.resumed_from or step == 0:
+            self._await_published()
+
+    def _publish(self, step: int, weights: dict[str, Tensor]) -> float:
+        assert self.server is not None
+        started = time.perf_counter()
+        self.server.publish(weights, step)
+        for admitted in range(step, min(step + self.stream.staleness + 1, self.cfg.steps)):
+            self.server.admit(admitted, self.version(admitted), self._parts(admitted), self._sampling(admitted))
+        return time.perf_counter() - started
+
+    def _await_published(self) -> None:
+        if self._published is not None:
+            self.run.log(**{"stream/publish_s": self._published.result()})
+            self._published = None
+
+    def version(self, step: int) -> int:
+        """Version of the policy that samples a step."""
+        return max(0, step - self.stream.staleness)
+
+    def units(self, step: int) -> Iterator[list[Group]]:
+        """This process's groups of each unit of a step, in order, once the unit is there. EngineError, on every
+        process, where one cannot be made or comes from another version than it should."""
+        for number in range(self._cuts[step]):
+            groups = self._unit(step, number)
+            for rollout in (rollout for group in groups for rollout in group.rollouts):
+                if rollout.version != self.version(step):
+                    raise EngineError(
+                        f"step {step} needs rollouts of version {self.version(step)}, problem {rollout.problem.index} "
+                        f"came from {rollout.version}"
+                    )
+            yield groups[self.run.rank :: self.run.processes]
+
+    def _unit(self, step: int, number: int) -> list[Group]:
+        groups: list[Group] = []
+        why = ""
+        if self.server is not None:
+            try:
+                groups = self.server.unit(step, number)
+            except EngineError as error:
+                why = str(error)
+        groups, why = self.run.gather([(groups, why)])[0]  # a failure of process 0 must not leave the others waiting
+        if why:
+            raise EngineError(why)
+        return groups
+
+    def trained(self, step: int) -> None:
+        """Forget a step, whose groups were trained."""
+        del self._cuts[step]
+        if self.server is not None:
+            self.server.trained(step)
+            self.run.log(**self.server.figures(), **{"stream/lag": float(step - self.version(step))})
+
+    def record(self, what: str, step: int, began: float) -> None:
+        """A line of the timeline: what the trainer did since ``began``, seconds of the day."""
+        if self.server is not None:
+            row = {"who": "trainer", "what": what, "step": step, "began": began, "ended": time.time()}
+            jsonl.append(self.server.folder / TIMELINE, row)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._publisher.shutdown()
+        if self.server is not None:
+            self.server.close()
+
+    def _parts(self, step: int) -> list[list[Prompt]]:
+        rollout = self.cfg.rollout
+        return parts(self.prompts.take(step, rollout.prompts), rollout.sampling, rollout.generator)
+
+    def _sampling(self, step: int) -> Sampling:
+        return self.cfg.rollout.sampling.replace(seed=rollout_seed(self.cfg.seed, step, 0))
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        assert self.server is not None
+        self._await_published()
+        state = self.server.state()
+        older = [version for version in state["unfinished"] if version in self.server.weights.digests]
+        return state | {"weights": {str(version): self.server.weights.load(version) for version in older}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.server is not None:
+            for version, weights in state["weights"].items():
+                self.server.publish(weights, int(version))
+            self.server.restore(state)
+
+
+def _config_file(cfg: PpoConfig, folder: Path) -> Path:
+    """The run's config as a file, for worker processes: they may be started from any folder, with any overrides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = to_dict(replace(cfg, dir=str(cfg.folder.parent)))
+    file = folder / "worker.yaml"
+    jsonl.write_text_atomic(file, yaml.safe_dump(values, sort_keys=False))
+    return file

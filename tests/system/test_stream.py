@@ -1,0 +1,229 @@
+"""Rollouts of worker processes: the bits of PPO at staleness 0, of PPO with delayed weights at 1, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from stepstack.report import jsonl
+from tests.system import hooks
+from tests.system.processes import LIMIT, Started, checkpoint, differences, ok, rows, stepstack, train
+
+KILLED = -signal.SIGKILL
+UNITS = ("rollout.generator.batch=8",)  # 4 units of one group a step
+LAGGED = ("policy_loss.is_cap=2", "stream.staleness=1")
+ARRIVING = ("stream.consume=stream", "advantage={type: gae, whiten: false}", "actor_updates=1", "critic_updates=1")
+FEW = ("evals=[]", "eval_every=0", "save.every=1", "save.keep=10")
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+class Streamed:
+    """A trainer and workers, each a process; the port stays when the trainer is started again."""
+
+    def __init__(self, run: Path, *words: str):
+        self.run, self.bind = run, free_port()
+        self.words = (*UNITS, *FEW, "stream.workers=0", f"stream.bind={self.bind}", "stream.patience=20", *words)
+        self.workers: list[Started] = []
+
+    def trainer(self, *hooks: tuple) -> Started:
+        return stepstack(self.run, *self.words, hooks=hooks)
+
+    def worker(self, *hooks: tuple, words: tuple[str, ...] = ()) -> Started:
+        token = self.run / "stream" / "token"
+        wait_for(token.is_file)
+        flags = ("--connect", self.bind, "--token-file", str(token))
+        self.workers.append(stepstack(self.run, *flags, *self.words, *words, verb="generate", hooks=hooks))
+        return self.workers[-1]
+
+
+def wait_for(there) -> None:
+    limit = time.monotonic() + LIMIT
+    while not there():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def same(run: Path, reference: Path, steps: int = 4) -> None:
+    roles = checkpoint(reference, steps)["state"]["trainables"]
+    assert differences(*[{role: checkpoint(r, steps)[role] for role in roles} for r in (run, reference)]) == []
+    pairs = zip(rows(run), rows(reference), strict=True)
+    for mine, theirs in pairs:
+        shared = [k for k in theirs if k not in ("checkpoint_fallbacks", "actor/mismatch_max")]
+        assert {k: mine[k] for k in shared} == {k: theirs[k] for k in shared}
+
+
+@pytest.fixture(scope="module")
+def ppo(whole, tmp_path_factory) -> Path:
+    """loops/ppo.py with the same waves."""
+    return reference(whole, tmp_path_factory.mktemp("ppo") / "q")
+
+
+@pytest.fixture(scope="module")
+def delayed(whole, tmp_path_factory) -> Path:
+    """loops/ppo.py whose generator has the weights of one step before."""
+    run = tmp_path_factory.mktemp("delayed") / "q"
+    return reference(whole, run, "policy_loss.is_cap=2", hooks=[(hooks.delay_weights,)])
+
+
+@pytest.fixture(scope="module")
+def arriving(whole, tmp_path_factory) -> Path:
+    """A streaming consumer with one worker."""
+    run = copied(whole, tmp_path_factory.mktemp("arriving") / "q")
+    streamed = Streamed(run, *ARRIVING)
+    trainer = streamed.trainer()
+    streamed.worker()
+    ok(trainer.wait())
+    return run
+
+
+def copied(whole: Path, run: Path) -> Path:
+    shutil.copytree(whole / "base" / "model", run / "base" / "model")
+    return run
+
+
+def reference(whole: Path, run: Path, *words: str, hooks=()) -> Path:
+    ok(train(copied(whole, run), *UNITS, *FEW, *words, hooks=hooks))
+    return run
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_at_staleness_0_the_bits_are_ppos_with_any_number_of_workers(new_run, ppo, count):
+    streamed = Streamed(new_run())
+    trainer = streamed.trainer()
+    for _ in range(count):
+        streamed.worker()
+    ok(trainer.wait())
+    for worker in streamed.workers:
+        ok(worker.wait())
+    same(streamed.run, ppo)
+    timeline = jsonl.read(streamed.run / "stream" / "timeline.jsonl")
+    made = [(row["step"], row["unit"]) for row in timeline if row["what"] == "generate"]
+    assert sorted(made) == [(step, unit) for step in range(4) for unit in range(4)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_hangs_changes_no_bit(new_run, ppo, number):
+    streamed = Streamed(new_run(), "stream.patience=3")
+    trainer = streamed.trainer()
+    lost = streamed.worker((hooks.signal_in_unit, 5, int(number)))
+    wait_for((streamed.run / "metrics.jsonl").is_file)
+    streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, ppo)
+    last = rows(streamed.run)[-1]
+    assert (last["stream/redispatched"], last["stream/lost_workers"]) == (1, 1)
+    os.kill(lost.process.pid, signal.SIGKILL)
+
+
+def test_the_trainers_own_workers_are_started_anew(new_run, ppo):
+    """By the line that a user types: kill -9 of one in the middle of a unit."""
+    run = new_run()
+    trainer = stepstack(run, *UNITS, *FEW, "stream.workers=2", env={"STEPSTACK_TEST": "1"})
+    wait_for((run / "metrics.jsonl").is_file)
+    wait_for(lambda: children(trainer))
+    os.kill(children(trainer)[0], signal.SIGKILL)
+    ok(trainer.wait())
+    same(run, ppo)
+    assert rows(run)[-1]["stream/lost_workers"] <= 1  # 0 where it had not joined yet
+
+
+def children(started: Started) -> list[int]:
+    """Process ids of `stepstack generate` below a trainer."""
+    listed = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children")
+    tasks = listed.parent.parent.glob("*/children") if started.process.is_alive() else ()
+    return [
+        int(pid)
+        for file in tasks
+        for pid in file.read_text().split()
+        if "generate" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_at_staleness_1_the_bits_are_those_of_delayed_weights(new_run, delayed, workers):
+    streamed = Streamed(new_run(), *LAGGED)
+    trainer = streamed.trainer()
+    for _ in range(workers):
+        streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, delayed)
+    assert [row.get("stream/lag") for row in rows(streamed.run)] == [None, 0.0, 1.0, 1.0, 1.0]
+    assert rows(streamed.run)[-1]["actor/mismatch"] > rows(streamed.run)[1]["actor/mismatch"]
+
+
+@pytest.mark.parametrize("role_and_step", [("actor", 1), ("critic", 3)])
+def test_a_killed_trainer_goes_on_to_the_same_bits_and_samples_nothing_twice(new_run, delayed, role_and_step):
+    """At staleness 1 its buffer holds groups of the next step, which lie in the checkpoint; the worker reconnects."""
+    streamed = Streamed(new_run(), *LAGGED)
+    trainer = streamed.trainer((hooks.signal_in_step, *role_and_step, signal.SIGKILL))
+    streamed.worker()
+    assert trainer.wait().code == KILLED
+    ok(streamed.trainer().wait())
+    for worker in streamed.workers:
+        ok(worker.wait())
+    same(streamed.run, delayed)
+
+
+def test_a_checkpoint_with_a_part_of_the_next_step_finishes_that_step_by_the_old_weights(new_run, delayed):
+    """A worker dies in the middle of the units of step 1, of which the checkpoint holds one group."""
+    streamed = Streamed(new_run(), *LAGGED, "stream.patience=60")
+    trainer = streamed.trainer((hooks.signal_after_save, 1, signal.SIGKILL))
+    dying = streamed.worker((hooks.signal_in_unit, 6, signal.SIGKILL))
+    assert trainer.wait().code == KILLED
+    assert dying.wait().code == KILLED
+    saved = json.loads((streamed.run / "checkpoints" / "step-00000001" / "stream.json").read_text())
+    assert "0" in json.dumps(saved)
+    trainer = streamed.trainer()
+    streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, delayed)
+    timeline = jsonl.read(streamed.run / "stream" / "timeline.jsonl")
+    made = [(row["step"], row["unit"]) for row in timeline if row["what"] == "generate"]
+    assert made.count((1, 0)) == 1
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_gradients_summed_on_arrival_have_the_same_bits_for_any_timing(new_run, arriving, workers):
+    streamed = Streamed(new_run(), *ARRIVING)
+    trainer = streamed.trainer()
+    for number in range(workers):
+        streamed.worker((hooks.slow_units, 0.05 * number))
+    ok(trainer.wait())
+    same(streamed.run, arriving)
+
+
+def test_a_worker_of_another_config_is_refused(new_run):
+    streamed = Streamed(new_run())
+    trainer = streamed.trainer()
+    other = streamed.worker(words=("seed=9",)).wait()
+    assert other.code == 2
+    assert "refused this worker: it has another config than the trainer" in other.err
+    streamed.worker()
+    ok(trainer.wait())
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("stream.staleness=1",), "set policy_loss.is_cap, such as 2"),
+        (("stream.consume=stream",), "advantage.whiten needs the advantages of the whole step"),
+        (("stream.consume=stream", "advantage.whiten=false"), "set actor_updates and critic_updates to 1"),
+        (("stream.staleness=2",), "less than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_by_name(tmp_path, words, why):
+    ended = train(tmp_path / "q", *words, "--dry-run")
+    assert ended.code == 2
+    assert why in ended.err
