@@ -60,7 +60,7 @@ def same(run: Path, reference: Path, steps: int = 4) -> None:
     assert differences(*[{role: checkpoint(r, steps)[role] for role in roles} for r in (run, reference)]) == []
     pairs = zip(rows(run), rows(reference), strict=True)
     for mine, theirs in pairs:
-        shared = [k for k in theirs if k not in ("checkpoint_fallbacks", "actor/mismatch_max")]
+        shared = [k for k in theirs if not k.startswith("stream/")]
         assert {k: mine[k] for k in shared} == {k: theirs[k] for k in shared}
 
 
@@ -124,7 +124,7 @@ def test_a_worker_that_is_killed_or_hangs_changes_no_bit(new_run, ppo, number):
     same(streamed.run, ppo)
     last = rows(streamed.run)[-1]
     assert (last["stream/redispatched"], last["stream/lost_workers"]) == (1, 1)
-    os.kill(lost.process.pid, signal.SIGKILL)
+    lost.process.kill()
 
 
 def test_the_trainers_own_workers_are_started_anew(new_run, ppo):
@@ -171,9 +171,9 @@ def test_a_killed_trainer_goes_on_to_the_same_bits_and_samples_nothing_twice(new
     streamed.worker()
     assert trainer.wait().code == KILLED
     ok(streamed.trainer().wait())
-    for worker in streamed.workers:
-        ok(worker.wait())
     same(streamed.run, delayed)
+    [worker] = streamed.workers
+    assert worker.wait().code == 0 or "no trainer at" in worker.wait().err  # it may come back when all is done
 
 
 def test_a_checkpoint_with_a_part_of_the_next_step_finishes_that_step_by_the_old_weights(new_run, delayed):
