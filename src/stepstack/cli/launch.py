@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stepstack.cli.common import add_config
 from stepstack.config import ConfigError
+
+if TYPE_CHECKING:
+    from stepstack.rl.config import PpoConfig
 
 HELP = "type the `accelerate launch` line of a config (what `make train` does)"
 
@@ -26,6 +32,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
     from stepstack.core import launch, preflight
+    from stepstack.rl.config import PpoConfig
 
     cfg = load_config(args.name, args.overrides)
     if args.host and not args.placement:
@@ -39,7 +46,31 @@ def run(args: argparse.Namespace) -> int:
     status = launch.run(
         cfg, args.name, args.overrides, rank=args.rank, head=args.head, placement=placement, dry_run=args.dry_run
     )
+    if args.dry_run and isinstance(cfg, PpoConfig) and cfg.stream is not None:
+        print(workers_line(cfg, args.name, args.overrides, args.head or "HEAD"))
     report = cfg.folder / "report.html"
     if args.open and status == 0 and not args.dry_run and report.is_file():
         webbrowser.open(report.resolve().as_uri())
     return status
+
+
+def workers_line(cfg: PpoConfig, name: str, overrides: Sequence[str], head: str) -> str:
+    """What is to be typed for worker processes, or that the trainer starts its own."""
+    assert cfg.stream is not None
+    host, _, port = cfg.stream.bind.removeprefix("tcp://").rpartition(":")
+    lines = [f"# the trainer starts {cfg.stream.workers} worker processes of its own"] if cfg.stream.workers else []
+    if port != "*":
+        here = host in ("127.0.0.1", "localhost")
+        address = f"tcp://{host if here else head}:{port}"
+        lines.append(f"# {'more workers on this machine' if here else 'on each worker machine, once for each engine'}")
+        words = [
+            "stepstack",
+            "generate",
+            name,
+            "--connect",
+            address,
+            "--token-file",
+            str(cfg.folder / "stream" / "token"),
+        ]
+        lines.append(shlex.join([*words, *overrides]))
+    return "\n".join(lines)

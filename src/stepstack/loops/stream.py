@@ -49,7 +49,9 @@ def train(
 
     def evaluate_newest() -> Mapping[str, float]:
         generator.load(actor.named_weights(), version=run.step)
-        return evaluate()
+        figures = evaluate()
+        generator.sleep()
+        return figures
 
     for step in run.steps(cfg.steps, evaluate_newest):
         with run.timer("sync"):

@@ -29,7 +29,7 @@ figcaption { font-size: .85rem; white-space: pre-wrap; }
 .side p { margin: .3rem 0; white-space: pre-wrap; } .side img { image-rendering: pixelated; border: 4px solid #fff; }
 audio { display: block; width: 17rem; height: 2.2rem; } mark { background: #fbb; }
 .spectrogram { display: block; width: 17rem; height: 6rem; margin: .3rem 0; image-rendering: auto; }
-.grid img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
+.grid img, .page img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
 """
 
 
@@ -126,10 +126,11 @@ class Report:
     def heading(self, title: str) -> None:
         self.parts.append(f"<h1>{html.escape(title)}</h1>")
 
-    def figures(self, title: str, items: Sequence[tuple[str, Any]]) -> None:
-        """Add a grid of (alternative text, matplotlib figure), as SVG."""
+    def figures(self, title: str, items: Sequence[tuple[str, Any]], wide: bool = False) -> None:
+        """Add (alternative text, matplotlib figure) as SVG: a grid, or each as wide as the page."""
         images = "".join(f'<img alt="{html.escape(alt)}" src="{_svg(figure)}">' for alt, figure in items)
-        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{images}</div>')
+        kind = "page" if wide else "grid"
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="{kind}">{images}</div>')
 
     def heatmaps(self, title: str, maps: Mapping[str, Sequence[Sequence[float]]], row: str, column: str) -> None:
         """Add one picture for each matrix of numbers between 0 and 1; ``row`` and ``column`` name its axes."""

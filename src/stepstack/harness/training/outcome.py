@@ -19,12 +19,22 @@ from stepstack.harness.model import folder_of, record
 from stepstack.harness.store import RESULT_KEYS
 from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
-from stepstack.report import jsonl, viewer
+from stepstack.report import jsonl, timeline, viewer
 from stepstack.report.html import Report
 from stepstack.terminal import console
 
 WHEN = ("before", "after")
 SAMPLES_IN_TERMINAL = 6  # samples in the terminal; four times as many in the report
+
+TIMELINE_STEPS = 12  # newest steps whose spans are drawn
+STREAM_CURVES = {
+    "Steps between sampling and training": ("stream/lag",),
+    "Seconds that the trainer waits for rollouts": ("time/rollout",),
+    "Share of the workers' time without a unit": ("stream/worker_idle",),
+    "Groups ended and waiting in the buffer": ("stream/ended", "stream/waiting"),
+    "Seconds until weights are ready": ("stream/publish_s",),
+    "Units sampled anew, late groups, lost workers": ("stream/redispatched", "stream/late", "stream/lost_workers"),
+}
 
 Result = tuple[Path, dict[str, Any]]
 Columns = Mapping[str, Mapping[str, Result]]  # moment -> task -> (folder, result)
@@ -122,12 +132,41 @@ def write(
         figures = sorted({name for row in curve for name in row} - {"step"})
         report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
+    streamed(report, folder, rows)
     if columns and show is None:
         samples = side_by_side(*columns.values())[: 4 * SAMPLES_IN_TERMINAL]
         cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in samples]
         report.table("Samples from the held-out problems", ("problem", "gold", *columns), cells)
     report.details("Configuration and provenance", run)
     return report.write(folder / "report.html")
+
+
+def streamed(report: Report, folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """What a run whose rollouts were streamed shows beside: who did what when, and the figures of its stream."""
+    file = folder / "stream" / "timeline.jsonl"
+    if file.is_file() and (spans := timeline.last_steps(timeline.spans_of(jsonl.read(file)), TIMELINE_STEPS)):
+        title = f"Workers and trainer in the last {TIMELINE_STEPS} steps; pale: the trainer waits"
+        report.figures(title, [(title, timeline.draw(spans))], wide=True)
+        report.table("Workers", ("worker", "units", "groups", "tokens", "tokens a unit", "busy s"), _by_worker(file))
+        report.curves("Stream", rows, STREAM_CURVES)
+
+
+def _by_worker(file: Path) -> list[tuple[str, ...]]:
+    made: dict[str, list[dict[str, Any]]] = {}
+    for row in jsonl.read(file):
+        if row["what"] == "generate":
+            made.setdefault(row["who"], []).append(row)
+    return [
+        (
+            name,
+            f"{len(rows)}",
+            f"{sum(row['groups'] for row in rows)}",
+            f"{sum(row['tokens'] for row in rows)}",
+            f"{sum(row['tokens'] for row in rows) / len(rows):.0f}",
+            f"{sum(row['ended'] - row['began'] for row in rows):.1f}",
+        )
+        for name, rows in sorted(made.items())
+    ]
 
 
 def checkpoint_rows(folder: Path) -> list[dict[str, float]]:
