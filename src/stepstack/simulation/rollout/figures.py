@@ -1,0 +1,80 @@
+"""Gantt pictures of simulated pipelines: instances, trainer and the link of the weights over time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from stepstack.simulation.rollout.fleet import LINK, TRAINER, Busy
+from stepstack.simulation.rollout.pipelines import Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LANES = {TRAINER: "trainer", LINK: "weights"}
+SHADES = 8  # steps of occupancy that are told apart
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # iterations, in turn
+
+
+def gantt(outcomes: Mapping[str, Outcome], cap: int) -> Figure:
+    """Figure with a chart for each pipeline on one axis of time. Colours are iterations; the paler an instance, the
+    fewer of its ``cap`` rows decode."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # heavy: only where one is drawn
+
+    lanes = max(one.instances for one in outcomes.values()) + 2
+    figure = Figure(figsize=(9, len(outcomes) * (0.7 + 0.11 * lanes)), layout="constrained")
+    with mpl.rc_context({"svg.hashsalt": "rollout"}):
+        panels = figure.subplots(len(outcomes), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, one) in zip(panels, outcomes.items(), strict=True):
+        order = [*range(one.instances), TRAINER, LINK]
+        for span in merged(one.spans, cap):
+            alpha = 1.0 if span.lane < 0 else span.rows / SHADES
+            axes.broken_barh(
+                [(span.start, span.end - span.start)],
+                (order.index(span.lane) - 0.4, 0.8),
+                color=COLOURS[span.iteration % len(COLOURS)],
+                alpha=alpha,
+                linewidth=0,
+            )
+        axes.set_title(f"{name}: {one.per_iteration:.1f} s an iteration (simulated)", fontsize=9, loc="left")
+        ticks = [*range(0, one.instances, max(1, one.instances // 4)), one.instances, one.instances + 1]
+        axes.set_yticks(ticks, [LANES.get(order[tick], f"instance {tick}") for tick in ticks], fontsize=7)
+        axes.set_ylim(len(order) - 0.5, -0.5)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("seconds", fontsize=8)
+    return figure
+
+
+def encode(figure: Figure, format: str) -> bytes:
+    """Figure as bytes. ``format``: svg or png."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "rollout"}):
+        figure.savefig(buffer, format=format, dpi=150, metadata={"Date": None} if format == "svg" else None)
+    return buffer.getvalue()
+
+
+def merged(spans: Sequence[Busy], cap: int) -> list[Busy]:
+    """Spans for drawing: ``rows`` as occupancy in 1 to ``SHADES``, and neighbours of one lane, iteration and occupancy
+    as one."""
+    shaded = [
+        Busy(span.lane, span.iteration, span.start, span.end, -(-span.rows * SHADES // cap) if span.lane >= 0 else 0)
+        for span in sorted(spans, key=lambda span: (span.lane, span.start))
+        if span.end > span.start
+    ]
+    return list(_joined(shaded))
+
+
+def _joined(spans: Sequence[Busy]) -> Iterable[Busy]:
+    start = spans[0].start if spans else 0.0
+    for span, following in pairwise([*spans, None]):
+        assert span is not None
+        key = (span.lane, span.iteration, span.rows, span.end)
+        if following is None or (following.lane, following.iteration, following.rows, following.start) != key:
+            yield Busy(span.lane, span.iteration, start, span.end, span.rows)
+            start = following.start if following else 0.0
