@@ -7,13 +7,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from stepstack.config import Strict
-
-Some = Field(min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +21,9 @@ class DecodeCurve(Strict):
     Linear between the points (StreamRL, arXiv 2504.15930, figure 6), the last slope beyond them, the first time below.
     """
 
-    batch: Annotated[tuple[PositiveInt, ...], Some]
+    batch: tuple[PositiveInt, ...]
     """Rows that decode together at each measured point, ascending."""
-    milliseconds: Annotated[tuple[PositiveFloat, ...], Some]
+    milliseconds: tuple[PositiveFloat, ...]
     """Milliseconds of a decode step at each point; they must not fall."""
 
     def __post_init__(self) -> None:
@@ -54,9 +52,9 @@ class StageCurve(Strict):
     A power law between the points, and beyond them inversely proportional to the devices, from the nearest point.
     """
 
-    devices: Annotated[tuple[PositiveInt, ...], Some]
+    devices: tuple[PositiveInt, ...]
     """Devices at each measured point, ascending."""
-    seconds: Annotated[tuple[PositiveFloat, ...], Some]
+    seconds: tuple[PositiveFloat, ...]
     """Seconds at each point."""
 
     def __post_init__(self) -> None:
@@ -110,6 +108,8 @@ def _exponent(x0: float, x1: float, y0: float, y1: float) -> float:
 
 
 def _paired(name: str, points: Sequence[int], other: str, values: Sequence[float]) -> None:
+    if not points:
+        raise ValueError(f"{name} is empty: give a measured point or more")
     if len(points) != len(values):
         raise ValueError(f"{name} has {len(points)} points and {other} {len(values)}: give them in pairs")
     if any(b <= a for a, b in pairwise(points)):

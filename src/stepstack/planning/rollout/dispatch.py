@@ -8,7 +8,7 @@ answers.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol, assert_never
 
@@ -26,7 +26,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 class Unit(NamedTuple):  # a tuple, because policies look it up in maps all the time
     """Work that one worker does whole, one sample of a prompt or several. ``number``: its number in the iteration.
-    ``prompt``: number of the prompt, the same in all iterations that have it. ``sample``: number of the first sample."""
+    ``prompt``: number of the prompt, the same in all iterations with it. ``sample``: number of the first sample."""
 
     iteration: int
     number: int
@@ -35,6 +35,7 @@ class Unit(NamedTuple):  # a tuple, because policies look it up in maps all the 
 
 
 Estimate = Callable[[Unit], float]  # tokens, or anything that ascends with them
+Waiting = Mapping[int, Unit]  # units of one iteration by their numbers, in their order
 
 
 class Dispatcher(Protocol):
@@ -44,11 +45,10 @@ class Dispatcher(Protocol):
         """Take note of an iteration's units before the first of them is handed out."""
         ...
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
         """Unit of ``waiting`` that ``worker`` gets, None where all of them are for others of the living ``workers``.
 
-        ``waiting`` holds units of one iteration in their order; where several iterations are open, the caller asks for
-        the oldest first.
+        Where several iterations are open, the caller asks for the oldest first.
         """
         ...
 
@@ -63,8 +63,8 @@ class Fifo:
     def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
         """Keep nothing: the queue is the order of the units."""
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
-        return next(iter(waiting), None)
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
+        return next(iter(waiting.values()), None)
 
     def ended(self, unit: Unit, tokens: int) -> None:
         """Learn nothing: lengths do not matter here."""
@@ -79,8 +79,8 @@ class LongestFirst:
     def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
         """Keep nothing: estimates are asked for when a unit is handed out."""
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
-        return max(waiting, key=lambda unit: (self.estimate(unit), -unit.number), default=None)
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
+        return max(waiting.values(), key=lambda unit: (self.estimate(unit), -unit.number), default=None)
 
     def ended(self, unit: Unit, tokens: int) -> None:
         """Learn nothing: the estimates are given."""
@@ -99,15 +99,16 @@ class SiblingFirst:
     def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
         for unit in units:
             self.first.setdefault((unit.iteration, unit.prompt), unit)
+        oldest = min((unit.iteration for unit in units), default=0) - 1
+        for group in [group for group in self.first if group[0] < oldest]:
+            del self.first[group]
+            self.known.pop(group, None)
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
-        return min(waiting, key=self._place, default=None)
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
+        return min(waiting.values(), key=self._place, default=None)
 
     def ended(self, unit: Unit, tokens: int) -> None:
         self.known.setdefault((unit.iteration, unit.prompt), tokens)
-        for group in [group for group in self.first if group[0] < unit.iteration - 1]:
-            del self.first[group]
-            self.known.pop(group, None)
 
     def _place(self, unit: Unit) -> tuple[int, int, int]:
         group = (unit.iteration, unit.prompt)
@@ -117,29 +118,63 @@ class SiblingFirst:
         return (2, 0, unit.number) if known is None else (1, -known, unit.number)
 
 
-class RandomHomes:
-    """Every unit has a home, drawn at random with equal numbers, where it waits in random order (Random-FIFO)."""
+class Homes:
+    """Units with a home each, where they wait in an order of their own.
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    A unit whose home has died is anyone's, and so is one that was handed out and waits again.
+    """
+
+    def __init__(self) -> None:
         self.homes: dict[Unit, int] = {}
         self.place: dict[Unit, int] = {}
+        self.queues: dict[tuple[int, int], list[Unit]] = {}  # (iteration, worker) -> units, the next one last
+        self.taken: set[Unit] = set()  # units that have left their queue
+        self.left: Counter[int] = Counter()  # iteration -> units that have not ended
 
     def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
-        iteration = units[0].iteration if units else 0
-        order = np.random.default_rng((self.seed, iteration)).permutation(len(units)).tolist()
-        for number, at in enumerate(order):
-            self.homes[units[at]] = workers[number % len(workers)]
-            self.place[units[at]] = number
+        self.left.update(unit.iteration for unit in units)
+        for number, (unit, home) in reversed(list(enumerate(self.assign(units, workers)))):
+            self.homes[unit], self.place[unit] = home, number
+            self.queues.setdefault((unit.iteration, home), []).append(unit)
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
-        return min(_at_home(self.homes, waiting, worker, workers), key=self.place.__getitem__, default=None)
+    def assign(self, units: Sequence[Unit], workers: Sequence[int]) -> list[tuple[Unit, int]]:
+        """Units with their homes, in the order in which they are taken."""
+        return [(unit, workers[number % len(workers)]) for number, unit in enumerate(units)]
+
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
+        if not waiting:
+            return None
+        queue = self.queues.get((next(iter(waiting.values())).iteration, worker), [])
+        while queue and queue[-1].number not in waiting:
+            self.taken.add(queue.pop())
+        if queue:
+            return queue[-1]
+        lost = (u for u in waiting.values() if u in self.taken or self.homes[u] not in workers)
+        return min(lost, key=self.place.__getitem__, default=None)
 
     def ended(self, unit: Unit, tokens: int) -> None:
         del self.homes[unit], self.place[unit]
+        self.left[unit.iteration] -= 1
+        if not self.left[unit.iteration]:
+            del self.left[unit.iteration]
+            self.queues = {key: queue for key, queue in self.queues.items() if key[0] in self.left}
+            self.taken = {other for other in self.taken if other.iteration in self.left}
 
 
-class LengthSplit:
+class RandomHomes(Homes):
+    """Homes drawn at random with equal numbers, units in random order (Random-FIFO)."""
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def assign(self, units: Sequence[Unit], workers: Sequence[int]) -> list[tuple[Unit, int]]:
+        iteration = units[0].iteration if units else 0
+        order = np.random.default_rng((self.seed, iteration)).permutation(len(units)).tolist()
+        return super().assign([units[at] for at in order], workers)
+
+
+class LengthSplit(Homes):
     """Algorithm 2: the prompts with the longest estimates wait at instances of their own; inside an instance the
     longest goes first. Prompts of a part are dealt to its instances in turn, from long to short.
 
@@ -154,36 +189,29 @@ class LengthSplit:
         share: float = skew.LONG_SHARE,
         objective: Objective = "max",
     ):
+        super().__init__()
         self.estimate, self.cap, self.curve = estimate, cap, curve
         self.share, self.objective = share, objective
         self.recent: deque[int] = deque(maxlen=RECENT)
-        self.homes: dict[Unit, int] = {}
-        self.place: dict[Unit, int] = {}
 
-    def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
+    def assign(self, units: Sequence[Unit], workers: Sequence[int]) -> list[tuple[Unit, int]]:
         estimates = [self.estimate(unit) for unit in units]
         ordered = [units[at] for at in sorted(range(len(units)), key=lambda at: (-estimates[at], at))]
-        self.place |= {unit: number for number, unit in enumerate(ordered)}
         if len(workers) < 2:
-            self.homes |= dict.fromkeys(ordered, workers[0])
-            return
+            return super().assign(ordered, workers)
         long_length, regular_length = np.percentile(self.recent or estimates, [90, 50]).tolist()
         found = skew.split(
             len(units), len(workers), long_length, regular_length, self.cap, self.curve, self.share, self.objective
         )
-        parts = (
-            (ordered[: found.long_prompts], workers[: found.long_instances]),
-            (ordered[found.long_prompts :], workers[found.long_instances :]),
-        )
-        for part, instances in parts:
-            self.homes |= {unit: instances[number % len(instances)] for number, unit in enumerate(part)}
-
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
-        return min(_at_home(self.homes, waiting, worker, workers), key=self.place.__getitem__, default=None)
+        longs, regulars = ordered[: found.long_prompts], ordered[found.long_prompts :]
+        return [
+            *super().assign(longs, workers[: found.long_instances]),
+            *super().assign(regulars, workers[found.long_instances :]),
+        ]
 
     def ended(self, unit: Unit, tokens: int) -> None:
+        super().ended(unit, tokens)
         self.recent.append(tokens)
-        del self.homes[unit], self.place[unit]
 
 
 class History:
@@ -219,28 +247,23 @@ class HistorySplit(LengthSplit):
 class Stealing:
     """A policy with homes, whose idle instances take from the fullest queue what its owner would take last."""
 
-    def __init__(self, homes: RandomHomes | LengthSplit):
+    def __init__(self, homes: Homes):
         self.policy = homes
 
     def begin(self, units: Sequence[Unit], workers: Sequence[int]) -> None:
         self.policy.begin(units, workers)
 
-    def next_unit(self, waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Unit | None:
+    def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
         unit = self.policy.next_unit(waiting, worker, workers)
         if unit is not None or not waiting:
             return unit
-        queues = Counter(self.policy.homes[other] for other in waiting)
+        queues = Counter(self.policy.homes[other] for other in waiting.values())
         fullest = min(queues, key=lambda owner: (-queues[owner], owner))
-        theirs = (other for other in waiting if self.policy.homes[other] == fullest)
+        theirs = (other for other in waiting.values() if self.policy.homes[other] == fullest)
         return max(theirs, key=self.policy.place.__getitem__)
 
     def ended(self, unit: Unit, tokens: int) -> None:
         self.policy.ended(unit, tokens)
-
-
-def _at_home(homes: dict[Unit, int], waiting: Collection[Unit], worker: int, workers: Sequence[int]) -> Iterable[Unit]:
-    """Units that wait for this worker, and those whose home has died: they are anyone's."""
-    return (unit for unit in waiting if homes[unit] == worker or homes[unit] not in workers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

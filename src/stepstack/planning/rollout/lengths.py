@@ -17,7 +17,6 @@ from stepstack.config import ROOT, RUNS, ConfigError, Strict
 from stepstack.report import jsonl
 
 Counts = NDArray[np.int64]
-Some = Field(min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,9 +43,9 @@ class HistogramLengths(Strict):
     """Histogram of lengths; within a bin all lengths are equally likely."""
 
     type: Literal["histogram"] = "histogram"
-    upto: Annotated[tuple[PositiveInt, ...], Some]
+    upto: tuple[PositiveInt, ...]
     """Largest length of each bin in tokens, ascending; the first bin begins at 1."""
-    counts: Annotated[tuple[NonNegativeFloat, ...], Some]
+    counts: tuple[NonNegativeFloat, ...]
     """Responses in each bin, as numbers or shares."""
 
     def __post_init__(self) -> None:
@@ -54,7 +53,7 @@ class HistogramLengths(Strict):
             raise ValueError(f"upto has {len(self.upto)} bins and counts {len(self.counts)}: give one count a bin")
         if any(b <= a for a, b in pairwise(self.upto)):
             raise ValueError(f"upto must ascend, got {list(self.upto)}: sort the bins")
-        if not sum(self.counts) > 0:
+        if not sum(self.counts) > 0:  # also where there is no bin
             raise ValueError("counts: no bin holds a response; count some")
 
     def quantiles(self, shares: ArrayLike) -> Counts:
@@ -69,8 +68,12 @@ class ListedLengths(Strict):
     """Measured lengths, each as likely as the others."""
 
     type: Literal["list"] = "list"
-    tokens: Annotated[tuple[PositiveInt, ...], Some]
+    tokens: tuple[PositiveInt, ...]
     """Tokens of each response."""
+
+    def __post_init__(self) -> None:
+        if not self.tokens:
+            raise ValueError("tokens is empty: give a length or more")
 
     def quantiles(self, shares: ArrayLike) -> Counts:
         """Tokens at shares in (0, 1) of the distribution."""

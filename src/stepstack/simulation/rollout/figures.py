@@ -14,31 +14,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LANES = {TRAINER: "trainer", LINK: "weights"}
-SHADES = 8  # steps of occupancy that are told apart
+SHADES = 4  # steps of occupancy that are told apart
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # iterations, in turn
 
 
 def gantt(outcomes: Mapping[str, Outcome], cap: int) -> Figure:
     """Figure with a chart for each pipeline on one axis of time. Colours are iterations; the paler an instance, the
     fewer of its ``cap`` rows decode."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure  # heavy: only where one is drawn
+    from matplotlib.collections import PolyCollection  # heavy: only where one is drawn
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
 
     lanes = max(one.instances for one in outcomes.values()) + 2
-    figure = Figure(figsize=(9, len(outcomes) * (0.7 + 0.11 * lanes)), layout="constrained")
-    with mpl.rc_context({"svg.hashsalt": "rollout"}):
-        panels = figure.subplots(len(outcomes), 1, squeeze=False, sharex=True)[:, 0]
+    figure = Figure(figsize=(9, len(outcomes) * (0.6 + 0.055 * lanes)), layout="constrained")
+    panels = figure.subplots(len(outcomes), 1, squeeze=False, sharex=True)[:, 0]
     for axes, (name, one) in zip(panels, outcomes.items(), strict=True):
         order = [*range(one.instances), TRAINER, LINK]
-        for span in merged(one.spans, cap):
-            alpha = 1.0 if span.lane < 0 else span.rows / SHADES
-            axes.broken_barh(
-                [(span.start, span.end - span.start)],
-                (order.index(span.lane) - 0.4, 0.8),
-                color=COLOURS[span.iteration % len(COLOURS)],
-                alpha=alpha,
-                linewidth=0,
-            )
+        spans = merged(one.spans, cap)
+        corners = [_corners(span, order.index(span.lane)) for span in spans]
+        colours = [to_rgba(COLOURS[span.iteration % len(COLOURS)], (span.rows or SHADES) / SHADES) for span in spans]
+        axes.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0))
+        axes.autoscale_view()
         axes.set_title(f"{name}: {one.per_iteration:.1f} s an iteration (simulated)", fontsize=9, loc="left")
         ticks = [*range(0, one.instances, max(1, one.instances // 4)), one.instances, one.instances + 1]
         axes.set_yticks(ticks, [LANES.get(order[tick], f"instance {tick}") for tick in ticks], fontsize=7)
@@ -68,6 +64,11 @@ def merged(spans: Sequence[Busy], cap: int) -> list[Busy]:
         if span.end > span.start
     ]
     return list(_joined(shaded))
+
+
+def _corners(span: Busy, lane: int) -> list[tuple[float, float]]:
+    top, bottom = lane - 0.4, lane + 0.4
+    return [(span.start, top), (span.end, top), (span.end, bottom), (span.start, bottom)]
 
 
 def _joined(spans: Sequence[Busy]) -> Iterable[Busy]:

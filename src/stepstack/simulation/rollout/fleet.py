@@ -32,6 +32,7 @@ class Busy:
 
 
 TRAINER, LINK = -1, -2
+SAME_STEP = 1e-6  # decode steps that rounding of the clock may lose
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,15 @@ class End:
 @dataclass(slots=True)
 class Instance:
     """One data-parallel unit of generation. ``rows``: (decode step at which it ends, number, unit, version begun with).
-    ``step``: decode steps since the start."""
+    ``step``: decode steps since the start, up to the time ``since``. ``changed``: event that its process waits for."""
 
     index: int
+    changed: simpy.Event
     alive: bool = True
     version: int = 0
     step: float = 0.0
+    since: float = 0.0
     rows: list[tuple[float, int, Unit, int]] = field(default_factory=list)
-    wake: simpy.Event | None = None
 
 
 class Fleet:
@@ -80,7 +82,7 @@ class Fleet:
         self.waiting: dict[int, dict[int, Unit]] = {}
         self.spans: list[Busy] = []
         self.begun = self.redone = 0
-        self.instances = [Instance(index) for index in range(instances)]
+        self.instances = [Instance(index, env.event()) for index in range(instances)]
         for instance in self.instances:
             env.process(self._run(instance))
 
@@ -92,64 +94,77 @@ class Fleet:
         """Let an iteration's units be taken."""
         self.dispatcher.begin(units, self.living)
         self.waiting[iteration] = {unit.number: unit for unit in units}
-        self.wake()
+        self._hand_out(self.instances)
 
     def arrive(self, version: int) -> None:
         """Take new weights; instances get them as soon as nothing runs on them."""
         self.version = max(self.version, version)
-        self.wake()
+        self._hand_out(self.instances)
 
     def kill(self, index: int) -> None:
         """End an instance; what ran on it waits again, and is done from its start. ValueError where it is the last."""
         instance = self.instances[index]
         if self.living == [index]:
             raise ValueError(f"instance {index} dies at {self.env.now:g} s and no other is left: nothing could go on")
+        self._advance(instance)
         instance.alive = False
         for _, _, unit, _ in instance.rows:
             self.waiting.setdefault(unit.iteration, {})[unit.number] = unit
         self.redone += len(instance.rows)
+        instance.rows = []
         # Waiting units stand in their order, wherever they came from.
         self.waiting = {key: dict(sorted(units.items())) for key, units in self.waiting.items()}
-        self.wake()
-
-    def wake(self) -> None:
-        """Let every instance look for work."""
-        for instance in self.instances:
-            if instance.wake is not None and not instance.wake.triggered:
-                instance.wake.succeed()
+        self._hand_out(self.instances)
 
     def _run(self, instance: Instance) -> Process:
-        while instance.alive:
-            self._fill(instance)
-            instance.wake = self.env.event()
-            if not instance.rows:
-                yield instance.wake
-                continue
-            began, rows = self.env.now, len(instance.rows)
-            seconds, last = self.curve.seconds(rows), instance.rows[0][0]
-            ends = self.env.timeout((last - instance.step) * seconds)
-            yield ends | instance.wake
-            self.spans.append(Busy(instance.index, instance.rows[0][2].iteration, began, self.env.now, rows))
-            if not instance.alive:
-                instance.rows = []
-                return
-            instance.step = last if ends.processed else instance.step + (self.env.now - began) / seconds
-            self._finish(instance)
+        """Wait until the next row of an instance ends or its rows change, for ever."""
+        while True:
+            instance.changed = self.env.event()
+            wait = instance.changed
+            if instance.rows:
+                steps = max(0.0, instance.rows[0][0] - instance.step)
+                wait |= self.env.timeout(steps * self.curve.seconds(len(instance.rows)))
+            yield wait
+            self._advance(instance)
+            if self._finish(instance):
+                self._hand_out([instance])
 
-    def _fill(self, instance: Instance) -> None:
-        if not instance.rows:
-            instance.version = self.version
-        while len(instance.rows) < self.cap and (unit := self._next(instance)) is not None:
+    def _advance(self, instance: Instance) -> None:
+        """Bring an instance's decode steps up to the present."""
+        seconds = self.env.now - instance.since
+        if instance.rows and seconds > 0:
+            rows = len(instance.rows)
+            self.spans.append(Busy(instance.index, instance.rows[0][2].iteration, instance.since, self.env.now, rows))
+            instance.step += seconds / self.curve.seconds(rows)
+        instance.since = self.env.now
+
+    def _hand_out(self, instances: Sequence[Instance]) -> None:
+        """Give waiting units to the instances one at a time, always asking the one with the fewest rows."""
+        asked = [(len(one.rows), one.index) for one in instances if one.alive and len(one.rows) < self.cap]
+        heapq.heapify(asked)
+        while asked:
+            rows, index = heapq.heappop(asked)
+            instance = self.instances[index]
+            if not rows:
+                instance.version = self.version
+            unit = self._next(instance)
+            if unit is None:
+                continue
+            self._advance(instance)
             self.begun += 1
             row = (instance.step + self.lengths(unit), self.begun, unit, instance.version)
             heapq.heappush(instance.rows, row)
+            if not instance.changed.triggered:
+                instance.changed.succeed()
+            if rows + 1 < self.cap:
+                heapq.heappush(asked, (rows + 1, index))
 
     def _next(self, instance: Instance) -> Unit | None:
         for iteration in sorted(self.waiting):
             if instance.version < iteration - self.lag:
                 return None
             units = self.waiting[iteration]
-            unit = self.dispatcher.next_unit(units.values(), instance.index, self.living)
+            unit = self.dispatcher.next_unit(units, instance.index, self.living)
             if unit is not None:
                 del units[unit.number]
                 if not units:
@@ -157,9 +172,13 @@ class Fleet:
                 return unit
         return None
 
-    def _finish(self, instance: Instance) -> None:
-        while instance.rows and instance.rows[0][0] <= instance.step + 1e-6:
+    def _finish(self, instance: Instance) -> bool:
+        """Report the rows that have ended, and whether there were any."""
+        ended = False
+        while instance.rows and instance.rows[0][0] <= instance.step + SAME_STEP:
             _, _, unit, version = heapq.heappop(instance.rows)
             tokens = self.lengths(unit)
             self.dispatcher.ended(unit, tokens)
             self.on_end(End(unit, tokens, version))
+            ended = True
+        return ended
