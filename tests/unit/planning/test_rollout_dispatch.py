@@ -139,7 +139,7 @@ def test_history_is_the_mean_of_a_prompts_responses_and_of_all_for_a_new_prompt(
     assert [history(Unit(1, 0, prompt)) for prompt in (7, 8, 9)] == [20, 50, 30]
 
 
-def test_a_siblings_length_moves_its_group_forward():
+def test_siblings_of_what_still_runs_go_before_those_of_what_ended_and_the_longest_of_these_first():
     policy = dispatch.SiblingFirst()
     todo = units(12, samples=3)
     policy.begin(todo, [0])
@@ -152,7 +152,7 @@ def test_a_siblings_length_moves_its_group_forward():
         if unit.prompt != 3:  # nothing of the last prompt has ended
             policy.ended(unit, lengths[unit.prompt])
     assert [(u.prompt, u.sample) for u in order[:4]] == [(0, 0), (1, 0), (2, 0), (3, 0)]
-    assert [u.prompt for u in order[4:]] == [1, 1, 0, 0, 2, 2, 3, 3]
+    assert [u.prompt for u in order[4:]] == [3, 3, 1, 1, 0, 0, 2, 2]
 
 
 def test_groups_that_ended_long_ago_are_forgotten():

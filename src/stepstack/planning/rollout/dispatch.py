@@ -87,9 +87,10 @@ class LongestFirst:
 
 
 class SiblingFirst:
-    """Samples of a prompt have like lengths: the first one to end is the estimate of its siblings.
+    """The first sample of a prompt that ends is the estimate of its siblings, which have like lengths.
 
-    One queue: first one sample of every prompt, then those whose estimate is known, longest first, then the others.
+    One queue: first one sample of every prompt, then the others of prompts of which none has ended yet, since those are
+    the long ones, then those whose estimate is known, longest first.
     """
 
     def __init__(self) -> None:
@@ -115,7 +116,7 @@ class SiblingFirst:
         if self.first.get(group) == unit:
             return (0, 0, unit.number)
         known = self.known.get(group)
-        return (2, 0, unit.number) if known is None else (1, -known, unit.number)
+        return (1, 0, unit.number) if known is None else (2, -known, unit.number)
 
 
 class Homes:

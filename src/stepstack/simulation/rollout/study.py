@@ -189,29 +189,18 @@ def tables(study: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str
     """Tables of the study as (title, head, rows)."""
     devices, rows = study["devices"], study["pipelines"]
     first = rows[0]["throughput"]
-    lines = [
-        [
-            row["pipeline"],
-            f"{row['seconds']:.1f}",
-            f"{row['throughput']:.3g}",
-            f"{row['throughput'] / first:.2f}",
-            f"{row['per_price']:.3g}",
-            f"{row['trainer_idle']:.0%}",
-            f"{row['generator_idle']:.0%}",
-            f"{row['weights_exposed']:.1f}",
-            str(row["lag"]),
-            str(row["redone"]),
-        ]
-        for row in rows
-    ]
-    head = ["", "s", "rows/s", "ratio", "by cost", "trainer idle", "instances idle", "weights", "lag", "redone"]
-    title = (
-        f"Pipelines, simulated: {devices['generation']} devices generate, {devices['training']} train. Seconds of an "
-        "iteration, of which only weights travel; rows a second by cost; ratio to the first line"
-    )
+    speeds, waits = [], []
+    for row in rows:
+        rates = (f"{row[key]:.3g}" for key in ("seconds", "throughput", "per_price"))
+        speeds.append([row["pipeline"], *rates, f"{row['throughput'] / first:.2f}"])
+        idle = (f"{row[key]:.0%}" for key in ("trainer_idle", "generator_idle"))
+        counts = (str(row[key]) for key in ("lag", "redone"))
+        waits.append([row["pipeline"], *idle, f"{row['weights_exposed']:.1f}", *counts])
+    title = f"Pipelines, simulated: {devices['generation']} devices generate, {devices['training']} train"
     policies: Sequence[Mapping[str, Any]] = study["dispatch"]
     return [
-        (title, head, lines),
+        (title, ["", "s an iteration", "rows/s", "rows/s by cost", f"x {rows[0]['pipeline']}"], speeds),
+        ("What waits", ["", "trainer idle", "instances idle", "only weights, s", "lag", "rows redone"], waits),
         (
             f"Dispatch, simulated: generation of an iteration (recall of the ranker {study['recall']:.2f})",
             ["", "seconds", "x random"],
