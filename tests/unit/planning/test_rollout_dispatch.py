@@ -180,6 +180,27 @@ def test_an_idle_worker_takes_the_last_of_the_fullest_queue(lengths, workers):
     assert policy.policy.place[taken] == max(policy.policy.place[u] for u in queues[owner])
 
 
+def test_the_fullest_queue_is_the_one_with_the_most_waiting_units():
+    policy = Stealing(RandomHomes(0))
+    policy.begin(units(30), [0, 1, 2])
+    homes = policy.policy.homes
+    first = [unit for unit in homes if homes[unit] == 1][:2]
+    waiting = {unit.number: unit for unit in units(30) if homes[unit] == 2 or unit in first}
+    assert homes[policy.next_unit(waiting, 0, [0, 1, 2])] == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_unit_waits_again_when_its_worker_was_started_anew(name):
+    """The worker has its old number, and had already been handed everything."""
+    policy = made(name, [5] * 4)
+    policy.begin(units(4), [0])
+    waiting = {unit.number: unit for unit in units(4)}
+    while (unit := policy.next_unit(waiting, 0, [0])) is not None:
+        del waiting[unit.number]
+    waiting[2] = units(4)[2]
+    assert policy.next_unit(waiting, 0, [0]) == units(4)[2]
+
+
 @pytest.mark.parametrize("name", ["random", "length", "oracle", "history", "steal"])
 def test_what_ended_is_forgotten(name):
     lengths = [3] * 20

@@ -131,6 +131,21 @@ def test_a_slow_link_is_exposed_where_generation_waits_for_it_and_hidden_in_asyn
     assert slower("async") == pytest.approx((0, 0))
 
 
+def test_an_instance_takes_new_weights_when_nothing_runs_on_it():
+    """The weights for iteration 2 arrive at 10; a row of iteration 1 runs with older ones until 40."""
+    flat = DecodeCurve(batch=(1,), milliseconds=(1000.0,))
+    machines = Setup(instances=1, cap=2, curve=flat, token_seconds=0.0, weights_seconds=0.0)
+    outcome = simulate("async", machines, [[10, 10], [5, 30], [10, 10]], Fifo())
+    assert outcome.seconds == pytest.approx(50)
+
+
+def test_weights_wait_for_a_link_that_is_busy():
+    outcome = simulate("async", replace(HAND, weights_seconds=100.0), [[5, 5]] * 5, Fifo())
+    sent = sorted((span.start, span.end) for span in busy(outcome, LINK))
+    assert len(sent) == 3
+    assert all(first[1] <= second[0] for first, second in pairwise(sent))
+
+
 def test_idle_shares_by_hand():
     outcome = simulate("batch", HAND, ROWS[:1], Fifo())
     assert outcome.trainer_idle == pytest.approx(1 - 3 / 23)
@@ -215,6 +230,12 @@ def test_an_even_split_of_two_devices_gains_what_an_earlier_prototype_found(job)
     assert means["one-step"] == pytest.approx(1.23, abs=0.10)
     assert means["async"] == pytest.approx(1.37, abs=0.10)
     assert means["batch"] < means["mini-batch"] < means["stream"] < means["one-step"] < means["async"] < 1.5
+
+
+def test_makespans_are_those_of_the_second_visit(job):
+    seconds = study.makespans(job, 1, lambda: None, ("fifo",))
+    lengths = study.draw(job, 2, job.simulation.seed).lengths[1]
+    assert seconds["fifo"] == pytest.approx(max(end_times(lengths, 64, job.generation)))
 
 
 def test_what_is_known_of_lengths_shortens_generation(job):
