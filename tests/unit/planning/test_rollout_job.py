@@ -146,6 +146,11 @@ def test_a_row_without_tokens_is_named(run, capsys):
         (["simulation.pipelines=[]"], "simulation.pipelines", "at least 1 item"),
         (["prices={H800: 0}"], "prices.H800", "greater than 0"),
         (["row=5"], "row", "did you mean"),
+        (
+            ["growth={iterations: 2, factor: 2.0, most: 40}", "training={type: step, devices: [1], seconds: [9]}"],
+            "growth",
+            "or leave growth out",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_planned_is_one_error(capsys, changes, key, message):

@@ -359,7 +359,14 @@ def test_stages_in_two_datacentres_are_not_colocated(capsys):
             [str(SINGLE), "generation={type: step, devices: [1], seconds: [9.0]}"],
             "generation.type = 'step': seconds by devices cannot be simulated",
         ),
-        ([str(SINGLE), *SMALL, "simulation.deaths=[{instance: 40, seconds: 1}]"], "instance 40 cannot die"),
+        (
+            [str(SINGLE), *SMALL, "simulation.deaths=[{instance: 40, seconds: 1}]"],
+            "simulation.deaths: colocated has no instance 40: name one of 0 to 7",
+        ),
+        (
+            [str(SINGLE), "machines.devices=2", "simulation={pipelines: [batch], deaths: [{instance: 0, seconds: 1}]}"],
+            "simulation.deaths: all 1 instances of batch die: leave one alive",
+        ),
     ],
 )
 def test_what_cannot_be_simulated_is_one_error(capsys, words, message):

@@ -155,6 +155,11 @@ class RolloutJob(Strict):
             )
         if isinstance(self.machines, OneDatacentre) and self.machines.devices < 2 * self.unit:
             raise ValueError(f"machines.devices = {self.machines.devices} must hold two units of unit = {self.unit}")
+        if self.growth and (self.generation.type, self.training.type) != ("decode", "token"):
+            raise ValueError(
+                "growth changes lengths, of which seconds of a step know nothing: give generation.type = 'decode' and "
+                "training.type = 'token', or leave growth out"
+            )
 
     @property
     def pools(self) -> dict[str, Pool]:

@@ -13,7 +13,6 @@ from stepstack.simulation.rollout.pipelines import Outcome
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LANES = {TRAINER: "trainer", LINK: "weights"}
 SHADES = 4  # steps of occupancy that are told apart
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # iterations, in turn
 
@@ -36,8 +35,10 @@ def gantt(outcomes: Mapping[str, Outcome], cap: int) -> Figure:
         axes.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0))
         axes.autoscale_view()
         axes.set_title(f"{name}: {one.per_iteration:.1f} s an iteration (simulated)", fontsize=9, loc="left")
-        ticks = [*range(0, one.instances, max(1, one.instances // 4)), one.instances, one.instances + 1]
-        axes.set_yticks(ticks, [LANES.get(order[tick], f"instance {tick}") for tick in ticks], fontsize=7)
+        names = {at: f"instance {at}" for at in range(0, one.instances, max(1, one.instances // 3))}
+        names = {at: name for at, name in names.items() if at == 0 or at < one.instances - 2}  # room for the last name
+        names[one.instances] = "trainer, weights"
+        axes.set_yticks(list(names), list(names.values()), fontsize=7)
         axes.set_ylim(len(order) - 0.5, -0.5)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)

@@ -107,6 +107,16 @@ def dispatcher(job: RolloutJob, config: DispatchConfig, workload: Workload) -> D
     return dispatch.build(config, workload.estimate, workload.truth, generation.cap, generation)
 
 
+def _check_deaths(job: RolloutJob, machines: Setup, pipeline: PipelineName) -> None:
+    dead = {death.instance for death in job.simulation.deaths}
+    if dead and max(dead) >= machines.instances:
+        raise ConfigError(
+            f"simulation.deaths: {pipeline} has no instance {max(dead)}: name one of 0 to {machines.instances - 1}"
+        )
+    if len(dead) == machines.instances:
+        raise ConfigError(f"simulation.deaths: all {len(dead)} instances of {pipeline} die: leave one alive")
+
+
 def outcomes(job: RolloutJob, step: Advance) -> dict[str, Outcome]:
     """Outcome of every pipeline of the job on the same rows. ConfigError for colocation across datacentres."""
     found, options = make_plan(job).allocation, job.simulation
@@ -118,8 +128,9 @@ def outcomes(job: RolloutJob, step: Advance) -> dict[str, Outcome]:
     workload = draw(job, options.iterations, options.seed)
     results: dict[str, Outcome] = {}
     for name in names:
-        policy = dispatcher(job, job.dispatch, workload)
-        results[name] = simulate(name, setup(job, found, name), workload.lengths, policy)
+        machines = setup(job, found, name)
+        _check_deaths(job, machines, name)
+        results[name] = simulate(name, machines, workload.lengths, dispatcher(job, job.dispatch, workload))
         step()
     return results
 
