@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -53,6 +53,7 @@ cases = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(cases)
 def test_every_unit_is_handed_out_once_and_always_alike(case):
     name, lengths, workers, samples = case
@@ -65,6 +66,7 @@ def test_every_unit_is_handed_out_once_and_always_alike(case):
     assert sorted(unit for _, unit in first) == todo
 
 
+@settings(deadline=None)
 @given(cases, st.data())
 def test_work_of_a_worker_that_died_goes_to_the_others(case, data):
     name, lengths, workers, samples = case
@@ -87,6 +89,7 @@ def test_work_of_a_worker_that_died_goes_to_the_others(case, data):
             pytest.fail("nobody gets what waits")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 5))
 def test_random_homes_have_equal_numbers(count, workers, seed):
     policy = RandomHomes(seed)
@@ -165,6 +168,7 @@ def test_groups_that_ended_long_ago_are_forgotten():
     assert {iteration for iteration, _ in policy.first} == {iteration for iteration, _ in policy.known} == {3, 4}
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=3, max_size=40), st.integers(2, 5))
 def test_an_idle_worker_takes_the_last_of_the_fullest_queue(lengths, workers):
     policy = Stealing(RandomHomes(0))

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepstack.planning.rollout import allocation, skew
@@ -41,6 +41,7 @@ def test_decode_steps_are_linear_between_points_and_go_on_with_the_last_slope():
     assert DecodeCurve(batch=(4,), milliseconds=(9.0,)).seconds(100) == pytest.approx(0.009)
 
 
+@settings(deadline=None)
 @given(curves, st.integers(1, 100))
 def test_a_larger_batch_is_never_faster(curve, rows):
     assert curve.seconds(rows + 1) >= curve.seconds(rows) > 0
@@ -93,6 +94,7 @@ def test_a_histogram_gives_its_counts_back():
         HistogramLengths(upto=(10, 5), counts=(1, 1))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20))
 def test_listed_lengths_stand_for_themselves(tokens):
     assert evenly(ListedLengths(tokens=tuple(tokens)), len(tokens)).tolist() == sorted(tokens, reverse=True)
@@ -120,11 +122,13 @@ def token_by_token(lengths, cap, curve):
 rows = st.lists(st.integers(1, 12), max_size=12)
 
 
+@settings(deadline=None)
 @given(rows, st.integers(1, 5), curves)
 def test_jumping_to_the_next_end_is_the_same_as_decoding_every_token(lengths, cap, curve):
     assert end_times(lengths, cap, curve) == pytest.approx(token_by_token(lengths, cap, curve))
 
 
+@settings(deadline=None)
 @given(rows, st.integers(1, 4), st.integers(1, 5), curves)
 def test_no_instance_ends_after_the_first_one_of_an_even_deal(lengths, instances, cap, curve):
     ordered = np.array(sorted(lengths, reverse=True), dtype=np.int64)
@@ -132,6 +136,7 @@ def test_no_instance_ends_after_the_first_one_of_an_even_deal(lengths, instances
     assert even_seconds(np.array(lengths, dtype=np.int64), instances, cap, curve) == pytest.approx(max(ends))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 30), st.integers(1, 30), curves)
 def test_equation_2_is_exact_for_equal_lengths_in_whole_batches(batches, batch, length, curve):
     lengths = [length] * (batches * batch)
@@ -141,6 +146,7 @@ def test_equation_2_is_exact_for_equal_lengths_in_whole_batches(batches, batch, 
 # -- algorithm 1 -------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(profiles, profiles, st.integers(2, 20), st.integers(1, 3))
 def test_devices_of_one_datacentre_are_those_of_brute_force(gen, train, devices, unit):
     def generation(x):
@@ -168,6 +174,7 @@ def test_devices_of_one_datacentre_are_those_of_brute_force(gen, train, devices,
             assert max(gen[x], train[y]) > best, "a unit does nothing"
 
 
+@settings(deadline=None)
 @given(profiles, profiles, st.integers(1, 20), st.integers(1, 20))
 def test_devices_of_two_datacentres_are_those_of_brute_force(gen, train, m, n):
     found = allocation.cross(m, n, gen.__getitem__, train.__getitem__)
@@ -192,6 +199,7 @@ def test_two_datacentres_need_a_unit_each():
 # -- algorithm 2 -------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(2, 400), st.integers(2, 12), st.integers(1, 64), st.sampled_from(["max", "paper"]), curves)
 def test_a_split_is_that_of_brute_force(prompts, instances, cap, objective, curve):
     found = skew.split(prompts, instances, 9000, 3000, cap, curve, 0.2, objective)
@@ -233,6 +241,7 @@ def test_a_unit_is_added_when_delta_reaches_its_gain():
     assert not allocation.needs_unit(10, 8, 0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 30), st.integers(0, 60))
 def test_growth_adds_units_one_at_a_time_and_only_where_they_help(start, unit, iterations, room):
     most = start + room

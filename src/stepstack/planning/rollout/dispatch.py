@@ -48,7 +48,8 @@ class Dispatcher(Protocol):
     def next_unit(self, waiting: Waiting, worker: int, workers: Sequence[int]) -> Unit | None:
         """Unit of ``waiting`` that ``worker`` gets, None where all of them are for others of the living ``workers``.
 
-        Where several iterations are open, the caller asks for the oldest first.
+        Where several iterations are open, the caller asks for the oldest first; where several workers have room, for
+        the one that has least to do, since one that is filled up first leaves nothing for the others.
         """
         ...
 
