@@ -59,6 +59,7 @@ COMMANDS = (
     "plan pods --nodes 64 --tp 32",
     "plan memory stepvideo-ti2v-30b",
     "plan contextparallel configs/plans/contextparallel-dsv.yaml",
+    "plan rollout configs/plans/rollout-streamrl.yaml",
 )
 
 
