@@ -83,7 +83,7 @@ class RecipeOfRollouts(Recipe[C], Protocol[C]):
     """A recipe whose rollouts can be made by worker processes."""
 
     def open_sampler(self, cfg: C, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
-        """What a worker samples with, and the training prompts."""
+        """The sampler of a worker process, and the training prompts."""
         ...
 
 
@@ -112,7 +112,7 @@ def rows_of(cfg: RunConfig, count: int) -> Iterator[ShownRow] | None:
 
 
 def sampler_of(cfg: RunConfig, folder: Path, device: torch.device) -> tuple[Generator, dict[int, Prompt]]:
-    """What a worker process of a config samples with, and its training prompts by index. ConfigError where its recipe
+    """The sampler of a worker process of a config, and its training prompts by index. ConfigError where its recipe
     streams no rollouts."""
     recipe = load(cfg.recipe)
     if "open_sampler" not in vars(recipe):

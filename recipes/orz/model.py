@@ -61,8 +61,8 @@ def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEng
 
 
 def open_sampler(cfg: Config, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
-    """What a worker process samples with, whose weights come from the trainer, and the training prompts. ``folder``
-    holds the files of the model but its weights; it is empty where the config names a model of a hub."""
+    """The sampler of a worker process, whose weights come from the trainer, and the training prompts. ``folder`` holds
+    the files of the model but its weights; it is empty where the config names a model of a hub."""
     place = Pretrained(path=str(folder))
     if isinstance(cfg.model, Pretrained):
         place = cfg.model.moved(folder) if any(folder.iterdir()) else cfg.model

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def workers_line(cfg: PpoConfig, name: str, overrides: Sequence[str], head: str) -> str:
-    """What is to be typed for worker processes, or that the trainer starts its own."""
+    """The line to type for worker processes, or the note that the trainer starts its own."""
     assert cfg.stream is not None
     host, _, port = cfg.stream.bind.removeprefix("tcp://").rpartition(":")
     lines = [f"# the trainer starts {cfg.stream.workers} worker processes of its own"] if cfg.stream.workers else []

@@ -91,7 +91,7 @@ def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]
 
 
 def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run may not change."""
+    """Keys that a resumed run may not change."""
     fixed = {k: v for k, v in values.items() if k not in CHANGEABLE_KEYS}
     if isinstance(stream := fixed.get("stream"), Mapping):
         fixed["stream"] = {k: v for k, v in stream.items() if k in STREAM_KEYS}

@@ -125,8 +125,7 @@ class HfGenerator:
         going = torch.ones_like(alive, dtype=torch.bool)
         tokens = torch.zeros(rows, horizon, dtype=torch.long, device=self.device)
         logps = torch.zeros(rows, horizon, device=self.device)
-        ends: Ends = {}
-        left = [n] * len(prompts)  # rows of each prompt that have not ended
+        ends, left = Ends(), [n] * len(prompts)  # left: rows of each prompt that have not ended
         recent = self._last_tokens(ids, pad, n, 1 if sampling.repetition is None else sampling.repetition.window)
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):

@@ -37,7 +37,7 @@ def train(
     before: Callable[[], None] | None = None,
     source: str,
 ) -> None:
-    """As loops/ppo.py trains, and with ``stream.staleness=0, consume=batch`` to the same bits. ``generator`` is that of
+    """Train as loops/ppo.py does, with ``stream.staleness=0, consume=batch`` to the same bits. ``generator`` is that of
     this process, for evaluations; ``source`` the folder of the model, from which workers know its shape."""
     cfg, actor = run.config, roles.actor
     run.refuse_dropout("would make log-probabilities and values of training and rollout differ")

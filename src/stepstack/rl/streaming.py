@@ -30,7 +30,7 @@ FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers
 
 
 def identity(cfg: RunConfig) -> dict[str, str]:
-    """What a worker must have as its trainer has it; not where and how a run is carried out."""
+    """Digests of all that a worker must have as its trainer has it; not where and how a run is carried out."""
     prints = fingerprint(cfg)
     config = digest(cfg, ignore=(*CHANGEABLE_KEYS, "stream"))
     return {"config": config, "code": prints["code"], "data": prints["data"]}

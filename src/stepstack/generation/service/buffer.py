@@ -18,7 +18,7 @@ class WorkError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class WorkUnit:
     """Prompts of a step that decode together, sampled by the policy of ``version``. ``problems``: their indices."""
 
     step: int
@@ -31,14 +31,14 @@ class Unit:
 class Lease:
     """A unit as one worker has it. ``wanted``: its problems whose groups are still missing."""
 
-    unit: Unit
+    unit: WorkUnit
     attempt: int
     wanted: tuple[int, ...]
 
 
 @dataclass
 class _Held(Generic[P]):
-    unit: Unit
+    unit: WorkUnit
     groups: dict[int, P] = field(default_factory=dict)  # problem -> what came
     attempt: int = 0
     worker: str | None = None
@@ -52,10 +52,10 @@ class _Held(Generic[P]):
         return Lease(self.unit, self.attempt, tuple(p for p in self.unit.problems if p not in self.groups))
 
 
-Choose = Callable[[Sequence[Unit], str], Unit]
+Choose = Callable[[Sequence[WorkUnit], str], WorkUnit]
 
 
-def first_in_first_out(waiting: Sequence[Unit], worker: str) -> Unit:
+def first_in_first_out(waiting: Sequence[WorkUnit], worker: str) -> WorkUnit:
     """The unit of the earliest step with the lowest number."""
     return min(waiting, key=lambda unit: (unit.step, unit.number))
 
@@ -72,7 +72,7 @@ class WorkBuffer(Generic[P]):
 
     # -- the trainer ---------------------------------------------------------------------------------------------
 
-    def admit(self, units: Sequence[Unit]) -> None:
+    def admit(self, units: Sequence[WorkUnit]) -> None:
         """Take the units of one step, of which each problem is in one. Admitting a step again, as after a resume, adds
         only what is missing. WorkError for a step that was trained, and beyond ``depth`` steps."""
         [step] = {unit.step for unit in units}
@@ -166,11 +166,11 @@ class WorkBuffer(Generic[P]):
 
     # -- in a checkpoint -----------------------------------------------------------------------------------------
 
-    def state(self) -> Iterator[tuple[Unit, dict[int, P]]]:
+    def state(self) -> Iterator[tuple[WorkUnit, dict[int, P]]]:
         """Units that are held, with the groups that have ended."""
         return ((held.unit, dict(held.groups)) for _, held in sorted(self._held.items()))
 
-    def restore(self, state: Sequence[tuple[Unit, dict[int, P]]], next_step: int) -> None:
+    def restore(self, state: Sequence[tuple[WorkUnit, dict[int, P]]], next_step: int) -> None:
         """Take over the units of a checkpoint; leases are not among them, so that what had not ended waits."""
         self._held = {(unit.step, unit.number): _Held(unit, dict(groups)) for unit, groups in state}
         self._next_step = next_step

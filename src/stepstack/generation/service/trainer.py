@@ -17,10 +17,10 @@ import zmq
 from torch import Tensor
 
 from stepstack.generation.service import weights as files
-from stepstack.generation.service.buffer import Lease, Unit, WorkBuffer
+from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkUnit
 from stepstack.generation.service.config import StreamConfig
 from stepstack.generation.service.local import LocalWorkers
-from stepstack.generation.service.wire import Message, WireError, frames, group_of, message
+from stepstack.generation.service.wire import WireError, WireMessage, frames, group_of, message
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling
 from stepstack.report import jsonl
 
@@ -33,11 +33,11 @@ TIMELINE = "timeline.jsonl"
 
 
 @dataclass
-class _Worker:
+class ConnectedWorker:
     name: str
     seen: float
     idle: bool = False
-    unit: Unit | None = None
+    unit: WorkUnit | None = None
     began: float = 0.0  # time of day
     started: float = 0.0  # by the monotonic clock
     tokens: int = 0
@@ -72,10 +72,10 @@ class RolloutServer:
         self.instance = secrets.token_hex(8)  # tells this process from one that was killed
         self.sampling: dict[int, Sampling] = {}
         self.prompts: dict[int, dict[int, Prompt]] = {}
-        self.workers: dict[bytes, _Worker] = {}
+        self.workers: dict[bytes, ConnectedWorker] = {}
         self.refused = self.lost = self.arrived = 0
         self.sent_bytes, self._link_free = 0, 0.0
-        self._later: list[tuple[float, bytes, Message]] = []  # what the link's rate holds back, by the time it is due
+        self._later: list[tuple[float, bytes, WireMessage]] = []  # held back by the link's rate, until then
         self._busy, self._looked = 0.0, time.monotonic()
         self.local = local
         self._changed = threading.Condition()
@@ -109,7 +109,7 @@ class RolloutServer:
     def admit(self, step: int, version: int, parts: Sequence[Sequence[Prompt]], sampling: Sampling) -> None:
         """Work of a step, ``parts`` being the prompts that decode together."""
         units = [
-            Unit(step, number, version, tuple(prompt.problem.index for prompt in part))
+            WorkUnit(step, number, version, tuple(prompt.problem.index for prompt in part))
             for number, part in enumerate(parts)
         ]
         with self._changed:
@@ -168,7 +168,7 @@ class RolloutServer:
         units = []
         for step, number, version, problems, groups in state["units"]:
             restored = [_restored(group) for group in groups]
-            unit = Unit(step, number, version, tuple(problems))
+            unit = WorkUnit(step, number, version, tuple(problems))
             units.append((unit, {facts["problem"]: (facts, arrays) for facts, arrays in restored}))
         with self._changed:
             self.buffer.restore(units, state["next_step"])
@@ -198,8 +198,8 @@ class RolloutServer:
                     while self._later and self._later[0][0] <= now:
                         self._send(*self._later.pop(0)[1:])
             for sender in self.workers:
-                self._send(sender, Message("end"))
-        except Exception as error:
+                self._send(sender, WireMessage("end"))
+        except Exception as error:  # whatever it is, the main thread has to raise it
             with self._changed:
                 self._fail(error)
         finally:
@@ -209,7 +209,7 @@ class RolloutServer:
         self._error = self._error or error
         self._changed.notify_all()
 
-    def _send(self, sender: bytes, what: Message) -> None:
+    def _send(self, sender: bytes, what: WireMessage) -> None:
         self.socket.send_multipart([sender, *frames(what)])
 
     def _receive(self, sender: bytes, parts: Sequence[bytes]) -> None:
@@ -219,13 +219,13 @@ class RolloutServer:
                 self._welcome(sender, got.facts)
             elif got.facts.get("instance") != self.instance or sender not in self.workers:
                 self.buffer.late += got.kind == "group"
-                self._send(sender, Message("unknown"))
+                self._send(sender, WireMessage("unknown"))
             else:
                 self._heed(sender, self.workers[sender], got)
         except (WireError, KeyError, TypeError) as error:
             self.refused += 1
             log.warning("a message was refused: %s", error)
-            self._send(sender, Message("refused", {"why": f"a message was refused: {error}"}))
+            self._send(sender, WireMessage("refused", {"why": f"a message was refused: {error}"}))
 
     def _welcome(self, sender: bytes, facts: Mapping[str, Any]) -> None:
         why = None
@@ -235,22 +235,22 @@ class RolloutServer:
             why = f"it has another {' and '.join(differ)} than the trainer: give it the same config, code and data"
         if why is not None:
             self.refused += 1
-            self._send(sender, Message("refused", {"why": why}))
+            self._send(sender, WireMessage("refused", {"why": why}))
             return
         self.buffer.release(sender.hex())  # what it had before it began anew
-        self.workers[sender] = _Worker(str(facts["name"]), time.monotonic())
+        self.workers[sender] = ConnectedWorker(str(facts["name"]), time.monotonic())
         self._last_alive = time.monotonic()
         sent = {} if self.source is None else _small_files(self.source)
         facts = {"instance": self.instance, "patience": self.cfg.patience, "weights": self.cfg.weights}
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in sent.items()}
-        self._send(sender, Message("welcome", facts, arrays))
+        self._send(sender, WireMessage("welcome", facts, arrays))
 
-    def _heed(self, sender: bytes, worker: _Worker, got: Message) -> None:
+    def _heed(self, sender: bytes, worker: ConnectedWorker, got: WireMessage) -> None:
         worker.seen = self._last_alive = time.monotonic()
         facts = got.facts
         match got.kind:
             case "beat":
-                self._send(sender, Message("beat"))
+                self._send(sender, WireMessage("beat"))
             case "idle":
                 worker.idle = self.buffer.leased_by(sender.hex()) is None
             case "verified":
@@ -266,7 +266,7 @@ class RolloutServer:
             case other:
                 raise WireError(f"it is of the unknown kind {other!r}")
 
-    def _take_group(self, worker: _Worker, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    def _take_group(self, worker: ConnectedWorker, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         step, number, problem = facts["step"], facts["unit"], facts["problem"]
         prompt = self.prompts.get(step, {}).get(problem)
         if prompt is not None:
@@ -277,7 +277,7 @@ class RolloutServer:
             worker.tokens += int(arrays["lengths"].sum())
             self._changed.notify_all()
 
-    def _end_unit(self, worker: _Worker) -> None:
+    def _end_unit(self, worker: ConnectedWorker) -> None:
         if worker.unit is not None:
             unit = worker.unit
             self._busy += time.monotonic() - max(worker.started, self._looked)
@@ -300,7 +300,7 @@ class RolloutServer:
                 )
             )
 
-    def _lose(self, sender: bytes, worker: _Worker) -> None:
+    def _lose(self, sender: bytes, worker: ConnectedWorker) -> None:
         del self.workers[sender]
         self.lost += 1
         if (lease := self.buffer.release(sender.hex())) is not None:
@@ -314,7 +314,7 @@ class RolloutServer:
                 worker.began, worker.started = time.time(), now
                 self._send(sender, self._work(lease))
 
-    def _work(self, lease: Lease) -> Message:
+    def _work(self, lease: Lease) -> WireMessage:
         unit, version = lease.unit, lease.unit.version
         sampling = self.sampling[unit.step]
         prompts = [self.prompts[unit.step][problem] for problem in unit.problems]
@@ -332,7 +332,7 @@ class RolloutServer:
             "chunks": files.chunk_count(self.weights.path(version)),
         }
         ids = np.array([token for prompt in prompts for token in prompt.ids], np.int64)
-        return Message("work", facts, {"ids": ids})
+        return WireMessage("work", facts, {"ids": ids})
 
     def _send_chunk(self, sender: bytes, facts: Mapping[str, Any]) -> None:
         """A chunk of a version, as a difference to ``base`` where that is still there."""
@@ -347,7 +347,7 @@ class RolloutServer:
         sent = files.packed(content, before)
         self.sent_bytes += len(sent)
         facts = {"version": version, "chunk": number, "base": None if before is None else base}
-        reply = Message("chunk", facts, {"content": np.frombuffer(sent, np.uint8)})
+        reply = WireMessage("chunk", facts, {"content": np.frombuffer(sent, np.uint8)})
         if self.cfg.rate is None:
             self._send(sender, reply)
         else:

@@ -21,7 +21,7 @@ class WireError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class WireMessage:
     """``kind`` says what it is, ``facts`` are plain JSON, ``arrays`` raw numbers by name."""
 
     kind: str
@@ -29,7 +29,7 @@ class Message:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def frames(message: Message) -> list[bytes]:
+def frames(message: WireMessage) -> list[bytes]:
     """A message as the parts of a multipart message."""
     described = [[name, str(array.dtype), list(array.shape)] for name, array in message.arrays.items()]
     header = {"kind": message.kind, "facts": dict(message.facts), "arrays": described}
@@ -37,7 +37,7 @@ def frames(message: Message) -> list[bytes]:
     return [MAGIC + bytes([PROTOCOL]), json.dumps(header).encode(), *content]
 
 
-def message(parts: Sequence[bytes]) -> Message:
+def message(parts: Sequence[bytes]) -> WireMessage:
     """The message of received parts. WireError for anything else."""
     if len(parts) < 2 or parts[0][:-1] != MAGIC:
         raise WireError("it is no message of stepstack")
@@ -55,7 +55,7 @@ def message(parts: Sequence[bytes]) -> Message:
             arrays[name] = np.frombuffer(content, dtype).reshape(shape)
     except (ValueError, KeyError, TypeError) as error:
         raise error if isinstance(error, WireError) else WireError(f"it is torn ({error})") from None
-    return Message(kind, facts, arrays)
+    return WireMessage(kind, facts, arrays)
 
 
 def group_arrays(group: Group) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

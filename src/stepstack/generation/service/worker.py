@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from stepstack.config import ConfigError
 from stepstack.generation.service.weights import WeightFiles, file_digest, read_chunk, unpacked
-from stepstack.generation.service.wire import Message, frames, group_arrays, message
+from stepstack.generation.service.wire import WireMessage, frames, group_arrays, message
 from stepstack.generation.types import EngineError, Generator, Prompt, Sampling
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ class Worker:
         self.instance: str | None = None  # of the trainer's process
         self.mode = "folder"
         self._opened = self._busy = False
-        self._fetching: Message | None = None  # work whose weights are on their way
+        self._fetching: WireMessage | None = None  # work whose weights are on their way
         self._fetched: list[bytes] = []
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._said: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[WireMessage | Exception] = queue.SimpleQueue()
         self._generator: Generator | None = None
         self._prompts: Mapping[int, Prompt] = {}
         self._version: int | None = None
@@ -102,7 +102,7 @@ class Worker:
             while not self._said.empty():
                 said = self._said.get()
                 if isinstance(said, Exception):
-                    self._tell(Message("failed", {"why": f"{type(said).__name__}: {said}"}))
+                    self._tell(WireMessage("failed", {"why": f"{type(said).__name__}: {said}"}))
                     raise said
                 self._tell(said)
             if self.socket.poll(POLL_MS):
@@ -115,16 +115,16 @@ class Worker:
     def _beat(self) -> None:
         if self.instance is None:
             facts = {"token": self.token, "identity": self.identity, "name": self.name}
-            self.socket.send_multipart(frames(Message("hello", facts)))
+            self.socket.send_multipart(frames(WireMessage("hello", facts)))
         else:
-            self._tell(Message("beat"))
+            self._tell(WireMessage("beat"))
 
-    def _tell(self, what: Message) -> None:
+    def _tell(self, what: WireMessage) -> None:
         if self.instance is not None:
             facts = {"instance": self.instance, **what.facts}
-            self.socket.send_multipart(frames(Message(what.kind, facts, what.arrays)))
+            self.socket.send_multipart(frames(WireMessage(what.kind, facts, what.arrays)))
 
-    def _heed(self, got: Message) -> None:
+    def _heed(self, got: WireMessage) -> None:
         match got.kind:
             case "welcome":
                 self.instance, self.mode = got.facts["instance"], got.facts["weights"]
@@ -132,7 +132,7 @@ class Worker:
                     self._opened = self._busy = True
                     self._jobs.put(lambda: self._open(got.arrays))
                 elif not self._busy:
-                    self._tell(Message("idle"))
+                    self._tell(WireMessage("idle"))
             case "unknown":  # another trainer's process, or one that gave this worker up
                 self.instance = None
                 if self._fetching is not None:
@@ -149,7 +149,7 @@ class Worker:
             case "chunk" if self._fetching is not None:
                 self._take_chunk(got)
 
-    def _begin(self, got: Message) -> None:
+    def _begin(self, got: WireMessage) -> None:
         version = got.facts["version"]
         file = Path(got.facts["file"]) if self.mode == "folder" else self.files.path(version)
         self._jobs.put(lambda: self._sample(Work(got.facts, got.arrays["ids"], file)))
@@ -158,9 +158,9 @@ class Worker:
         assert self._fetching is not None
         base = max(self.files.digests, default=None)
         facts = {"version": self._fetching.facts["version"], "chunk": len(self._fetched), "base": base}
-        self._tell(Message("fetch", facts))
+        self._tell(WireMessage("fetch", facts))
 
-    def _take_chunk(self, got: Message) -> None:
+    def _take_chunk(self, got: WireMessage) -> None:
         assert self._fetching is not None
         wanted = self._fetching.facts
         if (got.facts["version"], got.facts["chunk"]) != (wanted["version"], len(self._fetched)):
@@ -184,11 +184,11 @@ class Worker:
             job = self._jobs.get()
             try:
                 job()
-            except Exception as error:
+            except Exception as error:  # whatever it is, the main thread has to raise it
                 self._said.put(error)
                 return
             self._busy = False
-            self._said.put(Message("idle"))
+            self._said.put(WireMessage("idle"))
 
     def _open(self, sent: Mapping[str, np.ndarray]) -> None:
         source = self.folder / "source"
@@ -208,8 +208,8 @@ class Worker:
             problem = group.prompt.problem.index
             if problem in facts["wanted"]:
                 described, arrays = group_arrays(group)
-                self._said.put(Message("group", {**where, "problem": problem, **described}, arrays))
-        self._said.put(Message("done", where))
+                self._said.put(WireMessage("group", {**where, "problem": problem, **described}, arrays))
+        self._said.put(WireMessage("done", where))
 
     def _load(self, work: Work) -> None:
         """Weights of another version. EngineError where the file is not what the trainer wrote."""
@@ -221,7 +221,7 @@ class Worker:
             raise EngineError(f"{work.weights} is {found[:12]}, the trainer wrote {sha256[:12]}: is the disk full?")
         self._generator.load(load_file(work.weights).items(), version)
         self._version = version
-        self._said.put(Message("verified", {"version": version}))
+        self._said.put(WireMessage("verified", {"version": version}))
 
     def _prompts_of(self, problems: Sequence[int], ids: np.ndarray) -> list[Prompt]:
         """The prompts of a unit. EngineError where this worker's data has others."""

@@ -142,7 +142,7 @@ def write(
 
 
 def streamed(report: Report, folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """What a run whose rollouts were streamed shows beside: who did what when, and the figures of its stream."""
+    """Add who did what when, and the figures of the stream, where the rollouts of a run were streamed."""
     file = folder / "stream" / "timeline.jsonl"
     if file.is_file() and (spans := timeline.last_steps(timeline.spans_of(jsonl.read(file)), TIMELINE_STEPS)):
         title = f"Workers and trainer in the last {TIMELINE_STEPS} steps; pale: the trainer waits"

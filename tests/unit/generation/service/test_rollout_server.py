@@ -17,7 +17,7 @@ from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.service.config import StreamConfig
 from stepstack.generation.service.trainer import RolloutServer
-from stepstack.generation.service.wire import Message, frames, message
+from stepstack.generation.service.wire import WireMessage, frames, message
 from stepstack.generation.service.worker import Worker
 from stepstack.generation.types import EngineError, Sampling
 from stepstack.models.lm import tiny
@@ -74,9 +74,9 @@ class Raw:
         self.socket.connect(server.address)
 
     def say(self, kind: str, facts=(), arrays=()) -> None:
-        self.socket.send_multipart(frames(Message(kind, dict(facts), dict(arrays))))
+        self.socket.send_multipart(frames(WireMessage(kind, dict(facts), dict(arrays))))
 
-    def hear(self, kind: str) -> Message:
+    def hear(self, kind: str) -> WireMessage:
         while self.socket.poll(5000):
             got = message(self.socket.recv_multipart())
             if got.kind == kind:

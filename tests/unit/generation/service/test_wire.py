@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepstack.generation.service.wire import MAGIC, Message, WireError, frames, group_arrays, group_of, message
+from stepstack.generation.service.wire import MAGIC, WireError, WireMessage, frames, group_arrays, group_of, message
 from stepstack.generation.types import Group
 from tests import tools
 
@@ -19,7 +19,7 @@ GROUP = Group(PROMPT, tuple(tools.rollout(PROMPT, sample, ids) for sample, ids i
 
 def test_a_group_comes_back_bit_for_bit():
     facts, arrays = group_arrays(GROUP)
-    got = message(frames(Message("group", {"step": 1, **facts}, arrays)))
+    got = message(frames(WireMessage("group", {"step": 1, **facts}, arrays)))
     assert (got.kind, got.facts["step"]) == ("group", 1)
     assert group_of(PROMPT, got.facts, got.arrays) == GROUP
 
@@ -27,7 +27,7 @@ def test_a_group_comes_back_bit_for_bit():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.floats(width=64, allow_nan=False)), st.text(), st.integers(-(2**60), 2**60))
 def test_numbers_and_texts_of_every_kind(numbers, text, whole):
-    sent = Message("x", {"text": text, "whole": whole}, {"numbers": np.array(numbers, np.float64)})
+    sent = WireMessage("x", {"text": text, "whole": whole}, {"numbers": np.array(numbers, np.float64)})
     got = message(frames(sent))
     assert (got.facts, got.arrays["numbers"].tolist()) == (sent.facts, numbers)
 
@@ -36,7 +36,7 @@ def test_numbers_and_texts_of_every_kind(numbers, text, whole):
 @given(st.integers(0, 4), st.integers(0, 2000), st.integers(1, 255))
 def test_a_torn_or_changed_message_is_refused_or_another_message(part, place, change):
     facts, arrays = group_arrays(GROUP)
-    sent = frames(Message("group", facts, arrays))
+    sent = frames(WireMessage("group", facts, arrays))
     content = bytearray(sent[part])
     if content:
         content[place % len(content)] ^= change

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stepstack.generation.service.buffer import Lease, Unit, WorkBuffer, WorkError
+from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkError, WorkUnit
 
 PROBLEMS = {0: ((1, 2), (3,), (4, 5, 6)), 1: ((2, 7), (8, 9)), 2: ((1,), (2,), (3, 4)), 3: ((5, 6),)}
 STEPS = len(PROBLEMS)
 
 
-def units(step: int, version: int = 0) -> list[Unit]:
-    return [Unit(step, number, version, problems) for number, problems in enumerate(PROBLEMS[step])]
+def units(step: int, version: int = 0) -> list[WorkUnit]:
+    return [WorkUnit(step, number, version, problems) for number, problems in enumerate(PROBLEMS[step])]
 
 
 class Trial:
@@ -138,7 +138,7 @@ def test_what_was_trained_is_not_sampled_again():
 
 def test_a_problem_twice_in_a_step_is_refused():
     with pytest.raises(WorkError, match="a problem twice"):
-        WorkBuffer(depth=1).admit([Unit(0, 0, 0, (1, 2)), Unit(0, 1, 0, (2,))])
+        WorkBuffer(depth=1).admit([WorkUnit(0, 0, 0, (1, 2)), WorkUnit(0, 1, 0, (2,))])
 
 
 def test_a_silent_worker_loses_its_unit_and_what_it_brings_later_is_counted():
