@@ -59,7 +59,10 @@ def documents(cfg: Corpus, seed: int) -> Iterator[list[int]]:
     import datasets
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer)
+    from stepstack.models.whole import reading
+
+    with reading(cfg.tokenizer):
+        tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer)
     if len(tokenizer) > cfg.vocab:
         raise ConfigError(
             f"data.tokenizer={cfg.tokenizer} has {len(tokenizer)} tokens: data.vocab={cfg.vocab} is less: raise it"

@@ -28,7 +28,7 @@ from stepstack.loops.reconstruction import VideoMicroBatch
 from stepstack.models.video.dit import VideoDiT, from_published
 from stepstack.models.video.prompt_encoders import PromptEncoder, TransformersEncoders, WordHashes
 from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, VideoCodec, WanCodec
-from stepstack.models.whole import load_whole
+from stepstack.models.whole import load_whole, reading
 from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
@@ -48,7 +48,8 @@ def encoder_of(cfg: WordVectors | PublishedEncoders) -> PromptEncoder:
 
 def _pretrained(path: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model = load_whole(AutoModel, path, part=True, dtype=getattr(torch, dtype)).eval()
-    return model, AutoTokenizer.from_pretrained(path)
+    with reading(path):
+        return model, AutoTokenizer.from_pretrained(path)
 
 
 def make_codec(run: Run[Config]) -> VideoCodec:

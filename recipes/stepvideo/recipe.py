@@ -9,10 +9,7 @@ from typing import Any
 
 from data.drawn import moving
 from data.drawn.moving import Moving
-from recipes.stepvideo.config import (
-    Config,
-    PreparedClips,
-)
+from recipes.stepvideo.config import Config, PreparedClips, WordVectors
 from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
 from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
@@ -25,7 +22,6 @@ from stepstack.core.trainable import Trainable
 from stepstack.harness.metrics import clustered
 from stepstack.harness.training.outcome import measure
 from stepstack.loops import diffusion
-from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.handle import Dsv
 
 __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
@@ -96,14 +92,12 @@ def prepare(cfg: Config) -> str:
 
 def describe(cfg: Config) -> dict[str, Any]:
     """Numbers that follow from those of a config, for ``--dry-run``."""
-    import torch
-
     shape = cfg.model
-    with torch.device("meta"):
-        dit = VideoDiT(layers=shape.layers, heads=shape.heads, head_width=shape.head_width, split=shape.split)
+    # Text encoders that are published have their widths in files that may not be here yet.
+    assumed = "" if isinstance(cfg.text, WordVectors) else " with Step-Video's text widths"
     return {
         "DiT": f"{shape.layers} layers, {shape.heads} heads of {shape.head_width}",
-        "parameters": f"{sum(p.numel() for p in dit.parameters()):,} with Step-Video's channels and text widths",
+        "parameters": f"{cfg.dit_shape(cfg.latents).parameters:,}{assumed}",
         "videos": f"{cfg.batch * cfg.steps} in {cfg.steps} steps of {cfg.batch}",
         "codec": cfg.vae.type,
         "sampling": f"{cfg.sampler.steps} Euler steps, guidance {cfg.sampler.guidance:g}, shift {cfg.sampler.shift:g}",

@@ -149,7 +149,7 @@ def test_longer_training_and_tuning_pay(swept):
 def test_a_run_that_diverges_is_a_loss_of_infinity(tmp_path):
     cfg = small(tmp_path, "lr=[1e6]", "clip=1e6", f"cells=[{CELLS}]", "batch=[4]")
     found = model.measure(Run(cfg), cfg.points[0])
-    assert found["loss"] == math.inf or found["loss"] > 10
+    assert found["loss"] == math.inf
 
 
 @pytest.fixture

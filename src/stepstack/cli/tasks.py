@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.harness import task
 
     if args.fetch:
-        for file in benchmarks.fetch(args.tasks or list(benchmarks.BENCHMARKS), args.data, args.source):
+        names = args.tasks or [benchmark.name for benchmark in benchmarks.BENCHMARKS]
+        for file in benchmarks.fetch(names, args.data, args.source):
             print(file)
         return 0
     tasks = [task.load(name) for name in args.tasks or task.menu_of()]

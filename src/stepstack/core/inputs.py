@@ -21,7 +21,7 @@ def digests(config: Any) -> dict[str, str]:
     name and revision."""
     found = {path: user_code.digest(path) for path in user_files(config)}
     for path in reads(config):
-        places = (Path(path).expanduser(), ROOT / path)
+        places = (Path(path), ROOT / path)
         place = next((candidate for candidate in places if candidate.exists()), None)
         if place is not None:
             found[path] = digest_of(place)

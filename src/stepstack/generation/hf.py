@@ -163,8 +163,7 @@ class HfGenerator:
             if rows - len(ends) <= 0.8 * len(alive):
                 self.decoder.keep(going.nonzero()[:, 0])
                 alive, token, budgets, noise = alive[going], token[going], budgets[going], noise[:, going]
-                recent = recent[going]
-                going = going[going]
+                recent, going = recent[going], going[going]
             logits = self.decoder.step(token)
 
     def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int, window: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from stepstack.config import ROOT, ConfigError
+from stepstack.models.whole import reading
 from stepstack.report import jsonl
 
 WEIGHTS = (".safetensors", ".bin")
@@ -24,7 +25,8 @@ def folder_of(name: str) -> Path:
     """
     folder = Path(name)
     if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
-        folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + CONFIG_FILES]))
+        with reading(name):
+            folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + CONFIG_FILES]))
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+ABANDONED_SECONDS = 3600  # a write takes seconds: a temporary file that is older is of a process that was killed
 
 
 class JsonError(ValueError):
@@ -94,6 +99,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write bytes like ``write_json_atomic``."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -105,6 +111,14 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     except BaseException:  # Ctrl-C too must not leave a half file behind
         Path(name).unlink()
         raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files that killed writes of ``path`` left beside it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it, or be writing it
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
 
 
 def _cut_torn_line(handle: int) -> None:

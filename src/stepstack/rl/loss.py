@@ -13,11 +13,13 @@ from torch import Tensor
 
 from stepstack.rl.config import Aggregate, PolicyLoss
 
+LARGEST_LOG_RATIO = 80.0  # exp overflows float32 from 88.7 on, and an advantage of 0 times infinity is no number
+
 
 def surrogate(logp_N: Tensor, old_N: Tensor, advantage_N: Tensor, cfg: PolicyLoss) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, ratio, clipped) [N]: -min(r A, clip(r) A) with r = exp(logp - old) (PPO eq. 7). ``clipped`` is 1 where
-    the clip decided."""
-    ratio_N = (logp_N - old_N).exp()
+    the clip decided. A log-ratio beyond 80 counts as 80 and has no gradient (verl bounds it at 20)."""
+    ratio_N = (logp_N - old_N).clamp(max=LARGEST_LOG_RATIO).exp()
     free_N = -advantage_N * ratio_N
     held_N = -advantage_N * ratio_N.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
     loss_N = torch.maximum(free_N, held_N)

@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from stepstack.cli.main import main
 from stepstack.config import CONFIGS, ROOT, ConfigError, Launch, RunConfig
 from stepstack.core.launch import command, run
 
@@ -118,6 +119,12 @@ def test_dry_run_prints_a_line_for_the_shell(capsys):
 def test_dry_run_of_many_machines_shows_what_differs(capsys):
     run(config(file="fsdp2-nodes", nodes=16), "orz-32b", dry_run=True, environ={})
     assert "--machine_rank RANK --main_process_ip HEAD" in capsys.readouterr().out
+
+
+def test_the_line_in_the_readme_is_the_one_that_is_printed(capsys):
+    assert main(["launch", "orz-32b", "--rank", "0", "--head", "node0", "--dry-run"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line in (ROOT / "recipes" / "orz" / "README.md").read_text().splitlines()
 
 
 # -- what accelerate makes of it -------------------------------------------------------------------------------------

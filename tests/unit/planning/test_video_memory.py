@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKLWan
 
 from evals.bench import video_memory
+from recipes.protocol import load_config
+from recipes.stepvideo.config import Config
+from recipes.stepvideo.model import make_dit
+from recipes.stepvideo.recipe import describe
 from stepstack.cli import main as cli
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.vae import ChunkedCodec, DcCodec, TinyCodec, TinyVae, WanCodec
@@ -72,6 +77,17 @@ def test_parameters_are_those_of_the_model(image, motion):
     with torch.device("meta"):
         whole = VideoDiT()
     assert Dit().parameters == sum(p.numel() for p in whole.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [(), ("model.mlp=2",), ("model.with_motion=false",), ("vae.channels=8", "text.widths=[24, 40]")]
+)
+def test_a_dry_run_counts_the_parameters_of_the_model_that_is_trained(changes):
+    cfg = load_config("stepvideo-tiny", changes, kind=Config)
+    videos = SimpleNamespace(channels=cfg.vae.channels, widths=cfg.text.widths)
+    assert describe(cfg)["parameters"] == f"{sum(p.numel() for p in make_dit(cfg.model, videos).parameters()):,}"
+    published = describe(load_config("stepvideo-t2v-1b", kind=Config))["parameters"]
+    assert published.endswith(" with Step-Video's text widths")
 
 
 def test_flops_are_those_that_torch_counts():

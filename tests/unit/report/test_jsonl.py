@@ -89,6 +89,26 @@ def test_atomic_write_replaces_whole_files_and_leaves_nothing_else(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("name", ["r.json", "a[1].json"])
+def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path, name):
+    """Only an old one is removed: another process may be at the same work."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from stepstack.report import jsonl; "
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+        "jsonl.write_json_atomic(Path(sys.argv[1]), {'a': 1})"
+    )
+    path = tmp_path / name
+    assert subprocess.run([sys.executable, "-c", code, path], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    (tmp_path / f".{name}.notes").write_text("a user's own")
+    jsonl.write_json_atomic(path, {"a": 2})
+    assert left.exists()
+    os.utime(left, (0, left.stat().st_mtime - jsonl.ABANDONED_SECONDS - 1))
+    jsonl.write_json_atomic(path, {"a": 3})
+    assert {file.name for file in tmp_path.iterdir()} == {name, f".{name}.notes"}
+    assert json.loads(path.read_text()) == {"a": 3}
+
+
 def test_a_failed_atomic_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "r.txt"
     jsonl.write_text_atomic(path, "old")

@@ -54,6 +54,19 @@ def test_a_clipped_token_has_no_gradient(ratio, advantage, gradient):
     assert logp.grad.item() == pytest.approx(gradient, abs=1e-6)
 
 
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("log_ratio", [-1e4, -95.0, 79.0, 95.0, 1e4])
+def test_no_log_ratio_makes_a_loss_or_gradient_that_is_not_finite(log_ratio, advantage, dual_clip):
+    logp = torch.tensor([log_ratio], requires_grad=True)
+    loss, *_ = surrogate(logp, torch.zeros(1), torch.tensor([advantage]), PolicyLoss(dual_clip=dual_clip))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logp.grad.isfinite().all()
+    if advantage == 0:
+        assert (loss.item(), logp.grad.item()) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("new", "old", "target", "expected", "free"),
     [(0.9, 0.1, 1.0, 0.245, 0.005), (0.15, 0.1, 1.0, 0.36125, 0.36125), (-0.5, 0.1, 1.0, 1.125, 1.125)],

@@ -98,4 +98,8 @@ class Pretrained(Strict):
         downloaded."""
         from transformers import AutoConfig
 
-        return float(count(AutoConfig.from_pretrained(self.path, revision=self.revision).to_dict()).non_embedding)
+        from stepstack.models.whole import reading
+
+        with reading(self.path):
+            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        return float(count(config.to_dict()).non_embedding)

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,7 +23,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from stepstack.config import ConfigError
 from stepstack.models.lm.config import Pretrained
-from stepstack.models.whole import load_whole
+from stepstack.models.whole import load_whole, reading
 
 
 def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
@@ -47,8 +48,14 @@ def merged(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
 
 def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model without its weights. On the meta device it takes no memory."""
-    config = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
+    config = model_config(cfg)
     return auto.from_config(config, attn_implementation=attention(cfg), dtype=getattr(torch, cfg.dtype))
+
+
+def model_config(cfg: Pretrained) -> PreTrainedConfig:
+    """Config of the model, from its folder or the hub. ConfigError where neither has one."""
+    with reading(cfg.path):
+        return AutoConfig.from_pretrained(cfg.path, revision=cfg.revision)
 
 
 def attention(cfg: Pretrained) -> str:
@@ -65,9 +72,10 @@ def best_attention() -> str:
 
 
 def load_tokenizer(cfg: Pretrained) -> PreTrainedTokenizerBase:
-    """Tokenizer of the model. ConfigError where it has ids that the model has no embedding for."""
-    tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
-    rows = AutoConfig.from_pretrained(cfg.path, revision=cfg.revision).get_text_config().vocab_size
+    """Tokenizer of the model. ConfigError where there is none, or one with ids that the model has no embedding for."""
+    with reading(cfg.path):
+        tokenizer = AutoTokenizer.from_pretrained(cfg.path, revision=cfg.revision)
+    rows = model_config(cfg).get_text_config().vocab_size
     ids = max(tokenizer.get_vocab().values(), default=-1) + 1
     if ids > rows:
         raise ConfigError(
@@ -83,4 +91,4 @@ def load_generation(cfg: Pretrained) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(cfg.path, revision=cfg.revision or "main")
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(cfg.path, revision=cfg.revision))
+        return GenerationConfig.from_model_config(model_config(cfg))

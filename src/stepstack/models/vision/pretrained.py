@@ -10,6 +10,7 @@ from stepstack.models.lm import pretrained
 from stepstack.models.vision.config import PretrainedVl
 from stepstack.models.vision.policy import ImagePatcher
 from stepstack.models.vision.processor import Processor
+from stepstack.models.whole import reading
 
 AUTO = AutoModelForImageTextToText
 
@@ -27,9 +28,10 @@ def skeleton(cfg: PretrainedVl) -> PreTrainedModel:
 def load_processor(cfg: PretrainedVl) -> Processor:
     """The tokenizer, and the image processor by its class: the automatic one asks for torchvision."""
     tokenizer = pretrained.load_tokenizer(cfg)
-    processor = Qwen2VLImageProcessorPil.from_pretrained(
-        cfg.path, revision=cfg.revision or "main", min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels
-    )
+    with reading(cfg.path):
+        processor = Qwen2VLImageProcessorPil.from_pretrained(
+            cfg.path, revision=cfg.revision or "main", min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels
+        )
     return Processor(tokenizer, ImagePatcher(processor))
 
 
