@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
@@ -67,6 +69,17 @@ def train(folder: Path, task: str, *words: str, stop_after: int | None = None) -
     loaded = load_config(TASKS[task], (f"dir={folder.parent}", f"name={folder.name}", *SMALL, *words))
     recipe.train(Run(loaded, stop_after=stop_after))
     return folder
+
+
+def test_rollouts_of_a_worker_process_train_to_the_same_bits(tmp_path):
+    """Pictures and their processor reach the worker too; a unit is two groups."""
+    words = ("rollout.generator.batch=8", "evals=[]", "save.every=0")
+    plain = train(tmp_path / "plain", "grounding", *words)
+    shutil.copytree(plain / "base" / "model", tmp_path / "streamed" / "base" / "model")
+    streamed = train(tmp_path / "streamed", "grounding", *words, "stream={workers: 1}")
+    weights = [load_file(run / "model" / "model.safetensors") for run in (plain, streamed)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert [row["reward"] for row in rows(plain)[1:]] == [row["reward"] for row in rows(streamed)[1:]]
 
 
 def rows(folder: Path) -> list[dict]:

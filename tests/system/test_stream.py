@@ -8,13 +8,14 @@ import shutil
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from stepstack.report import jsonl
 from tests.system import hooks
-from tests.system.processes import LIMIT, Started, checkpoint, differences, ok, rows, stepstack, train
+from tests.system.processes import LIMIT, Started, checkpoint, differences, ok, rows, stepstack, train, train_ranks
 
 KILLED = -signal.SIGKILL
 UNITS = ("rollout.generator.batch=8",)  # 4 units of one group a step
@@ -202,6 +203,20 @@ def test_gradients_summed_on_arrival_have_the_same_bits_for_any_timing(new_run, 
         streamed.worker((hooks.slow_units, 0.05 * number))
     ok(trainer.wait())
     same(streamed.run, arriving)
+
+
+def test_two_training_processes_share_one_server(whole, tmp_path):
+    """The first has the socket; each gets its part of every unit. The same bits as of two processes by loops/ppo.py."""
+    plain, run = (copied(whole, tmp_path / name / "q") for name in ("plain", "streamed"))
+    for ended in train_ranks(plain, 2, *UNITS, *FEW):
+        ok(ended)
+    streamed = Streamed(run)
+    with ThreadPoolExecutor() as pool:
+        ranks = pool.submit(train_ranks, run, 2, *streamed.words)
+        streamed.worker(words=("launch.file=cpu-ddp", "launch.processes_per_node=2"))
+        for ended in ranks.result():
+            ok(ended)
+    same(run, plain)
 
 
 def test_a_worker_of_another_config_is_refused(new_run):
