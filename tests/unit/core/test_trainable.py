@@ -17,7 +17,7 @@ from stepstack.config import ConfigError
 from stepstack.core.config import AdamW, Lora, Muon, Schedule, TrainableConfig
 from stepstack.core.optim import optimizers
 from stepstack.core.run import Run
-from stepstack.core.trainable import NonFiniteGradient
+from stepstack.core.trainable import NonFiniteGradient, Trainable
 from stepstack.core.types import LossOut
 from stepstack.loops import ppo, supervised
 from stepstack.loops.supervised import likelihood
@@ -104,6 +104,34 @@ def test_one_step_is_torchs_step(tmp_path):
     assert norm > 1.0  # so clipping has been seen
     for (name, found), expected in zip(trainable.named_weights(), lm.parameters(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6, msg=name)
+
+
+def test_an_update_in_parts_has_the_gradient_of_one_in_a_piece(tmp_path, monkeypatch):
+    """loops/stream.py sums up what arrives, and divides at the end by what it then knows. Twice, so that nothing of the
+    first update is left in the second."""
+    seen: dict[str, list] = {}
+
+    def step(self, loss):
+        seen.setdefault(self.role, []).append(([p.grad.clone() for p in self.parameters], loss))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        return {"grad_norm": 0.0}
+
+    monkeypatch.setattr(Trainable, "_step", step)
+    run = tools.make_run(tmp_path)
+    whole, parts = (run.trainable(role, Policy(tools.qwen2()), TrainableConfig(), 9) for role in ("actor", "critic"))
+    micros = [collate([row], True, "cpu") for row in tools.rows([(4, 6), (3, 5), (7, 2)])]
+    for _ in range(2):
+        metrics = whole.update(micros, likelihood, 13)
+        for micro in micros:
+            parts.accumulate([micro], likelihood)
+        summed = parts.finish_update(13)
+        assert summed.keys() == {name.replace("actor", "critic") for name in metrics}
+        assert summed["critic/loss"] == pytest.approx(metrics["actor/loss"], rel=1e-6)
+    for (expected, loss), (found, other) in zip(seen["actor"], seen["critic"], strict=True):
+        assert other == pytest.approx(loss, rel=1e-6)
+        for a, b in zip(expected, found, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max()
 
 
 def test_metrics_are_means_over_tokens_of_unequal_micro_batches(tmp_path):

@@ -61,7 +61,8 @@ class Worker:
         self.mode = "folder"
         self._opened = self._busy = False
         self._fetching: WireMessage | None = None  # work whose weights are on their way
-        self._fetched: list[bytes] = []
+        self._fetched: list[bytes] = []  # chunks of the file of this sha256
+        self._fetched_of = ""
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[WireMessage | Exception] = queue.SimpleQueue()
         self._generator: Generator | None = None
@@ -135,7 +136,7 @@ class Worker:
                     self._tell(WireMessage("idle"))
             case "unknown":  # another trainer's process, or one that gave this worker up
                 self.instance = None
-                if self._fetching is not None:
+                if self._fetching is not None:  # its chunks stay, for when the same file is asked for again
                     self._fetching, self._busy = None, False
             case "refused":
                 raise EngineError(f"the trainer at {self.address} refused this worker: {got.facts['why']}")
@@ -144,8 +145,7 @@ class Worker:
                 if self.mode == "folder" or got.facts["version"] in self.files.digests:
                     self._begin(got)
                 else:
-                    self._fetching, self._fetched = got, []
-                    self._fetch()
+                    self._begin_fetching(got)
             case "chunk" if self._fetching is not None:
                 self._take_chunk(got)
 
@@ -153,6 +153,13 @@ class Worker:
         version = got.facts["version"]
         file = Path(got.facts["file"]) if self.mode == "folder" else self.files.path(version)
         self._jobs.put(lambda: self._sample(Work(got.facts, got.arrays["ids"], file)))
+
+    def _begin_fetching(self, got: WireMessage) -> None:
+        """Fetch the weights of a unit, from where it was cut off if they are those."""
+        if self._fetched_of != got.facts["sha256"]:
+            self._fetched, self._fetched_of = [], got.facts["sha256"]
+        self._fetching = got
+        self._fetch()
 
     def _fetch(self) -> None:
         assert self._fetching is not None
@@ -174,7 +181,7 @@ class Worker:
         partial = self.folder / "received.partial"
         partial.write_bytes(b"".join(self._fetched))
         self.files.receive(partial, wanted["version"], wanted["sha256"])
-        work, self._fetching, self._fetched = self._fetching, None, []
+        work, self._fetching, self._fetched, self._fetched_of = self._fetching, None, [], ""
         self._begin(work)
 
     # -- the sampling thread ---------------------------------------------------------------------------------------

@@ -132,6 +132,22 @@ def test_the_link_sends_differences_and_keeps_to_its_rate(tmp_path):
         assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_a_link_that_was_cut_goes_on_with_the_chunks_that_are_missing(tmp_path, monkeypatch):
+    """The trainer gives the worker up in the middle of a file, and takes it again."""
+    monkeypatch.setattr("stepstack.generation.service.weights.CHUNK_BYTES", 4096)
+    with serving(tmp_path, weights="link", rate=0.05, patience=20.0) as server:
+        server.publish(WEIGHTS, 0)
+        server.admit(0, 0, PARTS, SAMPLING)
+        worker = Started(server, tmp_path / "w", patience=20.0)
+        while len(worker.worker._fetched) < 3:
+            time.sleep(0.01)
+        with server._changed:
+            [(sender, lost)] = server.workers.items()
+            server._lose(sender, lost)
+        assert collected(server) == expected()
+        assert server.sent_bytes < 1.2 * server.weights.path(0).stat().st_size
+
+
 def test_a_worker_that_falls_silent_is_replaced_and_its_late_groups_are_refused(tmp_path):
     with serving(tmp_path) as server:
         server.publish(WEIGHTS, 0)
