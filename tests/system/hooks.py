@@ -20,6 +20,7 @@ from stepstack.core import checkpoint
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.generation.hf import HfGenerator
+from stepstack.generation.service import weights as service_weights
 from stepstack.loops import ppo
 from stepstack.rl import update
 from stepstack.rl.prompts import PromptStream
@@ -270,3 +271,15 @@ def signal_after_save(step: int, number: int) -> None:
             os.kill(os.getpid(), number)
 
     Run.save = saved
+
+
+def no_room_for_weights(version: int) -> None:
+    """The disk has no room for the file of a version of weights."""
+    save_file = service_weights.save_file
+
+    def saved(tensors, file):
+        if int(file.name.split(".")[1]) == version:
+            raise OSError(28, "No space left on device", str(file))
+        save_file(tensors, file)
+
+    service_weights.save_file = saved

@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stepstack.config import ROOT
 from stepstack.report import jsonl
 from tests.system import hooks
 from tests.system.processes import LIMIT, Started, checkpoint, differences, ok, rows, stepstack, train, train_ranks
@@ -217,6 +219,30 @@ def test_two_training_processes_share_one_server(whole, tmp_path):
         for ended in ranks.result():
             ok(ended)
     same(run, plain)
+
+
+def test_a_disk_without_room_for_the_weights_is_one_error_and_nothing_is_lost(new_run, ppo):
+    streamed = Streamed(new_run())
+    trainer = streamed.trainer((hooks.no_room_for_weights, 2))
+    streamed.worker()
+    ended = trainer.wait()
+    assert ended.code == 2
+    assert "Traceback" not in ended.err
+    assert "weights of version 2 could not be written" in ended.err
+    ok(streamed.trainer().wait())
+    same(streamed.run, ppo)
+
+
+def test_the_job_of_workers_types_their_line(tmp_path):
+    """scripts/slurm_workers.sh, with a stand-in for srun, which no machine without SLURM has."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / "srun").write_text("#!/bin/sh\necho $*\n")
+    (tmp_path / "srun").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    script = [str(ROOT / "scripts" / "slurm_workers.sh"), "orz-32b-stream", "tcp://head:29700", "seed=1"]
+    typed = subprocess.run(["bash", *script], env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert typed[1:4] == [".venv/bin/python", "-m", "stepstack"]
+    assert typed[4:] == ["generate", "orz-32b-stream", "--connect", "tcp://head:29700", "seed=1"]
 
 
 def test_a_worker_of_another_config_is_refused(new_run):

@@ -19,7 +19,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="address that the trainer binds")
     parser.add_argument(
-        "--token-file", required=True, type=Path, metavar="FILE", help="the file stream/token of the trainer's run"
+        "--token-file", type=Path, metavar="FILE", help="the trainer's stream/token; default: of the run's folder here"
     )
     parser.add_argument("--worker", default="", metavar="NAME", help="name of this worker in metrics and logs")
     parser.add_argument("--cores", metavar="A,B", help="processor cores that this worker runs on (Linux)")
@@ -28,13 +28,17 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from recipes import protocol
+    from stepstack.generation.service.config import FOLDER
     from stepstack.rl.config import PpoConfig
 
     cfg = protocol.load_config(args.name, args.overrides, kind=PpoConfig)
     if cfg.stream is None:
         raise ConfigError(f"{args.name} streams no rollouts: add stream: {{}} to it, or stream.staleness=0")
-    if not args.token_file.is_file():
-        raise ConfigError(f"--token-file {args.token_file} does not exist: copy stream/token of the trainer's run")
+    token = args.token_file or cfg.folder / FOLDER / "token"
+    if not token.is_file():
+        raise ConfigError(
+            f"{token} does not exist: start the trainer, or give --token-file, a copy of its stream/token"
+        )
     if args.end_with_parent:
         end_with_parent()
     if args.cores:
@@ -46,12 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
     quiet_libraries()
     torch.set_num_threads(cfg.launch.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.launch.file != "cpu" else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and not cfg.launch.file.startswith("cpu") else "cpu")
     name = args.worker or f"{socket.gethostname()}-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="stepstack-worker-") as folder:
         Worker(
             args.connect,
-            args.token_file.read_text().strip(),
+            token.read_text().strip(),
             identity(cfg),
             name,
             cfg.stream.patience,

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def workers_line(cfg: PpoConfig, name: str, overrides: Sequence[str], head: str) -> str:
     """The line to type for worker processes, or the note that the trainer starts its own."""
+    from stepstack.generation.service.config import FOLDER
+
     assert cfg.stream is not None
     host, _, port = cfg.stream.bind.removeprefix("tcp://").rpartition(":")
     lines = [f"# the trainer starts {cfg.stream.workers} worker processes of its own"] if cfg.stream.workers else []
@@ -70,7 +72,7 @@ def workers_line(cfg: PpoConfig, name: str, overrides: Sequence[str], head: str)
             "--connect",
             address,
             "--token-file",
-            str(cfg.folder / "stream" / "token"),
+            str(cfg.folder / FOLDER / "token"),
         ]
         lines.append(shlex.join([*words, *overrides]))
     return "\n".join(lines)

@@ -18,15 +18,13 @@ from stepstack.core.preflight import fingerprint
 from stepstack.core.run import Run
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.hf import waves
-from stepstack.generation.service.config import StreamConfig
+from stepstack.generation.service.config import FOLDER, TIMELINE, StreamConfig
 from stepstack.generation.service.local import LocalWorkers
-from stepstack.generation.service.trainer import TIMELINE, RolloutServer
+from stepstack.generation.service.trainer import RolloutServer
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling, rollout_seed
 from stepstack.report import jsonl
 from stepstack.rl.config import PpoConfig
 from stepstack.rl.prompts import PromptStream
-
-FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers, timeline
 
 
 def identity(cfg: RunConfig) -> dict[str, str]:

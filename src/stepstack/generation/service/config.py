@@ -12,6 +12,8 @@ from stepstack.config import Strict
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 MOST_WORKERS = 1024
+FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers, timeline
+TIMELINE = "timeline.jsonl"  # in that folder: who did what when
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ class LocalWorkers:
         self.running: dict[str, subprocess.Popen] = {}
         self._deaths = self._arrived = self._started = 0
         self._words: list[str] = []
+        self._cores: list[list[int]] = []
 
     def start(self, address: str, token_file: Path) -> None:
         """Start all of them. EngineError where there are too few cores to pin them to."""
@@ -32,14 +33,15 @@ class LocalWorkers:
             raise EngineError(f"stream.pin: {self.count} workers and a trainer on {len(cores)} cores: set it to false")
         if self.pin:
             os.sched_setaffinity(0, cores[: len(cores) - self.count])
+        self._cores = [[cores[-1 - place]] if self.pin else [] for place in range(self.count)]
         for place in range(self.count):
-            self._start(place, [cores[-1 - place]] if self.pin else [])
+            self._start(place)
 
-    def _start(self, place: int, cores: Sequence[int]) -> None:
+    def _start(self, place: int) -> None:
         name = f"local-{place}-{self._started}"
         self._started += 1
         words = [sys.executable, "-m", "stepstack", "generate", *self.config, *self._words, "--worker", name]
-        words += ["--cores", ",".join(map(str, cores))] if cores else []
+        words += ["--cores", ",".join(map(str, self._cores[place]))] if self.pin else []
         with (self.logs / f"{place}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -58,7 +60,7 @@ class LocalWorkers:
                     f"the trainer's own workers died {self._deaths} times without a group in between, the last one "
                     f"with {code}: {self.logs / f'{place}.log'} says why"
                 )
-            self._start(place, [])
+            self._start(place)
         return dead
 
     def stop(self) -> None:

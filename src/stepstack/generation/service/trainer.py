@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stepstack.generation.service import weights as files
 from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkUnit
-from stepstack.generation.service.config import StreamConfig
+from stepstack.generation.service.config import TIMELINE, StreamConfig
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.wire import WireError, WireMessage, frames, group_of, message
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 POLL_MS = 20
 SOURCE_LIMIT = 64 * 2**20  # bytes of a file of the model's folder that is sent; weights are not among them
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-TIMELINE = "timeline.jsonl"
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import zstandard
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,9 +38,15 @@ class WeightFiles:
         return self.folder / f"{version}.safetensors"
 
     def write(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Write a version, and drop all but the newest two."""
+        """Write a version, and drop all but the newest two. EngineError where there is no room for it."""
         partial = self.folder / f".{version}.partial"
-        save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+        try:
+            save_file({name: value.contiguous() for name, value in weights.items()}, partial)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(
+                f"weights of version {version} could not be written to {self.folder} ({error}): make room there; the "
+                "same command goes on from the newest checkpoint"
+            ) from None
         self._count(partial, version)
 
     def receive(self, content: Path, version: int, sha256: str) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 from stepstack.config import digest
 from stepstack.core.folder import CHANGEABLE_KEYS
 from stepstack.core.run import Run
+from stepstack.generation.service.config import FOLDER, TIMELINE
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
@@ -143,7 +144,7 @@ def write(
 
 def streamed(report: Report, folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Add who did what when, and the figures of the stream, where the rollouts of a run were streamed."""
-    file = folder / "stream" / "timeline.jsonl"
+    file = folder / FOLDER / TIMELINE
     if file.is_file() and (spans := timeline.last_steps(timeline.spans_of(jsonl.read(file)), TIMELINE_STEPS)):
         title = f"Workers and trainer in the last {TIMELINE_STEPS} steps; pale: the trainer waits"
         report.figures(title, [(title, timeline.draw(spans))], wide=True)
