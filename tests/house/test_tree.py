@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_unit_tests_lie_where_the_code_lies():
     homes |= {Path("bench")}  # evals/bench
     folders = {path.parent.relative_to("tests/unit") for path in files(".py") if path.parts[:2] == ("tests", "unit")}
     assert sorted(map(str, folders - homes)) == []
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by their stems, since the folders of tests are no packages."""
+    stems = Counter(path.stem for path in files(".py") if path.parts[0] == "tests" and path.stem.startswith("test_"))
+    assert [stem for stem, count in stems.items() if count > 1] == []
 
 
 def test_a_command_is_a_file_with_help_options_and_run():
