@@ -75,22 +75,21 @@ class StreamedRollouts:
         for name, value in weights:  # every process takes part, the first one keeps them
             if self.server is not None:
                 here[name] = value.detach().to("cpu", copy=True)
-        newest = step + self.stream.staleness
-        for admitted in range(step, min(newest + 1, self.cfg.steps)):
-            self._cuts[admitted] = len(self._parts(admitted))
+        admitted = {at: self._parts(at) for at in range(step, min(step + self.stream.staleness + 1, self.cfg.steps))}
+        self._cuts |= {at: len(units) for at, units in admitted.items()}
         if self.server is None:
             return
         self._await_published()
-        self._published = self._publisher.submit(self._publish, step, here)
+        self._published = self._publisher.submit(self._publish, step, here, admitted)
         if self.stream.staleness == 0 or step == self.run.resumed_from or step == 0:
             self._await_published()
 
-    def _publish(self, step: int, weights: dict[str, Tensor]) -> float:
+    def _publish(self, step: int, weights: dict[str, Tensor], admitted: dict[int, list[list[Prompt]]]) -> float:
         assert self.server is not None
         started = time.perf_counter()
         self.server.publish(weights, step)
-        for admitted in range(step, min(step + self.stream.staleness + 1, self.cfg.steps)):
-            self.server.admit(admitted, self.version(admitted), self._parts(admitted), self._sampling(admitted))
+        for at, units in admitted.items():
+            self.server.admit(at, self.version(at), units, self._sampling(at))
         return time.perf_counter() - started
 
     def _await_published(self) -> None:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 @dataclass
 class ConnectedWorker:
+    """A worker that said hello. ``seen``: when it last said something; ``idle``: it asks for work; ``groups`` and
+    ``tokens`` are those of the unit that it has."""
+
     name: str
     seen: float
     idle: bool = False
@@ -41,7 +44,6 @@ class ConnectedWorker:
     started: float = 0.0  # by the monotonic clock
     tokens: int = 0
     groups: int = 0
-    verified: set[int] = field(default_factory=set)
 
 
 class RolloutServer:
@@ -252,8 +254,6 @@ class RolloutServer:
                 self._send(sender, WireMessage("beat"))
             case "idle":
                 worker.idle = self.buffer.leased_by(sender.hex()) is None
-            case "verified":
-                worker.verified.add(facts["version"])
             case "group":
                 self._take_group(worker, facts, got.arrays)
             case "done":

@@ -228,7 +228,6 @@ class Worker:
             raise EngineError(f"{work.weights} is {found[:12]}, the trainer wrote {sha256[:12]}: is the disk full?")
         self._generator.load(load_file(work.weights).items(), version)
         self._version = version
-        self._said.put(WireMessage("verified", {"version": version}))
 
     def _prompts_of(self, problems: Sequence[int], ids: np.ndarray) -> list[Prompt]:
         """The prompts of a unit. EngineError where this worker's data has others."""
