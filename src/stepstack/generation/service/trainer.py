@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,26 @@ class RolloutServer:
         """The groups of a unit, once all are there. EngineError where a worker could not make one, or where no worker
         is there for ``patience`` seconds."""
         with self._changed:
-            while (found := self.buffer.unit(step, number)) is None:
-                if self._error is not None:
-                    raise self._error
-                self._changed.wait(1.0)
-            prompts = self.prompts[step]
-            return [group_of(prompts[facts["problem"]], facts, arrays) for facts, arrays in found]
+            found = self._once(lambda: self.buffer.unit(step, number))
+            return [self._group(step, facts, arrays) for facts, arrays in found]
+
+    def ended(self, step: int, known: Collection[int] = ()) -> list[Group]:
+        """The groups of a step that have ended, of other problems than ``known``, once there is one, whichever unit it
+        is of. EngineError as ``unit``."""
+        with self._changed:
+            found = self._once(lambda: [one for at, one in self.buffer.ended(step).items() if at not in known] or None)
+            return [self._group(step, facts, arrays) for facts, arrays in found]
+
+    def _once(self, look: Callable[[], list[tuple[dict, dict]] | None]) -> list[tuple[dict, dict]]:
+        """What ``look`` finds, as soon as it finds something."""
+        while (found := look()) is None:
+            if self._error is not None:
+                raise self._error
+            self._changed.wait(1.0)
+        return found
+
+    def _group(self, step: int, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Group:
+        return group_of(self.prompts[step][facts["problem"]], facts, arrays)
 
     def trained(self, step: int) -> None:
         with self._changed:

@@ -115,6 +115,20 @@ def test_groups_are_those_of_the_generator_in_this_process(tmp_path, mode, count
         assert worker.error is None
 
 
+def test_groups_can_be_taken_as_they_end_each_of_them_once(tmp_path):
+    with serving(tmp_path) as server:
+        server.publish(WEIGHTS, 0)
+        server.admit(0, 0, PARTS, SAMPLING)
+        Started(server, tmp_path / "w")
+        taken = {}
+        while len(taken) < len(PROMPTS):
+            new = {group.prompt.problem.index: group for group in server.ended(0, taken)}
+            assert new
+            assert not new.keys() & taken.keys()
+            taken |= new
+        assert taken == {group.prompt.problem.index: group for unit in expected() for group in unit}
+
+
 def test_the_link_sends_differences_and_keeps_to_its_rate(tmp_path):
     with serving(tmp_path, weights="link", rate=0.5) as server:
         sizes = []
