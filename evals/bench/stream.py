@@ -61,10 +61,9 @@ Pipeline = Literal["colocated", "batch", "stream", "one-step", "async"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A schedule on its machines. ``size``: rows of a unit. ``token_seconds``: of training, on all training devices.
-    0
-    is generation alone. ``link``: seconds in which a version travels to all workers; 0 is a folder that all see. ``groups``: whether the
-    trainer takes groups as they end, or whole units."""
+    """A schedule on its machines. ``size``: rows of a unit. ``token_seconds``: seconds of training on a token, on all
+    training devices; 0 is generation alone. ``link``: seconds in which a version travels to all workers; 0 is a folder
+    that all see. ``groups``: whether the trainer takes groups as they end, or whole units."""
 
     pipeline: Pipeline
     workers: int
@@ -184,9 +183,16 @@ class Stage:
         engine = HfGenerator(hf.without_memory(empty_network), words, HfConfig(), torch.device("cpu"))
         generator = Paced(engine, CURVE, self._tokens, pace)
         opened_sampler = generator, dict(enumerate(self.prompts))
-        how = {"sampling": Sampling(max_tokens=LENGTHS.longest), "open_sampler": lambda _: opened_sampler}
-        names = {"identity": IDENTITY, "name": folder.name, "token": self.server.token}
-        return Worker(address=self.server.address, patience=self.server.cfg.patience, folder=folder, **names, **how)
+        return Worker(
+            address=self.server.address,
+            token=self.server.token,
+            identity=IDENTITY,
+            name=folder.name,
+            patience=self.server.cfg.patience,
+            sampling=Sampling(max_tokens=LENGTHS.longest),
+            folder=folder,
+            open_sampler=lambda _: opened_sampler,
+        )
 
     def _tokens(self, seed: int, problem: int, sample: int) -> int:
         rows = self.lengths[seed]
@@ -383,11 +389,11 @@ def dispatched(seed: int, folder: Path) -> list[dict[str, Any]]:
     """Seconds of generating one iteration, by the rule that puts rows into units and names the next one."""
     [tokens] = draw(1000 + seed, 1, DISPATCHED)
     errors = np.random.default_rng(seed).normal(0, RANKER_ERROR, DISPATCHED)
-    guesses = {"ranker": (tokens * np.exp(errors)).tolist(), "oracle": [float(one) for one in tokens]}
+    guesses = {"ranker": (np.array(tokens) * np.exp(errors)).tolist(), "oracle": [float(one) for one in tokens]}
     plan = Plan("batch", DISPATCH_WORKERS, UNIT_ROWS, 0.0)
     rows = [{"name": "random", **contest(plan, [tokens], folder / "random", Fifo)}]
     for source, guess in guesses.items():
-        order = np.argsort(guess)[::-1].tolist()
+        order = sorted(range(DISPATCHED), key=guess.__getitem__, reverse=True)
         longest = [guess[row] for row in order[::UNIT_ROWS]]  # of each unit
         lengths = [[tokens[row] for row in order]]
         for name, policy in policies(longest).items():

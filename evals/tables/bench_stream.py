@@ -83,8 +83,8 @@ def _dispatch(rows: Rows, origin: str) -> Table:
         lines.append((name, seconds, _mean(ratios), f"{expected:.2f}", _off(own)))
     bound = [row["bound"] for row in base.values()]
     least = fmean(row["bound"] / row["paced"] for row in base.values())
-    lines.append(("bound: the longest row alone, or all work evenly spread", f"{fmean(bound):.2f}", f"{least:.2f}"))
-    lines = [(*line, *["-"] * (5 - len(line))) for line in lines]
+    what = "bound: the longest row alone, or all work evenly spread"
+    lines.append((what, f"{fmean(bound):.2f}", f"{least:.2f}", "-", "-"))
     return Table(("units by, paced", "s", "x random", "simulated", "seconds over simulated"), lines, [origin])
 
 
