@@ -132,7 +132,7 @@ class RolloutServer:
             return [self._group(step, facts, arrays) for facts, arrays in found]
 
     def _once(self, look: Callable[[], list[tuple[dict, dict]] | None]) -> list[tuple[dict, dict]]:
-        """What ``look`` finds, as soon as it finds something."""
+        """Wait until ``look`` finds something, and return it."""
         while (found := look()) is None:
             if self._error is not None:
                 raise self._error
