@@ -94,6 +94,11 @@ class WorkBuffer(Generic[P]):
         held = self._held[step, number]
         return [held.groups[problem] for problem in held.unit.problems] if held.complete else None
 
+    def ended(self, step: int) -> dict[int, P]:
+        """The groups of a step that have ended, by problem."""
+        units = (held for key, held in self._held.items() if key[0] == step)
+        return {problem: group for held in units for problem, group in held.groups.items()}
+
     def trained(self, step: int) -> None:
         """Forget a step whose groups were trained. WorkError where a group of it is missing."""
         of_step = [key for key in self._held if key[0] == step]

@@ -7,8 +7,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 @dataclass
 class ConnectedWorker:
     """A worker that said hello. ``seen``: when it last said something; ``idle``: it asks for work; ``groups`` and
-    ``tokens`` are those of the unit that it has."""
+    ``tokens`` are those of the unit that it has; ``verified`` holds the versions whose weights arrived there whole."""
 
     name: str
     seen: float
@@ -44,6 +44,7 @@ class ConnectedWorker:
     started: float = 0.0  # by the monotonic clock
     tokens: int = 0
     groups: int = 0
+    verified: set[int] = field(default_factory=set)
 
 
 class RolloutServer:
@@ -78,6 +79,7 @@ class RolloutServer:
         self.sent_bytes, self._link_free = 0, 0.0
         self._later: list[tuple[float, bytes, WireMessage]] = []  # held back by the link's rate, until then
         self._busy, self._looked = 0.0, time.monotonic()
+        self._announced: int | None = None  # a version that workers do not know of yet
         self.local = local
         self._changed = threading.Condition()
         self._error: Exception | None = None
@@ -104,8 +106,10 @@ class RolloutServer:
     # -- the trainer's main thread ---------------------------------------------------------------------------------
 
     def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
-        """Make a version ready for workers."""
+        """Make a version ready for workers, who fetch it over a link while they sample by the one before."""
         self.weights.write(weights, version)
+        with self._changed:
+            self._announced = version
 
     def admit(self, step: int, version: int, parts: Sequence[Sequence[Prompt]], sampling: Sampling) -> None:
         """Work of a step, ``parts`` being the prompts that decode together."""
@@ -122,12 +126,26 @@ class RolloutServer:
         """The groups of a unit, once all are there. EngineError where a worker could not make one, or where no worker
         is there for ``patience`` seconds."""
         with self._changed:
-            while (found := self.buffer.unit(step, number)) is None:
-                if self._error is not None:
-                    raise self._error
-                self._changed.wait(1.0)
-            prompts = self.prompts[step]
-            return [group_of(prompts[facts["problem"]], facts, arrays) for facts, arrays in found]
+            found = self._once(lambda: self.buffer.unit(step, number))
+            return [self._group(step, facts, arrays) for facts, arrays in found]
+
+    def ended(self, step: int, known: Collection[int] = ()) -> list[Group]:
+        """The groups of a step that have ended, of other problems than ``known``, once there is one, whichever unit it
+        is of. EngineError as ``unit``."""
+        with self._changed:
+            found = self._once(lambda: [one for at, one in self.buffer.ended(step).items() if at not in known] or None)
+            return [self._group(step, facts, arrays) for facts, arrays in found]
+
+    def _once(self, look: Callable[[], list[tuple[dict, dict]] | None]) -> list[tuple[dict, dict]]:
+        """Wait until ``look`` finds something, and return it."""
+        while (found := look()) is None:
+            if self._error is not None:
+                raise self._error
+            self._changed.wait(1.0)
+        return found
+
+    def _group(self, step: int, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Group:
+        return group_of(self.prompts[step][facts["problem"]], facts, arrays)
 
     def trained(self, step: int) -> None:
         with self._changed:
@@ -194,6 +212,7 @@ class RolloutServer:
                         self._receive(sender, parts)
                 now = time.monotonic()
                 with self._changed:
+                    self._announce()
                     self._look_after_workers(now)
                     self._hand_out(now)
                     while self._later and self._later[0][0] <= now:
@@ -205,6 +224,20 @@ class RolloutServer:
                 self._fail(error)
         finally:
             self.socket.close(linger=1000)
+
+    def _announce(self) -> None:
+        """Tell the workers of a new version."""
+        if self._announced is not None:
+            facts = self._file_of(self._announced)
+            self._announced = None
+            for sender in self.workers:
+                self._send(sender, WireMessage("weights", facts))
+
+    def _file_of(self, version: int) -> dict[str, Any]:
+        """What a worker must know of a version to read or to fetch it."""
+        file = self.weights.path(version)
+        digest = self.weights.digests[version]
+        return {"version": version, "sha256": digest, "file": str(file), "chunks": files.chunk_count(file)}
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
@@ -254,6 +287,8 @@ class RolloutServer:
                 self._send(sender, WireMessage("beat"))
             case "idle":
                 worker.idle = self.buffer.leased_by(sender.hex()) is None
+            case "verified":
+                worker.verified.add(facts["version"])
             case "group":
                 self._take_group(worker, facts, got.arrays)
             case "done":
@@ -314,7 +349,7 @@ class RolloutServer:
                 self._send(sender, self._work(lease))
 
     def _work(self, lease: Lease) -> WireMessage:
-        unit, version = lease.unit, lease.unit.version
+        unit = lease.unit
         sampling = self.sampling[unit.step]
         prompts = [self.prompts[unit.step][problem] for problem in unit.problems]
         facts = {
@@ -325,10 +360,7 @@ class RolloutServer:
             "problems": list(unit.problems),
             "wanted": list(lease.wanted),
             "seed": sampling.seed,
-            "version": version,
-            "sha256": self.weights.digests[version],
-            "file": str(self.weights.path(version)),
-            "chunks": files.chunk_count(self.weights.path(version)),
+            **self._file_of(unit.version),
         }
         ids = np.array([token for prompt in prompts for token in prompt.ids], np.int64)
         return WireMessage("work", facts, {"ids": ids})
@@ -336,8 +368,11 @@ class RolloutServer:
     def _send_chunk(self, sender: bytes, facts: Mapping[str, Any]) -> None:
         """A chunk of a version, as a difference to ``base`` where that is still there."""
         version, number, base = facts["version"], facts["chunk"], facts["base"]
-        if version not in self.weights.digests or number not in range(files.chunk_count(self.weights.path(version))):
-            raise WireError(f"it asks for chunk {number} of version {version}, which is not there")
+        if version not in self.weights.digests:  # its work was done by others while it was fetched
+            self._send(sender, WireMessage("gone", {"version": version}))
+            return
+        if number not in range(files.chunk_count(self.weights.path(version))):
+            raise WireError(f"it asks for chunk {number} of version {version}, which has none of this number")
         content = files.read_chunk(self.weights.path(version), number)
         before = None
         if base in self.weights.digests:

@@ -60,9 +60,10 @@ class Worker:
         self.instance: str | None = None  # of the trainer's process
         self.mode = "folder"
         self._opened = self._busy = False
-        self._fetching: WireMessage | None = None  # work whose weights are on their way
+        self._fetching: Mapping[str, Any] | None = None  # file of weights that is on its way
         self._fetched: list[bytes] = []  # chunks of the file of this sha256
         self._fetched_of = ""
+        self._waiting: WireMessage | None = None  # work whose weights are not here yet
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._said: queue.SimpleQueue[WireMessage | Exception] = queue.SimpleQueue()
         self._generator: Generator | None = None
@@ -135,9 +136,9 @@ class Worker:
                 elif not self._busy:
                     self._tell(WireMessage("idle"))
             case "unknown":  # another trainer's process, or one that gave this worker up
-                self.instance = None
-                if self._fetching is not None:  # its chunks stay, for when the same file is asked for again
-                    self._fetching, self._busy = None, False
+                self.instance, self._fetching = None, None  # chunks stay, for when the same file is asked for again
+                if self._waiting is not None:
+                    self._waiting, self._busy = None, False
             case "refused":
                 raise EngineError(f"the trainer at {self.address} refused this worker: {got.facts['why']}")
             case "work":
@@ -145,7 +146,15 @@ class Worker:
                 if self.mode == "folder" or got.facts["version"] in self.files.digests:
                     self._begin(got)
                 else:
-                    self._begin_fetching(got)
+                    self._waiting = got
+                    self._begin_fetching(got.facts)
+            case "weights" if self.mode == "link" and self._waiting is None:  # fetched while the old ones sample
+                self._begin_fetching(got.facts)
+            case "gone" if self._fetching is not None and self._fetching["version"] == got.facts["version"]:
+                self._fetching = None
+                if self._waiting is not None and self._waiting.facts["version"] == got.facts["version"]:
+                    self._waiting, self._busy = None, False
+                    self._tell(WireMessage("idle"))
             case "chunk" if self._fetching is not None:
                 self._take_chunk(got)
 
@@ -154,22 +163,24 @@ class Worker:
         file = Path(got.facts["file"]) if self.mode == "folder" else self.files.path(version)
         self._jobs.put(lambda: self._sample(Work(got.facts, got.arrays["ids"], file)))
 
-    def _begin_fetching(self, got: WireMessage) -> None:
-        """Fetch the weights of a unit, from where it was cut off if they are those."""
-        if self._fetched_of != got.facts["sha256"]:
-            self._fetched, self._fetched_of = [], got.facts["sha256"]
-        self._fetching = got
+    def _begin_fetching(self, wanted: Mapping[str, Any]) -> None:
+        """Fetch a file of weights, from where it was cut off; nothing where it is on its way."""
+        if self._fetching is not None and self._fetching["sha256"] == wanted["sha256"]:
+            return
+        if self._fetched_of != wanted["sha256"]:
+            self._fetched, self._fetched_of = [], wanted["sha256"]
+        self._fetching = wanted
         self._fetch()
 
     def _fetch(self) -> None:
         assert self._fetching is not None
         base = max(self.files.digests, default=None)
-        facts = {"version": self._fetching.facts["version"], "chunk": len(self._fetched), "base": base}
+        facts = {"version": self._fetching["version"], "chunk": len(self._fetched), "base": base}
         self._tell(WireMessage("fetch", facts))
 
     def _take_chunk(self, got: WireMessage) -> None:
         assert self._fetching is not None
-        wanted = self._fetching.facts
+        wanted = self._fetching
         if (got.facts["version"], got.facts["chunk"]) != (wanted["version"], len(self._fetched)):
             return  # asked for before the trainer gave up this worker
         base = got.facts["base"]
@@ -181,8 +192,11 @@ class Worker:
         partial = self.folder / "received.partial"
         partial.write_bytes(b"".join(self._fetched))
         self.files.receive(partial, wanted["version"], wanted["sha256"])
-        work, self._fetching, self._fetched, self._fetched_of = self._fetching, None, [], ""
-        self._begin(work)
+        self._tell(WireMessage("verified", {"version": wanted["version"]}))
+        self._fetching, self._fetched, self._fetched_of = None, [], ""
+        if self._waiting is not None:
+            work, self._waiting = self._waiting, None
+            self._begin(work)
 
     # -- the sampling thread ---------------------------------------------------------------------------------------
 
@@ -228,6 +242,7 @@ class Worker:
             raise EngineError(f"{work.weights} is {found[:12]}, the trainer wrote {sha256[:12]}: is the disk full?")
         self._generator.load(load_file(work.weights).items(), version)
         self._version = version
+        self._said.put(WireMessage("verified", {"version": version}))
 
     def _prompts_of(self, problems: Sequence[int], ids: np.ndarray) -> list[Prompt]:
         """The prompts of a unit. EngineError where this worker's data has others."""

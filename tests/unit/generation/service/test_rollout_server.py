@@ -115,6 +115,20 @@ def test_groups_are_those_of_the_generator_in_this_process(tmp_path, mode, count
         assert worker.error is None
 
 
+def test_groups_can_be_taken_as_they_end_each_of_them_once(tmp_path):
+    with serving(tmp_path) as server:
+        server.publish(WEIGHTS, 0)
+        server.admit(0, 0, PARTS, SAMPLING)
+        Started(server, tmp_path / "w")
+        taken = {}
+        while len(taken) < len(PROMPTS):
+            new = {group.prompt.problem.index: group for group in server.ended(0, taken)}
+            assert new
+            assert not new.keys() & taken.keys()
+            taken |= new
+        assert taken == {group.prompt.problem.index: group for unit in expected() for group in unit}
+
+
 def test_the_link_sends_differences_and_keeps_to_its_rate(tmp_path):
     with serving(tmp_path, weights="link", rate=0.5) as server:
         sizes = []
@@ -146,6 +160,22 @@ def test_a_link_that_was_cut_goes_on_with_the_chunks_that_are_missing(tmp_path, 
             server._lose(sender, lost)
         assert collected(server) == expected()
         assert server.sent_bytes < 1.2 * server.weights.path(0).stat().st_size
+
+
+def test_weights_travel_while_the_worker_samples_by_the_ones_before(tmp_path):
+    """A version that no work asks for yet is announced, fetched and checked all the same."""
+    with serving(tmp_path, weights="link") as server:
+        server.publish(WEIGHTS, 0)
+        server.admit(0, 0, PARTS, SAMPLING)
+        Started(server, tmp_path / "w")
+        assert collected(server) == expected()
+        server.publish(WEIGHTS, 1)
+        [worker] = server.workers.values()
+        limit = time.monotonic() + 10
+        while 1 not in worker.verified:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        assert 1 not in server.buffer.versions_wanted()
 
 
 def test_a_worker_that_falls_silent_is_replaced_and_its_late_groups_are_refused(tmp_path):
@@ -202,10 +232,12 @@ def test_foreign_messages_are_counted_and_nothing_breaks(tmp_path):
         raw.socket.send_multipart([b"GET / HTTP/1.1", b"Host: x"])
         assert "no message of stepstack" in raw.hear("refused").facts["why"]
         instance = raw.join(server)
-        for facts in ({"version": 7, "chunk": 0, "base": None}, {"chunk": "x"}):
+        raw.say("fetch", {"instance": instance, "version": 7, "chunk": 0, "base": None})
+        assert raw.hear("gone").facts["version"] == 7
+        server.publish(WEIGHTS, 0)
+        for facts in ({"version": 0, "chunk": 9, "base": None}, {"chunk": "x"}):
             raw.say("fetch", facts | {"instance": instance})
             raw.hear("refused")
-        server.publish(WEIGHTS, 0)
         server.admit(0, 0, PARTS, SAMPLING)
         Started(server, tmp_path / "w")
         assert collected(server) == expected()
