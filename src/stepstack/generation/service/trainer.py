@@ -234,7 +234,7 @@ class RolloutServer:
                 self._send(sender, WireMessage("weights", facts))
 
     def _file_of(self, version: int) -> dict[str, Any]:
-        """What a worker must know of a version to read or to fetch it."""
+        """Facts of a version that a worker needs to read or to fetch it."""
         file = self.weights.path(version)
         digest = self.weights.digests[version]
         return {"version": version, "sha256": digest, "file": str(file), "chunks": files.chunk_count(file)}
