@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -219,6 +220,32 @@ def test_two_training_processes_share_one_server(whole, tmp_path):
         for ended in ranks.result():
             ok(ended)
     same(run, plain)
+
+
+@pytest.mark.parametrize("name", ["random", "history"])
+def test_no_bit_depends_on_which_unit_goes_first(new_run, ppo, name):
+    streamed = Streamed(new_run(), f"stream.dispatch={name}")
+    trainer = streamed.trainer()
+    for _ in range(2):
+        streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, ppo)
+
+
+def test_a_ranker_is_made_of_a_runs_rollouts_and_orders_the_next_ones(new_run, ppo):
+    run = new_run()
+    lengths = [{"step": 0, "problem": number, "tokens": [3 + number % 7, 4 + number % 7]} for number in range(40)]
+    jsonl.append(run / "stream" / "lengths.jsonl", *lengths)
+    made = ok(stepstack(run, "--steps", "20", "stream.workers=0", verb="ranker").wait())
+    assert re.search(r"ranker: recall of the longest fifth [01]\.\d\d on 8 held-out prompts of 40", made.out)
+    streamed = Streamed(run, "stream.dispatch=ranker", f"stream.ranker={run / 'ranker'}")
+    trainer = streamed.trainer()
+    streamed.worker()
+    ok(trainer.wait())
+    same(run, ppo)
+    sampled = [row for row in jsonl.read(run / "stream" / "lengths.jsonl") if row not in lengths]
+    assert len(sampled) == 16
+    assert all(len(row["tokens"]) == 8 for row in sampled)
 
 
 def test_a_disk_without_room_for_the_weights_is_one_error_and_nothing_is_lost(new_run, ppo):

@@ -19,12 +19,16 @@ from stepstack.core.run import Run
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.hf import waves
 from stepstack.generation.service.config import FOLDER, TIMELINE, StreamConfig
+from stepstack.generation.service.dispatch import Dispatch
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.trainer import RolloutServer
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling, rollout_seed
+from stepstack.models.lm import pretrained
+from stepstack.models.lm.config import Pretrained
 from stepstack.report import jsonl
 from stepstack.rl.config import PpoConfig
 from stepstack.rl.prompts import PromptStream
+from stepstack.rl.ranker import LengthRanker
 
 
 def identity(cfg: RunConfig) -> dict[str, str]:
@@ -63,8 +67,18 @@ class StreamedRollouts:
                 words = [str(_config_file(cfg, folder))]
                 local = LocalWorkers(stream.workers, words, folder / "logs", stream.restarts, stream.pin)
             here = Path(source) if Path(source).is_dir() else None
-            self.server = RolloutServer(stream, folder, identity(cfg), here, local)
+            dispatch = Dispatch(stream.dispatch, cfg.seed, self._estimates(source))
+            self.server = RolloutServer(stream, folder, identity(cfg), here, local, dispatch)
         run.keep(FOLDER, self)
+
+    def _estimates(self, source: str) -> dict[int, float]:
+        """Tokens that each training prompt may get, by the ranker; none where another order is asked for."""
+        if self.stream.ranker is None:
+            return {}
+        lm = pretrained.load(Pretrained(path=source))
+        prompts = self.prompts.prompts
+        estimates = LengthRanker.load(Path(self.stream.ranker), lm).estimate([prompt.ids for prompt in prompts])
+        return {prompt.problem.index: value for prompt, value in zip(prompts, estimates, strict=True)}
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 

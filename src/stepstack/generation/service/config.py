@@ -11,8 +11,10 @@ from stepstack.bounds import Text
 from stepstack.config import Strict
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
+DispatchName = Literal["fifo", "random", "history", "ranker"]
 MOST_WORKERS = 1024
 FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers, timeline
+LENGTHS = "lengths.jsonl"  # in that folder: tokens of each response
 TIMELINE = "timeline.jsonl"  # in that folder: who did what when
 
 
@@ -36,6 +38,11 @@ class StreamConfig(Strict):
     bind: Text = "tcp://127.0.0.1:*"
     """Address that the trainer binds: * takes a free port, which stream/address in the run's folder names. What is sent
     is not encrypted: beyond one machine use a private network."""
+    dispatch: DispatchName = "fifo"
+    """Unit that an idle worker gets: fifo, the first that waits; random; history, the one whose prompts had the longest
+    responses so far; ranker, the one that a ranker holds for the longest. The weights do not depend on it."""
+    ranker: Text | None = None
+    """Folder of a ranker (`stepstack ranker`), for dispatch=ranker."""
     patience: Seconds = 60.0
     """Seconds without a sign of life after which a worker's work goes to another, and after which a run without a
     worker, or a worker without a trainer, ends."""
@@ -48,3 +55,7 @@ class StreamConfig(Strict):
     """Most megabytes a second that the link sends; null: as fast as it goes."""
     restarts: NonNegativeInt = 20
     """Deaths of the trainer's own workers, without a group in between, after which the run ends."""
+
+    def __post_init__(self) -> None:
+        if (self.dispatch == "ranker") != (self.ranker is not None):
+            raise ValueError("dispatch=ranker and ranker=FOLDER go together: give both (`stepstack ranker` makes one)")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stepstack.generation.service import weights as files
 from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkUnit
-from stepstack.generation.service.config import TIMELINE, StreamConfig
+from stepstack.generation.service.config import LENGTHS, TIMELINE, StreamConfig
+from stepstack.generation.service.dispatch import Dispatch
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.wire import WireError, WireMessage, frames, group_of, message
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling
@@ -60,14 +61,16 @@ class RolloutServer:
         identity: Mapping[str, str],
         source: Path | None,
         local: LocalWorkers | None = None,
+        dispatch: Dispatch | None = None,
     ):
         """``folder``: stream/ of the run, where address, token and weights lie. ``identity``: what a worker must have
         alike, by name. ``source``: folder of the model, whose files but the weights are sent to workers.
-        ``local``: worker processes of this machine.
+        ``local``: worker processes of this machine. ``dispatch``: None is first in, first out.
 
         EngineError where the address cannot be bound."""
         self.cfg, self.folder, self.identity, self.source = cfg, folder, dict(identity), source
-        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1)
+        self.dispatch = dispatch or Dispatch("fifo")
+        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1, self.dispatch.choose)
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = files.WeightFiles(folder / "weights")
         self.token = _token(folder / "token")
@@ -181,7 +184,8 @@ class RolloutServer:
                 for unit, groups in self.buffer.state()
             ]
             unfinished = sorted(self.buffer.versions_wanted())
-            return {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished}
+            state = {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished}
+            return state | {"dispatch": self.dispatch.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         units = []
@@ -191,6 +195,7 @@ class RolloutServer:
             units.append((unit, {facts["problem"]: (facts, arrays) for facts, arrays in restored}))
         with self._changed:
             self.buffer.restore(units, state["next_step"])
+            self.dispatch.restore(state["dispatch"])
 
     def close(self) -> None:
         """Tell the workers to end, and free the port."""
@@ -308,7 +313,10 @@ class RolloutServer:
         if self.buffer.end(step, number, facts["attempt"], problem, (dict(facts), dict(arrays)), time.monotonic()):
             self.arrived += 1
             worker.groups += 1
-            worker.tokens += int(arrays["lengths"].sum())
+            tokens = arrays["lengths"].tolist()
+            worker.tokens += sum(tokens)
+            self.dispatch.ended(problem, tokens)
+            jsonl.append(self.folder / LENGTHS, {"step": step, "problem": problem, "tokens": tokens})
             self._changed.notify_all()
 
     def _end_unit(self, worker: ConnectedWorker) -> None:
