@@ -350,6 +350,8 @@ class RolloutServer:
             log.warning("worker %s is gone: %d groups of step %d wait for another", worker.name, left, lease.unit.step)
 
     def _hand_out(self, now: float) -> None:
+        if not self.buffer.steps <= self.sampling.keys():
+            return  # restored from a checkpoint, and not admitted yet: nobody knows its prompts
         for sender, worker in self.workers.items():
             if worker.idle and (lease := self.buffer.lease(sender.hex(), now)) is not None:
                 worker.idle, worker.unit = False, lease.unit

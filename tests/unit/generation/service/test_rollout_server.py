@@ -178,6 +178,24 @@ def test_weights_travel_while_the_worker_samples_by_the_ones_before(tmp_path):
         assert 1 not in server.buffer.versions_wanted()
 
 
+def test_restored_work_waits_until_its_step_is_admitted_again(tmp_path):
+    """A worker may be back before a killed trainer knows the prompts of the step that its checkpoint holds."""
+    with serving(tmp_path / "first") as server:
+        server.publish(WEIGHTS, 0)
+        server.admit(0, 0, PARTS, SAMPLING)
+        state = server.state()
+    with serving(tmp_path / "second", patience=20.0) as server:
+        server.publish(WEIGHTS, 0)
+        server.restore(state)
+        Started(server, tmp_path / "w", patience=20.0)
+        while not any(worker.idle for worker in list(server.workers.values())):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert server.buffer.waiting_groups() == len(PROMPTS)
+        server.admit(0, 0, PARTS, SAMPLING)
+        assert collected(server) == expected()
+
+
 def test_a_worker_that_falls_silent_is_replaced_and_its_late_groups_are_refused(tmp_path):
     with serving(tmp_path) as server:
         server.publish(WEIGHTS, 0)
