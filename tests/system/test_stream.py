@@ -113,6 +113,30 @@ def test_at_staleness_0_the_bits_are_ppos_with_any_number_of_workers(new_run, pp
     assert sorted(made) == [(step, unit) for step in range(4) for unit in range(4)]
 
 
+@pytest.mark.parametrize("policy", ["random", "steal", "longest", "history"])
+def test_no_policy_of_dispatch_changes_a_bit(new_run, ppo, policy):
+    streamed = Streamed(new_run(), f"stream.dispatch.type={policy}")
+    trainer = streamed.trainer()
+    for _ in range(2):
+        streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, ppo)
+    lengths = jsonl.read(streamed.run / "stream" / "lengths.jsonl")
+    assert [len(row["tokens"]) for row in lengths] == [8] * 16
+    saved = (streamed.run / "checkpoints" / "step-00000004" / "stream.json").read_text()
+    assert all(f"[{row['problem']}, {sum(row['tokens'])}, 8]" in saved for row in lengths)
+
+
+def test_a_resumed_run_may_have_another_policy(new_run, delayed):
+    streamed = Streamed(new_run(), *LAGGED)
+    trainer = streamed.trainer((hooks.signal_in_step, "actor", 2, signal.SIGKILL))
+    streamed.worker()
+    assert trainer.wait().code == KILLED
+    streamed.words = (*streamed.words, "stream.dispatch.type=history")
+    ok(streamed.trainer().wait())
+    same(streamed.run, delayed)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_is_killed_or_hangs_changes_no_bit(new_run, ppo, number):
     streamed = Streamed(new_run(), "stream.patience=3")
@@ -221,6 +245,8 @@ def test_a_worker_of_another_config_is_refused(new_run):
         (("stream.consume=stream",), "advantage.whiten needs the advantages of the whole step"),
         (("stream.consume=stream", "advantage.whiten=false"), "set actor_updates and critic_updates to 1"),
         (("stream.staleness=2",), "less than or equal to 1"),
+        (("stream.dispatch.type=oracle",), "which only a simulation knows"),
+        (("stream.dispatch={type: length}",), "ranker"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_by_name(tmp_path, words, why):

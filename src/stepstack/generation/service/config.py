@@ -9,9 +9,59 @@ from pydantic import Field, NonNegativeInt
 
 from stepstack.bounds import Text
 from stepstack.config import Strict
+from stepstack.planning.rollout.dispatch import (
+    FifoDispatch,
+    HistoryDispatch,
+    LengthDispatch,
+    LongestDispatch,
+    OracleDispatch,
+    RandomDispatch,
+    SiblingDispatch,
+    StealDispatch,
+)
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 MOST_WORKERS = 1024
+NO_POLICY_OF_A_RUN = {
+    "oracle": "needs the true lengths, which only a simulation knows: take length with a ranker, or history",
+    "sibling": "orders the samples of a prompt, which a unit of a run holds together: take history or longest",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedLength(LengthDispatch):
+    """Algorithm 2 by the estimates of a ranker, the longest of a unit's prompts counting."""
+
+    ranker: Text
+    """Folder of a ranker that `stepstack ranker` made."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.ranker,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedLongest(LongestDispatch):
+    """One queue, the longest estimate first."""
+
+    ranker: Text | None = None
+    """Folder of a ranker that `stepstack ranker` made; null: estimates are means of earlier responses."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.ranker is None else (self.ranker,)
+
+
+StreamDispatch = (
+    FifoDispatch
+    | RandomDispatch
+    | RankedLength
+    | HistoryDispatch
+    | RankedLongest
+    | StealDispatch
+    | OracleDispatch
+    | SiblingDispatch
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +79,9 @@ class StreamConfig(Strict):
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 2
     """Worker processes that the trainer starts beside itself, and anew when one dies. 0: all are started by hand, on
     any machine, with `stepstack generate`."""
+    dispatch: Annotated[StreamDispatch, Field(discriminator="type")] = FifoDispatch()
+    """Policy that hands units of work to workers; it changes when a step is there, at staleness 0 with consume=batch
+    never its bits. oracle and sibling are for `stepstack sim rollout` alone."""
     pin: bool = False
     """Whether each of them gets processor cores of its own, which the trainer then leaves to it (Linux)."""
     bind: Text = "tcp://127.0.0.1:*"
@@ -46,3 +99,7 @@ class StreamConfig(Strict):
     """Most megabytes a second that the link sends; null: as fast as it goes."""
     restarts: NonNegativeInt = 20
     """Deaths of the trainer's own workers, without a group in between, after which the run ends."""
+
+    def __post_init__(self) -> None:
+        if why := NO_POLICY_OF_A_RUN.get(self.dispatch.type):
+            raise ValueError(f"dispatch.type={self.dispatch.type} {why}")

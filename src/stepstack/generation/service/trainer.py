@@ -19,6 +19,7 @@ from torch import Tensor
 from stepstack.generation.service import weights as files
 from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkUnit
 from stepstack.generation.service.config import StreamConfig
+from stepstack.generation.service.dispatch import Rank, UnitDispatch
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.wire import WireError, WireMessage, frames, group_of, message
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling
@@ -30,6 +31,7 @@ POLL_MS = 20
 SOURCE_LIMIT = 64 * 2**20  # bytes of a file of the model's folder that is sent; weights are not among them
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 TIMELINE = "timeline.jsonl"
+LENGTHS = "lengths.jsonl"  # tokens of the samples of each accepted group: (step, problem), as often as it was sampled
 
 
 @dataclass
@@ -58,14 +60,17 @@ class RolloutServer:
         identity: Mapping[str, str],
         source: Path | None,
         local: LocalWorkers | None = None,
+        rank: Rank | None = None,
     ):
         """``folder``: stream/ of the run, where address, token and weights lie. ``identity``: what a worker must have
         alike, by name. ``source``: folder of the model, whose files but the weights are sent to workers.
-        ``local``: worker processes of this machine.
+        ``local``: worker processes of this machine. ``rank``: estimates of the lengths of prompts, where the dispatch
+        has a ranker.
 
         EngineError where the address cannot be bound."""
         self.cfg, self.folder, self.identity, self.source = cfg, folder, dict(identity), source
-        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1)
+        self.dispatch = UnitDispatch(cfg.dispatch, rank)
+        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1, self._choose)
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = files.WeightFiles(folder / "weights")
         self.token = _token(folder / "token")
@@ -112,6 +117,7 @@ class RolloutServer:
             WorkUnit(step, number, version, tuple(prompt.problem.index for prompt in part))
             for number, part in enumerate(parts)
         ]
+        self.dispatch.admit([prompt for part in parts for prompt in part])  # a ranker's pass, which must not block
         with self._changed:
             self.buffer.admit(units)
             self.sampling[step] = sampling
@@ -155,14 +161,15 @@ class RolloutServer:
             }
 
     def state(self) -> dict[str, Any]:
-        """The buffer, for a checkpoint: units with the groups that have ended."""
+        """The buffer, for a checkpoint: units with the groups that have ended, and the lengths that were seen."""
         with self._changed:
             units = [
                 [unit.step, unit.number, unit.version, list(unit.problems), list(map(_stored, groups.values()))]
                 for unit, groups in self.buffer.state()
             ]
             unfinished = sorted(self.buffer.versions_wanted())
-            return {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished}
+            lengths = self.dispatch.state()
+            return {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished, "lengths": lengths}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         units = []
@@ -172,6 +179,7 @@ class RolloutServer:
             units.append((unit, {facts["problem"]: (facts, arrays) for facts, arrays in restored}))
         with self._changed:
             self.buffer.restore(units, state["next_step"])
+            self.dispatch.restore(state["lengths"])
 
     def close(self) -> None:
         """Tell the workers to end, and free the port."""
@@ -274,7 +282,12 @@ class RolloutServer:
         if self.buffer.end(step, number, facts["attempt"], problem, (dict(facts), dict(arrays)), time.monotonic()):
             self.arrived += 1
             worker.groups += 1
-            worker.tokens += int(arrays["lengths"].sum())
+            tokens = arrays["lengths"].tolist()
+            worker.tokens += sum(tokens)
+            self.dispatch.group_ended(problem, tokens)
+            if (unit := self.buffer.unit(step, number)) is not None:
+                self.dispatch.unit_ended(max(int(arrays["lengths"].max()) for _, arrays in unit))
+            jsonl.append(self.folder / LENGTHS, {"step": step, "problem": problem, "tokens": tokens})
             self._changed.notify_all()
 
     def _end_unit(self, worker: ConnectedWorker) -> None:
@@ -306,6 +319,9 @@ class RolloutServer:
         if (lease := self.buffer.release(sender.hex())) is not None:
             left = len(lease.wanted)
             log.warning("worker %s is gone: %d groups of step %d wait for another", worker.name, left, lease.unit.step)
+
+    def _choose(self, waiting: Sequence[WorkUnit], worker: str) -> WorkUnit | None:
+        return self.dispatch.choose(waiting, worker, [sender.hex() for sender in self.workers])
 
     def _hand_out(self, now: float) -> None:
         for sender, worker in self.workers.items():
