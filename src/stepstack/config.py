@@ -282,9 +282,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def digest(config: Any, ignore: Sequence[str] = ()) -> str:
-    """First 16 hex digits of the sha256 of the canonical JSON, without the top-level keys in ``ignore``."""
-    plain = {k: v for k, v in to_dict(config).items() if k not in ignore}
+    """First 16 hex digits of the sha256 of the canonical JSON, without the dotted keys in ``ignore``."""
+    plain = without(to_dict(config), ignore)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Values without the dotted ``keys``."""
+    below = {name: [key.partition(".")[2] for key in keys if key.startswith(f"{name}.")] for name in values}
+    return {
+        name: without(value, below[name]) if isinstance(value, Mapping) and below[name] else value
+        for name, value in values.items()
+        if name not in keys
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,6 @@ from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.service import weights as service_weights
-from stepstack.loops import ppo
 from stepstack.rl import update
 from stepstack.rl.prompts import PromptStream
 from stepstack.scoring.maths import pool
@@ -31,7 +30,7 @@ from stepstack.scoring.maths.pool import GraderPool
 def record(file: Path) -> None:
     """Append every rollout to ``file``, and draw from each global random source in each step, so that a resumed run
     shows whether it has them back."""
-    generate, credit = HfGenerator.generate, ppo.credit
+    generate, credit = HfGenerator.generate, update.credit
 
     def recorded(self, prompts, sampling):
         for group in generate(self, prompts, sampling):
@@ -46,7 +45,7 @@ def record(file: Path) -> None:
         credit(run, batch, cfg)
         run.log(random_torch=torch.rand(()).item(), random_numpy=np.random.random(), random_python=random.random())
 
-    HfGenerator.generate, ppo.credit = recorded, credited
+    HfGenerator.generate, update.credit = recorded, credited
 
 
 def recorder(run: Path) -> tuple:

@@ -17,7 +17,7 @@ import pytest
 
 from stepstack.config import ROOT
 from stepstack.report import jsonl
-from tests.system import hooks
+from tests.system import fsdp, hooks
 from tests.system.processes import LIMIT, Started, checkpoint, differences, ok, rows, stepstack, train, train_ranks
 
 KILLED = -signal.SIGKILL
@@ -102,9 +102,9 @@ def reference(whole: Path, run: Path, *words: str, hooks=()) -> Path:
     return run
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_at_staleness_0_the_bits_are_ppos_with_any_number_of_workers(new_run, ppo, count):
-    streamed = Streamed(new_run())
+@pytest.mark.parametrize(("count", "weights"), [(1, "link"), (3, "folder")])
+def test_at_staleness_0_the_bits_are_ppos_with_any_number_of_workers(new_run, ppo, count, weights):
+    streamed = Streamed(new_run(), f"stream.weights={weights}")
     trainer = streamed.trainer()
     for _ in range(count):
         streamed.worker()
@@ -115,6 +115,30 @@ def test_at_staleness_0_the_bits_are_ppos_with_any_number_of_workers(new_run, pp
     timeline = jsonl.read(streamed.run / "stream" / "timeline.jsonl")
     made = [(row["step"], row["unit"]) for row in timeline if row["what"] == "generate"]
     assert sorted(made) == [(step, unit) for step in range(4) for unit in range(4)]
+
+
+@pytest.mark.parametrize("policy", ["random", "steal", "longest", "history"])
+def test_no_policy_of_dispatch_changes_a_bit(new_run, ppo, policy):
+    streamed = Streamed(new_run(), f"stream.dispatch.type={policy}")
+    trainer = streamed.trainer()
+    for _ in range(2):
+        streamed.worker()
+    ok(trainer.wait())
+    same(streamed.run, ppo)
+    lengths = jsonl.read(streamed.run / "stream" / "lengths.jsonl")
+    assert [len(row["tokens"]) for row in lengths] == [8] * 16
+    saved = (streamed.run / "checkpoints" / "step-00000004" / "stream.json").read_text()
+    assert all(f"[{row['problem']}, {sum(row['tokens'])}, 8]" in saved for row in lengths)
+
+
+def test_a_resumed_run_may_have_another_policy(new_run, delayed):
+    streamed = Streamed(new_run(), *LAGGED)
+    trainer = streamed.trainer((hooks.signal_in_step, "actor", 2, signal.SIGKILL))
+    streamed.worker()
+    assert trainer.wait().code == KILLED
+    streamed.words = (*streamed.words, "stream.dispatch.type=history")
+    ok(streamed.trainer().wait())
+    same(streamed.run, delayed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -134,7 +158,7 @@ def test_a_worker_that_is_killed_or_hangs_changes_no_bit(new_run, ppo, number):
 def test_the_trainers_own_workers_are_started_anew(new_run, ppo):
     """By the line that a user types: kill -9 of one in the middle of a unit."""
     run = new_run()
-    trainer = stepstack(run, *UNITS, *FEW, "stream.workers=2", env={"STEPSTACK_TEST": "1"})
+    trainer = stepstack(run, *UNITS, *FEW, "stream.workers=2")
     wait_for((run / "metrics.jsonl").is_file)
     wait_for(lambda: children(trainer))
     os.kill(children(trainer)[0], signal.SIGKILL)
@@ -170,7 +194,7 @@ def test_at_staleness_1_the_bits_are_those_of_delayed_weights(new_run, delayed, 
 @pytest.mark.parametrize("role_and_step", [("actor", 1), ("critic", 3)])
 def test_a_killed_trainer_goes_on_to_the_same_bits_and_samples_nothing_twice(new_run, delayed, role_and_step):
     """At staleness 1 its buffer holds groups of the next step, which lie in the checkpoint; the worker reconnects."""
-    streamed = Streamed(new_run(), *LAGGED)
+    streamed = Streamed(new_run(), *LAGGED, "stream.patience=6")
     trainer = streamed.trainer((hooks.signal_in_step, *role_and_step, signal.SIGKILL))
     streamed.worker()
     assert trainer.wait().code == KILLED
@@ -198,6 +222,27 @@ def test_a_checkpoint_with_a_part_of_the_next_step_finishes_that_step_by_the_old
     assert made.count((1, 0)) == 1
 
 
+def test_a_clean_stop_keeps_the_workers_and_the_run_goes_on_to_the_same_bits(new_run, delayed):
+    streamed = Streamed(new_run(), *LAGGED)
+    trainer = stepstack(streamed.run, "--stop-after", "2", *streamed.words)
+    worker = streamed.worker()
+    assert "stopped after step 2 of 4" in ok(trainer.wait()).err
+    ok(streamed.trainer().wait())
+    ok(worker.wait())
+    same(streamed.run, delayed)
+
+
+def test_the_sum_on_arrival_is_the_gradient_of_ppo_in_a_piece(whole, arriving, tmp_path):
+    """In the first step, which both begin with the same weights; other micro-batches, another order of sums."""
+    plain = reference(whole, tmp_path / "plain" / "q", *ARRIVING[1:])
+    mine, theirs = rows(arriving)[1], rows(plain)[1]
+    for role in ("actor", "critic"):
+        assert mine[f"{role}/grad_norm"] == pytest.approx(theirs[f"{role}/grad_norm"], rel=1e-5)
+        assert mine[f"{role}/loss"] == pytest.approx(theirs[f"{role}/loss"], rel=1e-5, abs=1e-7)
+    assert mine["reward"] == theirs["reward"]
+    assert mine["tokens"] == theirs["tokens"]
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_gradients_summed_on_arrival_have_the_same_bits_for_any_timing(new_run, arriving, workers):
     streamed = Streamed(new_run(), *ARRIVING)
@@ -208,28 +253,20 @@ def test_gradients_summed_on_arrival_have_the_same_bits_for_any_timing(new_run, 
     same(streamed.run, arriving)
 
 
-def test_two_training_processes_share_one_server(whole, tmp_path):
-    """The first has the socket; each gets its part of every unit. The same bits as of two processes by loops/ppo.py."""
+@pytest.mark.parametrize("start", [train_ranks, fsdp.train], ids=["whole", "sharded"])
+def test_two_training_processes_share_one_server(whole, tmp_path, start):
+    """The first has the socket; each gets its part of every unit. The same bits as of two processes by loops/ppo.py,
+    also where models are sharded (FSDP2) and all processes gather the weights that one sends."""
     plain, run = (copied(whole, tmp_path / name / "q") for name in ("plain", "streamed"))
-    for ended in train_ranks(plain, 2, *UNITS, *FEW):
+    for ended in start(plain, 2, *UNITS, *FEW):
         ok(ended)
     streamed = Streamed(run)
     with ThreadPoolExecutor() as pool:
-        ranks = pool.submit(train_ranks, run, 2, *streamed.words)
+        ranks = pool.submit(start, run, 2, *streamed.words)
         streamed.worker(words=("launch.file=cpu-ddp", "launch.processes_per_node=2"))
         for ended in ranks.result():
             ok(ended)
     same(run, plain)
-
-
-@pytest.mark.parametrize("name", ["random", "history"])
-def test_no_bit_depends_on_which_unit_goes_first(new_run, ppo, name):
-    streamed = Streamed(new_run(), f"stream.dispatch={name}")
-    trainer = streamed.trainer()
-    for _ in range(2):
-        streamed.worker()
-    ok(trainer.wait())
-    same(streamed.run, ppo)
 
 
 def test_a_ranker_is_made_of_a_runs_rollouts_and_orders_the_next_ones(new_run, ppo):
@@ -238,7 +275,7 @@ def test_a_ranker_is_made_of_a_runs_rollouts_and_orders_the_next_ones(new_run, p
     jsonl.append(run / "stream" / "lengths.jsonl", *lengths)
     made = ok(stepstack(run, "--steps", "20", "stream.workers=0", verb="ranker").wait())
     assert re.search(r"ranker: recall of the longest fifth [01]\.\d\d on 8 held-out prompts of 40", made.out)
-    streamed = Streamed(run, "stream.dispatch=ranker", f"stream.ranker={run / 'ranker'}")
+    streamed = Streamed(run, f"stream.dispatch={{type: length, ranker: {run / 'ranker'}}}")
     trainer = streamed.trainer()
     streamed.worker()
     ok(trainer.wait())
@@ -289,6 +326,8 @@ def test_a_worker_of_another_config_is_refused(new_run):
         (("stream.consume=stream",), "advantage.whiten needs the advantages of the whole step"),
         (("stream.consume=stream", "advantage.whiten=false"), "set actor_updates and critic_updates to 1"),
         (("stream.staleness=2",), "less than or equal to 1"),
+        (("stream.dispatch.type=oracle",), "which only a simulation knows"),
+        (("stream.dispatch={type: length}",), "ranker"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_by_name(tmp_path, words, why):

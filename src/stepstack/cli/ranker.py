@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from stepstack.cli.common import add_config, quiet_libraries
 from stepstack.config import ConfigError
 
-HELP = "learn from a streamed run's rollouts which prompts get long responses (stream.dispatch=ranker)"
+HELP = "learn from a streamed run's rollouts which prompts get long responses, for stream.dispatch"
 HELD_OUT = 0.2  # share of the prompts by which the ranker is judged
 FEWEST = 20  # prompts
 
@@ -31,13 +32,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{base} holds no model: give --base, the folder of the model that the run begins with")
     import torch
 
+    from stepstack.generation.config import HfConfig
     from stepstack.models.lm import pretrained
     from stepstack.models.lm.config import Pretrained
     from stepstack.rl.ranker import LengthRanker, RankerConfig, read_lengths, recall
 
     quiet_libraries()
     lengths = read_lengths(cfg.folder)
-    _, prompts = protocol.sampler_of(cfg, base, torch.device("cpu"))
+    sampled = replace(cfg, rollout=replace(cfg.rollout, generator=HfConfig()))  # for its prompts: no engine is started
+    _, prompts = protocol.sampler_of(sampled, base, torch.device("cpu"))
     known = sorted(problem for problem in lengths if problem in prompts)
     if len(known) < FEWEST:
         raise ConfigError(f"{cfg.folder} has responses of {len(known)} prompts, {FEWEST} are wanted: train it longer")

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict
+from stepstack.config import ConfigError, RunConfig, difference, digest, to_dict, without
 from stepstack.core.inputs import digests
 from stepstack.report import jsonl
 from stepstack.report.provenance import provenance
@@ -30,8 +30,9 @@ CHANGEABLE_KEYS = (
     "steps",
     "eval_every",
     "max_skipped",
+    *(f"stream.{key}" for key in ("workers", "pin", "bind", "dispatch", "patience", "timeout", "weights", "rate")),
+    "stream.restarts",
 )
-STREAM_KEYS = ("staleness", "consume", "uncorrected")  # of stream: what decides a step; the rest is where it runs
 SAID_KEYS = ("steps", "eval_every", "save")  # their change is said aloud; Run.resume says what becomes of schedules
 LOCK = ".lock"
 
@@ -77,7 +78,7 @@ def claim(folder: Path, config: RunConfig, inner: bool) -> list[str]:
 def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
     """The record of a folder. ConfigError where it is that of another run."""
     record = jsonl.read_json(file, "config", "files")
-    recorded, current = (_fixed(values) for values in (record["config"], now))
+    recorded, current = (without(values, CHANGEABLE_KEYS) for values in (record["config"], now))
     known = {path: value for path, value in record["files"].items() if path in files}
     there = {path: value for path, value in files.items() if path in known}
     changed = difference(recorded, current) + [line.replace(": ", ": sha256 ", 1) for line in difference(known, there)]
@@ -88,14 +89,6 @@ def _refuse_another(file: Path, now: Mapping[str, Any], files: Mapping[str, str]
             + "\nGive this run another name (name=...), or restore the keys to go on with that one."
         )
     return record
-
-
-def _fixed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that a resumed run may not change."""
-    fixed = {k: v for k, v in values.items() if k not in CHANGEABLE_KEYS}
-    if isinstance(stream := fixed.get("stream"), Mapping):
-        fixed["stream"] = {k: v for k, v in stream.items() if k in STREAM_KEYS}
-    return fixed
 
 
 def lock(folder: Path) -> None:

@@ -10,7 +10,7 @@ With staleness 1 the workers sample step t + 1 by the weights that step t began 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stepstack.batching.leaks import refuse_leaks
@@ -23,7 +23,7 @@ from stepstack.rl.prompts import PromptStream
 from stepstack.rl.reward import Reward
 from stepstack.rl.roles import Roles
 from stepstack.rl.streaming import StreamedRollouts
-from stepstack.rl.update import annotate, credit, policy_loss, update_actor, update_critic, value_loss
+from stepstack.rl.update import annotate, credit, learn, policy_loss, value_loss
 
 
 def train(
@@ -41,11 +41,6 @@ def train(
     this process, for evaluations; ``source`` the folder of the model, from which workers know its shape."""
     cfg, actor = run.config, roles.actor
     run.refuse_dropout("would make log-probabilities and values of training and rollout differ")
-    rollouts = StreamedRollouts(run, cfg, cfg.stream, prompts, source)
-    generator.load(actor.named_weights(), version=run.resume())
-    refuse_leaks(run, actor, cfg.layout)
-    if before is not None and run.step == 0:
-        before()
 
     def evaluate_newest() -> Mapping[str, float]:
         generator.load(actor.named_weights(), version=run.step)
@@ -53,41 +48,32 @@ def train(
         generator.sleep()
         return figures
 
-    for step in run.steps(cfg.steps, evaluate_newest):
-        with run.timer("sync"):
-            rollouts.publish(step, actor.named_weights())
-        if cfg.stream.consume == "batch":
-            train_on_batch(run, roles, rollouts, reward, step)
-        else:
-            train_on_arrival(run, roles, rollouts, reward, step)
-        rollouts.trained(step)
-    rollouts.close()
+    with StreamedRollouts(run, cfg, cfg.stream, prompts, source) as rollouts:
+        generator.load(actor.named_weights(), version=run.resume())
+        refuse_leaks(run, actor, cfg.layout)
+        if before is not None and run.step == 0:
+            before()
+        for step in run.steps(cfg.steps, evaluate_newest):
+            with run.timer("sync"):
+                rollouts.publish(step, actor.named_weights())
+            if cfg.stream.consume == "batch":
+                train_on_batch(run, roles, rollouts, reward, step)
+            else:
+                train_on_arrival(run, roles, rollouts, reward, step)
+            rollouts.trained(step)
 
 
 def train_on_batch(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, reward: Reward, step: int) -> None:
     """Wait for all groups of a step, then update as PPO does."""
-    cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
     began = time.time()
     with run.timer("rollout"):
         groups = [group for unit in rollouts.units(step) for group in unit]
     rollouts.record("wait", step, began)
     began = time.time()
     with run.timer("reward"):
-        chunks = cfg.critic_updates if critic else cfg.actor_updates
-        batch, metrics = collect(run, groups, reward, seed=step, chunks=chunks)
+        batch, metrics = collect(run, groups, reward, seed=step, chunks=run.config.updates)
         run.log(**metrics)
-    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
-    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-    with run.timer("annotate"):
-        annotate(run, cfg, roles, for_actor, for_critic)
-    credit(run, batch, cfg)
-    if critic:
-        with run.timer("critic"):
-            for minibatch in for_critic:
-                run.log(**update_critic(critic, minibatch, cfg))
-    with run.timer("actor"):
-        for minibatch in for_actor:
-            run.log(**update_actor(actor, minibatch, cfg))
+    learn(run, run.config, roles, batch)
     rollouts.record("train", step, began)
 
 
@@ -124,11 +110,11 @@ def train_on_arrival(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, re
         run.log(**actor.finish_update(denominator(cfg.policy_loss.aggregate, **counts)))
 
 
-def _timed(run: Run[Any], units):
+def _timed(run: Run[Any], units: Iterator[list[Group]]) -> Iterator[list[Group]]:
     """Units, the wait for each of which is counted as rollout."""
     while True:
         with run.timer("rollout"):
-            unit: list[Group] | None = next(units, None)
+            unit = next(units, None)
         if unit is None:
             return
         yield unit

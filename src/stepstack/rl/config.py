@@ -217,6 +217,11 @@ class PpoConfig(RunConfig):
         return self.rollout.prompts * self.rollout.sampling.n
 
     @property
+    def updates(self) -> int:
+        """Parts of a step's rollouts that have about the same tokens on every process."""
+        return self.critic_updates if self.uses_critic else self.actor_updates
+
+    @property
     def uses_critic(self) -> bool:
         return isinstance(self.advantage, Gae)
 

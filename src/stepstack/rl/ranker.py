@@ -6,11 +6,13 @@ It learns the logarithm of lengths, which differ by factors; of its estimates on
 from __future__ import annotations
 
 import copy
+import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -56,10 +58,10 @@ class LengthRanker:
         """Learn pairs of a prompt's ids and the tokens of a response to it; a prompt may come several times. Returns
         the mean squared error of the logarithms at each update.
 
-        ConfigError for no pairs, and for lengths below 1.
+        ConfigError for no pairs, for lengths below 1 or not finite, and where the error does not stay finite.
         """
-        if not prompts or len(prompts) != len(lengths) or min(lengths) < 1:
-            raise ConfigError(f"{len(prompts)} prompts and {len(lengths)} lengths, each at least 1: give pairs")
+        if not prompts or len(prompts) != len(lengths) or not all(1 <= length < math.inf for length in lengths):
+            raise ConfigError(f"{len(prompts)} prompts and {len(lengths)} lengths, each finite, at least 1: give pairs")
         targets = torch.tensor(lengths, dtype=torch.float32).log()
         self.mean = float(targets.mean())
         targets = (targets - self.mean).to(self.device)
@@ -74,6 +76,10 @@ class LengthRanker:
             error.backward()
             optimizer.step()
             errors.append(error.item())
+            if not math.isfinite(errors[-1]):
+                raise ConfigError(
+                    f"the ranker's error is {errors[-1]} after {len(errors)} updates: lower lr={cfg.lr:g}"
+                )
         return errors
 
     @torch.no_grad()
@@ -93,14 +99,21 @@ class LengthRanker:
         return self.model(ids_BT, positions_BT, last_B)
 
     def save(self, folder: Path) -> None:
-        """Write the weights and what else an estimate needs."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, folder / WEIGHTS)
-        jsonl.write_json_atomic(folder / FACTS, {"mean": self.mean})
+        """Write the weights and what else an estimate needs, in place of an earlier ranker."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, partial / WEIGHTS)
+        jsonl.write_json_atomic(partial / FACTS, {"mean": self.mean})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
 
     @classmethod
     def load(cls, folder: Path, lm: PreTrainedModel) -> LengthRanker:
-        """The ranker that was saved, on a copy of ``lm``. ConfigError where that is another model."""
+        """The ranker that was saved, on a copy of ``lm``. ConfigError where there is none, and where that is another
+        model."""
+        if not (folder / WEIGHTS).is_file():
+            raise ConfigError(f"{folder} holds no ranker: `stepstack ranker NAME` makes one of a streamed run")
         ranker, saved = cls(lm), load_file(folder / WEIGHTS)
         own = {name: value.shape for name, value in ranker.model.state_dict().items()}
         if differ := sorted(own.items() ^ {name: value.shape for name, value in saved.items()}.items()):
@@ -111,15 +124,25 @@ class LengthRanker:
 
 
 def read_lengths(run: Path) -> dict[int, float]:
-    """Mean tokens of the responses to each problem that a streamed run in this folder has sampled. ConfigError where it
-    has none."""
+    """Mean tokens of the responses to each problem that a streamed run in this folder has sampled; a step that was
+    sampled again after a kill counts once. ConfigError where there are none, and for a row that is none of them."""
     file = run / FOLDER / LENGTHS
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: train with stream: first, which keeps the lengths of its responses")
-    tokens: dict[int, list[int]] = {}
-    for row in jsonl.read(file):
-        tokens.setdefault(row["problem"], []).extend(row["tokens"])
-    return {problem: fmean(counts) for problem, counts in tokens.items()}
+    by_step: dict[tuple[int, int], list[int]] = {}
+    for number, row in enumerate(jsonl.read(file), 1):
+        step, problem, tokens = (row.get(key) for key in ("step", "problem", "tokens"))
+        if type(step) is not int or type(problem) is not int or not _are_lengths(tokens):
+            raise ConfigError(f"{file}:{number}: no row of step, problem and tokens: remove it")
+        by_step[step, problem] = tokens
+    problems: dict[int, list[int]] = {}
+    for (_, problem), counts in by_step.items():
+        problems.setdefault(problem, []).extend(counts)
+    return {problem: fmean(counts) for problem, counts in problems.items()}
+
+
+def _are_lengths(tokens: object) -> TypeGuard[list[int]]:
+    return isinstance(tokens, list) and bool(tokens) and all(type(count) is int and count > 0 for count in tokens)
 
 
 def recall(estimates: Sequence[float], lengths: Sequence[float], share: float = LONG_SHARE) -> float:

@@ -18,8 +18,15 @@ from stepstack.core.preflight import fingerprint
 from stepstack.core.run import Run
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.hf import waves
-from stepstack.generation.service.config import FOLDER, TIMELINE, StreamConfig
-from stepstack.generation.service.dispatch import Dispatch
+from stepstack.generation.service.config import (
+    FOLDER,
+    TIMELINE,
+    RankedLength,
+    RankedLongest,
+    StreamConfig,
+    StreamDispatch,
+)
+from stepstack.generation.service.dispatch import Rank
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.trainer import RolloutServer
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling, rollout_seed
@@ -47,6 +54,14 @@ def parts(prompts: Sequence[Prompt], sampling: Sampling, cfg: GeneratorConfig) -
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+def rank_of(dispatch: StreamDispatch, source: str) -> Rank | None:
+    """Estimates by the ranker that a dispatch names, on the model in ``source``; None where it names none."""
+    if not isinstance(dispatch, RankedLength | RankedLongest) or dispatch.ranker is None:
+        return None
+    ranker = LengthRanker.load(Path(dispatch.ranker), pretrained.load(Pretrained(path=source)))
+    return lambda prompts: ranker.estimate([prompt.ids for prompt in prompts])
+
+
 class StreamedRollouts:
     """The verbs of loops/stream.py. Process 0 has the server; the others take part in what all must do.
 
@@ -67,18 +82,8 @@ class StreamedRollouts:
                 words = [str(_config_file(cfg, folder))]
                 local = LocalWorkers(stream.workers, words, folder / "logs", stream.restarts, stream.pin)
             here = Path(source) if Path(source).is_dir() else None
-            dispatch = Dispatch(stream.dispatch, cfg.seed, self._estimates(source))
-            self.server = RolloutServer(stream, folder, identity(cfg), here, local, dispatch)
+            self.server = RolloutServer(stream, folder, identity(cfg), here, local, rank_of(stream.dispatch, source))
         run.keep(FOLDER, self)
-
-    def _estimates(self, source: str) -> dict[int, float]:
-        """Tokens that each training prompt may get, by the ranker; none where another order is asked for."""
-        if self.stream.ranker is None:
-            return {}
-        lm = pretrained.load(Pretrained(path=source))
-        prompts = self.prompts.prompts
-        estimates = LengthRanker.load(Path(self.stream.ranker), lm).estimate([prompt.ids for prompt in prompts])
-        return {prompt.problem.index: value for prompt, value in zip(prompts, estimates, strict=True)}
 
     # -- the verbs -------------------------------------------------------------------------------------------------
 
@@ -154,11 +159,14 @@ class StreamedRollouts:
             row = {"who": "trainer", "what": what, "step": step, "began": began, "ended": time.time()}
             jsonl.append(self.server.folder / TIMELINE, row)
 
-    def close(self) -> None:
-        """End the workers."""
+    def __enter__(self) -> StreamedRollouts:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Let go of the workers: they end where training did, else they wait for it to go on."""
         self._publisher.shutdown()
         if self.server is not None:
-            self.server.close()
+            self.server.close(over=kind is None)
 
     def _parts(self, step: int) -> list[list[Prompt]]:
         rollout = self.cfg.rollout

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from stepstack.batching.collate import TokenMicroBatch
-from stepstack.batching.minibatch import Minibatch
+from stepstack.batching.minibatch import Minibatch, minibatches
 from stepstack.batching.rows import Batch
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
@@ -17,6 +17,22 @@ from stepstack.rl.advantage import explained_variance, gae, group_relative, whit
 from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ValueLoss
 from stepstack.rl.loss import denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error
 from stepstack.rl.roles import Roles
+
+
+def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
+    """One step's updates of critic and actor on its rollouts, scored and shared out."""
+    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
+    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
+    with run.timer("annotate"):
+        annotate(run, cfg, roles, for_actor, for_critic)
+    credit(run, batch, cfg)
+    if roles.critic:
+        with run.timer("critic"):
+            for minibatch in for_critic:
+                run.log(**update_critic(roles.critic, minibatch, cfg))
+    with run.timer("actor"):
+        for minibatch in for_actor:
+            run.log(**update_actor(roles.actor, minibatch, cfg))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 
 import pytest
@@ -12,7 +14,7 @@ from data.drawn.splits import split_of
 from recipes.orz.prompt import render
 from stepstack.config import ConfigError
 from stepstack.models.lm import tiny
-from stepstack.rl.ranker import LengthRanker, RankerConfig, recall
+from stepstack.rl.ranker import LengthRanker, RankerConfig, read_lengths, recall
 from tests import tools
 
 TOKENIZER = tiny.tokenizer()
@@ -23,10 +25,10 @@ def base(seed: int):
 
 
 def examples(split: str, count: int, seed: int) -> tuple[list[list[int]], list[int]]:
-    """Prompts of sums, and the tokens of a worked solution, which has a line for each term but the first."""
+    """Prompts of orz-tiny's sums, and the tokens of a worked solution, which has a line for each term but the first."""
     rng, found = random.Random(f"{split}-{seed}"), {}
     while len(found) < count:
-        terms = draw(rng, Chains(terms=(2, 9)))
+        terms = draw(rng, Chains())
         text = show(terms)
         if split_of(text) == split:
             found[text] = len(TOKENIZER(worked_solution(terms, rng, 0.0)).input_ids)
@@ -35,13 +37,15 @@ def examples(split: str, count: int, seed: int) -> tuple[list[list[int]], list[i
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_it_recalls_the_longest_fifth_of_prompts_that_are_held_out(seed):
+    """The length of the prompt alone does not: what a partial sum has for digits decides too."""
     ranker = LengthRanker(base(seed), seed)
-    prompts, lengths = examples("train", 400, seed)
-    errors = ranker.fit(prompts, lengths, RankerConfig(steps=120, lr=3e-3, seed=seed))
+    prompts, lengths = examples("train", 1000, seed)
+    errors = ranker.fit(prompts, lengths, RankerConfig(steps=300, lr=3e-3, seed=seed))
     assert sum(errors[-10:]) < 0.3 * sum(errors[:10])
-    prompts, lengths = examples("test", 200, seed)
-    assert len(set(lengths)) > 20
-    assert recall(ranker.estimate(prompts), lengths) >= 0.80
+    prompts, lengths = examples("test", 300, seed)
+    found = recall(ranker.estimate(prompts), lengths)
+    by_prompt = recall([float(len(prompt)) for prompt in prompts], lengths)
+    assert found >= max(0.80, by_prompt + 0.1)
     assert recall(LengthRanker(base(seed), seed).estimate(prompts), lengths) < 0.6  # untrained
 
 
@@ -55,14 +59,19 @@ def test_the_base_model_is_left_as_it_is():
 def test_it_comes_back_as_it_was_and_on_no_other_model(tmp_path):
     ranker = LengthRanker(base(0))
     ranker.fit([[5, 6, 7], [7, 8]], [3, 90], RankerConfig(steps=5))
-    ranker.save(tmp_path)
+    place = tmp_path / "ranker"
+    LengthRanker(base(3)).save(place)
+    ranker.save(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["ranker"]
     prompts = [[9, 10], [11], [5, 6, 7]]
-    assert LengthRanker.load(tmp_path, base(1)).estimate(prompts) == ranker.estimate(prompts)
+    assert LengthRanker.load(place, base(1)).estimate(prompts) == ranker.estimate(prompts)
     with pytest.raises(ConfigError, match="a ranker of another model"):
-        LengthRanker.load(tmp_path, tools.qwen2(len(TOKENIZER)))
+        LengthRanker.load(place, tools.qwen2(len(TOKENIZER)))
+    with pytest.raises(ConfigError, match="holds no ranker: `stepstack ranker"):
+        LengthRanker.load(tmp_path / "none", base(1))
 
 
-@pytest.mark.parametrize(("prompts", "lengths"), [([], []), ([[1]], []), ([[1]], [0])])
+@pytest.mark.parametrize(("prompts", "lengths"), [([], []), ([[1]], []), ([[1]], [0]), ([[1]], [math.inf])])
 def test_pairs_that_are_none_are_refused(prompts, lengths):
     with pytest.raises(ConfigError, match="give pairs"):
         LengthRanker(base(0)).fit(prompts, lengths, RankerConfig())
@@ -74,3 +83,26 @@ def test_recall_by_hand():
     assert recall([10, 2, 3, 4, 5, 6, 7, 8, 9, 1], lengths) == 0.5  # the longest two: one is right
     assert recall([-length for length in lengths], lengths) == 0.0
     assert recall([1, 5, 5, 0, 0], [1, 7, 7, 7, 1], share=0.2) == 1.0  # any of those of equal length
+
+
+def test_an_error_that_does_not_stay_finite_is_no_ranker():
+    lm = base(0)
+    with torch.no_grad():
+        next(lm.parameters()).fill_(math.nan)
+    with pytest.raises(ConfigError, match=r"the ranker's error is nan after 1 updates: lower lr"):
+        LengthRanker(lm).fit([[5, 6], [7]], [3, 9], RankerConfig())
+
+
+def test_lengths_of_a_run(tmp_path):
+    """A step that was sampled again after a kill counts once."""
+    file = tmp_path / "stream" / "lengths.jsonl"
+    file.parent.mkdir()
+    rows = [{"step": step, "problem": 7, "tokens": tokens} for step, tokens in ((0, [4]), (0, [4]), (1, [10]))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_lengths(tmp_path) == {7: 7.0}
+    for wrong in ({"step": 0, "problem": 7}, {"step": 0, "problem": 7, "tokens": []}, {"step": 0, "problem": "x"}):
+        file.write_text(json.dumps(rows[0]) + "\n" + json.dumps(wrong) + "\n")
+        with pytest.raises(ConfigError, match=r"lengths\.jsonl:2: no row of step, problem and tokens"):
+            read_lengths(tmp_path)
+    with pytest.raises(ConfigError, match="train with stream: first"):
+        read_lengths(tmp_path / "none")

@@ -52,19 +52,15 @@ class _Held(Generic[P]):
         return Lease(self.unit, self.attempt, tuple(p for p in self.unit.problems if p not in self.groups))
 
 
-Choose = Callable[[Sequence[WorkUnit], str], WorkUnit]
-
-
-def first_in_first_out(waiting: Sequence[WorkUnit], worker: str) -> WorkUnit:
-    """The unit of the earliest step with the lowest number."""
-    return min(waiting, key=lambda unit: (unit.step, unit.number))
+Choose = Callable[[Sequence[WorkUnit], str], WorkUnit | None]  # None: what waits is for other workers
 
 
 class WorkBuffer(Generic[P]):
-    """``depth``: steps that may be held at a time. Nothing is dropped for its age: what bounds the buffer is that no
-    further step is admitted. ``redispatched`` counts units that went to another worker, ``late`` groups refused."""
+    """``depth``: steps that may be held at a time. ``choose`` names the waiting unit that a worker gets. Nothing is
+    dropped for its age: what bounds the buffer is that no further step is admitted. ``redispatched`` counts units that
+    went to another worker, ``late`` groups refused."""
 
-    def __init__(self, depth: int, choose: Choose = first_in_first_out):
+    def __init__(self, depth: int, choose: Choose):
         self.depth, self.choose = depth, choose
         self.redispatched = self.late = 0
         self._held: dict[tuple[int, int], _Held[P]] = {}
@@ -110,13 +106,13 @@ class WorkBuffer(Generic[P]):
     # -- the workers ---------------------------------------------------------------------------------------------
 
     def lease(self, worker: str, now: float) -> Lease | None:
-        """A waiting unit for a worker that has none; None where nothing waits."""
+        """A waiting unit for a worker that has none; None where nothing waits that it may have."""
         if self.leased_by(worker) is not None:
             raise WorkError(f"worker {worker} asked for work while it has some")
         waiting = [held.unit for held in self._held.values() if held.worker is None and not held.complete]
-        if not waiting:
+        unit = self.choose(waiting, worker) if waiting else None
+        if unit is None:
             return None
-        unit = self.choose(waiting, worker)
         held = self._held[unit.step, unit.number]
         held.worker, held.seen = worker, now
         held.attempt += 1

@@ -7,15 +7,64 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from stepstack.bounds import Text
+from stepstack.bounds import Magnitude, Text
 from stepstack.config import Strict
+from stepstack.planning.rollout.dispatch import (
+    FifoDispatch,
+    HistoryDispatch,
+    LengthDispatch,
+    LongestDispatch,
+    OracleDispatch,
+    RandomDispatch,
+    SiblingDispatch,
+    StealDispatch,
+)
 
 Seconds = Annotated[float, Field(gt=0, le=86400)]
-DispatchName = Literal["fifo", "random", "history", "ranker"]
 MOST_WORKERS = 1024
 FOLDER = "stream"  # in a run's folder: address, token, weights, logs of workers, timeline
 LENGTHS = "lengths.jsonl"  # in that folder: tokens of each response
 TIMELINE = "timeline.jsonl"  # in that folder: who did what when
+NO_POLICY_OF_A_RUN = {
+    "oracle": "needs the true lengths, which only a simulation knows: take length with a ranker, or history",
+    "sibling": "orders the samples of a prompt, which a unit of a run holds together: take history or longest",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedLength(LengthDispatch):
+    """Algorithm 2 by the estimates of a ranker, the longest of a unit's prompts counting."""
+
+    ranker: Text
+    """Folder of a ranker that `stepstack ranker` made."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.ranker,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedLongest(LongestDispatch):
+    """One queue, the longest estimate first."""
+
+    ranker: Text | None = None
+    """Folder of a ranker that `stepstack ranker` made; null: estimates are means of earlier responses."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.ranker is None else (self.ranker,)
+
+
+StreamDispatch = (
+    FifoDispatch
+    | RandomDispatch
+    | RankedLength
+    | HistoryDispatch
+    | RankedLongest
+    | StealDispatch
+    | OracleDispatch
+    | SiblingDispatch
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,16 +82,14 @@ class StreamConfig(Strict):
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 2
     """Worker processes that the trainer starts beside itself, and anew when one dies. 0: all are started by hand, on
     any machine, with `stepstack generate`."""
+    dispatch: Annotated[StreamDispatch, Field(discriminator="type")] = FifoDispatch()
+    """Policy that hands units of work to workers; it changes when a step is there, at staleness 0 with consume=batch
+    never its bits. oracle and sibling are for `stepstack sim rollout` alone."""
     pin: bool = False
     """Whether each of them gets processor cores of its own, which the trainer then leaves to it (Linux)."""
     bind: Text = "tcp://127.0.0.1:*"
-    """Address that the trainer binds: * takes a free port, which stream/address in the run's folder names. What is sent
-    is not encrypted: beyond one machine use a private network."""
-    dispatch: DispatchName = "fifo"
-    """Unit that an idle worker gets: fifo, the first that waits; random; history, the one whose prompts had the longest
-    responses so far; ranker, the one that a ranker holds for the longest. The weights do not depend on it."""
-    ranker: Text | None = None
-    """Folder of a ranker (`stepstack ranker`), for dispatch=ranker."""
+    """Address that the trainer binds: * takes a free port, which stream/address.json in the run's folder names. What
+    is sent is not encrypted: beyond one machine use a private network."""
     patience: Seconds = 60.0
     """Seconds without a sign of life after which a worker's work goes to another, and after which a run without a
     worker, or a worker without a trainer, ends."""
@@ -51,11 +98,11 @@ class StreamConfig(Strict):
     weights: Literal["folder", "link"] = "folder"
     """How workers get weights: folder, files in the run's folder, which all machines must see; link, by the socket, as
     compressed differences to the version that a worker has."""
-    rate: Annotated[float, Field(gt=0)] | None = None
+    rate: Magnitude | None = None
     """Most megabytes a second that the link sends; null: as fast as it goes."""
     restarts: NonNegativeInt = 20
     """Deaths of the trainer's own workers, without a group in between, after which the run ends."""
 
     def __post_init__(self) -> None:
-        if (self.dispatch == "ranker") != (self.ranker is not None):
-            raise ValueError("dispatch=ranker and ranker=FOLDER go together: give both (`stepstack ranker` makes one)")
+        if why := NO_POLICY_OF_A_RUN.get(self.dispatch.type):
+            raise ValueError(f"dispatch.type={self.dispatch.type} {why}")

@@ -63,9 +63,11 @@ class LocalWorkers:
             self._start(place)
         return dead
 
-    def stop(self) -> None:
-        """End them: they were told to, and have a while."""
+    def stop(self, told: bool = True) -> None:
+        """End them. ``told``: they were told to, and have a while."""
         for process in self.running.values():
+            if not told:
+                process.terminate()
             try:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:

@@ -19,7 +19,7 @@ from torch import Tensor
 from stepstack.generation.service import weights as files
 from stepstack.generation.service.buffer import Lease, WorkBuffer, WorkUnit
 from stepstack.generation.service.config import LENGTHS, TIMELINE, StreamConfig
-from stepstack.generation.service.dispatch import Dispatch
+from stepstack.generation.service.dispatch import Rank, UnitDispatch
 from stepstack.generation.service.local import LocalWorkers
 from stepstack.generation.service.wire import WireError, WireMessage, frames, group_of, message
 from stepstack.generation.types import EngineError, Group, Prompt, Sampling
@@ -61,16 +61,17 @@ class RolloutServer:
         identity: Mapping[str, str],
         source: Path | None,
         local: LocalWorkers | None = None,
-        dispatch: Dispatch | None = None,
+        rank: Rank | None = None,
     ):
         """``folder``: stream/ of the run, where address, token and weights lie. ``identity``: what a worker must have
         alike, by name. ``source``: folder of the model, whose files but the weights are sent to workers.
-        ``local``: worker processes of this machine. ``dispatch``: None is first in, first out.
+        ``local``: worker processes of this machine. ``rank``: estimates of the lengths of prompts, where the dispatch
+        has a ranker.
 
         EngineError where the address cannot be bound."""
         self.cfg, self.folder, self.identity, self.source = cfg, folder, dict(identity), source
-        self.dispatch = dispatch or Dispatch("fifo")
-        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1, self.dispatch.choose)
+        self.dispatch = UnitDispatch(cfg.dispatch, rank)
+        self.buffer: WorkBuffer[tuple[dict, dict]] = WorkBuffer(cfg.staleness + 1, self._choose)
         folder.mkdir(parents=True, exist_ok=True)
         self.weights = files.WeightFiles(folder / "weights")
         self.token = _token(folder / "token")
@@ -86,7 +87,7 @@ class RolloutServer:
         self.local = local
         self._changed = threading.Condition()
         self._error: Exception | None = None
-        self._closing = False
+        self._closing = self._over = False
         self._last_alive = time.monotonic()
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.ROUTER)
@@ -110,8 +111,9 @@ class RolloutServer:
 
     def publish(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Make a version ready for workers, who fetch it over a link while they sample by the one before."""
-        self.weights.write(weights, version)
+        prepared = self.weights.prepare(weights, version)
         with self._changed:
+            self.weights.keep(prepared, version)
             self._announced = version
 
     def admit(self, step: int, version: int, parts: Sequence[Sequence[Prompt]], sampling: Sampling) -> None:
@@ -120,6 +122,7 @@ class RolloutServer:
             WorkUnit(step, number, version, tuple(prompt.problem.index for prompt in part))
             for number, part in enumerate(parts)
         ]
+        self.dispatch.admit([prompt for part in parts for prompt in part])  # a ranker's pass, which must not block
         with self._changed:
             self.buffer.admit(units)
             self.sampling[step] = sampling
@@ -177,15 +180,15 @@ class RolloutServer:
             }
 
     def state(self) -> dict[str, Any]:
-        """The buffer, for a checkpoint: units with the groups that have ended."""
+        """The buffer, for a checkpoint: units with the groups that have ended, and the lengths that were seen."""
         with self._changed:
             units = [
                 [unit.step, unit.number, unit.version, list(unit.problems), list(map(_stored, groups.values()))]
                 for unit, groups in self.buffer.state()
             ]
             unfinished = sorted(self.buffer.versions_wanted())
-            state = {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished}
-            return state | {"dispatch": self.dispatch.state()}
+            lengths = self.dispatch.state()
+            return {"next_step": self.buffer.next_step, "units": units, "unfinished": unfinished, "lengths": lengths}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         units = []
@@ -195,15 +198,16 @@ class RolloutServer:
             units.append((unit, {facts["problem"]: (facts, arrays) for facts, arrays in restored}))
         with self._changed:
             self.buffer.restore(units, state["next_step"])
-            self.dispatch.restore(state["dispatch"])
+            self.dispatch.restore(state["lengths"])
 
-    def close(self) -> None:
-        """Tell the workers to end, and free the port."""
-        self._closing = True
+    def close(self, over: bool = True) -> None:
+        """Free the port. ``over``: whether the workers are told to end; else they wait for a trainer that goes on, as
+        long as ``patience`` says, but for the trainer's own, which end with it."""
+        self._over, self._closing = over, True
         self._thread.join()
         self.context.destroy(linger=1000)
         if self.local is not None:
-            self.local.stop()
+            self.local.stop(over)
         self.weights.clear()
 
     # -- the thread ------------------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ class RolloutServer:
                     self._hand_out(now)
                     while self._later and self._later[0][0] <= now:
                         self._send(*self._later.pop(0)[1:])
-            for sender in self.workers:
+            for sender in self.workers if self._over else ():
                 self._send(sender, WireMessage("end"))
         except Exception as error:  # whatever it is, the main thread has to raise it
             with self._changed:
@@ -315,7 +319,9 @@ class RolloutServer:
             worker.groups += 1
             tokens = arrays["lengths"].tolist()
             worker.tokens += sum(tokens)
-            self.dispatch.ended(problem, tokens)
+            self.dispatch.group_ended(problem, tokens)
+            if (unit := self.buffer.unit(step, number)) is not None:
+                self.dispatch.unit_ended(max(int(arrays["lengths"].max()) for _, arrays in unit))
             jsonl.append(self.folder / LENGTHS, {"step": step, "problem": problem, "tokens": tokens})
             self._changed.notify_all()
 
@@ -348,6 +354,9 @@ class RolloutServer:
         if (lease := self.buffer.release(sender.hex())) is not None:
             left = len(lease.wanted)
             log.warning("worker %s is gone: %d groups of step %d wait for another", worker.name, left, lease.unit.step)
+
+    def _choose(self, waiting: Sequence[WorkUnit], worker: str) -> WorkUnit | None:
+        return self.dispatch.choose(waiting, worker, [sender.hex() for sender in self.workers])
 
     def _hand_out(self, now: float) -> None:
         if not self.buffer.steps <= self.sampling.keys():

@@ -32,6 +32,7 @@ class WeightFiles:
     def __init__(self, folder: Path):
         self.folder = folder
         self.digests: dict[int, str] = {}
+        self._prepared: dict[int, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, version: int) -> Path:
@@ -39,6 +40,11 @@ class WeightFiles:
 
     def write(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Write a version, and drop all but the newest two. EngineError where there is no room for it."""
+        self.keep(self.prepare(weights, version), version)
+
+    def prepare(self, weights: Mapping[str, Tensor], version: int) -> Path:
+        """The file of a version, whole but not counting yet; whoever serves the others meanwhile need not wait.
+        EngineError where there is no room for it."""
         partial = self.folder / f".{version}.partial"
         try:
             save_file({name: value.contiguous() for name, value in weights.items()}, partial)
@@ -47,24 +53,26 @@ class WeightFiles:
                 f"weights of version {version} could not be written to {self.folder} ({error}): make room there; the "
                 "same command goes on from the newest checkpoint"
             ) from None
-        self._count(partial, version)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        self._prepared[version] = file_digest(partial)
+        return partial
+
+    def keep(self, partial: Path, version: int) -> None:
+        """Have a prepared file count, and drop all but the newest two versions."""
+        partial.rename(self.path(version))
+        self.digests[version] = self._prepared.pop(version)
+        for old in sorted(self.digests)[:-KEPT_VERSIONS]:
+            self.path(old).unlink(missing_ok=True)
+            del self.digests[old]
 
     def receive(self, content: Path, version: int, sha256: str) -> None:
         """Take over a received file as a version. EngineError where it is not what ``sha256`` says."""
         if (found := file_digest(content)) != sha256:
             content.unlink()
             raise EngineError(f"weights of version {version} arrived as {found[:12]}, sent was {sha256[:12]}")
-        self._count(content, version)
-
-    def _count(self, partial: Path, version: int) -> None:
-        digest = file_digest(partial)
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        partial.rename(self.path(version))
-        self.digests[version] = digest
-        for old in sorted(self.digests)[:-KEPT_VERSIONS]:
-            self.path(old).unlink(missing_ok=True)
-            del self.digests[old]
+        self._prepared[version] = found
+        self.keep(content, version)
 
     def load(self, version: int) -> dict[str, Tensor]:
         return load_file(self.path(version))

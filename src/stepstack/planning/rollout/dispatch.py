@@ -273,6 +273,7 @@ class FifoDispatch(Strict):
     """One queue in the order of the prompts."""
 
     type: Literal["fifo"] = "fifo"
+    """Choice of the policy: one queue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,15 +281,15 @@ class RandomDispatch(Strict):
     """Equal numbers for every instance, at random: the paper's baseline."""
 
     type: Literal["random"] = "random"
+    """Choice of the policy: homes at random."""
     seed: NonNegativeInt = 0
     """Seed of the draw."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LengthDispatch(Strict):
-    """Algorithm 2 by the estimates of a ranker."""
+class SplitOptions(Strict):
+    """How algorithm 2 splits prompts."""
 
-    type: Literal["length"] = "length"
     objective: Objective = "max"
     """Value of a split that is minimised: paper adds the seconds of its two parts, max takes the slower part."""
     share: Share = skew.LONG_SHARE
@@ -296,25 +297,27 @@ class LengthDispatch(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OracleDispatch(Strict):
-    """Algorithm 2 by the true lengths, which only a simulation knows."""
+class LengthDispatch(SplitOptions):
+    """Algorithm 2 by the estimates of a ranker."""
 
-    type: Literal["oracle"] = "oracle"
-    objective: Objective = "max"
-    """Value of a split that is minimised, as in length."""
-    share: Share = skew.LONG_SHARE
-    """Share of the prompts that count as long."""
+    type: Literal["length"] = "length"
+    """Choice of the policy: algorithm 2, by a ranker's estimates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HistoryDispatch(Strict):
+class OracleDispatch(SplitOptions):
+    """Algorithm 2 by the true lengths, which only a simulation knows."""
+
+    type: Literal["oracle"] = "oracle"
+    """Choice of the policy: algorithm 2, by true lengths."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryDispatch(SplitOptions):
     """Algorithm 2 by a prompt's earlier lengths."""
 
     type: Literal["history"] = "history"
-    objective: Objective = "max"
-    """Value of a split that is minimised, as in length."""
-    share: Share = skew.LONG_SHARE
-    """Share of the prompts that count as long."""
+    """Choice of the policy: algorithm 2, by earlier lengths."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,6 +325,7 @@ class LongestDispatch(Strict):
     """One queue, the longest estimate of the ranker first."""
 
     type: Literal["longest"] = "longest"
+    """Choice of the policy: one queue, the longest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -329,6 +333,7 @@ class SiblingDispatch(Strict):
     """One queue, ordered by the length of a prompt's first sample that ended."""
 
     type: Literal["sibling"] = "sibling"
+    """Choice of the policy: one queue, by a prompt's first sample."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -336,6 +341,7 @@ class StealDispatch(Strict):
     """Random homes, whose idle instances take from the fullest queue."""
 
     type: Literal["steal"] = "steal"
+    """Choice of the policy: homes at random, from which idle instances take."""
     seed: NonNegativeInt = 0
     """Seed of the draw of homes."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,11 +18,15 @@ def units(step: int, version: int = 0) -> list[WorkUnit]:
     return [WorkUnit(step, number, version, problems) for number, problems in enumerate(PROBLEMS[step])]
 
 
+def in_order(waiting: Sequence[WorkUnit], worker: str) -> WorkUnit:
+    return waiting[0]
+
+
 class Trial:
     """A trainer of staleness 1 and three workers, each of whose deeds is one event; old leases may speak up again."""
 
     def __init__(self) -> None:
-        self.buffer: WorkBuffer[tuple] = WorkBuffer(depth=2)
+        self.buffer: WorkBuffer[tuple] = WorkBuffer(depth=2, choose=in_order)
         self.leases: dict[str, Lease] = {}
         self.old: list[Lease] = []
         self.accepted: dict[tuple[int, int], int] = {}
@@ -85,7 +91,7 @@ class Trial:
     def restart(self) -> None:
         """The trainer is killed and goes on from a checkpoint of this moment; its workers' leases are of before."""
         state, next_step = list(self.buffer.state()), self.buffer.next_step
-        self.buffer = WorkBuffer(depth=2)
+        self.buffer = WorkBuffer(depth=2, choose=in_order)
         self.buffer.restore(state, next_step)
         for step in range(self.step, min(self.step + 2, STEPS)):
             self.buffer.admit(units(step))
@@ -117,7 +123,7 @@ def test_ten_thousand_orders_of_events(numbers):
 
 
 def test_no_step_is_admitted_beyond_what_may_be_held():
-    buffer: WorkBuffer[str] = WorkBuffer(depth=2)
+    buffer: WorkBuffer[str] = WorkBuffer(depth=2, choose=in_order)
     for step in (0, 1):
         buffer.admit(units(step))
     with pytest.raises(WorkError, match="no more than 2 may be"):
@@ -126,7 +132,7 @@ def test_no_step_is_admitted_beyond_what_may_be_held():
 
 
 def test_what_was_trained_is_not_sampled_again():
-    buffer: WorkBuffer[str] = WorkBuffer(depth=1)
+    buffer: WorkBuffer[str] = WorkBuffer(depth=1, choose=in_order)
     buffer.admit(units(3))
     lease = buffer.lease("a", 0.0)
     for problem in lease.wanted:
@@ -136,13 +142,20 @@ def test_what_was_trained_is_not_sampled_again():
         buffer.admit(units(3))
 
 
+def test_what_waits_for_other_workers_is_not_leased():
+    buffer: WorkBuffer[str] = WorkBuffer(depth=1, choose=lambda waiting, worker: waiting[0] if worker == "b" else None)
+    buffer.admit(units(0))
+    assert buffer.lease("a", 0.0) is None
+    assert buffer.lease("b", 0.0).unit == units(0)[0]
+
+
 def test_a_problem_twice_in_a_step_is_refused():
     with pytest.raises(WorkError, match="a problem twice"):
-        WorkBuffer(depth=1).admit([WorkUnit(0, 0, 0, (1, 2)), WorkUnit(0, 1, 0, (2,))])
+        WorkBuffer(depth=1, choose=in_order).admit([WorkUnit(0, 0, 0, (1, 2)), WorkUnit(0, 1, 0, (2,))])
 
 
 def test_a_silent_worker_loses_its_unit_and_what_it_brings_later_is_counted():
-    buffer: WorkBuffer[str] = WorkBuffer(depth=1)
+    buffer: WorkBuffer[str] = WorkBuffer(depth=1, choose=in_order)
     buffer.admit(units(0))
     first = buffer.lease("slow", 0.0)
     assert buffer.end(0, 0, first.attempt, 1, "from slow", 5.0)
