@@ -1,0 +1,61 @@
+"""When each pass of a plan begins and ends, and how many bytes each rank keeps. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stepstack.planning.pipeline.graph import Action, PipelineGraph, PipelinePlan
+from stepstack.planning.pipeline.profile import PassCost, PipelineProfile
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Seconds (begin, end) of each pass from the start of the batch, and by rank the most bytes kept at a time and the
+    seconds of computing."""
+
+    plan: PipelinePlan
+    times: Mapping[Action, tuple[float, float]]
+    peak_bytes: tuple[float, ...]
+    busy: tuple[float, ...]
+
+    @property
+    def makespan(self) -> float:
+        """Seconds until the last pass has ended."""
+        return max(end for _, end in self.times.values())
+
+    @property
+    def bubble(self) -> float:
+        """Share of all ranks' time in which they wait."""
+        return 1.0 - sum(self.busy) / (self.makespan * len(self.busy))
+
+
+def costs_of(graph: PipelineGraph, profile: PipelineProfile) -> dict[tuple[int, int], PassCost]:
+    """Costs of each part through each chunk of its module, by (chunk, part)."""
+    known: dict[tuple[int, float], PassCost] = {}
+    found: dict[tuple[int, int], PassCost] = {}
+    for number, part in enumerate(graph.parts):
+        for chunk in graph.chain[part.module]:
+            if (chunk, part.size) not in known:
+                known[chunk, part.size] = profile.cost(graph.chunks[chunk], part.size)
+            found[chunk, number] = known[chunk, part.size]
+    return found
+
+
+def timeline(plan: PipelinePlan, profile: PipelineProfile) -> Timeline:
+    """Each rank carries out its passes in the plan's order, each as soon as what it needs has come. PlanError for
+    orders that wait for each other."""
+    graph, costs = plan.graph, costs_of(plan.graph, profile)
+    free, busy = [0.0] * len(plan.order), [0.0] * len(plan.order)
+    held, peak = [0.0] * len(plan.order), [0.0] * len(plan.order)
+    times: dict[Action, tuple[float, float]] = {}
+    for action in plan.in_time():
+        rank, cost = graph.rank_of(action), costs[action.chunk, action.part]
+        come = [times[need][1] + profile.transfer(graph, need, action) for need in graph.needs(action)]
+        begin, seconds = max([free[rank], *come]), cost.seconds(action.kind)
+        times[action] = begin, begin + seconds
+        free[rank], busy[rank] = begin + seconds, busy[rank] + seconds
+        held[rank] += {"F": cost.saved, "I": cost.kept}.get(action.kind, 0.0)
+        peak[rank] = max(peak[rank], held[rank])
+        held[rank] -= {"B": cost.saved, "I": cost.saved, "W": cost.kept}.get(action.kind, 0.0)
+    return Timeline(plan, times, tuple(peak), tuple(busy))
