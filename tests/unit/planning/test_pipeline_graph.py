@@ -9,17 +9,17 @@ import pytest
 from stepstack.planning.pipeline.graph import (
     Action,
     Chunk,
-    Module,
-    Part,
     PipelineGraph,
+    PipelineModule,
     PipelinePlan,
     PlanError,
+    SubMicrobatch,
 )
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
 from stepstack.planning.pipeline.timeline import timeline
 from stepstack.planning.timing import Link
 
-MODULES = (Module("vision", 2), Module("text", 4, reads=("vision",)))
+MODULES = (PipelineModule("vision", 2), PipelineModule("text", 4, reads=("vision",)))
 CHUNKS = (
     Chunk("vision", 0, 1, 0),
     Chunk("vision", 1, 2, 1),
@@ -27,10 +27,10 @@ CHUNKS = (
     Chunk("text", 2, 4, 1),
 )
 PARTS = (
-    Part(0, "vision", (0, 1), 8),
-    Part(0, "vision", (2,), 4),
-    Part(0, "text", (0,), 10),
-    Part(1, "text", (0,), 20),
+    SubMicrobatch(0, "vision", (0, 1), 8),
+    SubMicrobatch(0, "vision", (2,), 4),
+    SubMicrobatch(0, "text", (0,), 10),
+    SubMicrobatch(1, "text", (0,), 20),
 )
 GRAPH = PipelineGraph(MODULES, CHUNKS, PARTS)
 
@@ -91,9 +91,9 @@ def test_what_each_pass_needs():
             "vision of 2 layers: a chunk of layers 0 to 1 on rank 0 at 1",
         ),
         ({"parts": ()}, "without a microbatch"),
-        ({"parts": (Part(0, "vision", (0,), 1),)}, "microbatch 0 has items of vision, and none of text"),
-        ({"parts": (Part(0, "text", (), 1),)}, "without content"),
-        ({"parts": (Part(0, "audio", (0,), 1),)}, "there is no module audio"),
+        ({"parts": (SubMicrobatch(0, "vision", (0,), 1),)}, "microbatch 0 has items of vision, and none of text"),
+        ({"parts": (SubMicrobatch(0, "text", (), 1),)}, "without content"),
+        ({"parts": (SubMicrobatch(0, "audio", (0,), 1),)}, "there is no module audio"),
         ({"split": frozenset({9})}, r"split names chunks \[9\]"),
     ],
 )

@@ -25,7 +25,7 @@ class PlanError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class PipelineModule:
     """A chain of layers. ``reads``: modules whose outputs it takes in, those of the same microbatch."""
 
     name: str
@@ -44,8 +44,8 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Sub-microbatch: items of a microbatch that go through a module together. ``size``: the sum of their sizes."""
+class SubMicrobatch:
+    """Items of a microbatch that go through a module together. ``size``: the sum of their sizes."""
 
     microbatch: int
     module: str
@@ -72,9 +72,9 @@ class PipelineGraph:
     PlanError where modules, chunks and parts do not fit together.
     """
 
-    modules: tuple[Module, ...]
+    modules: tuple[PipelineModule, ...]
     chunks: tuple[Chunk, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[SubMicrobatch, ...]
     split: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class PipelineGraph:
             raise PlanError(f"split names chunks {outside} of {len(self.chunks)}")
         self._check_parts()
 
-    def _check_chunks(self, module: Module) -> None:
+    def _check_chunks(self, module: PipelineModule) -> None:
         at, empty = 0, f"module {module.name} of {module.layers} layers"
         for chunk in (chunk for chunk in self.chunks if chunk.module == module.name):
             if chunk.begin != at or chunk.end <= chunk.begin or chunk.rank < 0:

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from stepstack.bounds import Text
 from stepstack.config import Strict
-from stepstack.planning.pipeline.graph import Action, Chunk, Kind, Module, PipelineGraph, PlanError
+from stepstack.planning.pipeline.graph import Action, Chunk, Kind, PipelineGraph, PipelineModule, PlanError
 from stepstack.planning.timing import Link
 
 Points = Annotated[tuple[float, ...], Field(min_length=2)]
@@ -61,7 +61,7 @@ class LayerProfile(Strict):
             raise ValueError("sizes must ascend: sort the measurements")
 
     def at(self, size: float) -> PassCost:
-        """What a part of this size costs."""
+        """Costs of a part of this size."""
         points = asdict(self)
         return PassCost(*(_line(self.sizes, points[name], size) for name in PassCost._fields))
 
@@ -111,9 +111,9 @@ class PipelineProfile(Strict):
             f"{', '.join(module.name for module in self.modules)}"
         )
 
-    def graph_modules(self) -> tuple[Module, ...]:
+    def graph_modules(self) -> tuple[PipelineModule, ...]:
         """The modules as a graph has them."""
-        return tuple(Module(module.name, module.layers, module.reads) for module in self.modules)
+        return tuple(PipelineModule(module.name, module.layers, module.reads) for module in self.modules)
 
     def cost(self, chunk: Chunk, size: float) -> PassCost:
         """Costs of a part of this size through a chunk: its layers, and the ends of the module that are in it."""
