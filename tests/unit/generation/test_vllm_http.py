@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,12 @@ class Fake(ThreadingHTTPServer):
         self.asked: list[tuple[str, Any]] = []
         self.hung_up = 0
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"choices": ["answer"]}
+
+    def reload(self, folder: Path) -> None:
+        pass
 
     def posts(self, path: str) -> list[Any]:
         return [body for asked, body in self.asked if asked == path]
@@ -59,18 +66,19 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, body))
         if self.path == "/v1/completions":
-            self.complete()
+            self.complete(body)
         elif self.path == "/update_weight_version":
             self.server.version = body["new_version"]
             self.reply(200, None)
         elif self.path == "/collective_rpc":
+            self.server.reload(Path(body["kwargs"]["weights_path"]))
             self.reply(200, {})
         elif self.path == "/reset_prefix_cache":
             self.reply(200, {"success": True})
         else:
             self.reply(500, {"error": {"message": f"made to fail at {self.path}"}})
 
-    def complete(self) -> None:
+    def complete(self, body: dict[str, Any]) -> None:
         if self.server.drop:
             self.server.drop -= 1
             return
@@ -83,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.hung_up += left
             if left:
                 return
-        self.reply(200, {"choices": ["answer"]})
+        self.reply(200, self.server.answer(body))
 
     def reply(self, status: int, value: Any) -> None:
         data = b"" if value is None else json.dumps(value).encode()
