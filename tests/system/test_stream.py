@@ -243,6 +243,26 @@ def test_the_sum_on_arrival_is_the_gradient_of_ppo_in_a_piece(whole, arriving, t
     assert mine["tokens"] == theirs["tokens"]
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_groups_are_trained_as_they_end_each_of_them_once(whole, arriving, tmp_path, processes):
+    """One worker is slow, so that units end out of their order; the first step's figures are those of the units in
+    their order but for the order of sums."""
+    streamed = Streamed(copied(whole, tmp_path / "q"), *ARRIVING[1:], "stream.consume=groups")
+    with ThreadPoolExecutor() as pool:
+        trainers = pool.submit(train_ranks, streamed.run, processes, *streamed.words)
+        words = (f"launch.file={'cpu' if processes == 1 else 'cpu-ddp'}", f"launch.processes_per_node={processes}")
+        for hook in ((hooks.slow_units, 0.3), None):
+            streamed.worker(hook, words=words)
+        for ended in trainers.result():
+            ok(ended)
+    mine, theirs = rows(streamed.run), rows(arriving)
+    for name in ("actor/grad_norm", "critic/grad_norm", "actor/loss", "reward", "tokens"):
+        assert mine[1][name] == pytest.approx(theirs[1][name], rel=1e-5, abs=1e-7)
+    assert len(mine) == len(theirs)
+    lengths = jsonl.read(streamed.run / "stream" / "lengths.jsonl")
+    assert len({(row["step"], row["problem"]) for row in lengths}) == len(lengths) == 16
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_gradients_summed_on_arrival_have_the_same_bits_for_any_timing(new_run, arriving, workers):
     streamed = Streamed(new_run(), *ARRIVING)

@@ -56,10 +56,13 @@ def train(
         for step in run.steps(cfg.steps, evaluate_newest):
             with run.timer("sync"):
                 rollouts.publish(step, actor.named_weights())
-            if cfg.stream.consume == "batch":
-                train_on_batch(run, roles, rollouts, reward, step)
-            else:
-                train_on_arrival(run, roles, rollouts, reward, step)
+            match cfg.stream.consume:
+                case "batch":
+                    train_on_batch(run, roles, rollouts, reward, step)
+                case "stream":
+                    train_on_arrival(run, roles, rollouts, rollouts.units(step), reward, step)
+                case "groups":
+                    train_on_arrival(run, roles, rollouts, rollouts.groups(step), reward, step)
             rollouts.trained(step)
 
 
@@ -77,13 +80,20 @@ def train_on_batch(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, rewa
     rollouts.record("train", step, began)
 
 
-def train_on_arrival(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, reward: Reward, step: int) -> None:
-    """Sum up the gradients of each unit as it comes, in the order of the units; update once at the end."""
+def train_on_arrival(
+    run: Run[Any],
+    roles: Roles,
+    rollouts: StreamedRollouts,
+    portions: Iterator[list[Group]],
+    reward: Reward,
+    step: int,
+) -> None:
+    """Sum up the gradients of each portion of the step's groups as it comes; update once at the end."""
     cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
     scored: list[Scored] = []
     counts = {"tokens": 0.0, "rows": 0.0, "packs": 0.0}
     waiting = time.time()
-    for groups in _timed(run, rollouts.units(step)):
+    for groups in _timed(run, portions):
         rollouts.record("wait", step, waiting)
         began = time.time()
         with run.timer("reward"):
@@ -110,11 +120,11 @@ def train_on_arrival(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, re
         run.log(**actor.finish_update(denominator(cfg.policy_loss.aggregate, **counts)))
 
 
-def _timed(run: Run[Any], units: Iterator[list[Group]]) -> Iterator[list[Group]]:
-    """Units, the wait for each of which is counted as rollout."""
+def _timed(run: Run[Any], portions: Iterator[list[Group]]) -> Iterator[list[Group]]:
+    """Portions, the wait for each of which is counted as rollout."""
     while True:
         with run.timer("rollout"):
-            unit = next(units, None)
-        if unit is None:
+            groups = next(portions, None)
+        if groups is None:
             return
-        yield unit
+        yield groups

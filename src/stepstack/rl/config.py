@@ -210,7 +210,7 @@ class PpoConfig(RunConfig):
             (self.layout.orz_parity, "layout.orz_parity drops packs of the whole step: set it to false"),
         ):
             if wrong:
-                raise ValueError(f"stream.consume=stream trains on what arrives, and {why}, or consume=batch")
+                raise ValueError(f"stream.consume={stream.consume} trains on what arrives, and {why}, or consume=batch")
 
     @property
     def rollouts_per_step(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def rank_of(dispatch: StreamDispatch, source: str) -> Rank | None:
         return None
     ranker = LengthRanker.load(Path(dispatch.ranker), pretrained.load(Pretrained(path=source)))
     return lambda prompts: ranker.estimate([prompt.ids for prompt in prompts])
+
+
+def portion(ended: int, left: int, least: int) -> int:
+    """Number of the ``ended`` groups to take, of ``left`` that are not taken yet: as many as leave none, or ``least`` and
+    more."""
+    return ended if ended == left else min(ended, left - least)
 
 
 class StreamedRollouts:
@@ -124,26 +131,39 @@ class StreamedRollouts:
         """This process's groups of each unit of a step, in order, once the unit is there. EngineError, on every
         process, where one cannot be made or comes from another version than it should."""
         for number in range(self._cuts[step]):
-            groups = self._unit(step, number)
-            for rollout in (rollout for group in groups for rollout in group.rollouts):
-                if rollout.version != self.version(step):
-                    raise EngineError(
-                        f"step {step} needs rollouts of version {self.version(step)}, problem {rollout.problem.index} "
-                        f"came from {rollout.version}"
-                    )
+            groups = self._taken(step, partial(RolloutServer.unit, step=step, number=number))
             yield groups[self.run.rank :: self.run.processes]
 
-    def _unit(self, step: int, number: int) -> list[Group]:
+    def groups(self, step: int) -> Iterator[list[Group]]:
+        """This process's part of the groups of a step as they end, whichever units they are of; all processes get some
+        rows of each portion. EngineError as ``units``."""
+        rollout, known = self.cfg.rollout, set[int]()
+        least = -(-self.run.processes // rollout.sampling.n)
+        while left := rollout.prompts - len(known):
+            wanted = left if left < 2 * least else least
+            groups = self._taken(step, partial(RolloutServer.ended, step=step, known=set(known), least=wanted))
+            groups = groups[: portion(len(groups), left, least)]
+            known |= {group.prompt.problem.index for group in groups}
+            yield groups[self.run.rank :: self.run.processes]
+
+    def _taken(self, step: int, take: Callable[[RolloutServer], list[Group]]) -> list[Group]:
+        """What process 0 takes from the server, on every process."""
         groups: list[Group] = []
         why = ""
         if self.server is not None:
             try:
-                groups = self.server.unit(step, number)
+                groups = take(self.server)
             except EngineError as error:
                 why = str(error)
         groups, why = self.run.gather([(groups, why)])[0]  # a failure of process 0 must not leave the others waiting
         if why:
             raise EngineError(why)
+        for rollout in (rollout for group in groups for rollout in group.rollouts):
+            if rollout.version != self.version(step):
+                raise EngineError(
+                    f"step {step} needs rollouts of version {self.version(step)}, problem {rollout.problem.index} "
+                    f"came from {rollout.version}"
+                )
         return groups
 
     def trained(self, step: int) -> None:

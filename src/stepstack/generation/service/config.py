@@ -74,9 +74,10 @@ class StreamConfig(Strict):
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """Steps by which the policy that samples is older than the one that is trained: 0 is on-policy; at 1 the rollouts
     of a step are made while the step before it is trained."""
-    consume: Literal["batch", "stream"] = "batch"
+    consume: Literal["batch", "stream", "groups"] = "batch"
     """How rollouts are taken: batch waits for a whole step and trains as PPO does, bit for bit; stream scores,
-    annotates and sums up gradients as units of work arrive, in their order, and updates once at the end."""
+    annotates and sums up gradients as units of work arrive, in their order, and updates once at the end; groups does so
+    with each group as it ends, which is the fastest, and whose last bits depend on which ends first."""
     uncorrected: bool = False
     """Whether staleness 1 may do without policy_loss.is_cap, which weighs tokens by trainer and sampler probability."""
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] = 2

@@ -135,11 +135,16 @@ class RolloutServer:
             found = self._once(lambda: self.buffer.unit(step, number))
             return [self._group(step, facts, arrays) for facts, arrays in found]
 
-    def ended(self, step: int, known: Collection[int] = ()) -> list[Group]:
-        """The groups of a step that have ended, of other problems than ``known``, once there is one, whichever unit it
-        is of. EngineError as ``unit``."""
+    def ended(self, step: int, known: Collection[int] = (), least: int = 1) -> list[Group]:
+        """The groups of a step that have ended, of other problems than ``known``, once there are ``least``, whichever
+        units they are of. EngineError as ``unit``."""
+
+        def look() -> list[tuple[dict, dict]] | None:
+            new = [group for problem, group in self.buffer.ended(step).items() if problem not in known]
+            return new if len(new) >= least else None
+
         with self._changed:
-            found = self._once(lambda: [one for at, one in self.buffer.ended(step).items() if at not in known] or None)
+            found = self._once(look)
             return [self._group(step, facts, arrays) for facts, arrays in found]
 
     def _once(self, look: Callable[[], list[tuple[dict, dict]] | None]) -> list[tuple[dict, dict]]:
