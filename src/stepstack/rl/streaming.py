@@ -147,7 +147,7 @@ class StreamedRollouts:
             yield groups[self.run.rank :: self.run.processes]
 
     def _taken(self, step: int, take: Callable[[RolloutServer], list[Group]]) -> list[Group]:
-        """What process 0 takes from the server, on every process."""
+        """Groups that process 0 takes from the server, on every process."""
         groups: list[Group] = []
         why = ""
         if self.server is not None:
