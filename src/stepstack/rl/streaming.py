@@ -64,8 +64,8 @@ def rank_of(dispatch: StreamDispatch, source: str) -> Rank | None:
 
 
 def portion(ended: int, left: int, least: int) -> int:
-    """Number of the ``ended`` groups to take, of ``left`` that are not taken yet: as many as leave none, or ``least`` and
-    more."""
+    """Number of the ``ended`` groups to take, of ``left`` that are not taken yet: as many as leave none, or ``least``
+    and more."""
     return ended if ended == left else min(ended, left - least)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evals.tables import bench_stream_cores
+from stepstack.report.provenance import provenance
 
 
 def test_ratio_and_bound_by_hand():
@@ -13,6 +14,5 @@ def test_ratio_and_bound_by_hand():
         for way, (step, rollout) in ways.items()
         for number in range(2)
     ]
-    provenance = {"commit": "c", "date": "d", "host": {"cpu": "x"}}
-    table = bench_stream_cores.table_of({"rows": rows, "steps": 3, "provenance": provenance})
+    table = bench_stream_cores.table_of({"rows": rows, "steps": 3, "provenance": provenance()})
     assert table.rows == [("PPO", "8.00", "5.00", "6.25", "25%", "0.80 ± 0.00", "0.67")]
