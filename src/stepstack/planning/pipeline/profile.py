@@ -86,6 +86,8 @@ class ModuleProfile(Strict):
     """Bytes that a chunk sends to the next one for each unit of size."""
     output_bytes: NonNegativeFloat = 0.0
     """Bytes that its last chunk sends to modules that read it for each unit of size."""
+    layer_parameters: NonNegativeFloat = 0.0
+    """Parameters of a layer, by which static pipelines may be cut; 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
