@@ -17,6 +17,7 @@ from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.types import Sampling
 from stepstack.harness.config import ServedJudge
 from stepstack.models.vision.config import PretrainedVl
+from stepstack.planning.pipeline.training import PipelineConfig
 from stepstack.rl.config import Grpo, PpoConfig, RolloutConfig
 from stepstack.tuning.config import DpoStage, SftStage, tuning_footprint
 
@@ -100,6 +101,8 @@ class Sft(SftStage):
     """Share of the updates, the first ones, that are about listing figures alone."""
     label_noise: LabelNoise = LabelNoise()
     """Errors of the references that are trained on."""
+    pipeline: PipelineConfig | None = None
+    """Cut of the model over the ranks of a pipeline; null: every process has all of it, or a shard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from recipes.mdocsum.model import load_model, placed_at
 from recipes.mdocsum.pairs import gold_rows, load_pairs, row
 from recipes.mdocsum.reward import make_metric
 from stepstack.batching.pairs import Pair, pair_minibatch
+from stepstack.batching.pipelined import trainable_of
 from stepstack.batching.reference import start_copy, with_reference
 from stepstack.batching.stream import RowStream
 from stepstack.core.run import Run, stage
@@ -55,9 +56,10 @@ def fit_lessons(
     """Instruction tuning on the training papers."""
     papers = [prompt.problem.meta["document"] for prompt in prompts.train]
     steps = kind.updates(len(papers))
-    policy = run.trainable("policy", VisionPolicy(lm, processor.patcher, processor.banned), kind.policy, steps)
-    begin(policy)
     rows = lesson_rows(run.config, kind, papers, processor, steps)
+    vision = VisionPolicy(lm, processor.patcher, processor.banned)
+    policy = trainable_of(run, "policy", vision, kind.policy, steps, kind.pipeline, rows, run.config.layout)
+    begin(policy)
     evaluate = None if select is None else partial(select, policy)
     supervised.train(run, policy=policy, rows=rows, steps=steps, layout=run.config.layout, evaluate=evaluate)
     return policy

@@ -18,6 +18,7 @@ from stepstack.config import ROOT, ConfigError, Footprint, Strict
 from stepstack.core.config import Muon, Optim, Schedule
 from stepstack.harness.config import TaskData
 from stepstack.models.vision.config import PretrainedVl
+from stepstack.planning.pipeline.training import PipelineConfig
 from stepstack.rl.config import FileReward, PpoConfig
 
 
@@ -122,6 +123,8 @@ class TinyVl(Strict):
     """Optimizer of the SFT."""
     label_noise: LabelNoise = LabelNoise()
     """Errors of the demonstrations."""
+    pipeline: PipelineConfig | None = None
+    """Cut of the model over the ranks of a pipeline in the SFT; null: every process has all of it."""
 
     def model_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Scenes are not resized."""

@@ -21,8 +21,8 @@ from data.media.images import Record
 from recipes.perception.config import Config, LabelNoise, TinyVl
 from recipes.perception.data import load_prompts
 from recipes.perception.prompt import encode
+from stepstack.batching.pipelined import trainable_of
 from stepstack.batching.rows import Row
-from stepstack.config import Save
 from stepstack.core import hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
@@ -128,7 +128,7 @@ def tokenizer(thinking: bool = False) -> Qwen2Tokenizer:
 def build_base(run: Run[Config], cfg: TinyVl, out: Path) -> None:
     """The base model of a run, made in ``out`` by a stage of the run, or found there finished."""
     if not out.is_dir():
-        _train(stage(run, "base", eval_every=0, save=Save(every=200, keep=1)), cfg, out)
+        _train(stage(run, "base", eval_every=0), cfg, out)
 
 
 def untrained(cfg: TinyVl, seed: int, thinking: bool = False) -> tuple[PreTrainedModel, Processor]:
@@ -144,12 +144,6 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
 
     thinking = run.config.prompt.thinking
     lm, processor = untrained(cfg, run.config.seed, thinking)
-    policy = run.trainable(
-        "policy",
-        VisionPolicy(lm, processor.patcher, processor.banned),
-        TrainableConfig(optim=cfg.optim),
-        total_updates=cfg.steps,
-    )
     prompts = load_prompts(run.config, processor).train
     end = processor.tokenizer.get_vocab()["<|im_end|>"]
 
@@ -162,7 +156,12 @@ def _train(run: Run[Config], cfg: TinyVl, out: Path) -> None:
             batch.append(Row(place, prompt.ids, (*ids, end), pictures=prompt.pictures))
         return batch
 
-    supervised.train(run, policy=policy, rows=rows, steps=cfg.steps, layout=run.config.layout)
+    layout = run.config.layout
+    vision = VisionPolicy(lm, processor.patcher, processor.banned)
+    policy = trainable_of(
+        run, "policy", vision, TrainableConfig(optim=cfg.optim), cfg.steps, cfg.pipeline, rows=rows, layout=layout
+    )
+    supervised.train(run, policy=policy, rows=rows, steps=cfg.steps, layout=layout)
     run.export("policy", out, processor)
     run.finish()
 

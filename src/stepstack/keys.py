@@ -132,7 +132,7 @@ def describe(hint: Any) -> str:
         if Ellipsis in arguments:
             return f"list of {one}"
         return f"{len(elements)} x {one}" if len(set(elements)) == 1 else f"[{', '.join(elements)}]"
-    if origin is dict or dataclasses.is_dataclass(hint):
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint):
         return "map"
     return NAMES[hint]
 

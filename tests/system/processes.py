@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,11 @@ def train(run: Path, *words: str, **how: Any) -> Ended:
     return stepstack(run, *words, **how).wait()
 
 
-def train_ranks(run: Path, count: int, *words: str, **how: Any) -> list[Ended]:
-    """The same in ``count`` processes with the environment that torchrun gives them. ``how``: as of ``stepstack``."""
+def train_ranks(
+    run: Path, count: int, *words: str, rank_hooks: Mapping[int, Sequence[tuple]] = {}, **how: Any
+) -> list[Ended]:
+    """The same in ``count`` processes with the environment that torchrun gives them. ``rank_hooks``: hooks of single
+    processes; ``how``: as of ``stepstack``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -124,7 +127,12 @@ def train_ranks(run: Path, count: int, *words: str, **how: Any) -> list[Ended]:
     shared |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     words = ("launch.file=cpu-ddp", f"launch.processes_per_node={count}", *words)
     ranks = [
-        stepstack(run, *words, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **how)
+        stepstack(
+            run,
+            *words,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            **how | {"hooks": (*how.get("hooks", ()), *rank_hooks.get(rank, ()))},
+        )
         for rank in range(count)
     ]
     return [rank.wait() for rank in ranks]

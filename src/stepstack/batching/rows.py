@@ -107,6 +107,12 @@ def chunk_of(size: int, count: int, seed: int) -> list[int]:
     return part
 
 
+def share_of(rows: Sequence[Row], process: int, processes: int) -> list[Row]:
+    """The rows of a batch that a process trains, balanced by length."""
+    owner = owners([len(row) for row in rows], [0] * len(rows), processes)
+    return [row for row, at in zip(rows, owner, strict=True) if at == process]
+
+
 def owners(lengths: Sequence[int], chunks: Sequence[int], processes: int) -> list[int]:
     """The process of each row: longest first onto the least loaded one, chunk by chunk, so that every process has
     about the same tokens in each chunk (and so nearly the same in unions of chunks)."""

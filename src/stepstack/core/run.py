@@ -36,6 +36,7 @@ from stepstack.report import jsonl
 
 C = TypeVar("C", bound=RunConfig)
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T", bound=Trainable)
 log = logging.getLogger(__name__)
 
 
@@ -142,9 +143,12 @@ class Run(Generic[C]):
 
     def trainable(self, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int) -> Trainable:
         """Place one role and make its optimizers."""
-        role_trainable = Trainable(self, role, module, cfg, total_updates)
-        self.trainables[role] = role_trainable
-        return role_trainable
+        return self.add(Trainable(self, role, module, cfg, total_updates))
+
+    def add(self, trainable: T) -> T:
+        """Have a role in the run: in its checkpoints, rows and exports."""
+        self.trainables[trainable.role] = trainable
+        return trainable
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of any role drops out in training."""

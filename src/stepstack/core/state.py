@@ -51,6 +51,11 @@ def state_of(trainable: Trainable) -> dict[str, Any]:
     return state
 
 
+def _in_part(trainable: Trainable, state: dict[str, Any]) -> dict[str, Any]:
+    """The state under the name of the part of the role that this process has."""
+    return {trainable.part: state} if trainable.part else state
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """State dict of a module without the second names of tied weights."""
     once = dict(module.named_parameters())
@@ -68,7 +73,11 @@ def check_format(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def save(trainable: Trainable, folder: Path) -> None:
     """Every process calls it."""
-    dcp.save(state_of(trainable), storage_writer=dcp.FileSystemWriter(folder), no_dist=not dist.is_initialized())
+    dcp.save(
+        _in_part(trainable, state_of(trainable)),
+        storage_writer=dcp.FileSystemWriter(folder),
+        no_dist=not dist.is_initialized(),
+    )
 
 
 def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | None) -> Future[Any]:
@@ -76,7 +85,7 @@ def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | No
 
     ``group``: all processes over gloo, and nothing else is exchanged in it meanwhile; None for one process."""
     written = dcp.async_save(
-        state_of(trainable),
+        _in_part(trainable, state_of(trainable)),
         storage_writer=dcp.FileSystemWriter(folder),
         process_group=group,
         no_dist=group is None,
@@ -87,7 +96,8 @@ def begin_save(trainable: Trainable, folder: Path, group: dist.ProcessGroup | No
 
 def load(trainable: Trainable, folder: Path) -> None:
     """Put a saved state into a role, in place. Every process calls it; there may be more or fewer than wrote it."""
-    names = stored.CheckpointReader(folder).read_metadata().state_dict_metadata
+    written = stored.CheckpointReader(folder).read_metadata().state_dict_metadata
+    names = [name.removeprefix(f"{trainable.part}.") for name in written if name.startswith(trainable.part)]
     state: dict[str, Any] = {WEIGHTS: weights(trainable.unwrapped), OPTIMIZERS: {}}
     for i, optimizer in enumerate(trainable.optimizers):
         if any(name.startswith(f"{OPTIMIZERS}.{i}.") for name in names):
@@ -98,7 +108,7 @@ def load(trainable: Trainable, folder: Path) -> None:
             state[OPTIMIZERS][str(i)] = fresh
     if trainable.ema is not None:
         state[AVERAGE] = trainable.ema.state()
-    stored.load(state, folder, no_dist=not dist.is_initialized())
+    stored.load(_in_part(trainable, state), folder, no_dist=not dist.is_initialized())
     for i, saved in state[OPTIMIZERS].items():
         set_optimizer_state_dict(
             trainable.unwrapped, trainable.optimizers[int(i)], saved, options=StateDictOptions(strict=False)

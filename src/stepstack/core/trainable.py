@@ -32,7 +32,11 @@ class NonFiniteGradient(FloatingPointError):
 
 
 class Trainable:
-    """Made by ``Run.trainable``. ``updates`` counts optimizer steps and drives the schedule."""
+    """Made by ``Run.trainable``. ``updates`` counts optimizer steps and drives the schedule. ``part`` names what this
+    process has of a role that is in parts, as a checkpoint has them; empty where every process has all of it, or a
+    shard of every weight."""
+
+    part = ""
 
     def __init__(self, run: Run, role: str, module: nn.Module, cfg: TrainableConfig, total_updates: int):
         self.run, self.role, self.cfg, self.total_updates = run, role, cfg, total_updates
@@ -46,7 +50,7 @@ class Trainable:
             hf.enable_gradient_checkpointing(body)
         self.size = sum(p.numel() for p in module.parameters())
         self.optim = resolve_optimizer(cfg.optim, run.config.scale)
-        self.module = run.placed(module.train(), role)
+        self.module = self._placed(module.train())
         self.unwrapped = run.accelerator.unwrap_model(self.module)
         # Made last, on the parameters that are trained: under FSDP these are new ones.
         self.optimizers = optimizers(self.unwrapped, self.optim)
@@ -54,6 +58,9 @@ class Trainable:
         self._check_optimizers()
         self._check_types()
         self.ema = Ema(self.parameters, cfg.ema) if cfg.ema else None
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return self.run.placed(module, self.role)
 
     def _check_optimizers(self) -> None:
         """Every trained parameter must be in exactly one optimizer; one that is in none would never learn, unseen."""
@@ -176,7 +183,7 @@ class Trainable:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        size = clip_gradients(self.parameters, self.cfg.clip)
+        size = self._clip()
         if math.isfinite(size) and math.isfinite(loss):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -192,6 +199,10 @@ class Trainable:
         if self.skipped_in_a_row >= max(1, self.run.config.max_skipped):
             raise self._not_finite()
         return {"grad_norm": size}
+
+    def _clip(self) -> float:
+        """Clip the gradients; their norm before, the same on every process."""
+        return clip_gradients(self.parameters, self.cfg.clip)
 
     def _not_finite(self) -> NonFiniteGradient:
         return NonFiniteGradient(

@@ -10,8 +10,9 @@ from torch import nn
 from stepstack.batching.collate import TokenMicroBatch
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.leaks import refuse_leaks
-from stepstack.batching.minibatch import minibatches
-from stepstack.batching.rows import Batch, Row, owners
+from stepstack.batching.minibatch import Minibatch, minibatches
+from stepstack.batching.pipelined import PipelinedTrainable, PlannedBatches
+from stepstack.batching.rows import Batch, Row, share_of
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
@@ -54,17 +55,26 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     loss: Loss = likelihood,
 ) -> None:
-    """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its part."""
-    refuse_leaks(run, policy, layout)
+    """``rows(step)`` gives the whole batch of a step, the same on every process; each takes its part. A policy in a
+    pipeline (``batching.pipelined``) learns by a plan for each batch."""
+    batches = batches_of(run, policy, rows, layout, steps)
     for step in run.steps(steps, evaluate):
-        batch = local_batch(run, rows(step), seed=step)
-        [minibatch] = minibatches(run, batch, 1, layout)
+        minibatch = batches(step)
         with run.timer("policy"):
             metrics = policy.update(minibatch.micros, loss, minibatch.tokens)
         run.log(**metrics, loss=metrics["policy/loss"], tokens=minibatch.tokens)
 
 
+def batches_of(
+    run: Run, policy: Trainable, rows: Callable[[int], list[Row]], layout: BatchLayout, steps: int
+) -> Callable[[int], Minibatch]:
+    """The micro-batches of this process by step. ConfigError for packed rows that would see each other."""
+    if isinstance(policy, PipelinedTrainable):
+        return PlannedBatches(run, policy, rows, layout, steps)
+    refuse_leaks(run, policy, layout)
+    return lambda step: minibatches(run, local_batch(run, rows(step), seed=step), 1, layout)[0]
+
+
 def local_batch(run: Run, rows: list[Row], seed: int) -> Batch:
     """This process's rows, balanced by length."""
-    owner = owners([len(row) for row in rows], [0] * len(rows), run.processes)
-    return Batch([row for row, rank in zip(rows, owner, strict=True) if rank == run.rank], len(rows), seed)
+    return Batch(share_of(rows, run.rank, run.processes), len(rows), seed)

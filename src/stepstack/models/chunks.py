@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from stepstack.models.dropout import active_dropout
 from stepstack.models.lm.policy import Policy
 from stepstack.models.vision.policy import FAMILIES, VisionPolicy, by_row, distinct, tower_inputs
 from stepstack.planning.pipeline.graph import Chunk, PipelineGraph, PipelineModule, PlanError, SubMicrobatch
+from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
 from stepstack.records import Picture
 
 TEXT_FAMILIES = ("llama", "qwen2", "qwen3")
@@ -323,3 +324,35 @@ def _empty(policy: Policy, held: Any) -> None:
                 setattr(parent, name, nn.Identity())
 
     walk(policy)
+
+
+def flops_profile(policy: Policy) -> PipelineProfile:
+    """Seconds in proportion to floating-point operations, 2 a parameter and unit of size in a forward pass and as many
+    again for each gradient, as if at 1 TFLOP/s. It holds no bytes and no link."""
+    lm = policy.lm
+    text = _text(policy)
+    layer, head = _parameters(text.layers[0]), lm.get_output_embeddings().weight.numel()
+    modules = [ModuleProfile(name="text", layers=len(text.layers), layer=_flops(layer), exit=_flops(head))]
+    if isinstance(policy, VisionPolicy):
+        tower, merge = lm.model.visual, policy.patcher.merge**2
+        vision = ModuleProfile(
+            name="vision",
+            layers=len(tower.blocks),
+            layer=_flops(_parameters(tower.blocks[0])),
+            entry=_flops(_parameters(tower.patch_embed)),
+            exit=_flops(_parameters(tower.merger) / merge),  # it sees a unit for so many patches
+        )
+        modules = [vision, replace(modules[0], reads=("vision",))]
+    kind = policy.config.model_type
+    return PipelineProfile(model=kind, device="by numbers of parameters", modules=tuple(modules))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flops(parameters: float) -> LayerProfile:
+    once, none = (0.0, 2e-12 * parameters), (0.0, 0.0)
+    return LayerProfile(
+        sizes=(0, 1), forward=once, backward=(0.0, 2 * once[1]), input=once, weight=once, saved=none, kept=none
+    )

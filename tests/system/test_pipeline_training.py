@@ -1,0 +1,108 @@
+"""SFT of a vision-language model over the ranks of a pipeline: the weights of one process, resumed bit for bit."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepstack.report import jsonl
+from tests.system import hooks
+from tests.system.processes import CLOCK, Ended, ok, stepstack, train_ranks
+
+CONFIG = "perception-tiny-pipeline"
+SMALL = (
+    *("steps=1", "eval_every=0", "trackers=[]", "evals=[]", "save.every=2"),
+    *("model.steps=5", "model.batch=6", "model.hidden=48", "model.layers=2", "model.intermediate=64"),
+    *("model.tower=32", "data.train=40", "data.select=4", "data.test=4", "layout.max_tokens=64"),
+    *("rollout.prompts=4", "rollout.sampling.n=4", "rollout.sampling.max_tokens=8"),
+    "model.optim={type: adamw, lr: 1e-3, eps: 1e-3}",  # smooth in the gradients, see processes.SMOOTH
+)
+
+
+def pipelined(run: Path, count: int, *words: str, **how) -> list[Ended]:
+    return train_ranks(run, count, *SMALL, *words, config=CONFIG, **how)
+
+
+def base(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "base" / "model" / "model.safetensors")
+
+
+def stage_rows(run: Path) -> list[dict]:
+    read = jsonl.read(run / "base" / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith((*CLOCK, "pipeline/plan_s"))} for row in read]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """One process, without a pipeline."""
+    run = tmp_path_factory.mktemp("whole") / "q"
+    words = ("model.pipeline=null", "launch.file=cpu", "launch.processes_per_node=1")
+    ok(stepstack(run, *SMALL, *words, config=CONFIG).wait())
+    return run
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> Path:
+    """Two ranks, with a checkpoint at each step of the stage."""
+    run = tmp_path_factory.mktemp("halves") / "q"
+    for ended in pipelined(run, 2):
+        ok(ended)
+    return run
+
+
+def alike(run: Path, whole: Path) -> None:
+    ours, theirs = base(run), base(whole)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(
+            value, theirs[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for mine, other in zip(stage_rows(run), stage_rows(whole), strict=True):
+        assert mine["tokens"] == other["tokens"]
+        for name in ("loss", "policy/grad_norm", "policy/entropy"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_two_ranks_learn_the_weights_of_one_process_and_go_on_to_grpo(whole, halves):
+    alike(halves, whole)
+    assert jsonl.read(halves / "metrics.jsonl")[-1]["step"] == 1
+    assert [row["pipeline/microbatches"] for row in stage_rows(halves)] == [3.0] * 5
+
+
+def test_two_pipelines_of_two_ranks_share_the_rows(whole, tmp_path):
+    for ended in pipelined(tmp_path / "q", 4):
+        ok(ended)
+    alike(tmp_path / "q", whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others_and_the_run_resumes_bit_for_bit(halves, tmp_path, rank):
+    run = tmp_path / "q"
+    killed = (hooks.signal_in_folder, "base", 3, signal.SIGKILL)
+    for ended in pipelined(run, 2, rank_hooks={rank: [killed]}):
+        assert ended.code != 0
+    for ended in pipelined(run, 2):
+        ok(ended)
+    ours, theirs = base(run), base(halves)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert stage_rows(run) == stage_rows(halves)
+
+
+def test_another_number_of_ranks_is_refused_at_resume(tmp_path):
+    run = tmp_path / "q"
+    killed = (hooks.signal_in_folder, "base", 3, signal.SIGKILL)
+    pipelined(run, 2, rank_hooks={0: [killed]})
+    refused = pipelined(run, 4, "model.pipeline.ranks=4", "model.layers=2")
+    assert any("model.pipeline.ranks: 2 -> 4" in ended.err for ended in refused)
+    assert all(ended.code != 0 for ended in refused)
+
+
+def test_processes_that_the_ranks_do_not_divide_are_one_error(tmp_path):
+    [ended] = [
+        stepstack(tmp_path / "q", *SMALL, "launch.file=cpu", "launch.processes_per_node=1", config=CONFIG).wait()
+    ]
+    assert "pipeline.ranks=2 does not divide the 1 processes of this run" in ended.err
