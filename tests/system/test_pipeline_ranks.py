@@ -11,7 +11,7 @@ import torch
 from stepstack.loops.supervised import likelihood
 from stepstack.models.chunks import cut, policy_modules
 from stepstack.parallel.pipeline import Pipeline
-from tests import pipeline_policies as pipelines
+from tests import pipelines
 from tests.system.ranks import run
 
 

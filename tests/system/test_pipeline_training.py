@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stepstack.planning.pipeline.timeline import recorded
 from stepstack.report import jsonl
 from tests.system import hooks
 from tests.system.processes import CLOCK, Ended, ok, stepstack, train_ranks
@@ -33,7 +34,10 @@ def base(run: Path) -> dict[str, torch.Tensor]:
 
 def stage_rows(run: Path) -> list[dict]:
     read = jsonl.read(run / "base" / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith((*CLOCK, "pipeline/plan_s"))} for row in read]
+    return [
+        {k: v for k, v in row.items() if not k.startswith((*CLOCK, "pipeline/plan_s", "pipeline/bubble"))}
+        for row in read
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,17 @@ def test_two_ranks_learn_the_weights_of_one_process_and_go_on_to_grpo(whole, hal
     alike(halves, whole)
     assert jsonl.read(halves / "metrics.jsonl")[-1]["step"] == 1
     assert [row["pipeline/microbatches"] for row in stage_rows(halves)] == [3.0] * 5
+
+
+def test_the_times_of_the_last_batchs_passes_are_kept(halves):
+    kept = jsonl.read_json(halves / "base" / "pipeline.json", "measured", "simulated")
+    measured, simulated = recorded(kept["measured"]), recorded(kept["simulated"])
+    assert (kept["step"], measured.plan.digest) == (4, simulated.plan.digest)
+    assert set(measured.times) == set(measured.plan.graph.actions)
+    for action, (begin, _) in measured.times.items():
+        for source in measured.plan.graph.needs(action):  # clocks of ranks begin together, but for a message's time
+            assert measured.times[source][1] <= begin + 0.05, (source, action)
+    assert 0 < measured.bubble < 1
 
 
 def test_two_pipelines_of_two_ranks_share_the_rows(whole, tmp_path):

@@ -32,9 +32,13 @@ from stepstack.parallel.pipeline import Pipeline, place
 from stepstack.planning.pipeline.graph import PipelineBatch, PipelinePlan, PlanError
 from stepstack.planning.pipeline.job import choose_cut, plan_batch
 from stepstack.planning.pipeline.profile import PipelineProfile
+from stepstack.planning.pipeline.timeline import Timeline, measured, timeline
 from stepstack.planning.pipeline.training import PipelineConfig
+from stepstack.report import jsonl
 
 Rows = Callable[[int], list[Row]]  # the whole batch of a step, the same on every process
+PASSES = "pipeline.json"  # in a run's folder: the passes of the newest batch that was kept
+RECORD_EVERY = 50  # updates
 SAMPLES = 4  # batches by which the cut is chosen
 
 
@@ -118,6 +122,8 @@ class PipelinedTrainable(Trainable):
         found = self.pipeline.step(plan, micros, loss, 1.0 / denominator, autocast=self.run.accelerator.autocast)
         del self._plans[repr(self._sizes(micros))]
         self.pipeline.reduce_gradients()
+        if self.replica == 0:
+            self._record(measured(plan, found.clock))
         means = {name: value if name.endswith("_max") else value / found.count for name, value in found.sums.items()}
         return means | {"loss": found.sums["loss"] / denominator}, found.work
 
@@ -126,6 +132,14 @@ class PipelinedTrainable(Trainable):
         if self.cfg.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.cfg.clip, torch.tensor(norm))
         return norm
+
+    def _record(self, passes: Timeline) -> None:
+        """Log what the ranks waited; now and then, and at the end, keep the times of all passes for the report."""
+        self.run.log(**{"pipeline/bubble": passes.bubble})
+        if self.run.is_main and (self.updates % RECORD_EVERY == 0 or self.updates + 1 == self.total_updates):
+            simulated = timeline(passes.plan, self.profile)
+            rows = {"step": self.run.step, "measured": passes.record(), "simulated": simulated.record()}
+            jsonl.write_json_atomic(self.run.dir / PASSES, rows)
 
     def _sum_up(self, *arguments: Any) -> tuple[float, float]:
         raise RuntimeError(f"{self.role}: a policy in a pipeline learns whole batches, whose plan is one")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
@@ -14,6 +14,7 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 
 from stepstack.models.chunks import TensorSpec, TokenInputs
 from stepstack.parallel.channels import Channels, PipelineMessage, Routes, Wire, meet
+from stepstack.parallel.clock import PassClock
 from stepstack.parallel.pace import PassPace
 from stepstack.planning.pipeline.graph import Action, PipelinePlan, SubMicrobatch
 
@@ -47,6 +48,7 @@ class HeldChunk(Protocol):
     """A chunk of ``models.chunks``."""
 
     trained: list[torch.nn.Parameter]
+    twice: list[torch.nn.Parameter]
 
     def __call__(self, micro: Any, part: SubMicrobatch, inputs: Sequence[tuple[SubMicrobatch, Tensor]]) -> Tensor: ...
 
@@ -113,6 +115,7 @@ class Passes:
         self.saved: dict[tuple[int, int], Saved] = {}
         self.losses: dict[int, LossSums] = {}
         self.failure: Failure | None = None
+        self.clock = PassClock(self.device)
         with self.autocast():  # types of messages depend on it
             self.shapes = {
                 (chunk, number): self.chunks.message(chunk, self.micros[part.microbatch], part)
@@ -128,6 +131,7 @@ class Passes:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def run(self) -> None:
+        self.clock = PassClock(self.device)
         channels = Channels(self.routes, self.chunks.rank, self.wire, self.empty)
         place = {action: number for number, action in enumerate(self.plan.in_time())}
         for action in self.plan.order[self.chunks.rank]:
@@ -153,6 +157,7 @@ class Passes:
             self.failure = Failure(place, f"{what}: {type(error).__name__}: {error}", error)
 
     def _paced(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:
+        self.clock.begin()
         if self.pace is not None:
             self.pace.begin()
         match action.kind:
@@ -164,6 +169,7 @@ class Passes:
                 made = self._backward(action, taken)
         if self.pace is not None:
             self.pace.end(action)
+        self.clock.end(action)
         return made
 
     def _forward(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:
@@ -201,8 +207,10 @@ class Passes:
         if action.kind == "B":
             torch.autograd.backward(saved.output, grad)
         elif leaves:
-            trained = iter(self.chunks.held[action.chunk].trained)
-            _, saved.groups = stage_backward_input([saved.output], [grad], leaves, trained)
+            # A parameter with two uses, of which one is behind the other, is no case for torch's split: it gets its
+            # gradient here, as an input.
+            chunk = self.chunks.held[action.chunk]
+            _, saved.groups = stage_backward_input([saved.output], [grad], [*leaves, *chunk.twice], _once(chunk))
         else:
             saved.grad = grad  # nobody waits for a gradient: W makes all
         made = {
@@ -223,5 +231,10 @@ class Passes:
             if saved.groups is None:
                 torch.autograd.backward(saved.output, saved.grad)
             else:
-                stage_backward_weight(iter(self.chunks.held[action.chunk].trained), saved.groups)
+                stage_backward_weight(_once(self.chunks.held[action.chunk]), saved.groups)
         return {}
+
+
+def _once(chunk: HeldChunk) -> Iterator[torch.nn.Parameter]:
+    twice = {id(parameter) for parameter in chunk.twice}
+    return (parameter for parameter in chunk.trained if id(parameter) not in twice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from stepstack.models.chunks import Cut
 from stepstack.parallel.channels import Pair, Transfer
 from stepstack.parallel.pace import PassPace
 from stepstack.parallel.passes import Loss, LossSums, Passes
-from stepstack.planning.pipeline.graph import PipelinePlan
+from stepstack.planning.pipeline.graph import Action, PipelinePlan
 
 TIMEOUT = 600.0  # seconds that a rank waits for another
 
@@ -30,11 +30,13 @@ class PipelineError(RuntimeError):
 @dataclass(frozen=True)
 class BatchSums:
     """Sums over all microbatches and replicas, of "loss" and of the loss's metrics; those whose names end in _max are
-    maxima. ``count`` and ``work`` as in ``core.types.LossOut``."""
+    maxima. ``count`` and ``work`` as in ``core.types.LossOut``. ``clock``: seconds (begin, end) of each pass of the
+    first replica, from the start of the batch on its rank."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
     count: float = 0.0
     work: float = 0.0
+    clock: Mapping[Action, tuple[float, float]] = field(default_factory=dict)
 
 
 def place(process: int, replicas: int) -> tuple[int, int]:
@@ -148,7 +150,8 @@ class Pipeline:
         failure = passes.failure
         own = (failure.place, failure.text) if failure else None
         try:
-            found = self._gather((own, _summed(passes.losses)))
+            clock = passes.clock.times() if self.replica == 0 and failure is None else {}
+            found = self._gather((own, replace(_summed(passes.losses), clock=clock)))
         except RuntimeError as lost:
             text = failure.text if failure else f"it lost the other ranks at the end of a batch: {lost}"
             raise PipelineError(f"rank {self.process} failed: {text}") from (failure.error if failure else lost)
@@ -272,4 +275,5 @@ def _joined(parts: Sequence[BatchSums]) -> BatchSums:
     for part in parts:
         for name, value in part.sums.items():
             sums[name] = _add(name, sums[name], value) if name in sums else value
-    return BatchSums(sums, sum(part.count for part in parts), sum(part.work for part in parts))
+    clock = {action: times for part in parts for action, times in part.clock.items()}
+    return BatchSums(sums, sum(part.count for part in parts), sum(part.work for part in parts), clock)

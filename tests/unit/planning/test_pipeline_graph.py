@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,8 @@ from stepstack.planning.pipeline.graph import (
     SubMicrobatch,
 )
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
-from stepstack.planning.pipeline.timeline import timeline
+from stepstack.planning.pipeline.schedule import dual_queue
+from stepstack.planning.pipeline.timeline import recorded, timeline
 from stepstack.planning.timing import Link
 
 MODULES = (PipelineModule("vision", 2), PipelineModule("text", 4, reads=("vision",)))
@@ -140,6 +142,12 @@ def test_the_clock_by_hand():
     assert found.makespan == max(end for _, end in found.times.values())
     assert found.bubble == pytest.approx(1 - sum(found.busy) / 2 / found.makespan)
     assert found.peak_bytes == (8 + 4 + 40 + 20, 8 + 4 + 60)  # the exit keeps as much as a layer
+
+
+def test_a_timeline_comes_back_from_json():
+    split = PipelineGraph(MODULES, CHUNKS, PARTS, frozenset({3}))
+    found = timeline(dual_queue(split, PROFILE), PROFILE)
+    assert recorded(json.loads(json.dumps(found.record()))) == found
 
 
 def test_a_link_takes_its_time_between_ranks_alone():

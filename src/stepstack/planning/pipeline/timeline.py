@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from stepstack.planning.pipeline.graph import Action, PipelineGraph, PipelinePlan
+from stepstack.planning.pipeline.graph import Action, Chunk, PipelineGraph, PipelineModule, PipelinePlan, SubMicrobatch
 from stepstack.planning.pipeline.profile import PassCost, PipelineProfile
 
 
@@ -28,6 +29,38 @@ class Timeline:
     def bubble(self) -> float:
         """Share of all ranks' time in which they wait."""
         return 1.0 - sum(self.busy) / (self.makespan * len(self.busy))
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON values, which ``recorded`` reads."""
+        graph = self.plan.graph
+        return {
+            "modules": [asdict(one) for one in graph.modules],
+            "chunks": [asdict(one) for one in graph.chunks],
+            "parts": [asdict(one) for one in graph.parts],
+            "split": sorted(graph.split),
+            "passes": [[[*action, *self.times[action]] for action in actions] for actions in self.plan.order],
+            "peak_bytes": list(self.peak_bytes),
+        }
+
+
+def measured(plan: PipelinePlan, times: Mapping[Action, tuple[float, float]]) -> Timeline:
+    """Timeline of passes that were carried out, whose bytes nobody counted."""
+    busy = [sum(times[action][1] - times[action][0] for action in actions) for actions in plan.order]
+    return Timeline(plan, times, (0.0,) * len(busy), tuple(busy))
+
+
+def recorded(values: Mapping[str, Any]) -> Timeline:
+    """The timeline of which ``record`` made these values."""
+    graph = PipelineGraph(
+        tuple(PipelineModule(**{**one, "reads": tuple(one["reads"])}) for one in values["modules"]),
+        tuple(Chunk(**one) for one in values["chunks"]),
+        tuple(SubMicrobatch(**{**one, "items": tuple(one["items"])}) for one in values["parts"]),
+        frozenset(values["split"]),
+    )
+    rows = [[(Action(*row[:3]), (row[3], row[4])) for row in rank] for rank in values["passes"]]
+    plan = PipelinePlan(graph, tuple(tuple(action for action, _ in row) for row in rows))
+    found = measured(plan, {action: times for row in rows for action, times in row})
+    return replace(found, peak_bytes=tuple(values["peak_bytes"]))
 
 
 def costs_of(graph: PipelineGraph, profile: PipelineProfile) -> dict[tuple[int, int], PassCost]:
