@@ -179,6 +179,7 @@ def _text(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, ro
         reads=("vision",) if is_visual(lm) else (),
         unit="tokens",
         hidden_bytes=hidden_bytes,
+        layer_parameters=parameters(body.layers, counts),
         **profiles,
     )
 
@@ -209,6 +210,7 @@ def _vision(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, 
         name="vision",
         layers=sum(counts),
         unit="patches",
+        layer_parameters=parameters(tower.blocks, counts),
         hidden_bytes=hidden_bytes,
         output_bytes=output_bytes,
         **{key: lines(patches, values) for key, values in rows.items()},
@@ -232,6 +234,12 @@ def mean(costs: Sequence[PassCost], counts: Sequence[int]) -> PassCost:
     """Mean of the kinds of a module's layers, each as often as it has them."""
     weighted = zip(*([value * count for value in cost] for cost, count in zip(costs, counts, strict=True)), strict=True)
     return PassCost(*(sum(values) / sum(counts) for values in weighted))
+
+
+def parameters(layers: Sequence[nn.Module], counts: Sequence[int]) -> float:
+    """Mean number of parameters of a layer."""
+    numbers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    return sum(number * count for number, count in zip(numbers, counts, strict=True)) / sum(counts)
 
 
 def lines(sizes: Sequence[int], costs: Sequence[PassCost]) -> LayerProfile:

@@ -82,6 +82,7 @@ def test_a_model_without_memory_is_measured_and_read_again(tmp_path):
     assert vision.layer.sizes == (64, 128)
     assert (vision.hidden_bytes, vision.output_bytes) == (32 * 4, 48 * 4 / 4)  # 4 patches become a token
     assert text.hidden_bytes == 48 * 4
+    assert text.layer_parameters == sum(p.numel() for p in visual().model.language_model.layers[0].parameters())
     for module in profile.modules:
         for part in (module.layer, module.entry, module.exit):
             assert part is not None

@@ -91,6 +91,8 @@ class ModuleProfile(Strict):
     """Bytes that its last chunk sends to modules that read it for each unit of size."""
     unit: Text = "tokens"
     """Unit of sizes, such as tokens, patches or pictures."""
+    layer_parameters: NonNegativeFloat = 0.0
+    """Parameters of a layer, by which static pipelines may be cut; 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
