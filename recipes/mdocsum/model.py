@@ -64,8 +64,7 @@ def skeleton(cfg: Config) -> PreTrainedModel:
     match cfg.model:
         case TinyVl() as kind:
             assert isinstance(cfg.data, Papers)
-            data = cfg.data
-            return hf.without_memory(lambda: untrained(kind, data, cfg.seed)[0])
+            return hf.without_memory(lambda kind=kind, data=cfg.data: untrained(kind, data, cfg.seed)[0])
         case PretrainedVl() as kind:
             return hf.without_memory(lambda: pretrained.skeleton(kind))
 

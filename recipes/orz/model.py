@@ -59,7 +59,7 @@ def skeleton(cfg: Config) -> PreTrainedModel:
     describes."""
     match cfg.model:
         case TinyBase() as kind:
-            return hf.without_memory(lambda: untrained(kind, cfg.seed)[0])
+            return hf.without_memory(lambda kind=kind: untrained(kind, cfg.seed)[0])
         case SmolLm2(path=None):
             raise ConfigError(
                 "model.type=smollm2 without path: only a run reads it out of its package; give model.path"

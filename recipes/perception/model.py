@@ -64,7 +64,7 @@ def skeleton(cfg: Config) -> PreTrainedModel:
     """The model of a config, whose weights take no memory."""
     match cfg.model:
         case TinyVl() as kind:
-            return hf.without_memory(lambda: untrained(kind, cfg.seed, cfg.prompt.thinking)[0])
+            return hf.without_memory(lambda kind=kind: untrained(kind, cfg.seed, cfg.prompt.thinking)[0])
         case PretrainedVl() as kind:
             return hf.without_memory(lambda: pretrained.skeleton(kind))
 

@@ -172,7 +172,6 @@ def _text(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, ro
         rows["entry"].append(cost(Block(embed, ids_BT, tuple(embed.parameters()), True, entry=True), rounds, device))
         ends = (*body.norm.parameters(), *lm.get_output_embeddings().parameters())
         rows["exit"].append(cost(Block(loss, embedded_BTD, ends, True), rounds, device))
-    profiles = {key: lines(sorted(set(sizes.tokens)), values) for key, values in rows.items()}
     return ModuleProfile(
         name="text",
         layers=sum(counts),
@@ -180,7 +179,9 @@ def _text(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, ro
         unit="tokens",
         hidden_bytes=hidden_bytes,
         layer_parameters=parameters(body.layers, counts),
-        **profiles,
+        layer=lines(sorted(set(sizes.tokens)), rows["layer"]),
+        entry=lines(sorted(set(sizes.tokens)), rows["entry"]),
+        exit=lines(sorted(set(sizes.tokens)), rows["exit"]),
     )
 
 
@@ -213,7 +214,9 @@ def _vision(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, 
         layer_parameters=parameters(tower.blocks, counts),
         hidden_bytes=hidden_bytes,
         output_bytes=output_bytes,
-        **{key: lines(patches, values) for key, values in rows.items()},
+        layer=lines(patches, rows["layer"]),
+        entry=lines(patches, rows["entry"]),
+        exit=lines(patches, rows["exit"]),
     )
 
 
