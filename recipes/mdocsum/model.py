@@ -62,9 +62,10 @@ def load_model(run: Run[Config], place: PretrainedVl) -> tuple[PreTrainedModel, 
 def skeleton(cfg: Config) -> PreTrainedModel:
     """The model of a config, whose weights take no memory."""
     match cfg.model:
-        case TinyVl() as kind:
+        case TinyVl() as own:
             assert isinstance(cfg.data, Papers)
-            return hf.without_memory(lambda kind=kind, data=cfg.data: untrained(kind, data, cfg.seed)[0])
+            data = cfg.data
+            return hf.without_memory(lambda: untrained(own, data, cfg.seed)[0])
         case PretrainedVl() as kind:
             return hf.without_memory(lambda: pretrained.skeleton(kind))
 

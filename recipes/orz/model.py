@@ -58,8 +58,8 @@ def skeleton(cfg: Config) -> PreTrainedModel:
     """The model of a config, whose weights take no memory. ConfigError for the one in a package, which only its file
     describes."""
     match cfg.model:
-        case TinyBase() as kind:
-            return hf.without_memory(lambda kind=kind: untrained(kind, cfg.seed)[0])
+        case TinyBase() as own:
+            return hf.without_memory(lambda: untrained(own, cfg.seed)[0])
         case SmolLm2(path=None):
             raise ConfigError(
                 "model.type=smollm2 without path: only a run reads it out of its package; give model.path"

@@ -63,8 +63,8 @@ def load_model(run: Run[Config]) -> tuple[PreTrainedModel, Processor, str]:
 def skeleton(cfg: Config) -> PreTrainedModel:
     """The model of a config, whose weights take no memory."""
     match cfg.model:
-        case TinyVl() as kind:
-            return hf.without_memory(lambda kind=kind: untrained(kind, cfg.seed, cfg.prompt.thinking)[0])
+        case TinyVl() as own:
+            return hf.without_memory(lambda: untrained(own, cfg.seed, cfg.prompt.thinking)[0])
         case PretrainedVl() as kind:
             return hf.without_memory(lambda: pretrained.skeleton(kind))
 
