@@ -168,7 +168,7 @@ def _in_turn(chain: Chain, rank: int, hops: int, delay: int | None = None) -> li
     """Steps of 1F1B: ``hops`` forward passes more before the first backward pass for each rank that follows. ``delay``:
     backward passes until the first one's gradients of weights; None: they are not apart."""
     ranks, local, many = chain.graph.ranks, chain.local, chain.graph.microbatches
-    rounds = max(1, many // ranks)
+    rounds = max(1, many // ranks) if local > 1 else 1
     if many % rounds:
         raise PlanError(
             f"interleaved 1F1B deals {many} microbatches in {rounds} rounds, which have to be equal: take a multiple"
