@@ -20,12 +20,13 @@ def family(
     ranks: int,
     balance: Balance = "time",
     sample: Sequence[PipelineBatch] = (),
+    most: int = 4,
 ) -> dict[str, PipelinePlan]:
-    """1F1B with 1, 2 and 4 stages on a rank, by name; those for which the model has too few layers, or the batch a
-    number of microbatches that cannot be dealt in rounds, are left out."""
+    """1F1B with 1, 2, 4 and so on up to ``most`` stages on a rank, by name; those for which the model has too few
+    layers, or the batch a number of microbatches that cannot be dealt in rounds, are left out."""
     layers = sum(module.layers for module in profile.modules)
     found = {}
-    for local in (1, 2, 4):
+    for local in (2**power for power in range(most.bit_length())):
         if layers < ranks * local or (local > 1 and len(batch) % max(1, len(batch) // ranks)):
             continue
         chain = baselines.static_chain(profile, batch, ranks, local=local, balance=balance, sample=sample)
