@@ -69,7 +69,7 @@ def test_each_part_of_the_planner_gains_in_the_papers_order():
     found = study.ablation(PROFILE, study.drawn(study.DRIFT, 8), CUT, OPTIONS)
     assert list(found)[:4] == ["base", "+ partitioner", "+ interleaving", "+ reordering"]
     assert list(found.values()) == sorted(found.values(), reverse=True)
-    text = render([study.ablation_table(found, {"base": 26.13, "+ partitioner": 22.27})], "md")
+    text = render([study.ablation_table("m", found, {"base": 26.13, "+ partitioner": 22.27}, "there")], "md")
     assert "22.27, +17.3%" in text
 
 

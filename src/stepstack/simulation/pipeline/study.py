@@ -6,7 +6,7 @@ Each study returns numbers, and a function beside it their table. Seconds are si
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stepstack.planning.pipeline import baselines, partition
@@ -31,7 +31,6 @@ PARAMETERS = "interleaved 1F1B, balanced by parameters"
 ORDER, COARSE, SEARCHED, ONCE = "microbatch order", "encoders first (Optimus)", "searched", "searched once (nnScaler)"
 BOUND = "lower bound"
 Seconds = dict[str, list[float]]  # of each batch, by plan
-Advance = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +60,29 @@ class Cut:
         return partition.graph_of(profile, batch, self.chunks, self.most, chosen)
 
 
-def drawn(mixes: Sequence[tuple[int, int]], microbatches: int, seed: int = SEED) -> list[PipelineBatch]:
-    """Batches of microbatches of 8,192 tokens, each with a number of pictures between the two of its mix."""
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Sizes of a microbatch's text and of each of its pictures, in the units of the profile."""
+
+    tokens: float = 8192.0
+    picture: float = 1.0
+
+
+def drawn(
+    mixes: Sequence[tuple[int, int]],
+    microbatches: int,
+    workload: Workload = Workload(),  # noqa: B008
+    seed: int = SEED,
+) -> list[PipelineBatch]:
+    """Batches of microbatches of one text, each with a number of pictures between the two of its mix."""
     rng = random.Random(seed)
     found: list[PipelineBatch] = []
     for mix in mixes:
         batch = []
         for _ in range(microbatches):
             pictures = rng.randint(*mix)
-            batch.append({"text": [8192.0]} | ({"vision": [1.0] * pictures} if pictures else {}))
+            seen = {"vision": [workload.picture] * pictures} if pictures else {}
+            batch.append({"text": [workload.tokens]} | seen)
         found.append(batch)
     return found
 
@@ -83,7 +96,6 @@ def compare(
     cut: Cut,
     options: SearchOptions = LocalSearch(),  # noqa: B008
     sample: Sequence[PipelineBatch] = (),
-    step: Advance = lambda: None,
 ) -> Seconds:
     """Seconds of every plan on each batch. Static pipelines are cut for the mean of ``sample``, by default of all
     batches, and the best of them is the one with the least sum."""
@@ -110,7 +122,6 @@ def compare(
             note(found, COARSE + suffix, baselines.coarse(graph, profile))
             note(found, SEARCHED + suffix, search(graph, profile, options))
             found.setdefault(BOUND + suffix, []).append(lower_bound(graph, profile))
-        step()
     best = {name: min(plans.values(), key=sum) for name, plans in families.items() if plans}
     return {name: best[name] for name in (PARAMETERS, STATIC, FILLED) if name in best} | found
 
@@ -146,21 +157,25 @@ def compare_table(title: str, columns: Mapping[str, Seconds], notes: Sequence[st
 
 
 def drift(
-    profile: PipelineProfile, cut: Cut, microbatches: int, options: SearchOptions, step: Advance = lambda: None
+    profile: PipelineProfile,
+    cut: Cut,
+    microbatches: int,
+    options: SearchOptions,
+    workload: Workload = Workload(),  # noqa: B008
 ) -> Seconds:
     """Seconds of the batches of ``DRIFT``, with one cut for all of them."""
-    return compare(profile, drawn(DRIFT, microbatches), cut, options, step=step)
+    return compare(profile, drawn(DRIFT, microbatches, workload), cut, options)
 
 
 def mixes(
-    profile: PipelineProfile, cut: Cut, microbatches: int, options: SearchOptions, step: Advance = lambda: None
+    profile: PipelineProfile,
+    cut: Cut,
+    microbatches: int,
+    options: SearchOptions,
+    workload: Workload = Workload(),  # noqa: B008
 ) -> dict[str, Seconds]:
     """The same for single batches of one mix each, for which the static pipelines were cut."""
-    found = {}
-    for name, mix in MIXES.items():
-        found[name] = compare(profile, drawn([mix], microbatches), cut, options)
-        step()
-    return found
+    return {name: compare(profile, drawn([mix], microbatches, workload), cut, options) for name, mix in MIXES.items()}
 
 
 def mixes_table(found: Mapping[str, Seconds]) -> Table:
@@ -214,16 +229,19 @@ def ablation(
     return whole
 
 
-def ablation_table(found: Mapping[str, float], reported: Mapping[str, float]) -> Table:
-    """Steps with what each gains; ``reported``: the paper's seconds of them, on other hardware."""
+def ablation_table(
+    model: str, found: Mapping[str, float], reported: Mapping[str, float] | None = None, source: str = ""
+) -> Table:
+    """Steps with what each gains; ``reported``: the paper's seconds of them, on other data."""
+    reported = reported or {}
     rows, base, before = [], found["base"], found["base"]
     for name, seconds in found.items():
         paper = f"{reported[name]:.2f}, {reported['base'] / reported[name] - 1:+.1%}" if name in reported else "-"
         rows.append([name, f"{seconds:.2f}", f"{before / seconds - 1:+.1%}", f"{base / seconds - 1:+.1%}", paper])
         before = seconds
-    return Table(
-        ["", "s, simulated", "over the line above", "over base", "reported: s, over base"], rows, (), "Ablation"
-    )
+    head = ["", "s, simulated", "over the line above", "over base", "reported: s, over base"]
+    notes = [f"reported, not measured by us: {source}"] if reported else []
+    return Table(head, rows, notes, f"Ablation, {model}")
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
