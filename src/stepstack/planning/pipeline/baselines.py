@@ -7,8 +7,9 @@ has no items does nothing then. Orders of one-module chains are those of torch.d
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +17,9 @@ import numpy as np
 from stepstack.planning.pipeline.graph import Action, Chunk, Kind, PipelineBatch, PipelineGraph, PipelinePlan, PlanError
 from stepstack.planning.pipeline.partition import graph_of
 from stepstack.planning.pipeline.profile import PipelineProfile
-from stepstack.planning.pipeline.schedule import Passes, list_schedule
+from stepstack.planning.pipeline.schedule import Passes
 from stepstack.planning.pipeline.search import LocalSearch, SearchOptions, coarse_order, search
+from stepstack.planning.pipeline.timeline import costs_of, timeline
 
 Balance = Literal["time", "parameters"]
 Placement = Literal["loop", "v"]
@@ -57,7 +59,6 @@ def static_chain(
     balance: Balance = "time",
     placement: Placement = "loop",
     sample: Sequence[PipelineBatch] = (),
-    split: bool = False,
 ) -> Chain:
     """Chain of a batch in ``ranks * local`` stages of consecutive layers whose largest is as small as can be.
 
@@ -82,8 +83,7 @@ def static_chain(
             at = max((chunk.end for chunk in cut if chunk.module == name), default=0)
             cut.append(Chunk(name, at, at + names.count(name), rank))
         stages.append(tuple(range(first, len(cut))))
-    chosen = frozenset(range(len(cut))) if split else frozenset()
-    return Chain(graph_of(profile, batch, cut, {}, chosen), tuple(stages))
+    return Chain(graph_of(profile, batch, cut, {}), tuple(stages))
 
 
 # -- orders ------------------------------------------------------------------------------------------------------
@@ -105,14 +105,17 @@ def one_f_one_b(chain: Chain) -> PipelinePlan:
 
 
 def interleaved(chain: Chain) -> PipelinePlan:
-    """1F1B over some stages on a rank (arXiv 2104.04473), with rounds of as many microbatches as ranks, or more."""
+    """1F1B over some stages on a rank (arXiv 2104.04473), with rounds of as many microbatches as ranks, or more.
+
+    PlanError for microbatches that do not divide by the rounds.
+    """
     return _plan(chain, [_in_turn(chain, rank, 2) for rank in range(chain.graph.ranks)])
 
 
 def zb_h1(chain: Chain) -> PipelinePlan:
     """1F1B whose gradients of weights come later, so that no rank keeps more than 1F1B does (arXiv 2401.10241)."""
     _one_stage(chain, "ZB-H1")
-    return _plan(chain, [_in_turn(chain, rank, 1, delay=rank) for rank in range(chain.graph.ranks)])
+    return _plan(_apart(chain), [_in_turn(chain, rank, 1, delay=rank) for rank in range(chain.graph.ranks)])
 
 
 def looped_bfs(chain: Chain) -> PipelinePlan:
@@ -131,13 +134,15 @@ def zb_v(chain: Chain) -> PipelinePlan:
     ranks, many = chain.graph.ranks, chain.graph.microbatches
     if len(chain.stages) != 2 * ranks or chain.rank(ranks) != ranks - 1:
         raise PlanError("ZB-V takes two stages on each rank in a V: make the chain with local=2, placement='v'")
-    return _plan(chain, [[s for s in _v_steps(rank, ranks, many) if s.microbatch < many] for rank in range(ranks)])
+    return _plan(
+        _apart(chain), [[s for s in _v_steps(rank, ranks, many) if s.microbatch < many] for rank in range(ranks)]
+    )
 
 
 def coarse(graph: PipelineGraph, profile: PipelineProfile, cap: float | None = None) -> PipelinePlan:
     """Dual queue with all encoders before what reads them (as Optimus does)."""
     passes = Passes.of(graph, profile)
-    return passes.plan(list_schedule(passes, coarse_order(passes), cap))
+    return passes.plan(passes.schedule(coarse_order(passes), cap))
 
 
 def searched_once(
@@ -161,6 +166,43 @@ def searched_once(
     return _plan(Chain(graph, tuple((chunk,) for chunk in range(len(cut)))), orders)
 
 
+def filled(plan: PipelinePlan, profile: PipelineProfile) -> PipelinePlan:
+    """A plan with input and weight gradients apart in all chunks, W filled into the time in which ranks wait.
+
+    The order of the other passes stays. Tries W passes that end before the next pass can begin, and ones that make it
+    wait for half of them or for all but a moment, and returns the fastest.
+    """
+    graph = replace(plan.graph, split=frozenset(range(len(plan.graph.chunks))))
+    orders = [[a for a in order if a.kind != "W"] for order in plan.order]
+    apart = PipelinePlan(
+        graph, tuple(tuple(a if a.kind == "F" else graph.backward(*a[1:]) for a in order) for order in orders)
+    )
+    plans = [_fill(apart, profile, share) for share in (1.0, 0.5, 0.0)]
+    return min(plans, key=lambda one: timeline(one, profile).makespan)
+
+
+def _fill(apart: PipelinePlan, profile: PipelineProfile, share: float) -> PipelinePlan:
+    """W where a rank would wait for more than ``share`` of it. ``apart`` has no W yet."""
+    graph, costs = apart.graph, costs_of(apart.graph, profile)
+    free, ends = [0.0] * len(apart.order), dict[Action, float]()
+    orders: list[list[Action]] = [[] for _ in free]
+    waiting: list[deque[Action]] = [deque() for _ in free]
+    for action in apart.in_time():
+        rank, cost = graph.rank_of(action), costs[action.chunk, action.part]
+        come = max((ends[need] + profile.transfer(graph, need, action) for need in graph.needs(action)), default=0.0)
+        while waiting[rank]:
+            seconds = costs[waiting[rank][0][1:]].weight
+            if come - free[rank] < share * seconds or come <= free[rank]:
+                break
+            free[rank] += seconds
+            orders[rank].append(waiting[rank].popleft())
+        free[rank] = ends[action] = max(free[rank], come) + cost.seconds(action.kind)
+        orders[rank].append(action)
+        if action.kind == "I":
+            waiting[rank].append(Action("W", action.chunk, action.part))
+    return PipelinePlan(graph, tuple((*order, *rest) for order, rest in zip(orders, waiting, strict=True)))
+
+
 # -- steps of a rank ---------------------------------------------------------------------------------------------
 
 
@@ -171,7 +213,7 @@ def _in_turn(chain: Chain, rank: int, hops: int, delay: int | None = None) -> li
     rounds = max(1, many // ranks) if local > 1 else 1
     if many % rounds:
         raise PlanError(
-            f"interleaved 1F1B deals {many} microbatches in {rounds} rounds, which have to be equal: take a multiple"
+            f"interleaved 1F1B deals {many} microbatches in {rounds} equal rounds: take a multiple of {rounds}"
         )
     each = many // rounds
     warmup = min((local - 1) * each + hops * (ranks - 1 - rank), local * many)
@@ -232,6 +274,11 @@ def _plan(chain: Chain, orders: Sequence[Sequence[Step]]) -> PipelinePlan:
                 actions += [Action(whole, chunk, part) for part in parts if kind != "W" or chunk in graph.split]
         found.append(tuple(actions))
     return PipelinePlan(graph, tuple(found))
+
+
+def _apart(chain: Chain) -> Chain:
+    """The chain with input and weight gradients apart in all chunks."""
+    return replace(chain, graph=replace(chain.graph, split=frozenset(range(len(chain.graph.chunks)))))
 
 
 def _one_stage(chain: Chain, name: str) -> None:

@@ -25,7 +25,7 @@ Segments = Sequence[tuple[int, str]]  # the same as an order, the first goes fir
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class RankOrders:
     """Passes by number in the order of each rank, and the seconds until the last has ended."""
 
     order: tuple[tuple[int, ...], ...]
@@ -83,7 +83,11 @@ class Passes:
             raise PlanError(f"there is no priority for {missing[0]} (microbatch, module): give each of them one")
         return sorted(self.segments, key=lambda segment: -priorities[segment])
 
-    def plan(self, schedule: Schedule) -> PipelinePlan:
+    def schedule(self, segments: Segments, cap: float | None = None) -> RankOrders:
+        """Schedule by an order of the segments, under a cap of bytes a rank by the banker's rule, or without one."""
+        return list_schedule(self, segments, None if cap is None else self.bank(segments, cap))
+
+    def plan(self, schedule: RankOrders) -> PipelinePlan:
         """The plan that a schedule is."""
         count = len(self.stages)
         kinds = [("F", "I" if apart else "B", "W") for apart in self.split]
@@ -121,12 +125,14 @@ def dual_queue(
     microbatch needs, for a pair without a priority and for a module that the profile does not have.
     """
     passes = Passes.of(graph, profile)
-    return passes.plan(list_schedule(passes, passes.ordered(priorities), cap))
+    return passes.plan(passes.schedule(passes.ordered(priorities), cap))
 
 
-def list_schedule(passes: Passes, segments: Segments, cap: float | None = None) -> Schedule:
-    """Schedule of passes by an order of their segments, under a cap of bytes a rank or without one."""
-    bank = None if cap is None else passes.bank(segments, cap)
+def list_schedule(passes: Passes, segments: Segments, bank: Bank | None = None) -> RankOrders:
+    """Schedule of passes by an order of their segments, of which a new bank admits those that take memory.
+
+    PlanError where the bank lets nobody go on, which its own rule never does.
+    """
     queues = Queues(passes, passes.keys(segments), bank)
     seconds, ranks, after = passes.seconds, passes.ranks, passes.after
     count = len(passes.stages)
@@ -168,8 +174,8 @@ def list_schedule(passes: Passes, segments: Segments, cap: float | None = None) 
                 order[rank].append(chosen)
                 heappush(events, (end, chosen))
     if any(left) or queues.waiting:
-        raise AssertionError("a schedule got stuck")
-    return Schedule(tuple(map(tuple, order)), max(free))
+        raise PlanError(f"{sum(map(bool, left)) + queues.waiting} passes can never begin: no rank has bytes for one")
+    return RankOrders(tuple(map(tuple, order)), max(free))
 
 
 class Queues:

@@ -19,7 +19,7 @@ from stepstack.config import Strict
 from stepstack.planning.pipeline.bounds import bound_of
 from stepstack.planning.pipeline.graph import PipelineGraph, PipelinePlan
 from stepstack.planning.pipeline.profile import PipelineProfile
-from stepstack.planning.pipeline.schedule import Passes, Schedule, Segments, list_schedule
+from stepstack.planning.pipeline.schedule import Passes, RankOrders, Segments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,13 +82,13 @@ def search(
     return passes.plan(best_schedule(passes, options, cap))
 
 
-def best_schedule(passes: Passes, options: SearchOptions, cap: float | None = None) -> Schedule:
+def best_schedule(passes: Passes, options: SearchOptions, cap: float | None = None) -> RankOrders:
     """The same for passes that are numbered already, as a schedule."""
     match options:
         case MicrobatchOrder():
-            return list_schedule(passes, passes.segments, cap)
+            return passes.schedule(passes.segments, cap)
         case CoarseOrder():
-            return list_schedule(passes, coarse_order(passes), cap)
+            return passes.schedule(coarse_order(passes), cap)
         case LocalSearch(evaluations=evaluations, seed=seed):
             trials = Trials(passes, cap, evaluations)
             _local(trials, Random(seed))
@@ -113,12 +113,12 @@ class Trials:
     cap: float | None
     budget: int
     order: Segments = ()
-    schedule: Schedule | None = None
+    schedule: RankOrders | None = None
 
     def seconds(self, order: Segments) -> float:
         """Seconds of an order's schedule. Call it only within the budget."""
         self.budget -= 1
-        tried = list_schedule(self.passes, order, self.cap)
+        tried = self.passes.schedule(order, self.cap)
         if self.schedule is None or tried.makespan < self.schedule.makespan:
             self.order, self.schedule = tuple(order), tried
         return tried.makespan
@@ -157,12 +157,12 @@ def _local(trials: Trials, random: Random) -> None:
 
 
 @dataclass(slots=True)
-class Node:
+class Prefix:
     """A prefix of the order: its last segment, what may follow it and has not been tried, and its best score."""
 
-    prefix: tuple[tuple[int, str], ...]
+    segments: tuple[tuple[int, str], ...]
     untried: list[tuple[int, str]]
-    children: list[Node] = field(default_factory=list)
+    children: list[Prefix] = field(default_factory=list)
     visits: int = 0
     score: float = 0.0
 
@@ -171,7 +171,7 @@ def _tree(trials: Trials, options: TreeSearch, random: Random) -> None:
     """Select by s^alpha + beta * sqrt(ln N_parent / N), expand one child, complete it at random, report the best."""
     trials.start()
     bound = bound_of(trials.passes)
-    root = Node((), distinct(trials.passes, ()))
+    root = Prefix((), distinct(trials.passes, ()))
     while trials.budget:
         path = [root]
         while not path[-1].untried and path[-1].children:
@@ -179,20 +179,20 @@ def _tree(trials: Trials, options: TreeSearch, random: Random) -> None:
             path.append(max(above.children, key=lambda node: _ucb(node, above.visits, options)))
         leaf = path[-1]
         if leaf.untried:
-            prefix = (*leaf.prefix, leaf.untried.pop(random.randrange(len(leaf.untried))))
-            leaf.children.append(Node(prefix, distinct(trials.passes, prefix)))
+            prefix = (*leaf.segments, leaf.untried.pop(random.randrange(len(leaf.untried))))
+            leaf.children.append(Prefix(prefix, distinct(trials.passes, prefix)))
             path.append(leaf.children[-1])
         score = 0.0
         for _ in range(min(options.rollouts, trials.budget)):
-            rest = [segment for segment in trials.passes.segments if segment not in path[-1].prefix]
+            rest = [segment for segment in trials.passes.segments if segment not in path[-1].segments]
             random.shuffle(rest)
-            score = max(score, bound / trials.seconds([*path[-1].prefix, *rest]))
+            score = max(score, bound / trials.seconds([*path[-1].segments, *rest]))
         for node in path:
             node.visits += 1
             node.score = max(node.score, score)
 
 
-def _ucb(node: Node, visits: int, options: TreeSearch) -> float:
+def _ucb(node: Prefix, visits: int, options: TreeSearch) -> float:
     return float(node.score**options.alpha + options.beta * math.sqrt(math.log(visits) / node.visits))
 
 

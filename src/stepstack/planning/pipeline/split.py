@@ -10,7 +10,7 @@ from typing import Literal
 from stepstack.planning.pipeline.graph import PipelineGraph
 from stepstack.planning.pipeline.memory import needs
 from stepstack.planning.pipeline.profile import PipelineProfile
-from stepstack.planning.pipeline.schedule import Passes, list_schedule
+from stepstack.planning.pipeline.schedule import Passes
 from stepstack.planning.pipeline.timeline import costs_of
 
 SplitChoice = Literal["auto", "never", "always"]
@@ -52,7 +52,7 @@ def _seconds(graph: PipelineGraph, profile: PipelineProfile, cap: float | None) 
     passes = Passes.of(graph, profile)
     if cap is not None and max(map(max, needs(passes.held, graph.ranks, graph.microbatches))) > cap:
         return math.inf
-    return list_schedule(passes, passes.segments, cap).makespan
+    return passes.schedule(passes.segments, cap).makespan
 
 
 def split_costs(graph: PipelineGraph, profile: PipelineProfile) -> Mapping[int, float]:
