@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepstack.planning.pipeline.baselines import interleaved, static_chain
 from stepstack.planning.pipeline.graph import PipelineGraph
 from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
@@ -105,20 +104,6 @@ def test_pictures_are_whole_files(tmp_path):
     assert "Critical path" in text
     assert found.plan.digest in text
     assert "http" not in text.replace("http://www.w3.org", "")
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000))
-def test_filling_a_static_order_with_weights_keeps_it_and_is_no_slower(seed):
-    random = Random(seed)
-    batch = [{"text": [random.randint(1, 4)], "vision": [1.0] * random.randint(1, 3)} for _ in range(4)]
-    plan = interleaved(static_chain(PROFILE, batch, 2, local=random.choice((1, 2))))
-    free = PipelineProfile(model="m", device="d", modules=PROFILE.modules)
-    found = static.filled(plan, free)
-    found.check()
-    kept = [[a._replace(kind="B") if a.kind == "I" else a for a in row if a.kind != "W"] for row in found.order]
-    assert kept == [list(row) for row in plan.order]
-    assert timeline(found, free).makespan <= timeline(plan, free).makespan + 1e-9
 
 
 def test_the_family_leaves_out_what_cannot_be_cut():

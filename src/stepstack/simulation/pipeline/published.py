@@ -65,7 +65,7 @@ def simulate(name: str, options: SearchOptions, microbatches: int = 16) -> Simul
     """A model on four batches, with the cut that a search over the first two prefers."""
     model, ranks = profile(name), RANKS[name]
     batches = clips(4, microbatches) if name.startswith("t2v") else study.drawn(study.DRIFT[:4], microbatches)
-    segments, most = partition.searched(model, batches[:SAMPLES], ranks)
+    segments, most = partition.searched(model, batches[:SAMPLES], ranks, "always")
     found = study.compare(model, batches, Cut.of(model, ranks, segments, most), options)
     return Simulated(model.model, ranks, segments, most, found)
 

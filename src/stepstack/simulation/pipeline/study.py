@@ -71,7 +71,7 @@ class Workload:
 def drawn(
     mixes: Sequence[tuple[int, int]],
     microbatches: int,
-    workload: Workload = Workload(),  # noqa: B008
+    workload: Workload = Workload(),
     seed: int = SEED,
 ) -> list[PipelineBatch]:
     """Batches of microbatches of one text, each with a number of pictures between the two of its mix."""
@@ -109,8 +109,8 @@ def compare(
     for batch in batches:
         for name, plan in static.family(profile, batch, cut.ranks, sample=sample, most=cut.rivals).items():
             note(families[STATIC], name, plan)
-            note(families[FILLED], name, static.filled(plan, profile))
-        for name, plan in _zero_bubble(profile, batch, cut.ranks, sample).items():
+            note(families[FILLED], name, baselines.filled(plan, profile))
+        for name, plan in static.zero_bubble(profile, batch, cut.ranks, sample).items():
             note(families[FILLED], name, plan)
         if any(module.layer_parameters for module in profile.modules):
             for name, plan in static.family(profile, batch, cut.ranks, "parameters", sample, cut.rivals).items():
@@ -124,20 +124,6 @@ def compare(
             found.setdefault(BOUND + suffix, []).append(lower_bound(graph, profile))
     best = {name: min(plans.values(), key=sum) for name, plans in families.items() if plans}
     return {name: best[name] for name in (PARAMETERS, STATIC, FILLED) if name in best} | found
-
-
-def _zero_bubble(
-    profile: PipelineProfile, batch: PipelineBatch, ranks: int, sample: Sequence[PipelineBatch]
-) -> dict[str, PipelinePlan]:
-    """Published schedules with W apart, as far as the model has layers for them."""
-    layers, found = sum(module.layers for module in profile.modules), {}
-    if layers >= ranks:
-        chain = baselines.static_chain(profile, batch, ranks, sample=sample, split=True)
-        found["ZB-H1"] = baselines.zb_h1(chain)
-    if layers >= 2 * ranks:
-        chain = baselines.static_chain(profile, batch, ranks, local=2, placement="v", sample=sample, split=True)
-        found["ZB-V"] = baselines.zb_v(chain)
-    return found
 
 
 def compare_table(title: str, columns: Mapping[str, Seconds], notes: Sequence[str] = ()) -> Table:
@@ -161,7 +147,7 @@ def drift(
     cut: Cut,
     microbatches: int,
     options: SearchOptions,
-    workload: Workload = Workload(),  # noqa: B008
+    workload: Workload = Workload(),
 ) -> Seconds:
     """Seconds of the batches of ``DRIFT``, with one cut for all of them."""
     return compare(profile, drawn(DRIFT, microbatches, workload), cut, options)
@@ -172,7 +158,7 @@ def mixes(
     cut: Cut,
     microbatches: int,
     options: SearchOptions,
-    workload: Workload = Workload(),  # noqa: B008
+    workload: Workload = Workload(),
 ) -> dict[str, Seconds]:
     """The same for single batches of one mix each, for which the static pipelines were cut."""
     return {name: compare(profile, drawn([mix], microbatches, workload), cut, options) for name, mix in MIXES.items()}
