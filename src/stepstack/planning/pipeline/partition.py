@@ -110,15 +110,20 @@ def searched(
     ranks: int,
     split: SplitChoice = "auto",
     cap: float | None = None,
+    given: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Segments of each module and items of its parts with the least sum of seconds over sample batches, each planned in
     microbatch order.
 
     From the published rule on, one module after the other takes the best of 1 to 4 segments with parts of a quarter to
-    twice the published size, or whole ones, until none changes; ties go to fewer segments and larger parts. PlanError
-    where one microbatch needs more than the cap in all of them.
+    twice the published size, or whole ones, until none changes; ties go to fewer segments and larger parts. ``given``:
+    parts that are not chosen but taken, whole ones where it names no size. PlanError where one microbatch needs more
+    than the cap in all of them.
     """
     segments, most = published(profile, batches, ranks)
+    whole = {name: max(len(one.get(name, ())) for batch in batches for one in batch) for name in most}
+    if given is not None:
+        most = whole | dict(given)
     seconds: dict[tuple[tuple[int, int], ...], float] = {}
 
     def value(choice: Mapping[str, tuple[int, int]]) -> float:
@@ -136,10 +141,11 @@ def searched(
     while changed:
         before = dict(choice)
         for module in profile.modules:
-            whole = max(len(one.get(module.name, ())) for batch in batches for one in batch)
-            sizes = {min(whole, max(1, most[module.name] * n // 4)) for n in (1, 2, 4, 6, 8)} | {whole}
+            name, sizes = module.name, {most[module.name]}
+            if given is None:
+                sizes = {min(whole[name], max(1, most[name] * n // 4)) for n in (1, 2, 4, 6, 8)} | {whole[name]}
             counts = range(1, 1 + min(MOST_SEGMENTS, module.layers // ranks))
-            options = [choice | {module.name: one} for one in product(counts, sorted(sizes, reverse=True))]
+            options = [choice | {name: one} for one in product(counts, sorted(sizes, reverse=True))]
             choice = min([choice, *options], key=value)
         changed = choice != before
     if math.isinf(value(choice)):
