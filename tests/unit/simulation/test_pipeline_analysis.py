@@ -15,7 +15,6 @@ from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
 from stepstack.planning.pipeline.timeline import Timeline, timeline
 from stepstack.planning.timing import Link
-from stepstack.report.formats import Table
 from stepstack.simulation.pipeline import analysis, figures, static, trace
 from tests.unit.planning.test_pipeline_export import shuffled
 
@@ -99,8 +98,7 @@ def test_pictures_are_whole_files(tmp_path):
     assert svg == figures.encode(figures.gantt({"one": found, "two": found}), "svg")  # byte for byte
     assert svg.count(b"(simulated)") >= 2
     assert figures.encode(figure, "png").startswith(b"\x89PNG")
-    table = Table(("plan", "s"), (("a", "1"),), title="Compared")
-    text = figures.page(tmp_path / "a.html", "A plan", {"": found}, PROFILE, [table]).read_text()
+    text = figures.page(tmp_path / "a.html", "A plan", {"": found}, PROFILE).read_text()
     assert "Critical path" in text
     assert found.plan.digest in text
     assert "http" not in text.replace("http://www.w3.org", "")

@@ -34,8 +34,13 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--profile", type=Path, metavar="FILE", help="modules vision and text; default: the paper's 37B"
     )
     parser.add_argument("--ranks", type=int, default=4, help="of the pipeline (4)")
-    parser.add_argument("--segments", default="1,2", metavar="V,T", help="chunks of vision and text on a rank (1,2)")
-    parser.add_argument("--part", type=int, default=12, help="pictures that go through vision together (12)")
+    parser.add_argument(
+        "--segments",
+        default="1,2",
+        metavar="V,T",
+        help="chunks of vision and text on a rank (1,2); ablation and models choose their own",
+    )
+    parser.add_argument("--part", type=int, default=6, help="pictures that go through vision together (6)")
     parser.add_argument("--tokens", type=float, default=8192, help="size of a microbatch's text (8192)")
     parser.add_argument("--picture", type=float, default=1, help="size of a picture, in the profile's unit (1)")
     parser.add_argument("--evaluations", type=int, default=48, help="orders that a search tries (48)")
@@ -59,17 +64,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(args: argparse.Namespace) -> dict[str, Result]:
-    from rich.progress import track
-
     from stepstack.planning.pipeline.search import LocalSearch
     from stepstack.terminal import console
 
     names = list(STUDIES) if args.study == "all" else [args.study]
     profile, searched = _profile(args, "37b"), LocalSearch(evaluations=args.evaluations)
-    return {
-        name: _study(name, args, profile, searched)
-        for name in track(names, "studies", console=console(stderr=True), transient=True)
-    }
+    results = {}
+    for name in names:
+        with console(stderr=True).status(name):
+            results[name] = _study(name, args, profile, searched)
+    return results
 
 
 def _study(name: str, args: argparse.Namespace, profile: PipelineProfile, searched: LocalSearch) -> Result:
@@ -84,8 +88,8 @@ def _study(name: str, args: argparse.Namespace, profile: PipelineProfile, search
             mixes = study.mixes(profile, cut, 8, searched, workload)
             return mixes, study.mixes_table(mixes)
         case "ablation":
-            own = _profile(args, "vlm-s")
-            steps = study.ablation(own, study.drawn(study.DRIFT, 8, workload), _cut(args, own), searched)
+            own, batches = _profile(args, "vlm-s"), study.drawn(study.DRIFT, 8, workload)
+            steps = study.ablation(own, batches, published.cut(own, batches, args.ranks), searched)
             reported, source = published.reported_figures()
             return steps, study.ablation_table(own.model, steps, reported["ablation, VLM-S"], source)
         case "memory":

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stepstack.planning.pipeline.graph import Action
 from stepstack.planning.pipeline.profile import PipelineProfile
 from stepstack.planning.pipeline.timeline import Timeline
-from stepstack.report.formats import Table
 from stepstack.report.html import Report
 from stepstack.simulation.pipeline import analysis
 
@@ -83,13 +82,14 @@ def encode(figure: Figure, format: str) -> bytes:
     return buffer.getvalue()
 
 
-def page(
-    file: Path, title: str, timelines: Mapping[str, Timeline], profile: PipelineProfile, tables: Sequence[Table]
-) -> Path:
-    """Write one HTML file without network: tables, passes and bytes of the first plan, its critical path."""
+def page(file: Path, title: str, timelines: Mapping[str, Timeline], profile: PipelineProfile) -> Path:
+    """Write one HTML file without network: passes of all plans; bytes, bubble and critical path of the first one."""
     report, first = Report(title), next(iter(timelines.values()))
-    for table in tables:
-        report.table(table.title or "Plans", table.head, [[str(cell) for cell in row] for row in table.rows])
+    rows = [
+        [name, f"{one.makespan:.4g} s", f"{one.bubble:.1%}", f"{max(one.peak_bytes) / 2**30:.2f} GiB"]
+        for name, one in timelines.items()
+    ]
+    report.table("Plans, simulated", ["plan", "makespan", "bubble", "peak memory"], rows)
     report.figures("Passes", [("passes of each rank over time", gantt(timelines))], wide=True)
     report.figures("Bytes", [("bytes of each rank over time", memory(first, profile))], wide=True)
     shares = analysis.bubbles(first)

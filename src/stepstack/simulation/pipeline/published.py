@@ -46,6 +46,11 @@ def profile(name: str) -> PipelineProfile:
     return found
 
 
+def cut(model: PipelineProfile, batches: Sequence[PipelineBatch], ranks: int) -> Cut:
+    """Cut by the paper's rule, from sample batches."""
+    return Cut.of(model, ranks, *partition.published(model, batches, ranks))
+
+
 def clips(batches: int, microbatches: int, seed: int = study.SEED) -> list[PipelineBatch]:
     """Batches of clips with captions for text-to-video models."""
     rng = random.Random(seed)

@@ -30,6 +30,7 @@ STATIC, FILLED = "best 1F1B family", "best static, W filled in"
 PARAMETERS = "interleaved 1F1B, balanced by parameters"
 ORDER, COARSE, SEARCHED, ONCE = "microbatch order", "encoders first (Optimus)", "searched", "searched once (nnScaler)"
 BOUND = "lower bound"
+CAPPED = ", in the memory of interleaved 1F1B"
 Seconds = dict[str, list[float]]  # of each batch, by plan
 
 
@@ -107,7 +108,9 @@ def compare(
         where.setdefault(name, []).append(timeline(plan, profile).makespan)
 
     for batch in batches:
-        for name, plan in static.family(profile, batch, cut.ranks, sample=sample, most=cut.rivals).items():
+        rivals = static.family(profile, batch, cut.ranks, sample=sample, most=cut.rivals)
+        static_peak = max(timeline(list(rivals.values())[-1], profile).peak_bytes)
+        for name, plan in rivals.items():
             note(families[STATIC], name, plan)
             note(families[FILLED], name, baselines.filled(plan, profile))
         for name, plan in static.zero_bubble(profile, batch, cut.ranks, sample).items():
@@ -121,6 +124,8 @@ def compare(
             note(found, ORDER + suffix, dual_queue(graph, profile))
             note(found, COARSE + suffix, baselines.coarse(graph, profile))
             note(found, SEARCHED + suffix, search(graph, profile, options))
+            cap = max(static_peak, least_cap(graph, profile))
+            note(found, SEARCHED + suffix + CAPPED, search(graph, profile, options, cap))
             found.setdefault(BOUND + suffix, []).append(lower_bound(graph, profile))
     best = {name: min(plans.values(), key=sum) for name, plans in families.items() if plans}
     return {name: best[name] for name in (PARAMETERS, STATIC, FILLED) if name in best} | found
