@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -49,13 +49,6 @@ def enable_gradient_checkpointing(body: Any) -> None:
             body.gradient_checkpointing_enable({"use_reentrant": False})
     else:
         body.enable_gradient_checkpointing()
-
-
-def active_dropout(module: nn.Module, body: Any) -> Iterator[str]:
-    """Dropout that is not 0: modules, and the attention's, which is a number that no module shows."""
-    yield from (str(m) for m in module.modules() if isinstance(m, nn.Dropout) and m.p > 0)
-    if isinstance(body, PreTrainedModel) and (attention := body.config.to_dict().get("attention_dropout")):
-        yield f"attention_dropout={attention}"
 
 
 def save(body: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:

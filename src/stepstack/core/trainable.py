@@ -20,6 +20,7 @@ from stepstack.core.config import TrainableConfig
 from stepstack.core.ema import Ema
 from stepstack.core.optim import optimizers, resolve_optimizer
 from stepstack.core.sharding import clip_gradients, no_sync
+from stepstack.models.dropout import active_dropout
 
 if TYPE_CHECKING:
     from stepstack.core.run import Run
@@ -201,7 +202,7 @@ class Trainable:
 
     def refuse_dropout(self, why: str) -> None:
         """ConfigError with the reason ``why`` if anything of it drops out in training."""
-        for dropout in hf.active_dropout(self.unwrapped, hf.pretrained(self.unwrapped)):
+        for dropout in active_dropout(self.unwrapped, hf.pretrained(self.unwrapped)):
             raise ConfigError(f"{self.role}: {dropout} {why}: set it to 0")
 
     def standing(self) -> dict[str, float]:

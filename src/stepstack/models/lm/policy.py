@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from stepstack.records import Picture
 
 LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
@@ -104,17 +107,34 @@ class Policy(nn.Module):
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=self._checked(attention_mask),
+            attention_mask=self.checked_mask(attention_mask),
             use_cache=False,
         ).last_hidden_state
-        states = None
-        if self.mask is not None:
-            if attention_mask is not None:
-                raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
-            states = self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
-        return hidden_BTD.flatten(0, 1)[select], states
+        return hidden_BTD.flatten(0, 1)[select], self.mask_states(input_ids, position_ids, select, attention_mask)
 
-    def _checked(self, attention_mask: Tensor | None) -> Tensor | None:
+    def embedded(self, input_ids: Tensor, features_RD: Tensor | None = None) -> Tensor:
+        """Embeddings [B, T, D] of tokens. There are no features [R, D] of pictures here."""
+        assert features_RD is None, "a model of texts reads no pictures"
+        return self.lm.get_input_embeddings()(input_ids)
+
+    def model_positions(
+        self, input_ids: Tensor, position_ids: Tensor, pictures: Sequence[Sequence[Picture]] = ()
+    ) -> Tensor:
+        """Positions as the language model takes them: here those of the tokens themselves."""
+        return position_ids
+
+    def mask_states(
+        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor | None:
+        """States [N] of the mask of tokens at the selected positions; None without such a mask."""
+        if self.mask is None:
+            return None
+        if attention_mask is not None:
+            raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
+        return self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
+
+    def checked_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """The attention's mask; ValueError for an attention that takes none."""
         kind = self.config.get_text_config()._attn_implementation
         if attention_mask is not None and kind != "sdpa":
             raise ValueError(f"attention {kind} takes no mask of this form: set model.attention=sdpa, or share nothing")

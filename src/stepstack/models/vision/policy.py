@@ -6,12 +6,12 @@ Images are read by transformers' PIL processors, without torchvision.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stepstack.models.lm.policy import Policy
@@ -100,17 +100,30 @@ def positions(ids: Sequence[int], grids: Sequence[Grid], image_token: int, merge
     return torch.cat(parts, dim=1)
 
 
-def features(tower: torch.nn.Module, patcher: ImagePatcher, pictures: Sequence[Sequence[Picture]]) -> Tensor:
-    """Features [image tokens, D] of all pictures, row by row. A picture of several rows goes through the tower once."""
-    once = list(dict.fromkeys(picture for row in pictures for picture in row))
-    patches = [patcher.patches(picture) for picture in once]
+def distinct(pictures: Sequence[Sequence[Picture]]) -> list[Picture]:
+    """All pictures of some rows, each once, in the order in which they come first."""
+    return list(dict.fromkeys(picture for row in pictures for picture in row))
+
+
+def tower_inputs(tower: nn.Module, patches: Sequence[Patches]) -> tuple[Tensor, Tensor]:
+    """Inputs of a vision tower for some pictures: all pixels one after the other, and their grids [pictures, 3]."""
     place = next(tower.parameters())
-    pixels = torch.cat([p.pixels for p in patches]).to(place.device, place.dtype)
-    grid = torch.tensor([p.grid for p in patches], device=place.device)
+    pixels = torch.cat([one.pixels for one in patches]).to(place.device, place.dtype)
+    return pixels, torch.tensor([one.grid for one in patches], device=place.device)
+
+
+def by_row(features: Mapping[Picture, Tensor], pictures: Sequence[Sequence[Picture]]) -> Tensor:
+    """Features [image tokens, D] of all pictures, row by row, from those of each picture."""
+    return torch.cat([features[picture] for row in pictures for picture in row])
+
+
+def features(tower: nn.Module, patcher: ImagePatcher, pictures: Sequence[Sequence[Picture]]) -> Tensor:
+    """Features [image tokens, D] of all pictures, row by row. A picture of several rows goes through the tower once."""
+    once = distinct(pictures)
+    pixels, grid = tower_inputs(tower, [patcher.patches(picture) for picture in once])
     embedded = tower(pixels, grid_thw=grid).pooler_output
     parts = embedded.split([frames * rows * columns // patcher.merge**2 for frames, rows, columns in grid.tolist()])
-    of = dict(zip(once, parts, strict=True))
-    return torch.cat([of[picture] for row in pictures for picture in row])
+    return by_row(dict(zip(once, parts, strict=True)), pictures)
 
 
 class VisionPolicy(Policy):
@@ -139,20 +152,26 @@ class VisionPolicy(Policy):
         ``position_ids`` [B, T] count the tokens of each row; the model's own positions are derived from them here.
         """
         body = self.lm.model
-        embedded_BTD = self.lm.get_input_embeddings()(input_ids)
-        if any(pictures):
-            features_RD = features(body.visual, self.patcher, pictures).to(embedded_BTD.dtype)
-            is_image_BT = input_ids == self.lm.config.image_token_id
-            embedded_BTD = embedded_BTD.masked_scatter(is_image_BT[..., None], features_RD)
+        features_RD = features(body.visual, self.patcher, pictures) if any(pictures) else None
         hidden_BTD = body.language_model(
-            inputs_embeds=embedded_BTD,
-            position_ids=self._positions(input_ids, position_ids, pictures),
-            attention_mask=self._checked(attention_mask),
+            inputs_embeds=self.embedded(input_ids, features_RD),
+            position_ids=self.model_positions(input_ids, position_ids, pictures),
+            attention_mask=self.checked_mask(attention_mask),
             use_cache=False,
         ).last_hidden_state
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)
 
-    def _positions(self, input_ids: Tensor, position_ids: Tensor, pictures: Sequence[Sequence[Picture]]) -> Tensor:
+    def embedded(self, input_ids: Tensor, features_RD: Tensor | None = None) -> Tensor:
+        """Embeddings [B, T, D] of tokens, with the features [R, D] of pictures in the places of their R tokens."""
+        embedded_BTD = self.lm.get_input_embeddings()(input_ids)
+        if features_RD is None:
+            return embedded_BTD
+        is_image_BT = input_ids == self.lm.config.image_token_id
+        return embedded_BTD.masked_scatter(is_image_BT[..., None], features_RD.to(embedded_BTD.dtype))
+
+    def model_positions(
+        self, input_ids: Tensor, position_ids: Tensor, pictures: Sequence[Sequence[Picture]] = ()
+    ) -> Tensor:
         """Frame, row and column positions [3, B, T]; where rows are packed behind each other [4, B, T], the counts
         of the tokens come first, because by these the model tells the rows apart."""
         starts = (position_ids.flatten() == 0).nonzero()[:, 0].tolist()
