@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,10 +148,17 @@ def drawn(graph: PipelineGraph, seed: int, *, ordered: bool = False) -> Pipeline
     return PipelinePlan(graph, tuple(map(tuple, order)))
 
 
-def gradients(policy: Policy, micros: Sequence[TokenMicroBatch], weight: float) -> dict[str, Tensor]:
+def gradients(
+    policy: Policy,
+    micros: Sequence[TokenMicroBatch],
+    weight: float,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, Tensor]:
     """Gradients of one process, by the names of parameters."""
     for micro in micros:
-        (likelihood(policy, micro).total * weight).backward()
+        with autocast():
+            total = likelihood(policy, micro).total * weight
+        total.backward()
     return taken(policy)
 
 

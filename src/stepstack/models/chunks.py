@@ -25,7 +25,7 @@ from stepstack.models.vision.policy import FAMILIES, VisionPolicy, by_row, disti
 from stepstack.planning.pipeline.graph import Chunk, PipelineGraph, PipelineModule, PlanError, SubMicrobatch
 from stepstack.records import Picture
 
-TEXT_FAMILIES = ("llama", "qwen2", "qwen3")
+TEXT_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 Inputs = Sequence[tuple[SubMicrobatch, Tensor]]  # parts that a chunk takes in, and their tensors
 TensorSpec = tuple[tuple[int, ...], torch.dtype]  # shape and type of what a chunk returns
 
@@ -151,7 +151,8 @@ def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> Cut:
 
 
 class TowerChunk:
-    """Some blocks of a vision tower; with the first come the patches' embeddings, with the last the merger.
+    """Some blocks of a vision tower; with the first come the patches' embeddings, with the last the merger. ``trained``
+    are the parameters with gradients, ``twice`` those of them that are used at two places: none.
 
     Between chunks patches go in the order of the pictures: Qwen2.5-VL's tower puts them into windows at its entry, and
     back into order behind its merger.
@@ -170,6 +171,7 @@ class TowerChunk:
             whole = range(chunk.begin, chunk.end)
             self.body.fullatt_block_indexes = [i - chunk.begin for i in tower.fullatt_block_indexes if i in whole]
         self.trained = [parameter for parameter in self.body.parameters() if parameter.requires_grad]
+        self.twice: list[nn.Parameter] = []
 
     @property
     def kept(self) -> list[nn.Module]:
@@ -201,7 +203,8 @@ class MergeNothing(nn.Module):
 
 class TextChunk:
     """Some layers of a language model; with the first come the embeddings, into which the pictures' features are put,
-    with the last the norm and the head."""
+    with the last the norm and the head. ``trained`` are the parameters with gradients, ``twice`` those of them that are
+    used at two places: a tied embedding, where both ends are in this chunk."""
 
     def __init__(self, policy: Policy, chunk: Chunk):
         text = _text(policy)
@@ -215,6 +218,9 @@ class TextChunk:
         self.ends += [policy.lm.get_output_embeddings()] if self.last else []
         parameters = {id(p): p for module in self.kept for p in module.parameters() if p.requires_grad}
         self.trained = list(parameters.values())
+        embedding = policy.lm.get_input_embeddings().weight
+        tied = self.first and self.last and embedding is policy.lm.get_output_embeddings().weight
+        self.twice = [embedding] if tied and embedding.requires_grad else []
 
     @property
     def kept(self) -> list[nn.Module]:

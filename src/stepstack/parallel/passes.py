@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
@@ -47,6 +47,7 @@ class HeldChunk(Protocol):
     """A chunk of ``models.chunks``."""
 
     trained: list[torch.nn.Parameter]
+    twice: list[torch.nn.Parameter]
 
     def __call__(self, micro: Any, part: SubMicrobatch, inputs: Sequence[tuple[SubMicrobatch, Tensor]]) -> Tensor: ...
 
@@ -201,8 +202,10 @@ class Passes:
         if action.kind == "B":
             torch.autograd.backward(saved.output, grad)
         elif leaves:
-            trained = iter(self.chunks.held[action.chunk].trained)
-            _, saved.groups = stage_backward_input([saved.output], [grad], leaves, trained)
+            # A parameter with two uses, of which one is behind the other, is no case for torch's split: it gets its
+            # gradient here, as an input.
+            chunk = self.chunks.held[action.chunk]
+            _, saved.groups = stage_backward_input([saved.output], [grad], [*leaves, *chunk.twice], _once(chunk))
         else:
             saved.grad = grad  # nobody waits for a gradient: W makes all
         made = {
@@ -223,5 +226,10 @@ class Passes:
             if saved.groups is None:
                 torch.autograd.backward(saved.output, saved.grad)
             else:
-                stage_backward_weight(iter(self.chunks.held[action.chunk].trained), saved.groups)
+                stage_backward_weight(_once(self.chunks.held[action.chunk]), saved.groups)
         return {}
+
+
+def _once(chunk: HeldChunk) -> Iterator[torch.nn.Parameter]:
+    twice = {id(parameter) for parameter in chunk.twice}
+    return (parameter for parameter in chunk.trained if id(parameter) not in twice)

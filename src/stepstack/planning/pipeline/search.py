@@ -197,15 +197,16 @@ def _ucb(node: Prefix, visits: int, options: TreeSearch) -> float:
 
 
 def distinct(passes: Passes, prefix: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Segments that may follow a prefix, one for each kind: microbatches of the same parts of which the same modules
-    have been placed are one kind, since exchanging them changes nothing."""
+    """Segments that may follow a prefix; of microbatches with the same parts, none of which has been placed, those of
+    the first, since exchanging such microbatches changes nothing."""
     placed = set(prefix)
+    begun = {microbatch for microbatch, _ in prefix}
     sizes: dict[int, list[tuple[str, float]]] = {}
     for part in passes.graph.parts:
         sizes.setdefault(part.microbatch, []).append((part.module, part.size))
     kinds: dict[object, tuple[int, str]] = {}
-    for microbatch, module in passes.segments:
-        if (microbatch, module) not in placed:
-            done = tuple(name for name, _ in sizes[microbatch] if (microbatch, name) in placed)
-            kinds.setdefault((module, tuple(sizes[microbatch]), done), (microbatch, module))
+    for segment in passes.segments:
+        if segment not in placed:
+            microbatch, name = segment
+            kinds.setdefault(segment if microbatch in begun else (tuple(sizes[microbatch]), name), segment)
     return list(kinds.values())
