@@ -14,6 +14,7 @@ from stepstack.harness.task import LM_EVAL, menu_of
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from recipes.chat import recipe as chat
     from recipes.chat.config import Config as ChatConfig
@@ -87,6 +88,14 @@ class RecipeOfRollouts(Recipe[C], Protocol[C]):
         ...
 
 
+class RecipeOfLayers(Recipe[C], Protocol[C]):
+    """A recipe whose model is a chain of layers, or several, that can be cut over processes."""
+
+    def skeleton(self, cfg: C) -> PreTrainedModel:
+        """The model of a config, whose weights take no memory."""
+        ...
+
+
 if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _chat: RecipeOfRows[ChatConfig] = chat
     _mdocsum: RecipeOfRows[MDocSumConfig] = mdocsum
@@ -119,6 +128,15 @@ def sampler_of(cfg: RunConfig, folder: Path, device: torch.device) -> tuple[Gene
         raise ConfigError(f"recipe {cfg.recipe} streams no rollouts: take one of orz and perception")
     generator, prompts = cast(RecipeOfRollouts[RunConfig], recipe).open_sampler(cfg, folder, device)
     return generator, {prompt.problem.index: prompt for prompt in prompts}
+
+
+def skeleton_of(cfg: RunConfig) -> PreTrainedModel:
+    """The model of a config, whose weights take no memory. ConfigError where its recipe's model has other layers than
+    those that pipelines know."""
+    recipe = load(cfg.recipe)
+    if "skeleton" not in vars(recipe):
+        raise ConfigError(f"recipe {cfg.recipe} has no model for pipelines: take one of orz, perception and mdocsum")
+    return cast(RecipeOfLayers[RunConfig], recipe).skeleton(cfg)
 
 
 def names() -> list[str]:

@@ -18,6 +18,7 @@ from data.drawn import papers
 from data.drawn.papers import Papers
 from recipes.mdocsum.config import Config, TinyVl
 from recipes.mdocsum.prompt import encode
+from stepstack.core import hf
 from stepstack.core.run import Run
 from stepstack.generation.build import build_generator
 from stepstack.generation.prompts import Pictured
@@ -56,6 +57,17 @@ def placed_at(cfg: Config, folder: Path) -> PretrainedVl:
 def load_model(run: Run[Config], place: PretrainedVl) -> tuple[PreTrainedModel, Processor]:
     lm = run.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
     return lm, load_processor(place)
+
+
+def skeleton(cfg: Config) -> PreTrainedModel:
+    """The model of a config, whose weights take no memory."""
+    match cfg.model:
+        case TinyVl() as own:
+            assert isinstance(cfg.data, Papers)
+            data = cfg.data
+            return hf.without_memory(lambda: untrained(own, data, cfg.seed)[0])
+        case PretrainedVl() as kind:
+            return hf.without_memory(lambda: pretrained.skeleton(kind))
 
 
 def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:

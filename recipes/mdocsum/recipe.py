@@ -8,7 +8,7 @@ from typing import Any
 from data.drawn.papers import Papers
 from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, Sft, TinyVl
 from recipes.mdocsum.data import load_prompts, prepare, shown_rows
-from recipes.mdocsum.model import base_model, load_model, open_engine, sampler, untrained
+from recipes.mdocsum.model import base_model, load_model, open_engine, sampler, skeleton, untrained
 from recipes.mdocsum.report import write_report
 from recipes.mdocsum.reward import make_metric, watched
 from recipes.mdocsum.stages import first_stage, fit_grpo, fit_lessons, fit_second
@@ -21,7 +21,7 @@ from stepstack.models.vision.config import PretrainedVl
 from stepstack.models.vision.pretrained import load_processor
 from stepstack.report.tokens import ShownRow
 
-__all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "skeleton", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:

@@ -54,6 +54,23 @@ def load_model(run: Run[Config]) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return lm, pretrained.load_tokenizer(place), place.path
 
 
+def skeleton(cfg: Config) -> PreTrainedModel:
+    """The model of a config, whose weights take no memory. ConfigError for the one in a package, which only its file
+    describes."""
+    match cfg.model:
+        case TinyBase() as own:
+            return hf.without_memory(lambda: untrained(own, cfg.seed)[0])
+        case SmolLm2(path=None):
+            raise ConfigError(
+                "model.type=smollm2 without path: only a run reads it out of its package; give model.path"
+            )
+        case SmolLm2() as kind:
+            place = Pretrained(path=str(kind.path))
+        case Pretrained() as kind:
+            place = kind
+    return hf.without_memory(lambda: pretrained.skeleton(place))
+
+
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder, answering on ``device`` by the config's generator."""
     place = Pretrained(path=str(folder))

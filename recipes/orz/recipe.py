@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.orz.config import Config
 from recipes.orz.data import load_prompts, prepare
-from recipes.orz.model import load_model, open_engine, open_sampler
+from recipes.orz.model import load_model, open_engine, open_sampler, skeleton
 from recipes.orz.report import write_report
 from recipes.orz.reward import reward_of
 from recipes.orz.tasks import tasks
@@ -20,7 +20,7 @@ from stepstack.loops import ppo, stream
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.roles import roles
 
-__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "skeleton", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:

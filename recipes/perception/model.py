@@ -60,6 +60,15 @@ def load_model(run: Run[Config]) -> tuple[PreTrainedModel, Processor, str]:
     return lm, load_processor(place), place.path
 
 
+def skeleton(cfg: Config) -> PreTrainedModel:
+    """The model of a config, whose weights take no memory."""
+    match cfg.model:
+        case TinyVl() as own:
+            return hf.without_memory(lambda: untrained(own, cfg.seed, cfg.prompt.thinking)[0])
+        case PretrainedVl() as kind:
+            return hf.without_memory(lambda: pretrained.skeleton(kind))
+
+
 def prompt_builder(cfg: Config, processor: Processor) -> Callable[[Question], Prompt]:
     """How the harness puts a question, as training does. EngineError for one without pictures."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.perception.config import BoxFileReward, Config, weights_of
 from recipes.perception.data import load_prompts, prepare
-from recipes.perception.model import load_model, open_engine, open_sampler, prompt_builder
+from recipes.perception.model import load_model, open_engine, open_sampler, prompt_builder, skeleton
 from recipes.perception.report import write_report
 from recipes.perception.reward import make_metric, reward_of
 from recipes.perception.tasks import tasks
@@ -22,7 +22,7 @@ from stepstack.models.vision.policy import VisionPolicy
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.roles import roles
 
-__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "tasks", "train", "write_report"]
+__all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "skeleton", "tasks", "train", "write_report"]
 
 
 def train(run: Run[Config]) -> None:

@@ -60,6 +60,8 @@ COMMANDS = (
     "plan memory stepvideo-ti2v-30b",
     "plan contextparallel configs/plans/contextparallel-dsv.yaml",
     "plan rollout configs/plans/rollout-streamrl.yaml",
+    "plan pipeline configs/plans/pipeline-37b.yaml",
+    "sim pipeline memory",
 )
 
 

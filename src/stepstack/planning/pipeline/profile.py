@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -12,6 +14,7 @@ from stepstack.bounds import Text
 from stepstack.config import Strict
 from stepstack.planning.pipeline.graph import Action, Chunk, Kind, PipelineGraph, PipelineModule, PlanError
 from stepstack.planning.timing import Link
+from stepstack.report import jsonl
 
 Points = Annotated[tuple[float, ...], Field(min_length=2)]
 
@@ -86,6 +89,8 @@ class ModuleProfile(Strict):
     """Bytes that a chunk sends to the next one for each unit of size."""
     output_bytes: NonNegativeFloat = 0.0
     """Bytes that its last chunk sends to modules that read it for each unit of size."""
+    unit: Text = "tokens"
+    """Unit of sizes, such as tokens, patches or pictures."""
     layer_parameters: NonNegativeFloat = 0.0
     """Parameters of a layer, by which static pipelines may be cut; 0: not known."""
 
@@ -102,6 +107,12 @@ class PipelineProfile(Strict):
     """Modules, each after those that it reads."""
     link: Link | None = None
     """Seconds of a message between two ranks by its bytes, which goes on beside computing; null: none."""
+    provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Machine, commit and time of the measurement; empty for times that were not measured."""
+
+    def save(self, file: Path) -> None:
+        """Write the profile as JSON. Readers see the old file or the new one."""
+        jsonl.write_json_atomic(file, asdict(self))
 
     def module(self, name: str) -> ModuleProfile:
         """The module of this name. PlanError where the profile has none."""

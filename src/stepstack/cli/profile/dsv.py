@@ -1,15 +1,14 @@
-"""`stepstack profile`: measure from which sparsity DSV pays on this device."""
+"""`stepstack profile dsv`: measure from which sparsity DSV pays on this device."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "measure from which sparsity DSV pays on this device"
+HELP = "sparsity from which DSV pays on this device"
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("dsv",))
     parser.add_argument("grids", nargs="+", metavar="FxHxW", help="latent frames x rows x columns, in tokens")
     parser.add_argument("--heads", type=int, required=True)
     parser.add_argument("--head-dim", type=int, required=True)
