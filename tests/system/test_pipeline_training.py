@@ -53,7 +53,7 @@ def whole(tmp_path_factory) -> Path:
 def halves(tmp_path_factory) -> Path:
     """Two ranks, with a checkpoint at each step of the stage."""
     run = tmp_path_factory.mktemp("halves") / "q"
-    for ended in pipelined(run, 2):
+    for ended in pipelined(run, 2, "evals=[test]", report=True):
         ok(ended)
     return run
 
@@ -86,12 +86,30 @@ def test_the_times_of_the_last_batchs_passes_are_kept(halves):
         for source in measured.plan.graph.needs(action):  # clocks of ranks begin together, but for a message's time
             assert measured.times[source][1] <= begin + 0.05, (source, action)
     assert 0 < measured.bubble < 1
+    assert "Passes of a pipeline's ranks in step 4 of base, measured" in (halves / "report.html").read_text().replace(
+        "&#x27;", "'"
+    )
 
 
 def test_two_pipelines_of_two_ranks_share_the_rows(whole, tmp_path):
     for ended in pipelined(tmp_path / "q", 4):
         ok(ended)
     alike(tmp_path / "q", whole)
+
+
+def test_m_docsum_is_tuned_over_a_pipeline_and_watched_as_a_whole_model(tmp_path):
+    small = ("model.hidden=48", "model.layers=2", "model.intermediate=64", "model.tower=32", "score.max_tokens=8")
+    few = ("data.train=20", "data.select=4", "data.test=4", "sft.steps=2", "sft.batch=4", "second=null", "evals=[]")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    adam = "sft.policy.optim={type: adamw, lr: 1e-3, eps: 1e-3}"
+    words = (*small, *few, adam, "trackers=[]", "eval_every=1", "launch.file=cpu")
+    ok(stepstack(whole, *words, config="mdocsum-tiny").wait())
+    for ended in train_ranks(halves, 2, *words[:-1], "sft.pipeline={ranks: 2}", config="mdocsum-tiny"):
+        ok(ended)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (halves, whole))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6)
+    assert len(jsonl.read(halves / "metrics.jsonl")) == len(jsonl.read(whole / "metrics.jsonl")) == 3
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -32,12 +32,11 @@ from stepstack.parallel.pipeline import Pipeline, place
 from stepstack.planning.pipeline.graph import PipelineBatch, PipelinePlan, PlanError
 from stepstack.planning.pipeline.job import choose_cut, plan_batch
 from stepstack.planning.pipeline.profile import PipelineProfile
-from stepstack.planning.pipeline.timeline import Timeline, measured, timeline
+from stepstack.planning.pipeline.timeline import PASSES, Timeline, measured, timeline
 from stepstack.planning.pipeline.training import PipelineConfig
 from stepstack.report import jsonl
 
 Rows = Callable[[int], list[Row]]  # the whole batch of a step, the same on every process
-PASSES = "pipeline.json"  # in a run's folder: the passes of the newest batch that was kept
 RECORD_EVERY = 50  # updates
 SAMPLES = 4  # batches by which the cut is chosen
 

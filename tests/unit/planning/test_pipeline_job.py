@@ -25,7 +25,7 @@ from stepstack.planning.pipeline.job import (
     table,
 )
 from stepstack.planning.pipeline.search import MicrobatchOrder, TreeSearch
-from tests.pipelines import VLM_37B
+from tests.pipeline_graphs import VLM_37B
 
 MIX = "{vision: {low: 0, high: 6, size: 169}, text: {low: 1, high: 1, size: 8192}}"
 

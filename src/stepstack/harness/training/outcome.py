@@ -20,8 +20,10 @@ from stepstack.harness.model import folder_of, record
 from stepstack.harness.store import RESULT_KEYS
 from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
+from stepstack.planning.pipeline.timeline import PASSES, recorded
 from stepstack.report import jsonl, timeline, viewer
 from stepstack.report.html import Report
+from stepstack.simulation.pipeline import figures
 from stepstack.terminal import console
 
 WHEN = ("before", "after")
@@ -134,6 +136,7 @@ def write(
         report.curves("Checkpoints", curve, {name: (name,) for name in figures})
     report.stack("Where a step's seconds go", rows, "time/")
     streamed(report, folder, rows)
+    pipelined(report, folder)
     if columns and show is None:
         samples = side_by_side(*columns.values())[: 4 * SAMPLES_IN_TERMINAL]
         cells = [(pair[0].problem, pair[0].gold, *map(_marked, pair)) for pair in samples]
@@ -150,6 +153,17 @@ def streamed(report: Report, folder: Path, rows: Sequence[Mapping[str, float]]) 
         report.figures(title, [(title, timeline.draw(spans))], wide=True)
         report.table("Workers", ("worker", "units", "groups", "tokens", "tokens a unit", "busy s"), _by_worker(file))
         report.curves("Stream", rows, STREAM_CURVES)
+
+
+def pipelined(report: Report, folder: Path) -> None:
+    """Add the passes of the last batch that was kept of each stage whose model was cut over a pipeline."""
+    for file in (folder / PASSES, *sorted(folder.glob(f"*/{PASSES}"))):
+        if file.is_file():
+            kept = jsonl.read_json(file, "step", "measured", "simulated")
+            where = "" if file.parent == folder else f" of {file.parent.name}"
+            title = f"Passes of a pipeline's ranks in step {kept['step']}{where}, measured, and as the plan has them"
+            both = [(times, figures.gantt({"": recorded(kept[times])}, times)) for times in ("measured", "simulated")]
+            report.figures(title, both, wide=True)
 
 
 def _by_worker(file: Path) -> list[tuple[str, ...]]:

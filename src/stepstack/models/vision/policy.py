@@ -5,6 +5,7 @@ Images are read by transformers' PIL processors, without torchvision.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,14 @@ class Patches:
 
 
 class ImagePatcher:
-    """Patches of pictures by the model's own image processor, with a cache of the latest ones."""
+    """Patches of pictures by the model's own image processor, with a cache of the latest ones. Threads may share it."""
 
     def __init__(self, processor: Any):
         """``processor``: a Qwen2VLImageProcessorPil."""
         self.processor = processor
         self._cache: OrderedDict[Picture, Patches] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Grid of patches of a picture of (width, height) pixels, computed without reading it."""
@@ -56,6 +58,11 @@ class ImagePatcher:
         return self.processor.merge_size
 
     def patches(self, picture: Picture) -> Patches:
+        """Patches of a picture, read now or before."""
+        with self._lock:
+            return self._patches(picture)
+
+    def _patches(self, picture: Picture) -> Patches:
         if picture in self._cache:
             self._cache.move_to_end(picture)
             return self._cache[picture]

@@ -23,9 +23,10 @@ NAMED = 400  # passes at most whose microbatch is written into them
 TEXT = {"F": "black", "B": "white", "I": "white", "W": "black"}
 
 
-def gantt(timelines: Mapping[str, Timeline]) -> Figure:
+def gantt(timelines: Mapping[str, Timeline], times: str = "simulated") -> Figure:
     """Figure with a chart for each plan on one axis of time, a lane a rank. Colours are modules; forward passes are
-    pale, backward ones full, gradients of weights between; the number is the microbatch."""
+    pale, backward ones full, gradients of weights between; the number is the microbatch. ``times``: how they were
+    found."""
     from matplotlib.collections import PolyCollection  # heavy: only where one is drawn
     from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def gantt(timelines: Mapping[str, Timeline]) -> Figure:
         axes.set_xlim(0, max(other.makespan for other in timelines.values()))
         axes.set_ylim(len(one.plan.order) - 0.5, -0.5)
         axes.set_yticks(range(len(one.plan.order)), [f"rank {rank}" for rank in range(len(one.plan.order))], fontsize=7)
-        seconds = f"{one.makespan:.4g} s (simulated), bubble {one.bubble:.1%}"
+        seconds = f"{one.makespan:.4g} s ({times}), bubble {one.bubble:.1%}"
         axes.set_title(f"{name}: {seconds}" if name else seconds, fontsize=9, loc="left")
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
