@@ -18,6 +18,7 @@ from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Chunk, PipelineBatch, PipelinePlan
 from stepstack.planning.pipeline.partition import chunks, graph_of, published, searched
 from stepstack.planning.pipeline.profile import PipelineProfile
+from stepstack.planning.pipeline.recompute import search_with_recompute
 from stepstack.planning.pipeline.schedule import dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, SearchOptions, search
 from stepstack.planning.pipeline.split import SplitChoice, split_graph
@@ -44,6 +45,8 @@ class PipelineOptions(Strict):
     or always."""
     cap: PositiveFloat | None = None
     """Bytes of activations that no rank may exceed; null: any."""
+    recompute: bool = False
+    """Under a cap, recompute layers in the backward pass where that is faster than waiting for bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +158,8 @@ def choose_cut(
     """Cut of a model for batches like these. PlanError where the model or the batches allow none."""
     match options.segments:
         case "searched":
-            segments, most = searched(profile, batches, ranks, options.split, options.cap, options.parts)
+            cap = None if options.recompute else options.cap  # recomputing may keep one that nothing else can
+            segments, most = searched(profile, batches, ranks, options.split, cap, options.parts)
         case "published":
             segments, most = published(profile, batches, ranks)
         case given:
@@ -171,6 +175,8 @@ def plan_batch(
     where one microbatch needs more than the cap."""
     graph = graph_of(profile, batch, cut.chunks, cut.most)
     graph = split_graph(graph, profile, options.split, options.cap)
+    if options.recompute and options.cap is not None:
+        return search_with_recompute(graph, profile, options.priorities, options.cap)
     return search(graph, profile, options.priorities, options.cap)
 
 
