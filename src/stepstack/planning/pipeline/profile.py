@@ -62,8 +62,8 @@ class LayerProfile(Strict):
 
     def at(self, size: float) -> PassCost:
         """Costs of a part of this size."""
-        points = asdict(self)
-        return PassCost(*(_line(self.sizes, points[name], size) for name in PassCost._fields))
+        values = self.forward, self.backward, self.input, self.weight, self.saved, self.kept  # not asdict, which copies
+        return PassCost(*(_line(self.sizes, points, size) for points in values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

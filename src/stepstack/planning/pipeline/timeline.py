@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepstack.planning.pipeline.graph import Action, PipelineGraph, PipelinePlan
@@ -31,18 +31,22 @@ class Timeline:
 
 
 def costs_of(
-    graph: PipelineGraph, profile: PipelineProfile, recompute: Sequence[tuple[int, int, int]] = ()
+    graph: PipelineGraph,
+    profile: PipelineProfile,
+    recompute: Sequence[tuple[int, int, int]] = (),
+    only: Collection[tuple[int, int]] | None = None,
 ) -> dict[tuple[int, int], PassCost]:
-    """Costs of each part through each chunk of its module, by (chunk, part). ``recompute``: see PipelinePlan."""
+    """Costs of each part through each chunk of its module, by (chunk, part). ``recompute``: see PipelinePlan.
+    ``only``: the (chunk, part) pairs that are asked for, None: all."""
     again = {(chunk, part): layers for chunk, part, layers in recompute}
     known: dict[tuple[int, float, int], PassCost] = {}
     found: dict[tuple[int, int], PassCost] = {}
-    for number, part in enumerate(graph.parts):
-        for chunk in graph.chain[part.module]:
-            key = chunk, part.size, again.get((chunk, number), 0)
-            if key not in known:
-                known[key] = profile.cost(graph.chunks[chunk], *key[1:])
-            found[chunk, number] = known[key]
+    every = ((chunk, number) for number, part in enumerate(graph.parts) for chunk in graph.chain[part.module])
+    for chunk, number in every if only is None else only:
+        key = chunk, graph.parts[number].size, again.get((chunk, number), 0)
+        if key not in known:
+            known[key] = profile.cost(graph.chunks[chunk], *key[1:])
+        found[chunk, number] = known[key]
     return found
 
 
