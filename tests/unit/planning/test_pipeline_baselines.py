@@ -12,7 +12,7 @@ from stepstack.planning.pipeline import baselines
 from stepstack.planning.pipeline.graph import PlanError
 from stepstack.planning.pipeline.partition import chunks
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipelines import DRIFT, TEXT_ONLY, VLM_37B, pictures, texts
+from tests.pipeline_batches import DRIFT, TEXT_ONLY, VLM_37B, pictures, texts
 
 
 class RecordingStage:

@@ -26,7 +26,7 @@ from stepstack.planning.pipeline.job import (
 )
 from stepstack.planning.pipeline.search import MicrobatchOrder, TreeSearch
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipelines import VLM_37B
+from tests.pipeline_batches import VLM_37B
 
 MIX = "{vision: {low: 0, high: 6, size: 169}, text: {low: 1, high: 1, size: 8192}}"
 

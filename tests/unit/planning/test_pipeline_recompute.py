@@ -24,7 +24,7 @@ from stepstack.planning.pipeline.recompute import (
 from stepstack.planning.pipeline.schedule import Passes, dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, MicrobatchOrder, search
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipelines import VLM_37B, pictures, random_case
+from tests.pipeline_batches import VLM_37B, pictures, random_case
 
 CUT = chunks(VLM_37B, 4, {"vision": 1, "text": 2})
 INPUTS = replace(VLM_37B, modules=tuple(replace(one, hidden_bytes=0.1) for one in VLM_37B.modules))
