@@ -158,6 +158,12 @@ def test_one_order_for_all_batches():
     assert orders[0] == orders[1] == orders[2] == orders[3]
 
 
+def test_a_sample_without_pictures_orders_none():
+    cut = chunks(VLM_37B, 2, {"vision": 1, "text": 1})
+    with pytest.raises(PlanError, match="no sample batch has an item of vision"):
+        baselines.searched_once(VLM_37B, pictures(Random(0), 2, 1, 2), cut, [[{"text": [8192]}] * 2])
+
+
 @pytest.mark.parametrize(
     ("made", "why"),
     [

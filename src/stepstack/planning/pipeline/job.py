@@ -258,10 +258,12 @@ def table(outcome: PipelineOutcome) -> str:
         chosen.append(f"{name} in {count} chunks a rank, {'whole' if most is None else f'at most {most} items a part'}")
     plans = outcome.plans
     split = sum(len(plan.graph.split) for plan in plans) / sum(len(plan.graph.chunks) for plan in plans)
+    again = sum(layers for plan in plans for _, _, layers in plan.recompute)
     notes = [
         f"Sum of {len(plans)} batches, simulated from the profile; lower bound {bound:.3f} s. "
         f"Cut: {'; '.join(chosen)}. Gradients of weights apart in {split:.0%} of the chunks. "
         "Static baselines keep no cap.",
+        *([f"{again} layers are recomputed, each for a part."] if again else []),
         *([f"Left out: {'; '.join(outcome.left)}."] if outcome.left else []),
     ]
     head = ["plan", "makespan", "over planned", "bubble", "peak memory", "over the bound"]
@@ -269,8 +271,8 @@ def table(outcome: PipelineOutcome) -> str:
 
 
 def as_json(outcome: PipelineOutcome) -> dict[str, Any]:
-    """Cut, and each batch's plans, as JSON values: seconds, share of idle time, bytes of each rank, and the passes of
-    each rank of the job's own plan."""
+    """Cut, and each batch's plans, as JSON values: seconds, share of idle time, bytes of each rank; of the job's own
+    plan also the passes of each rank and the recomputed layers, as (chunk, part, layers)."""
     return {
         "segments": dict(outcome.cut.segments),
         "parts": dict(outcome.cut.most),
@@ -280,6 +282,7 @@ def as_json(outcome: PipelineOutcome) -> dict[str, Any]:
             {
                 "lower_bound": bound,
                 "digest": lines[PLANNED].plan.digest,
+                "recompute": [list(one) for one in lines[PLANNED].plan.recompute],
                 "order": [[str(action) for action in order] for order in lines[PLANNED].plan.order],
                 "plans": {
                     name: {"makespan": line.makespan, "bubble": line.bubble, "peak_bytes": list(line.peak_bytes)}
