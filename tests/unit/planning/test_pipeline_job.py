@@ -25,7 +25,8 @@ from stepstack.planning.pipeline.job import (
     table,
 )
 from stepstack.planning.pipeline.search import MicrobatchOrder, TreeSearch
-from tests.pipeline_graphs import VLM_37B
+from stepstack.planning.pipeline.timeline import timeline
+from tests.pipeline_batches import VLM_37B
 
 MIX = "{vision: {low: 0, high: 6, size: 169}, text: {low: 1, high: 1, size: 8192}}"
 
@@ -119,6 +120,18 @@ def test_cuts_by_choice():
     plan = plan_batch(VLM_37B, batches[0], rule, PipelineOptions(priorities=TreeSearch(evaluations=4), split="never"))
     assert plan.graph.split == frozenset()
     assert plan_batch(VLM_37B, batches[0], rule, PipelineOptions(priorities=MicrobatchOrder())) != plan
+
+
+def test_recomputing_goes_below_one_microbatch():
+    """With a cap of 40% of what one microbatch saves. No layer keeps its input here: hidden_bytes is 0."""
+    batch = [{"vision": [169] * 8, "text": [8192]}] * 4
+    options = PipelineOptions(segments={"vision": 1, "text": 1}, parts={}, cap=0.4 * 32 * (8192 + 8 * 169))
+    cut = choose_cut(VLM_37B, [batch], 2, options)
+    with pytest.raises(PlanError, match="raise the cap"):
+        plan_batch(VLM_37B, batch, cut, options)
+    plan = plan_batch(VLM_37B, batch, cut, replace(options, recompute=True))
+    assert plan.recompute
+    assert max(timeline(plan, VLM_37B).peak_bytes) <= options.cap
 
 
 def test_drawn_batches_are_within_their_bounds():
