@@ -82,7 +82,8 @@ class Pipeline:
     def _connect(self, timeout: timedelta) -> None:
         """Make all process groups; every process makes all, in the same order. Each directed pair of ranks has its own:
         libraries match the messages of a group by their order alone."""
-        self.everyone = dist.new_group(backend="gloo", timeout=timeout)
+        # At the end of a batch they wait for ranks that have waited themselves.
+        self.everyone = dist.new_group(backend="gloo", timeout=2 * timeout)
         for replica in range(self.replicas):
             members = self.processes_of(replica)
             peers = dist.new_group(members, backend="gloo", timeout=timeout)
