@@ -24,7 +24,7 @@ class TrainedInputs(TokenInputs, Protocol):
     blank: bool
 
 
-class LossSums(Protocol):
+class LossResult(Protocol):
     """A ``core.types.LossOut``."""
 
     @property
@@ -40,7 +40,17 @@ class LossSums(Protocol):
     def metrics(self) -> Mapping[str, Tensor]: ...
 
 
-Loss = Callable[[Any, Any], LossSums]
+Loss = Callable[[Any, Any], LossResult]
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """A ``LossResult`` without its graph, which would keep what metrics were computed from: logits of all tokens."""
+
+    total: Tensor
+    count: float
+    work: float
+    metrics: Mapping[str, Tensor]
 
 
 class HeldChunk(Protocol):
@@ -191,7 +201,8 @@ class Passes:
         """The weighted loss of a microbatch; a blank one has none, and its loss may be no number."""
         found = self.loss(chunk.scorer(output), micro)
         if not micro.blank:
-            self.losses[number] = found
+            metrics = {name: value.detach() for name, value in found.metrics.items()}
+            self.losses[number] = LossSums(found.total.detach(), found.count, found.work, metrics)
         return torch.where(torch.tensor(micro.blank, device=found.total.device), 0.0, found.total) * self.weight
 
     def _backward(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:
