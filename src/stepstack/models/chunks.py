@@ -11,12 +11,15 @@ has positions, padding included.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stepstack.config import ConfigError
 from stepstack.models.dropout import active_dropout
@@ -114,7 +117,7 @@ def item_sizes(policy: Policy, micro: TokenInputs) -> dict[str, list[float]]:
 
 def picture_patches(policy: VisionPolicy, micro: TokenInputs) -> list[int]:
     """Patches of each distinct picture of a microbatch."""
-    grids = [policy.patcher.patches(picture).grid for picture in distinct(micro.pictures)]
+    grids = [policy.patcher.picture_grid(picture) for picture in distinct(micro.pictures)]
     return [frames * rows * columns for frames, rows, columns in grids]
 
 
@@ -151,6 +154,22 @@ def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> Cut:
     return Cut(policy, modules, tuple(chunks), rank, held, learns, tied, copies, dtypes)
 
 
+@contextmanager
+def recomputing(chunk: TextChunk | TowerChunk, count: int) -> Iterator[None]:
+    """The first ``count`` layers of a chunk keep nothing of a forward pass but their input, and do it again in the backward pass.
+    They are layers of transformers (GradientCheckpointingLayer)."""
+    chosen: Sequence[Any] = chunk.layers[:count] if count else ()
+    before = [layer.gradient_checkpointing for layer in chosen]
+    for layer in chosen:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, on in zip(chosen, before, strict=True):
+            layer.gradient_checkpointing = on
+
+
 class TowerChunk:
     """Some blocks of a vision tower; with the first come the patches' embeddings, with the last the merger. ``trained``
     are the parameters with gradients, ``twice`` those of them that are used at two places: none.
@@ -171,6 +190,7 @@ class TowerChunk:
         if policy.config.model_type == "qwen2_5_vl":
             whole = range(chunk.begin, chunk.end)
             self.body.fullatt_block_indexes = [i - chunk.begin for i in tower.fullatt_block_indexes if i in whole]
+        self.layers = list(self.body.blocks)
         self.trained = [parameter for parameter in self.body.parameters() if parameter.requires_grad]
         self.twice: list[nn.Parameter] = []
 
@@ -215,6 +235,7 @@ class TextChunk:
         self.body.embed_tokens = nn.Identity()
         if not self.last:
             self.body.norm = nn.Identity()
+        self.layers = list(self.body.layers)
         self.ends = [policy.lm.get_input_embeddings()] if self.first else []
         self.ends += [policy.lm.get_output_embeddings()] if self.last else []
         parameters = {id(p): p for module in self.kept for p in module.parameters() if p.requires_grad}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
-from stepstack.models.chunks import TensorSpec, TokenInputs
+from stepstack.models.chunks import TensorSpec, TokenInputs, recomputing
 from stepstack.parallel.channels import Channels, PipelineMessage, Routes, Wire, meet
 from stepstack.parallel.clock import PassClock
 from stepstack.parallel.pace import PassPace
@@ -25,7 +25,7 @@ class TrainedInputs(TokenInputs, Protocol):
     blank: bool
 
 
-class LossSums(Protocol):
+class LossResult(Protocol):
     """A ``core.types.LossOut``."""
 
     @property
@@ -41,7 +41,17 @@ class LossSums(Protocol):
     def metrics(self) -> Mapping[str, Tensor]: ...
 
 
-Loss = Callable[[Any, Any], LossSums]
+Loss = Callable[[Any, Any], LossResult]
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """A ``LossResult`` without its graph, which would keep what metrics were computed from: logits of all tokens."""
+
+    total: Tensor
+    count: float
+    work: float
+    metrics: Mapping[str, Tensor]
 
 
 class HeldChunk(Protocol):
@@ -115,6 +125,7 @@ class Passes:
         self.saved: dict[tuple[int, int], Saved] = {}
         self.losses: dict[int, LossSums] = {}
         self.failure: Failure | None = None
+        self.again = {(chunk, part): layers for chunk, part, layers in self.plan.recompute}
         self.clock = PassClock(self.device)
         with self.autocast():  # types of messages depend on it
             self.shapes = {
@@ -132,29 +143,31 @@ class Passes:
 
     def run(self) -> None:
         self.clock = PassClock(self.device)
-        channels = Channels(self.routes, self.chunks.rank, self.wire, self.empty)
         place = {action: number for number, action in enumerate(self.plan.in_time())}
+        channels = Channels(self.routes, self.chunks.rank, self.wire, self.empty)
         for action in self.plan.order[self.chunks.rank]:
             made: dict[Action, Tensor] = {}
-            try:
+            with self._noted(place[action], f"pass {action}"):
                 taken = [
                     (source, channels.take(PipelineMessage(source, action))) for source in self.routes.sources(action)
                 ]
                 if self.failure is None:
                     made = self._paced(action, taken)
-            except Exception as error:  # whatever it is, every rank has to raise it
-                self._failed(place[action], f"pass {action}", error)
             for target in self.routes.targets[action]:
                 message = PipelineMessage(action, target)
-                channels.send(message, made[target] if target in made else self.empty(message))
-        try:
+                with self._noted(place[action], f"message of pass {action}"):
+                    channels.send(message, made[target] if target in made else self.empty(message))
+        with self._noted(len(place), "the end of its messages"):
             channels.finish()
-        except Exception as error:  # whatever it is, every rank has to raise it
-            self._failed(len(place), "sends", error)
 
-    def _failed(self, place: int, what: str, error: Exception) -> None:
-        if self.failure is None:
-            self.failure = Failure(place, f"{what}: {type(error).__name__}: {error}", error)
+    @contextmanager
+    def _noted(self, place: int, what: str) -> Iterator[None]:
+        """Keep the first error, with where it happened."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, every rank has to raise it
+            if self.failure is None:
+                self.failure = Failure(place, f"{what}: {type(error).__name__}: {error}", error)
 
     def _paced(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:
         self.clock.begin()
@@ -182,7 +195,8 @@ class Passes:
         micro = self.micros[part.microbatch]
         with torch.set_grad_enabled(place in self.routes.learned), self.autocast():
             named = [(self.graph.parts[source.part], tensor) for source, tensor in inputs.items()]
-            output = chunk(micro, part, named)
+            with recomputing(chunk, self.again.get(place, 0)):
+                output = chunk(micro, part, named)
             meet(output, *self.shapes[place], str(action))
             if not self.routes.targets[action]:
                 output = self._scored(chunk, output, micro, part.microbatch)
@@ -194,7 +208,8 @@ class Passes:
         """The weighted loss of a microbatch; a blank one has none, and its loss may be no number."""
         found = self.loss(chunk.scorer(output), micro)
         if not micro.blank:
-            self.losses[number] = found
+            metrics = {name: value.detach() for name, value in found.metrics.items()}
+            self.losses[number] = LossSums(found.total.detach(), found.count, found.work, metrics)
         return torch.where(torch.tensor(micro.blank, device=found.total.device), 0.0, found.total) * self.weight
 
     def _backward(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from stepstack.core.hf import enable_gradient_checkpointing
 from stepstack.loops.supervised import likelihood
@@ -31,6 +33,7 @@ def piped(
     split: bool = False,
     ordered: bool = True,
     seed: int = 0,
+    prepare: Callable[[Policy], object] = lambda policy: None,
     **how: Any,
 ) -> tuple[BatchSums, dict[str, torch.Tensor]]:
     """Sums and gradients of a copy of the policy that is cut into chunks on one rank."""
@@ -38,6 +41,7 @@ def piped(
     every = frozenset(range(len(chunks))) if split else frozenset()
     graph = pipelines.graph_of(policy, micros, chunks, most, every)
     pipeline = Pipeline(cut(copy.deepcopy(policy), chunks, 0))
+    prepare(pipeline.cut.policy)
     sums = pipeline.step(pipelines.drawn(graph, seed, ordered=ordered), micros, likelihood, 0.1, **how)
     return sums, pipelines.taken(pipeline.cut.policy)
 
@@ -117,14 +121,49 @@ def test_gradients_go_through_what_is_frozen(frozen, split):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_layers_that_are_computed_again(split):
-    """Gradient checkpointing, of layers and of the head's logits."""
+    """Gradient checkpointing, of layers and of the head's logits, turned on behind the cut like by ``Trainable``."""
     policy = pipelines.qwen2_5_vl()
-    enable_gradient_checkpointing(policy.lm)
     micros = pipelines.batch(policy, seed=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policies, "MAX_LOGIT_POSITIONS", 4)
         wanted = pipelines.gradients(policy, micros, 0.1)
-        pipelines.check(piped(policy, micros, split=split)[1], wanted, exact=True)
+        seen: list[nn.Module] = []
+        for layer in policy.lm.model.language_model.layers:
+            layer.input_layernorm.register_forward_hook(lambda module, args, output: seen.append(module))
+        found = piped(policy, micros, split=split, prepare=lambda cut: enable_gradient_checkpointing(cut.lm))[1]
+        pipelines.check(found, wanted, exact=True)
+        if not split:  # else each group of weights computes its layer again: exact, and slow
+            assert len(seen) == 2 * 4 * len(micros)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_layers_that_a_plan_computes_again(split):
+    """One of each chunk, of the parts with an even number; the others keep what they need."""
+    policy = pipelines.qwen2_5_vl()
+    micros = pipelines.batch(policy, seed=7)
+    wanted = pipelines.gradients(policy, micros, 0.1)
+    seen: dict[int, int] = {}
+    layers = [*policy.lm.model.visual.blocks, *policy.lm.model.language_model.layers]
+    for number, layer in enumerate(layers):
+        inner = layer.norm1 if number < 4 else layer.input_layernorm
+        inner.register_forward_hook(lambda *_, number=number: seen.update({number: seen.get(number, 0) + 1}))
+    cut_policy = cut(policy, pipelines.spread(policy_modules(policy), 1, 2), 0)
+    pipeline = Pipeline(cut_policy)
+    every = frozenset(range(len(cut_policy.chunks))) if split else frozenset()
+    graph = pipelines.graph_of(policy, micros, cut_policy.chunks, split=every)
+    again = tuple(
+        (chunk, part, 1) for part in range(0, len(graph.parts), 2) for chunk in graph.chain[graph.parts[part].module]
+    )
+    plan = replace(pipelines.drawn(graph, 1, ordered=True), recompute=again)
+    pipeline.step(plan, micros, likelihood, 0.1)
+    pipelines.check(pipelines.taken(policy), wanted, exact=True)
+    if not split:
+        for module, first in (("vision", 0), ("text", 4)):
+            parts = [number for number, part in enumerate(graph.parts) if part.module == module]
+            twice = sum(number % 2 == 0 for number in parts)
+            assert seen[first] == seen[first + 2] == len(parts) + twice  # the first of each chunk of two
+            assert seen[first + 1] == seen[first + 3] == len(parts)
+    assert not any(layer.gradient_checkpointing for layer in layers)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen2"])

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 MAX_CACHED_BYTES = 1 << 28  # bytes of patches in the cache of a patcher
+MAX_CACHED_GRIDS = 1 << 16  # pictures whose grids it keeps
+READING = (
+    threading.RLock()
+)  # of pictures, by one thread at a time; a patcher is copied with its model, a lock cannot be
 Grid = tuple[int, int, int]  # patches of a picture: frames, rows, columns
 
 
@@ -42,7 +46,7 @@ class ImagePatcher:
         self.processor = processor
         self._cache: OrderedDict[Picture, Patches] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
+        self._grids: dict[Picture, Grid] = {}
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Grid of patches of a picture of (width, height) pixels, computed without reading it."""
@@ -59,7 +63,7 @@ class ImagePatcher:
 
     def patches(self, picture: Picture) -> Patches:
         """Patches of a picture, read now or before."""
-        with self._lock:
+        with READING:
             return self._patches(picture)
 
     def _patches(self, picture: Picture) -> Patches:
@@ -73,6 +77,15 @@ class ImagePatcher:
         while self._bytes > MAX_CACHED_BYTES and len(self._cache) > 1:
             self._bytes -= self._cache.popitem(last=False)[1].pixels.nbytes
         return image_patches
+
+    def picture_grid(self, picture: Picture) -> Grid:
+        """Grid of patches of a picture, which is read once for it: grids are kept for longer than patches."""
+        with READING:
+            if picture not in self._grids:
+                if len(self._grids) >= MAX_CACHED_GRIDS:
+                    del self._grids[next(iter(self._grids))]
+                self._grids[picture] = self.patches(picture).grid
+            return self._grids[picture]
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Number of image tokens of a picture of (width, height) pixels."""
@@ -189,7 +202,7 @@ class VisionPolicy(Policy):
             token, merge, counted = self.lm.config.image_token_id, self.patcher.merge, position_ids.flatten().cpu()
             parts = []
             for start, end, row in zip(starts, ends, pictures, strict=True):
-                grids = [self.patcher.patches(picture).grid for picture in row]
+                grids = [self.patcher.picture_grid(picture) for picture in row]
                 own = positions(flat[start:end], grids, token, merge)
                 # Behind its pictures a sequence counts on by one a token, also where it goes back to its prompt's end.
                 ahead = own - torch.arange(end - start)
