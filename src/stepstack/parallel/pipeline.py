@@ -177,7 +177,7 @@ class Pipeline:
     def reduce_gradients(self) -> None:
         """Sum gradients over replicas, and over the two copies of a tied embedding, which stay equal bit for bit. A
         parameter without a gradient in all replicas has none afterwards."""
-        if self.replicas > 1:
+        if self.replicas > 1 and self.parameters:
             has = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.device)
             dist.all_reduce(has, op=dist.ReduceOp.MAX, group=self.same)
             for parameter, some in zip(self.parameters, has.tolist(), strict=True):
