@@ -8,6 +8,8 @@ from random import Random
 import pytest
 
 from stepstack.planning.pipeline import search as module
+from stepstack.planning.pipeline.baselines import interleaved, static_chain
+from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.schedule import Passes
 from stepstack.planning.pipeline.search import (
@@ -21,7 +23,7 @@ from stepstack.planning.pipeline.search import (
     search,
 )
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipeline_batches import VLM_37B, pictures, random_case
+from tests.pipeline_batches import TEXT_ONLY, VLM_37B, pictures, random_case, texts
 
 CUT = chunks(VLM_37B, 4, {"vision": 1, "text": 2})
 
@@ -61,8 +63,10 @@ def test_the_budget_counts_evaluations(options, monkeypatch):
 def test_searches_are_functions_of_their_arguments(options):
     first, again = (search(vlm(1), VLM_37B, options(evaluations=30, seed=4)) for _ in range(2))
     assert first.digest == again.digest
-    others = {search(vlm(1), VLM_37B, options(evaluations=30, seed=seed)).digest for seed in range(5)}
-    assert len(others) > 1
+    drawn = {
+        (at, seed): search(vlm(at), VLM_37B, options(evaluations=30, seed=seed)) for at in range(4) for seed in (0, 1)
+    }
+    assert any(drawn[at, 0].digest != drawn[at, 1].digest for at in range(4))
 
 
 def test_searches_keep_the_cap_and_take_any_graph():
@@ -75,7 +79,7 @@ def test_searches_keep_the_cap_and_take_any_graph():
             plan.check()
             least = max(map(max, module_needs(passes)))
             capped = search(case.graph, case.profile, options, max(least, 0.7 * peak))
-            assert max(timeline(capped, case.profile).peak_bytes) <= max(least, 0.7 * peak)
+            assert max(timeline(capped, case.profile).peak_bytes) <= max(least, 0.7 * peak) + 1e-6
 
 
 def module_needs(passes: Passes) -> list[list[int]]:
@@ -87,6 +91,22 @@ def module_needs(passes: Passes) -> list[list[int]]:
 def test_coarse_is_module_by_module():
     names = [name for _, name in coarse_order(Passes.of(vlm(0), VLM_37B))]
     assert names == sorted(names, key=["vision", "text"].index)
+
+
+def test_blocks_find_what_interleaving_finds():
+    """Text alone in 4 chunks a rank, in microbatch order: one by one it takes 13% longer than interleaved 1F1B, in
+    rounds of as many microbatches as ranks just as long, which is the bound."""
+    graph = graph_of(TEXT_ONLY, texts(8), chunks(TEXT_ONLY, 4, {"text": 4}), {})
+    passes = Passes.of(graph, TEXT_ONLY)
+    assert passes.widths == (1, 4, 8)
+    single, rounds, breadth = (passes.schedule(passes.segments, width=width).makespan for width in passes.widths)
+    static = timeline(interleaved(static_chain(TEXT_ONLY, texts(8), 4, local=4)), TEXT_ONLY).makespan
+    assert rounds == pytest.approx(static)
+    assert rounds == pytest.approx(lower_bound(graph, TEXT_ONLY))
+    assert single > 1.1 * static
+    first = [str(action) for action in passes.plan(passes.schedule(passes.segments, width=4)).order[0][:6]]
+    assert first == ["0F0", "0F1", "0F2", "0F3", "4F0", "4F1"]
+    assert timeline(search(graph, TEXT_ONLY, LocalSearch(evaluations=6)), TEXT_ONLY).makespan == min(rounds, breadth)
 
 
 def test_equal_microbatches_are_expanded_once():

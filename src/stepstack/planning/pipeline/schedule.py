@@ -86,9 +86,10 @@ class Passes:
             raise PlanError(f"there is no priority for {missing[0]} (microbatch, module): give each of them one")
         return sorted(self.segments, key=lambda segment: -priorities[segment])
 
-    def schedule(self, segments: Segments, cap: float | None = None) -> RankOrders:
-        """Schedule by an order of the segments, under a cap of bytes a rank by the banker's rule, or without one."""
-        return list_schedule(self, segments, None if cap is None else self.bank(segments, cap))
+    def schedule(self, segments: Segments, cap: float | None = None, width: int = 1) -> RankOrders:
+        """Schedule by an order of the segments in blocks of ``width``, under a cap of bytes a rank by the banker's
+        rule, or without one."""
+        return list_schedule(self, segments, None if cap is None else self.bank(segments, cap), width)
 
     def plan(self, schedule: RankOrders) -> PipelinePlan:
         """The plan that a schedule is."""
@@ -102,13 +103,36 @@ class Passes:
             ),
         )
 
-    def keys(self, segments: Segments) -> list[int]:
-        """Keys of the queues for each F, B and I, the smallest first; the key modulo twice the stages is the pass."""
+    @cached_property
+    def loops(self) -> tuple[int, ...]:
+        """Number of chunks of its module on its rank that come before each F, and of those before each B or I."""
+        graph, before, behind = self.graph, dict[int, int](), dict[int, int]()
+        for chain in graph.chain.values():
+            for chunk in chain:
+                same = [other for other in chain if graph.chunks[other].rank == graph.chunks[chunk].rank]
+                before[chunk] = same.index(chunk)
+                behind[chunk] = len(same) - 1 - same.index(chunk)
+        return (*(before[chunk] for chunk, _ in self.stages), *(behind[chunk] for chunk, _ in self.stages))
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of segments in a block that are worth a try: 1, those of as many microbatches as ranks, all."""
+        return tuple(sorted({1, self.graph.ranks * len(self.graph.modules), len(self.segments)}))
+
+    def keys(self, segments: Segments, width: int = 1) -> list[int]:
+        """Keys of the queues for each F, B and I, the smallest first; the key modulo twice the stages is the pass.
+
+        Blocks of ``width`` segments go in turn; within a block the earlier chunks of a rank go before the later ones.
+        """
         place = {segment: at for at, segment in enumerate(segments)}
-        parts = self.graph.parts
-        first = [place[part.microbatch, part.module] * len(parts) + n for n, part in enumerate(parts)]
-        count = 2 * len(self.stages)
-        return [first[part] * count + at for at, (_, part) in enumerate(self.stages * 2)]
+        parts, count, most = self.graph.parts, 2 * len(self.stages), 1 + max(self.loops)
+        blocks, rest = [], []
+        for number, part in enumerate(parts):
+            at = place[part.microbatch, part.module]
+            blocks.append(at // width * most * len(segments) * len(parts) * count)
+            rest.append((at * len(parts) + number) * count)
+        loop = len(segments) * len(parts) * count
+        return [blocks[part] + self.loops[at] * loop + rest[part] + at for at, (_, part) in enumerate(self.stages * 2)]
 
     def bank(self, segments: Segments, cap: float) -> Bank:
         """Bank with the microbatches in the order in which their last segment stands."""
@@ -131,12 +155,12 @@ def dual_queue(
     return passes.plan(passes.schedule(passes.ordered(priorities), cap))
 
 
-def list_schedule(passes: Passes, segments: Segments, bank: Bank | None = None) -> RankOrders:
-    """Schedule of passes by an order of their segments, of which a new bank admits those that take memory.
+def list_schedule(passes: Passes, segments: Segments, bank: Bank | None = None, width: int = 1) -> RankOrders:
+    """Schedule of passes by an order of their segments, see ``Passes.keys``. A new bank admits those that take memory.
 
     PlanError where the bank lets nobody go on, which its own rule never does.
     """
-    queues = Queues(passes, passes.keys(segments), bank)
+    queues = Queues(passes, passes.keys(segments, width), bank)
     seconds, ranks, after = passes.seconds, passes.ranks, passes.after
     count = len(passes.stages)
     left, come = list(passes.needs), [0.0] * (3 * count)

@@ -1,8 +1,10 @@
 """Search for the order in which the parts of a batch are preferred. No torch.
 
 An order is a sequence of (microbatch, module) pairs, which all their passes share as a priority: PipeWeaver's cut of
-symmetric orders. Its value is the seconds of the dual queue's schedule. The budget counts these evaluations, not
-seconds, so that a plan depends on its arguments alone.
+symmetric orders. They go one by one, as published, or in blocks, in which all take the first chunk of a rank before the
+next one. Without W apart this is what interleaved 1F1B gains from rounds of as many microbatches as ranks. The value of
+an order, with a width of its blocks, is the seconds of the dual queue's schedule. The budget counts these evaluations,
+not seconds, so that a plan depends on its arguments alone.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from random import Random
 from typing import Annotated, Literal
 
@@ -113,14 +116,15 @@ class Trials:
     cap: float | None
     budget: int
     order: Segments = ()
+    width: int = 1
     schedule: RankOrders | None = None
 
-    def seconds(self, order: Segments) -> float:
-        """Seconds of an order's schedule. Call it only within the budget."""
+    def seconds(self, order: Segments, width: int) -> float:
+        """Seconds of an order's schedule in blocks of ``width``. Call it only within the budget."""
         self.budget -= 1
-        tried = self.passes.schedule(order, self.cap)
+        tried = self.passes.schedule(order, self.cap, width)
         if self.schedule is None or tried.makespan < self.schedule.makespan:
-            self.order, self.schedule = tuple(order), tried
+            self.order, self.width, self.schedule = tuple(order), width, tried
         return tried.makespan
 
     def start(self) -> None:
@@ -130,30 +134,35 @@ class Trials:
             microbatch = self.passes.held[number % len(self.passes.held)].microbatch
             work[microbatch] = work.get(microbatch, 0.0) + seconds
         longest = sorted(self.passes.segments, key=lambda segment: -work[segment[0]])
-        for order in (self.passes.segments, coarse_order(self.passes), longest):
+        for width, order in product(self.passes.widths, (self.passes.segments, coarse_order(self.passes))):
             if self.budget:
-                self.seconds(order)
+                self.seconds(order, width)
+        if self.budget:
+            self.seconds(longest, self.width)
 
 
 def _local(trials: Trials, random: Random) -> None:
-    """Move one segment, swap two, or move a microbatch, from the last order that was no worse than the best."""
+    """Move one segment, swap two, move a microbatch, or take another width, from the last order that was no worse than
+    the best."""
     trials.start()
-    current, many = list(trials.order), len(trials.order)
+    current, width, many = list(trials.order), trials.width, len(trials.order)
     while trials.budget and many > 1:
-        order, kind = list(current), random.randrange(3)
+        order, wide, kind = list(current), width, random.randrange(7)
         at, to = random.sample(range(many), 2)
-        if kind == 0:
+        if kind < 2:
             order.insert(to, order.pop(at))
-        elif kind == 1:
+        elif kind < 4:
             order[at], order[to] = order[to], order[at]
+        elif kind == 4:
+            wide = random.choice(trials.passes.widths)
         else:
             whole = [segment for segment in order if segment[0] == order[at][0]]
             rest = [segment for segment in order if segment[0] != order[at][0]]
             order = [*rest[:to], *whole, *rest[to:]]
         assert trials.schedule is not None
         best = trials.schedule.makespan
-        if trials.seconds(order) <= best:
-            current = order
+        if trials.seconds(order, wide) <= best:
+            current, width = order, wide
 
 
 @dataclass(slots=True)
@@ -186,7 +195,7 @@ def _tree(trials: Trials, options: TreeSearch, random: Random) -> None:
         for _ in range(min(options.rollouts, trials.budget)):
             rest = [segment for segment in trials.passes.segments if segment not in path[-1].segments]
             random.shuffle(rest)
-            score = max(score, bound / trials.seconds([*path[-1].segments, *rest]))
+            score = max(score, bound / trials.seconds([*path[-1].segments, *rest], trials.width))
         for node in path:
             node.visits += 1
             node.score = max(node.score, score)

@@ -52,7 +52,7 @@ def _seconds(graph: PipelineGraph, profile: PipelineProfile, cap: float | None) 
     passes = Passes.of(graph, profile)
     if cap is not None and max(map(max, needs(passes.held, graph.ranks, graph.microbatches))) > cap:
         return math.inf
-    return passes.schedule(passes.segments, cap).makespan
+    return min(passes.schedule(passes.segments, cap, width).makespan for width in passes.widths)
 
 
 def split_costs(graph: PipelineGraph, profile: PipelineProfile) -> Mapping[int, float]:
