@@ -12,7 +12,7 @@ from stepstack.planning.pipeline import baselines
 from stepstack.planning.pipeline.graph import PlanError
 from stepstack.planning.pipeline.partition import chunks
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipeline_graphs import DRIFT, TEXT_ONLY, VLM_37B, pictures, texts
+from tests.pipeline_batches import DRIFT, TEXT_ONLY, VLM_37B, pictures, texts
 
 
 class RecordingStage:
@@ -156,6 +156,12 @@ def test_one_order_for_all_batches():
             [(a.kind, a.chunk, parts[a.part].microbatch) for a in plan.order[0] if parts[a.part].module == "text"]
         )
     assert orders[0] == orders[1] == orders[2] == orders[3]
+
+
+def test_a_sample_without_pictures_orders_none():
+    cut = chunks(VLM_37B, 2, {"vision": 1, "text": 1})
+    with pytest.raises(PlanError, match="no sample batch has an item of vision"):
+        baselines.searched_once(VLM_37B, pictures(Random(0), 2, 1, 2), cut, [[{"text": [8192]}] * 2])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from stepstack.planning.pipeline.schedule import dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, search
 from stepstack.planning.pipeline.timeline import costs_of, timeline
 from stepstack.planning.timing import Link
-from tests.pipelines import TEXT_ONLY, VLM_37B, pictures, random_case, texts
+from tests.pipeline_batches import TEXT_ONLY, VLM_37B, pictures, random_case, texts
 
 
 def test_no_plan_is_faster_than_the_bound():

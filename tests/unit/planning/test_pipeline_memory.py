@@ -13,7 +13,7 @@ from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.schedule import Passes, dual_queue, list_schedule
 from stepstack.planning.pipeline.search import coarse_order
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipeline_graphs import VLM_37B, pictures, random_case
+from tests.pipeline_batches import VLM_37B, pictures, random_case
 
 
 class PublishedRule(Bank):

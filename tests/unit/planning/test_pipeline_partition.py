@@ -14,7 +14,7 @@ from stepstack.planning.pipeline.graph import PlanError
 from stepstack.planning.pipeline.partition import chunks, graph_of, parts, published, searched
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
 from stepstack.planning.pipeline.split import seconds_in_order
-from tests.pipelines import TEXT_ONLY, VLM_37B, drifting, even_layer, texts
+from tests.pipeline_batches import TEXT_ONLY, VLM_37B, drifting, even_layer, texts
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 9))

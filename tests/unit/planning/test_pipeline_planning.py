@@ -15,7 +15,7 @@ from stepstack.planning.pipeline.schedule import dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, search
 from stepstack.planning.pipeline.split import split_graph
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipelines import VLM_37B, drifting, pictures
+from tests.pipeline_batches import VLM_37B, drifting, pictures
 
 SEARCH = LocalSearch(evaluations=48)
 

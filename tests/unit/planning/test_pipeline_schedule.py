@@ -13,7 +13,7 @@ from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.schedule import Passes, dual_queue
 from stepstack.planning.pipeline.split import seconds_in_order, split_costs, split_graph
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipeline_graphs import TEXT_ONLY, VLM_37B, pictures, random_case, texts
+from tests.pipeline_batches import TEXT_ONLY, VLM_37B, pictures, random_case, texts
 
 
 @pytest.mark.parametrize("start", range(0, 400, 100))

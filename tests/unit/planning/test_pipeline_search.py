@@ -21,7 +21,7 @@ from stepstack.planning.pipeline.search import (
     search,
 )
 from stepstack.planning.pipeline.timeline import timeline
-from tests.pipelines import VLM_37B, pictures, random_case
+from tests.pipeline_batches import VLM_37B, pictures, random_case
 
 CUT = chunks(VLM_37B, 4, {"vision": 1, "text": 2})
 

@@ -155,9 +155,12 @@ def searched_once(
 ) -> PipelinePlan:
     """One order for all batches, searched for the mean microbatch of ``sample`` (as nnScaler does), for this batch.
 
-    The order is that of whole microbatches, so that it is one of any batch with as many of them.
+    The order is that of whole microbatches, so that it is one of any batch with as many of them. PlanError for items of
+    a module that the sample has none of.
     """
     means = {name: [size] for name, size in _mean_sizes(profile, sample or (batch,)).items() if size}
+    if unseen := {name for microbatch in batch for name, sizes in microbatch.items() if len(sizes)} - set(means):
+        raise PlanError(f"no sample batch has an item of {min(unseen)}: take batches that have some")
     searched = search(graph_of(profile, [means] * len(batch), cut, {}, split), profile, options)
     graph, before = graph_of(profile, batch, cut, {}, split), searched.graph
     orders = [

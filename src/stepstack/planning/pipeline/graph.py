@@ -210,10 +210,15 @@ class PipelineGraph:
 
 @dataclass(frozen=True)
 class PipelinePlan:
-    """The passes of a batch in the order in which each rank carries them out."""
+    """The passes of a batch in the order in which each rank carries them out.
+
+    ``recompute``: (chunk, part, layers) where the first so many layers of a chunk keep nothing of a part but their
+    input, and do its forward pass again in its backward pass.
+    """
 
     graph: PipelineGraph
     order: tuple[tuple[Action, ...], ...]
+    recompute: tuple[tuple[int, int, int], ...] = ()
 
     def check(self) -> None:
         """PlanError for passes that are missing, twice there or on another rank than their chunk, and for orders that
@@ -232,6 +237,12 @@ class PipelinePlan:
             raise PlanError(f"{len(missing)} of {len(every)} passes are missing, such as {min(missing)}")
         if strange := set(planned) - every:
             raise PlanError(f"{min(strange)} is no pass of this batch")
+        for chunk, part, layers in self.recompute:
+            if (
+                Action("F", chunk, part) not in every
+                or not 0 < layers <= self.graph.chunks[chunk].end - self.graph.chunks[chunk].begin
+            ):
+                raise PlanError(f"{layers} layers of chunk {chunk} cannot be recomputed for part {part}")
         self.in_time()
 
     def in_time(self) -> list[Action]:
@@ -264,5 +275,6 @@ class PipelinePlan:
             "parts": [asdict(one) for one in graph.parts],
             "split": sorted(graph.split),
             "order": self.order,
+            "recompute": self.recompute,
         }
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]

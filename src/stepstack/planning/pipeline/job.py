@@ -18,6 +18,7 @@ from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Chunk, PipelineBatch, PipelinePlan
 from stepstack.planning.pipeline.partition import chunks, graph_of, published, searched
 from stepstack.planning.pipeline.profile import PipelineProfile
+from stepstack.planning.pipeline.recompute import search_with_recompute
 from stepstack.planning.pipeline.schedule import dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, SearchOptions, search
 from stepstack.planning.pipeline.split import SplitChoice, split_graph
@@ -44,6 +45,8 @@ class PipelineOptions(Strict):
     or always."""
     cap: PositiveFloat | None = None
     """Bytes of activations that no rank may exceed; null: any."""
+    recompute: bool = False
+    """Under a cap, recompute layers in the backward pass where that is faster than waiting for bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +158,8 @@ def choose_cut(
     """Cut of a model for batches like these. PlanError where the model or the batches allow none."""
     match options.segments:
         case "searched":
-            segments, most = searched(profile, batches, ranks, options.split, options.cap, options.parts)
+            cap = None if options.recompute else options.cap  # recomputing may keep one that nothing else can
+            segments, most = searched(profile, batches, ranks, options.split, cap, options.parts)
         case "published":
             segments, most = published(profile, batches, ranks)
         case given:
@@ -171,6 +175,8 @@ def plan_batch(
     where one microbatch needs more than the cap."""
     graph = graph_of(profile, batch, cut.chunks, cut.most)
     graph = split_graph(graph, profile, options.split, options.cap)
+    if options.recompute and options.cap is not None:
+        return search_with_recompute(graph, profile, options.priorities, options.cap)
     return search(graph, profile, options.priorities, options.cap)
 
 
@@ -252,10 +258,12 @@ def table(outcome: PipelineOutcome) -> str:
         chosen.append(f"{name} in {count} chunks a rank, {'whole' if most is None else f'at most {most} items a part'}")
     plans = outcome.plans
     split = sum(len(plan.graph.split) for plan in plans) / sum(len(plan.graph.chunks) for plan in plans)
+    again = sum(layers for plan in plans for _, _, layers in plan.recompute)
     notes = [
         f"Sum of {len(plans)} batches, simulated from the profile; lower bound {bound:.3f} s. "
         f"Cut: {'; '.join(chosen)}. Gradients of weights apart in {split:.0%} of the chunks. "
         "Static baselines keep no cap.",
+        *([f"{again} layers are recomputed, each for a part."] if again else []),
         *([f"Left out: {'; '.join(outcome.left)}."] if outcome.left else []),
     ]
     head = ["plan", "makespan", "over planned", "bubble", "peak memory", "over the bound"]
@@ -263,8 +271,8 @@ def table(outcome: PipelineOutcome) -> str:
 
 
 def as_json(outcome: PipelineOutcome) -> dict[str, Any]:
-    """Cut, and each batch's plans, as JSON values: seconds, share of idle time, bytes of each rank, and the passes of
-    each rank of the job's own plan."""
+    """Cut, and each batch's plans, as JSON values: seconds, share of idle time, bytes of each rank; of the job's own
+    plan also the passes of each rank and the recomputed layers, as (chunk, part, layers)."""
     return {
         "segments": dict(outcome.cut.segments),
         "parts": dict(outcome.cut.most),
@@ -274,6 +282,7 @@ def as_json(outcome: PipelineOutcome) -> dict[str, Any]:
             {
                 "lower_bound": bound,
                 "digest": lines[PLANNED].plan.digest,
+                "recompute": [list(one) for one in lines[PLANNED].plan.recompute],
                 "order": [[str(action) for action in order] for order in lines[PLANNED].plan.order],
                 "plans": {
                     name: {"makespan": line.makespan, "bubble": line.bubble, "peak_bytes": list(line.peak_bytes)}

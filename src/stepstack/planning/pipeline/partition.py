@@ -72,8 +72,8 @@ def graph_of(
     most: Mapping[str, int],
     split: frozenset[int] = frozenset(),
 ) -> PipelineGraph:
-    """Graph of a batch over given chunks, see ``parts``. PlanError for items of a module that the profile lacks."""
-    for name in sorted({name for microbatch in batch for name in microbatch}):
+    """Graph of a batch over given chunks, see ``parts``. PlanError for a module that the profile lacks."""
+    for name in sorted({*most, *(name for microbatch in batch for name in microbatch)}):
         profile.module(name)
     return PipelineGraph(profile.graph_modules(), tuple(cut), parts(batch, most), split)
 
@@ -159,7 +159,9 @@ def mean_item(batches: Sequence[PipelineBatch], module: str) -> float:
     """Mean size of a module's items over batches. PlanError where they have none."""
     sizes = [size for batch in batches for microbatch in batch for size in microbatch.get(module, ())]
     if not sizes:
-        raise PlanError(f"no sample batch has an item of {module}: take batches that have some, or give its segments")
+        raise PlanError(
+            f"no sample batch has an item of {module}: take batches that have some, or give segments and parts"
+        )
     return sum(sizes) / len(sizes)
 
 

@@ -65,8 +65,8 @@ class LayerProfile(Strict):
 
     def at(self, size: float) -> PassCost:
         """Costs of a part of this size."""
-        points = asdict(self)
-        return PassCost(*(_line(self.sizes, points[name], size) for name in PassCost._fields))
+        values = self.forward, self.backward, self.input, self.weight, self.saved, self.kept  # not asdict, which copies
+        return PassCost(*(_line(self.sizes, points, size) for points in values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,11 +128,16 @@ class PipelineProfile(Strict):
         """The modules as a graph has them."""
         return tuple(PipelineModule(module.name, module.layers, module.reads) for module in self.modules)
 
-    def cost(self, chunk: Chunk, size: float) -> PassCost:
-        """Costs of a part of this size through a chunk: its layers, and the ends of the module that are in it."""
+    def cost(self, chunk: Chunk, size: float, again: int = 0) -> PassCost:
+        """Costs of a part of this size through a chunk: its layers, and the ends of the module that are in it.
+        ``again``: layers that save nothing but their input, and whose forward pass is done again in the backward
+        pass."""
         module = self.module(chunk.module)
         layer = module.layer.at(size)
         parts = [PassCost(*(value * (chunk.end - chunk.begin) for value in layer))]
+        if again:
+            freed = max(0.0, layer.saved - module.hidden_bytes * size)
+            parts.append(PassCost(backward=again * layer.forward, input=again * layer.forward, saved=-again * freed))
         if chunk.begin == 0 and module.entry is not None:
             parts.append(module.entry.at(size))
         if chunk.end == module.layers and module.exit is not None:

@@ -46,9 +46,12 @@ class Passes:
     split: tuple[bool, ...]  # of each stage
 
     @classmethod
-    def of(cls, graph: PipelineGraph, profile: PipelineProfile) -> Passes:
-        """Number the passes of a graph. PlanError for a module that the profile does not have."""
-        costs = costs_of(graph, profile)
+    def of(
+        cls, graph: PipelineGraph, profile: PipelineProfile, recompute: Sequence[tuple[int, int, int]] = ()
+    ) -> Passes:
+        """Number the passes of a graph, some of whose layers are recomputed (see PipelinePlan). PlanError for a module
+        that the profile does not have."""
+        costs = costs_of(graph, profile, recompute)
         stages = tuple((chunk, n) for n, part in enumerate(graph.parts) for chunk in graph.chain[part.module])
         number = {stage: at for at, stage in enumerate(stages)}
         ranks = [graph.chunks[chunk].rank for chunk, _ in stages]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepstack.planning.pipeline.graph import Action, PipelineGraph, PipelinePlan
@@ -30,22 +30,30 @@ class Timeline:
         return 1.0 - sum(self.busy) / (self.makespan * len(self.busy))
 
 
-def costs_of(graph: PipelineGraph, profile: PipelineProfile) -> dict[tuple[int, int], PassCost]:
-    """Costs of each part through each chunk of its module, by (chunk, part)."""
-    known: dict[tuple[int, float], PassCost] = {}
+def costs_of(
+    graph: PipelineGraph,
+    profile: PipelineProfile,
+    recompute: Sequence[tuple[int, int, int]] = (),
+    only: Collection[tuple[int, int]] | None = None,
+) -> dict[tuple[int, int], PassCost]:
+    """Costs of each part through each chunk of its module, by (chunk, part). ``recompute``: see PipelinePlan.
+    ``only``: the (chunk, part) pairs that are asked for, None: all."""
+    again = {(chunk, part): layers for chunk, part, layers in recompute}
+    known: dict[tuple[int, float, int], PassCost] = {}
     found: dict[tuple[int, int], PassCost] = {}
-    for number, part in enumerate(graph.parts):
-        for chunk in graph.chain[part.module]:
-            if (chunk, part.size) not in known:
-                known[chunk, part.size] = profile.cost(graph.chunks[chunk], part.size)
-            found[chunk, number] = known[chunk, part.size]
+    every = ((chunk, number) for number, part in enumerate(graph.parts) for chunk in graph.chain[part.module])
+    for chunk, number in every if only is None else only:
+        key = chunk, graph.parts[number].size, again.get((chunk, number), 0)
+        if key not in known:
+            known[key] = profile.cost(graph.chunks[chunk], *key[1:])
+        found[chunk, number] = known[key]
     return found
 
 
 def timeline(plan: PipelinePlan, profile: PipelineProfile) -> Timeline:
     """Each rank carries out its passes in the plan's order, each as soon as what it needs has come. PlanError for
     orders that wait for each other."""
-    graph, costs = plan.graph, costs_of(plan.graph, profile)
+    graph, costs = plan.graph, costs_of(plan.graph, profile, plan.recompute)
     free, busy = [0.0] * len(plan.order), [0.0] * len(plan.order)
     held, peak = [0.0] * len(plan.order), [0.0] * len(plan.order)
     times: dict[Action, tuple[float, float]] = {}
