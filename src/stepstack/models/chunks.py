@@ -113,7 +113,7 @@ def item_sizes(policy: Policy, micro: TokenInputs) -> dict[str, list[float]]:
 
 def picture_patches(policy: VisionPolicy, micro: TokenInputs) -> list[int]:
     """Patches of each distinct picture of a microbatch."""
-    grids = [policy.patcher.patches(picture).grid for picture in distinct(micro.pictures)]
+    grids = [policy.patcher.picture_grid(picture) for picture in distinct(micro.pictures)]
     return [frames * rows * columns for frames, rows, columns in grids]
 
 

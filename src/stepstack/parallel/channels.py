@@ -136,16 +136,21 @@ class Channels:
         """Wait for a message."""
         other = self.graph.rank_of(message.source)
         while message not in self.come:
-            if other in self.broken:
-                raise RuntimeError(f"no message comes from rank {other} of the pipeline any more")
-            first, tensor, work = self.posted[other].popleft()
-            self.broken.add(other)  # unless the wait ends well
-            work.wait()
-            self.broken.remove(other)
+            first, tensor, work = self._next(other)
+            try:
+                work.wait()
+            except RuntimeError as error:  # the library's names neither the rank nor the message
+                self.broken.add(other)
+                raise RuntimeError(f"pass {first.source} of rank {other} did not come: {error}") from error
             self.come[first] = tensor
             self._post(other)
         self._settle(message)
         return self.come.pop(message)
+
+    def _next(self, other: int) -> tuple[PipelineMessage, Tensor, Transfer]:
+        if other in self.broken:
+            raise RuntimeError(f"nothing comes from rank {other} any more")
+        return self.posted[other].popleft()
 
     def _settle(self, message: PipelineMessage) -> None:
         """Let go of the output whose gradient has come: its send must have ended."""

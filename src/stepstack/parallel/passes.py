@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ class TrainedInputs(TokenInputs, Protocol):
     blank: bool
 
 
-class LossSums(Protocol):
+class LossResult(Protocol):
     """A ``core.types.LossOut``."""
 
     @property
@@ -40,7 +40,17 @@ class LossSums(Protocol):
     def metrics(self) -> Mapping[str, Tensor]: ...
 
 
-Loss = Callable[[Any, Any], LossSums]
+Loss = Callable[[Any, Any], LossResult]
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """A ``LossResult`` without its graph, which would keep what metrics were computed from: logits of all tokens."""
+
+    total: Tensor
+    count: float
+    work: float
+    metrics: Mapping[str, Tensor]
 
 
 class HeldChunk(Protocol):
@@ -129,29 +139,31 @@ class Passes:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def run(self) -> None:
-        channels = Channels(self.routes, self.chunks.rank, self.wire, self.empty)
         place = {action: number for number, action in enumerate(self.plan.in_time())}
+        channels = Channels(self.routes, self.chunks.rank, self.wire, self.empty)
         for action in self.plan.order[self.chunks.rank]:
             made: dict[Action, Tensor] = {}
-            try:
+            with self._noted(place[action], f"pass {action}"):
                 taken = [
                     (source, channels.take(PipelineMessage(source, action))) for source in self.routes.sources(action)
                 ]
                 if self.failure is None:
                     made = self._paced(action, taken)
-            except Exception as error:  # whatever it is, every rank has to raise it
-                self._failed(place[action], f"pass {action}", error)
             for target in self.routes.targets[action]:
                 message = PipelineMessage(action, target)
-                channels.send(message, made[target] if target in made else self.empty(message))
-        try:
+                with self._noted(place[action], f"message of pass {action}"):
+                    channels.send(message, made[target] if target in made else self.empty(message))
+        with self._noted(len(place), "the end of its messages"):
             channels.finish()
-        except Exception as error:  # whatever it is, every rank has to raise it
-            self._failed(len(place), "sends", error)
 
-    def _failed(self, place: int, what: str, error: Exception) -> None:
-        if self.failure is None:
-            self.failure = Failure(place, f"{what}: {type(error).__name__}: {error}", error)
+    @contextmanager
+    def _noted(self, place: int, what: str) -> Iterator[None]:
+        """Keep the first error, with where it happened."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, every rank has to raise it
+            if self.failure is None:
+                self.failure = Failure(place, f"{what}: {type(error).__name__}: {error}", error)
 
     def _paced(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:
         if self.pace is not None:
@@ -189,7 +201,8 @@ class Passes:
         """The weighted loss of a microbatch; a blank one has none, and its loss may be no number."""
         found = self.loss(chunk.scorer(output), micro)
         if not micro.blank:
-            self.losses[number] = found
+            metrics = {name: value.detach() for name, value in found.metrics.items()}
+            self.losses[number] = LossSums(found.total.detach(), found.count, found.work, metrics)
         return torch.where(torch.tensor(micro.blank, device=found.total.device), 0.0, found.total) * self.weight
 
     def _backward(self, action: Action, taken: list[tuple[Action, Tensor]]) -> dict[Action, Tensor]:

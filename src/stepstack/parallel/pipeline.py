@@ -82,7 +82,8 @@ class Pipeline:
     def _connect(self, timeout: timedelta) -> None:
         """Make all process groups; every process makes all, in the same order. Each directed pair of ranks has its own:
         libraries match the messages of a group by their order alone."""
-        self.everyone = dist.new_group(backend="gloo", timeout=timeout)
+        # At the end of a batch they wait for ranks that have waited themselves.
+        self.everyone = dist.new_group(backend="gloo", timeout=2 * timeout)
         for replica in range(self.replicas):
             members = self.processes_of(replica)
             peers = dist.new_group(members, backend="gloo", timeout=timeout)
@@ -90,7 +91,8 @@ class Pipeline:
                 (a, b): dist.new_group(sorted((members[a], members[b])), timeout=timeout)
                 for a, b in sorted(_pairs(self.cut))
             }
-            tied = dist.new_group(sorted(members[rank] for rank in self.cut.tied or (0,)), timeout=timeout)
+            ends = sorted(members[rank] for rank in self.cut.tied or ())
+            tied = dist.new_group(ends, timeout=timeout) if ends else None
             if replica == self.replica:
                 self.peers, self.tied_group, self.wire = peers, tied, Wires(pairs, members)
         for rank in range(self.ranks):
@@ -179,6 +181,7 @@ class Pipeline:
                 if some:
                     self._sum(parameter, self.same)
         if (copied := self._tied_parameter()) is not None and copied.requires_grad:
+            assert self.tied_group is not None
             self._sum(copied, self.tied_group)
 
     def _tied_parameter(self) -> nn.Parameter | None:
@@ -199,10 +202,12 @@ class Pipeline:
     def global_norm(self) -> float:
         """Norm of the gradients of all distinct parameters of the model, the same on every process. To be asked behind
         ``reduce_gradients``; a tied embedding counts once."""
-        squares = torch.zeros((), dtype=torch.float64)
-        for name, parameter in self.cut.policy.named_parameters():
-            if parameter.grad is not None and name not in self.cut.copies:
-                squares += parameter.grad.double().square().sum().cpu()
+        norms = [
+            torch.linalg.vector_norm(parameter.grad, dtype=torch.float64)
+            for name, parameter in self.cut.policy.named_parameters()
+            if parameter.grad is not None and name not in self.cut.copies
+        ]
+        squares = torch.stack(norms).square().sum().cpu() if norms else torch.zeros((), dtype=torch.float64)
         if self.processes > 1:
             dist.all_reduce(squares, group=self.peers)
         return float(squares.sqrt())
@@ -253,7 +258,7 @@ def _summed(losses: Mapping[int, LossSums]) -> BatchSums:
     sums: dict[str, Tensor] = {}
     for _, out in sorted(losses.items()):
         for name, value in {"loss": out.total, **out.metrics}.items():
-            sums[name] = _add(name, sums[name], value.detach()) if name in sums else value.detach()
+            sums[name] = _add(name, sums[name], value) if name in sums else value
     return BatchSums(
         {name: float(value.double()) for name, value in sums.items()},
         sum(out.count for out in losses.values()),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 MAX_CACHED_BYTES = 1 << 28  # bytes of patches in the cache of a patcher
+MAX_CACHED_GRIDS = 1 << 16  # pictures whose grids it keeps
 Grid = tuple[int, int, int]  # patches of a picture: frames, rows, columns
 
 
@@ -41,6 +42,7 @@ class ImagePatcher:
         self.processor = processor
         self._cache: OrderedDict[Picture, Patches] = OrderedDict()
         self._bytes = 0
+        self._grids: dict[Picture, Grid] = {}
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """Grid of patches of a picture of (width, height) pixels, computed without reading it."""
@@ -66,6 +68,14 @@ class ImagePatcher:
         while self._bytes > MAX_CACHED_BYTES and len(self._cache) > 1:
             self._bytes -= self._cache.popitem(last=False)[1].pixels.nbytes
         return image_patches
+
+    def picture_grid(self, picture: Picture) -> Grid:
+        """Grid of patches of a picture, which is read once for it: grids are kept for longer than patches."""
+        if picture not in self._grids:
+            if len(self._grids) >= MAX_CACHED_GRIDS:
+                del self._grids[next(iter(self._grids))]
+            self._grids[picture] = self.patches(picture).grid
+        return self._grids[picture]
 
     def tokens(self, size: tuple[int, int]) -> int:
         """Number of image tokens of a picture of (width, height) pixels."""
@@ -182,7 +192,7 @@ class VisionPolicy(Policy):
             token, merge, counted = self.lm.config.image_token_id, self.patcher.merge, position_ids.flatten().cpu()
             parts = []
             for start, end, row in zip(starts, ends, pictures, strict=True):
-                grids = [self.patcher.patches(picture).grid for picture in row]
+                grids = [self.patcher.picture_grid(picture) for picture in row]
                 own = positions(flat[start:end], grids, token, merge)
                 # Behind its pictures a sequence counts on by one a token, also where it goes back to its prompt's end.
                 ahead = own - torch.arange(end - start)

@@ -16,6 +16,7 @@ from stepstack.generation.types import Prompt, Sampling
 from stepstack.generation.vllm.vision import VllmVision
 from stepstack.models.lm import tiny
 from stepstack.models.lm.policy import token_logprobs
+from stepstack.models.vision import policy as vision
 from stepstack.models.vision.policy import ImagePatcher, VisionPolicy, positions
 from stepstack.records import Problem
 from tests import tools
@@ -64,6 +65,20 @@ def prompts(patcher) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def generator(lm, patcher) -> HfGenerator:
     return HfGenerator(lm, TOKENIZER, HfConfig(batch=64), patcher=patcher, banned=BANNED)
+
+
+def test_grids_outlive_patches(monkeypatch):
+    monkeypatch.setattr(vision, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(vision, "MAX_CACHED_GRIDS", 2)
+    patcher, read = ImagePatcher(tiny.image_processor()), []
+    patches = patcher.patches
+    monkeypatch.setattr(patcher, "patches", lambda picture: read.append(picture) or patches(picture))
+    one, other, third = Box(3), Box(3, 84, 56), Box(5)
+    assert [patcher.picture_grid(box) for box in (one, other, one)] == [(1, 4, 4), (1, 4, 6), (1, 4, 4)]
+    assert read == [one, other]
+    patcher.picture_grid(third)
+    patcher.picture_grid(one)
+    assert read == [one, other, third, one]
 
 
 def inputs(prompt: Prompt, patcher: ImagePatcher) -> dict:
