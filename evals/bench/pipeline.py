@@ -49,7 +49,6 @@ from stepstack.report import jsonl
 from stepstack.report.formats import render
 from stepstack.report.provenance import provenance
 from stepstack.simulation.pipeline import published, static, study
-from stepstack.terminal import console
 
 GROUP = 4.0  # pictures of the 37B model that one of the paced model stands for
 PICTURES = (6, 12)  # of a microbatch that is paced
@@ -79,7 +78,7 @@ def measure(rounds: int = 3, evaluations: int = 64) -> dict[str, Any]:
 
 def show(figures: Mapping[str, Any]) -> None:
     """Print the tables of the page."""
-    console().print(render(bench_pipeline.tables_of(figures), "md"), highlight=False)
+    print(render(bench_pipeline.tables_of(figures), "md"), end="")
 
 
 # -- simulated ------------------------------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ def simulated(options: LocalSearch) -> dict[str, Any]:
         "memory": [asdict(one) for one in study.memory_sweep(profile, sample, given)],
         "large": large(profile, options),
         "ablation": ablation(options),
-        "models": [asdict(one) for one in published.models(options)],
+        "models": [asdict(one) for one in published.models(replace(options, evaluations=8))],
     }
 
 

@@ -49,7 +49,7 @@ def test_the_tables_hold_every_promise():
             "drift, cut by search": drift,
             "searched cut": {"segments": {"vision": 1}, "most": {}},
             "mixes": study.mixes(profile, cut, 2, OPTIONS),
-            "memory": [{"share": 0.5, "split": False, "slower": 0.1, "fullest": 1.0}],
+            "memory": [{"share": 0.5, "way": "wait", "slower": 0.1, "fullest": 1.0}],
             "large": {"actions": 8, "gap": 0.02, "seconds": 1.5, "cpu": 1.4, "evaluations": 32},
             "ablation": {"base": 2.0, "+ partitioner": 1.0},
             "models": [],
