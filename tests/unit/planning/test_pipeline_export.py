@@ -130,6 +130,11 @@ def test_what_static_runtimes_cannot_run_is_refused_by_the_rule(write, graph, ru
         write(shuffled(graph))
 
 
+def test_a_plan_that_recomputes_layers_is_refused_by_the_rule():
+    with pytest.raises(PlanError, match="all layers kept: the plan recomputes some"):
+        export.as_csv(replace(shuffled(chain(2, 1, 2)), recompute=((0, 0, 1),)))
+
+
 def test_a_plan_that_is_none_is_not_exported():
     plan = shuffled(chain(2, 1, 2))
     with pytest.raises(PlanError, match="passes are missing"):

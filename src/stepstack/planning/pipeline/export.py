@@ -73,7 +73,7 @@ def layout(plan: PipelinePlan) -> str:
 
 def check_static(plan: PipelinePlan) -> None:
     """PlanError, which names the rule, unless the plan is one that a static runtime can carry out: one chain of
-    layers, each microbatch whole, all of one size."""
+    layers, each microbatch whole, all of one size, nothing recomputed."""
     plan.check()
     graph = plan.graph
     if len(graph.modules) > 1:
@@ -85,6 +85,11 @@ def check_static(plan: PipelinePlan) -> None:
         raise PlanError(
             "whole microbatches: the plan takes some in parts, and static runtimes know no sub-microbatches; plan "
             "with whole ones"
+        )
+    if plan.recompute:
+        raise PlanError(
+            "all layers kept: the plan recomputes some, part by part, and static runtimes do so by module; set "
+            "options.recompute=false"
         )
     if len(sizes := sorted({part.size for part in graph.parts})) > 1:
         raise PlanError(

@@ -61,7 +61,7 @@ def bubbles(timeline: Timeline) -> dict[Where, float]:
 
 def memory(timeline: Timeline, profile: PipelineProfile) -> list[list[tuple[float, float]]]:
     """Bytes of each rank over time: (second, bytes from then on), ascending. The largest is ``timeline.peak_bytes``."""
-    costs = costs_of(timeline.plan.graph, profile)
+    costs = costs_of(timeline.plan.graph, profile, timeline.plan.recompute)
     found = []
     for actions in timeline.plan.order:
         held, steps = 0.0, [(0.0, 0.0)]

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepstack.planning.pipeline import baselines, partition
 from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Chunk, PipelineBatch, PipelineGraph, PipelinePlan
 from stepstack.planning.pipeline.memory import needs
-from stepstack.planning.pipeline.profile import PipelineProfile
+from stepstack.planning.pipeline.profile import ModuleProfile, PipelineProfile
+from stepstack.planning.pipeline.recompute import search_with_recompute
 from stepstack.planning.pipeline.schedule import Passes, dual_queue
-from stepstack.planning.pipeline.search import LocalSearch, SearchOptions, search
+from stepstack.planning.pipeline.search import LocalSearch, MicrobatchOrder, SearchOptions, search
 from stepstack.planning.pipeline.timeline import timeline
 from stepstack.report.formats import Table
 from stepstack.simulation.pipeline import static
@@ -24,6 +25,7 @@ from stepstack.simulation.pipeline import static
 DRIFT = ((0, 8), (0, 32), (24, 48), (0, 4), (8, 24), (40, 48), (0, 16), (0, 48))
 MIXES = {"text only": (0, 0), "0 to 8": (0, 8), "16 in each": (16, 16), "24 to 48": (24, 48), "0 to 48": (0, 48)}
 SEED = 11
+CAP = 5e10  # bytes of activations on a GPU of 80 GB
 SHARES = (1.0, 0.9, 0.7, 0.5, 0.35)  # of the peak without a cap
 
 STATIC, FILLED = "best 1F1B family", "best static, W filled in"
@@ -193,31 +195,48 @@ def mixes_table(found: Mapping[str, Seconds]) -> Table:
 
 
 def ablation(
-    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: Cut, options: SearchOptions
+    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: Cut, options: SearchOptions, cap: float = CAP
 ) -> dict[str, float]:
     """Seconds of all batches with one part of the planner more at a time, in the paper's order, and then with ours.
 
     The base is interleaved 1F1B over stages of equal parameters (of equal seconds where these are not known). The
-    partitioner's chunks are first run by interleaved 1F1B too, whole microbatches at a time.
+    partitioner's chunks are first run by interleaved 1F1B too, whole microbatches at a time. Up to the step memory all
+    layers are recomputed, as the paper's search does; then only as many as a cap of so many bytes asks for.
     """
+    again = recomputing(profile)
     balance: baselines.Balance = "parameters" if any(m.layer_parameters for m in profile.modules) else "time"
-    whole: dict[str, float] = {}
+    families = [static.family(again, batch, cut.ranks, balance, batches, cut.rivals) for batch in batches]
+    whole = {"base": min(sum(timeline(one[name], again).makespan for one in families) for name in families[0])}
 
-    def add(name: str, plan: PipelinePlan) -> None:
-        whole[name] = whole.get(name, 0.0) + timeline(plan, profile).makespan
+    def add(name: str, plan: PipelinePlan, times: PipelineProfile) -> None:
+        whole[name] = whole.get(name, 0.0) + timeline(plan, times).makespan
 
-    families = [static.family(profile, batch, cut.ranks, balance, batches, cut.rivals) for batch in batches]
-    sums = {name: sum(timeline(one[name], profile).makespan for one in families) for name in families[0]}
-    whole["base"] = min(sums.values())
     stages = tuple((number,) for number in range(len(cut.chunks)))
     for batch in batches:
         chain = baselines.Chain(partition.graph_of(profile, batch, cut.chunks, {}), stages)
-        add("+ partitioner", baselines.interleaved(chain) if chain.local > 1 else baselines.one_f_one_b(chain))
+        add("+ partitioner", baselines.interleaved(chain) if chain.local > 1 else baselines.one_f_one_b(chain), again)
         graph = cut.graph(profile, batch)
-        add("+ interleaving", dual_queue(graph, profile))
-        add("+ reordering", search(graph, profile, options))
-        add("+ W apart (ours)", search(cut.graph(profile, batch, split=True), profile, options))
+        add("+ interleaving", dual_queue(graph, again), again)
+        add("+ reordering", search(graph, again, options), again)
+        add("+ memory", search_with_recompute(graph, profile, options, cap), profile)
+        split = cut.graph(profile, batch, split=True)
+        add("+ W apart (ours)", search_with_recompute(split, profile, options, cap), profile)
     return whole
+
+
+def recomputing(profile: PipelineProfile) -> PipelineProfile:
+    """The profile of the same model where every layer keeps nothing but its input."""
+    return replace(profile, modules=tuple(map(_recomputing, profile.modules)))
+
+
+def _recomputing(module: ModuleProfile) -> ModuleProfile:
+    layer = module.layer
+    twice = {
+        "backward": tuple(b + f for b, f in zip(layer.backward, layer.forward, strict=True)),
+        "input": tuple(i + f for i, f in zip(layer.input, layer.forward, strict=True)),
+        "saved": tuple(min(s, module.hidden_bytes * n) for s, n in zip(layer.saved, layer.sizes, strict=True)),
+    }
+    return replace(module, layer=replace(layer, **twice))
 
 
 def ablation_table(
@@ -240,45 +259,54 @@ def ablation_table(
 
 @dataclass(frozen=True, slots=True)
 class Capped:
-    """A plan under a cap: the cap as a share of the peak without one, seconds over those without one, the peak over
-    the cap."""
+    """Plans under a cap: the cap as a share of the peak without one, seconds over those without one, and the largest
+    peak over its cap. ``way``: what is done about the cap."""
 
     share: float
-    split: bool
+    way: str
     slower: float
     fullest: float
+
+
+WAYS = ("whole backward passes wait", "W apart, passes wait", "W apart, layers recomputed")
 
 
 def memory_sweep(
     profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: Cut, shares: Sequence[float] = SHARES
 ) -> list[Capped]:
     """Plans in microbatch order under caps that fall, summed over batches. A cap is at least what one microbatch needs,
-    so that some plan exists; the banker's rule finds one every time."""
+    so that passes which wait have some plan; the banker's rule finds one every time."""
     found = []
-    for split in (False, True):
-        graphs = [cut.graph(profile, batch, split) for batch in batches]
+    for way in WAYS:
+        graphs = [cut.graph(profile, batch, way != WAYS[0]) for batch in batches]
         free = [timeline(dual_queue(graph, profile), profile) for graph in graphs]
         for share in shares:
             seconds, fullest = 0.0, 0.0
             for graph, one in zip(graphs, free, strict=True):
                 cap = max(share * max(one.peak_bytes), least_cap(graph, profile))
-                capped = timeline(dual_queue(graph, profile, cap=cap), profile)
+                if way == WAYS[2]:
+                    plan = search_with_recompute(graph, profile, MicrobatchOrder(), cap)
+                else:
+                    plan = dual_queue(graph, profile, cap=cap)
+                capped = timeline(plan, profile)
                 seconds += capped.makespan
                 fullest = max(fullest, max(capped.peak_bytes) / cap)
-            found.append(Capped(share, split, seconds / sum(one.makespan for one in free) - 1, fullest))
+            found.append(Capped(share, way, seconds / sum(one.makespan for one in free) - 1, fullest))
     return found
 
 
 def least_cap(graph: PipelineGraph, profile: PipelineProfile) -> float:
-    """Bytes below which no plan exists: the most that one microbatch needs on a rank."""
+    """Bytes below which no plan exists that recomputes nothing: the most that one microbatch needs on a rank."""
     return float(max(map(max, needs(Passes.of(graph, profile).held, graph.ranks, graph.microbatches))))
 
 
 def memory_table(found: Sequence[Capped]) -> Table:
-    """Seconds lost by each cap, without and with W apart."""
+    """Seconds lost by each cap, by what is done about it."""
+    ways = list(dict.fromkeys(one.way for one in found))
     rows = []
     for share in dict.fromkeys(one.share for one in found):
-        pair = [one for one in found if one.share == share]
-        rows.append([f"{share:g}", *(text for one in pair for text in (f"{one.slower:+.1%}", f"{one.fullest:.2f}"))])
-    head = ["cap, of the free peak", "slower", "peak over cap", "slower, W apart", "peak over cap, W apart"]
-    return Table(head, rows, ["simulated, microbatch order, banker's rule: no plan got stuck"], "Caps on memory")
+        by_way = {one.way: one for one in found if one.share == share}
+        fullest = max(one.fullest for one in by_way.values())
+        rows.append([f"{share:g}", *(f"{by_way[way].slower:+.1%}" for way in ways), f"{fullest:.2f}"])
+    head = ["cap, of the free peak", *(f"slower: {way}" for way in ways), "largest peak over cap"]
+    return Table(head, rows, ["simulated, microbatch order: no plan got stuck"], "Caps on memory")

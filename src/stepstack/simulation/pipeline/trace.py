@@ -42,7 +42,8 @@ def _named(kind: str, rank: int, name: str) -> dict[str, Any]:
 def _span(timeline: Timeline, graph: PipelineGraph, rank: int, action: Action) -> dict[str, Any]:
     begin, end = timeline.times[action]
     part, chunk = graph.parts[action.part], graph.chunks[action.chunk]
-    facts = {
+    again = {(chunk, number): layers for chunk, number, layers in timeline.plan.recompute}
+    facts: dict[str, Any] = {
         "microbatch": part.microbatch,
         "items": list(part.items),
         "size": part.size,
@@ -56,7 +57,7 @@ def _span(timeline: Timeline, graph: PipelineGraph, rank: int, action: Action) -
         "cat": f"{part.module},{action.kind}",
         "ts": 1e6 * begin,
         "dur": 1e6 * (end - begin),
-        "args": facts | {"action": str(action)},
+        "args": facts | {"action": str(action), "recomputed layers": again.get((action.chunk, action.part), 0)},
     }
 
 
