@@ -156,8 +156,8 @@ def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> Cut:
 
 @contextmanager
 def recomputing(chunk: TextChunk | TowerChunk, count: int) -> Iterator[None]:
-    """The first ``count`` layers of a chunk keep nothing of a forward pass but their input, and do it again in the backward pass.
-    They are layers of transformers (GradientCheckpointingLayer)."""
+    """The first ``count`` layers of a chunk, transformers' GradientCheckpointingLayers, keep nothing of a forward pass
+    but their input, and do it again in the backward pass."""
     chosen: Sequence[Any] = chunk.layers[:count] if count else ()
     before = [layer.gradient_checkpointing for layer in chosen]
     for layer in chosen:
