@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stepstack.config import ConfigError
-from stepstack.models.chunks import Cut
+from stepstack.models.chunks import PolicyCut
 from stepstack.parallel.channels import Pair, Transfer
 from stepstack.parallel.pace import PassPace
-from stepstack.parallel.passes import Loss, LossSums, Passes
+from stepstack.parallel.passes import Loss, LossSums, RankPasses
 from stepstack.planning.pipeline.graph import Action, PipelinePlan
 
 TIMEOUT = 600.0  # seconds that a rank waits for another
@@ -54,7 +54,7 @@ class Pipeline:
 
     def __init__(
         self,
-        cut: Cut,
+        cut: PolicyCut,
         replicas: int = 1,
         timeout: float = TIMEOUT,
         device: torch.device | str = "cpu",
@@ -125,7 +125,7 @@ class Pipeline:
         try:
             plan.check()
             self.cut.check(plan.graph, micros)
-            passes = Passes(plan, self.cut, micros, loss, weight, autocast, self.wire, self.device, pace)
+            passes = RankPasses(plan, self.cut, micros, loss, weight, autocast, self.wire, self.device, pace)
         except Exception as error:  # whatever it is, every rank has to raise it
             problem = error
         self._agree(plan.digest, problem)
@@ -147,7 +147,7 @@ class Pipeline:
                         f"{found[first][0]}): plan from the same batch, profile and options on all ranks"
                     )
 
-    def _ended(self, passes: Passes) -> BatchSums:
+    def _ended(self, passes: RankPasses) -> BatchSums:
         """Sums of all processes. PipelineError for the first failure, by the order of passes in time."""
         failure = passes.failure
         own = (failure.place, failure.text) if failure else None
@@ -246,7 +246,7 @@ class Wires:
         return work
 
 
-def _pairs(cut: Cut) -> set[Pair]:
+def _pairs(cut: PolicyCut) -> set[Pair]:
     """Directed pairs of ranks between which messages of any plan go."""
     chains = {
         module.name: [chunk.rank for chunk in cut.chunks if chunk.module == module.name] for module in cut.modules
