@@ -91,7 +91,7 @@ def test_imports_nothing_heavy(module):
     assert heavy_after(f"import {module}") == ""
 
 
-@pytest.mark.parametrize("command", (*COMMANDS, *STUDIES))
+@pytest.mark.parametrize("command", [*COMMANDS, *STUDIES])
 def test_a_command_imports_nothing_heavy(command):
     script = f"from stepstack.cli.main import main\ntry:\n    code = main({command.split()!r})\n"
     script += "except SystemExit as end:\n    code = end.code\nassert code == 0, code"
