@@ -89,7 +89,7 @@ def simulated(options: LocalSearch) -> dict[str, Any]:
     profile = published.profile("37b")
     sample = study.drawn(study.DRIFT, 8)
     segments, most = partition.searched(profile, sample, 4, "always")
-    given, found = study.Cut.of(profile, 4, SEGMENTS, {"vision": 6}), study.Cut.of(profile, 4, segments, most)
+    given, found = study.ModelCut.of(profile, 4, SEGMENTS, {"vision": 6}), study.ModelCut.of(profile, 4, segments, most)
     return {
         "drift": {str(many): study.drift(profile, given, many, options) for many in (8, 16)},
         "drift, cut by search": {str(many): study.drift(profile, found, many, options) for many in (8, 16)},
@@ -105,7 +105,7 @@ def simulated(options: LocalSearch) -> dict[str, Any]:
 def large(profile: PipelineProfile, options: LocalSearch) -> dict[str, float]:
     """64 microbatches on 16 ranks with W apart: the gap to the bound, and the time that the plan took."""
     [batch] = study.drawn([(0, 32)], 64)
-    graph = study.Cut.of(profile, 16, SEGMENTS, {"vision": 12}).graph(profile, batch, split=True)
+    graph = study.ModelCut.of(profile, 16, SEGMENTS, {"vision": 12}).graph(profile, batch, split=True)
     began, cpu = time.perf_counter(), time.process_time()
     plan = search(graph, profile, replace(options, evaluations=32))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -136,7 +136,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Task:
-    """What every process carries out: plans by name, each ``rounds`` times, for microbatches of so many pictures.
+    """Work of every process: plans by name, each ``rounds`` times, for microbatches of so many pictures.
     ``seconds``: those of passes where they are paced."""
 
     plans: Mapping[str, PipelinePlan]
@@ -168,7 +168,7 @@ def planned(profile: PipelineProfile, batch: PipelineBatch, ranks: int, options:
     mean: PipelineBatch = [{"text": [8192.0], "vision": [MEAN]}] * len(batch)
     family = static.family(profile, batch, ranks, sample=[mean])
     best = min(family.values(), key=lambda plan: timeline(plan, profile).makespan)
-    cut = study.Cut.of(profile, ranks, SEGMENTS, MOST)
+    cut = study.ModelCut.of(profile, ranks, SEGMENTS, MOST)
     return [best, *(search(cut.graph(profile, batch, split), profile, options) for split in (False, True))]
 
 
@@ -267,7 +267,7 @@ def real(rounds: int, options: LocalSearch) -> dict[str, Any]:
     profile = layer_times.measure(model.lm, sizes, torch.device("cpu"), link=link_times.measure())
     batch: PipelineBatch = [{k: v for k, v in cuts.item_sizes(model, micro).items() if v} for micro in micros]
     plan = search(
-        study.Cut.of(profile, 2, {"vision": 1, "text": 2}, {"vision": 4}).graph(profile, batch), profile, options
+        study.ModelCut.of(profile, 2, {"vision": 1, "text": 2}, {"vision": 4}).graph(profile, batch), profile, options
     )
     still = baselines.interleaved(baselines.static_chain(profile, batch, 2, local=2))
     plans = {"static": still, "planned": plan}

@@ -18,7 +18,7 @@ Result = Mapping[str, Any]
 
 
 def targets(root: Path) -> list[Table]:
-    """What was promised, and what came of it."""
+    """Targets, and what was measured."""
     return _read(root, _targets)
 
 
@@ -38,7 +38,7 @@ def ablation(root: Path) -> list[Table]:
 
 
 def memory(root: Path) -> list[Table]:
-    """What caps cost."""
+    """Seconds that caps cost."""
     return _read(
         root, lambda result: study.memory_table([study.Capped(**one) for one in result["simulated"]["memory"]])
     )

@@ -44,7 +44,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class MeasuredBlock:
     """A part of a model alone. ``input``: what it takes in; gradients of it are wanted unless it is an ``entry``, whose
     input are pixels or the numbers of tokens. ``trained``: whether its weights have gradients."""
 
@@ -169,9 +169,11 @@ def _text(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, ro
 
         layers = [captured(layer, forward) for layer in body.layers]
         rows["layer"].append(mean([cost(block, rounds, device) for block in layers], counts))
-        rows["entry"].append(cost(Block(embed, ids_BT, tuple(embed.parameters()), True, entry=True), rounds, device))
+        rows["entry"].append(
+            cost(MeasuredBlock(embed, ids_BT, tuple(embed.parameters()), True, entry=True), rounds, device)
+        )
         ends = (*body.norm.parameters(), *lm.get_output_embeddings().parameters())
-        rows["exit"].append(cost(Block(loss, embedded_BTD, ends, True), rounds, device))
+        rows["exit"].append(cost(MeasuredBlock(loss, embedded_BTD, ends, True), rounds, device))
     return ModuleProfile(
         name="text",
         layers=sum(counts),
@@ -220,7 +222,7 @@ def _vision(lm: Any, counts: Sequence[int], sizes: Sizes, device: torch.device, 
     )
 
 
-def captured(block: nn.Module, forward: Callable[[], None], entry: bool = False) -> Block:
+def captured(block: nn.Module, forward: Callable[[], None], entry: bool = False) -> MeasuredBlock:
     """A module with the inputs that the model's forward pass gives it."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = block.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)
@@ -230,7 +232,7 @@ def captured(block: nn.Module, forward: Callable[[], None], entry: bool = False)
     [((hidden, *others), named)] = calls
     parameters = tuple(block.parameters())
     trained = any(parameter.requires_grad for parameter in parameters)
-    return Block(lambda x: block(x, *others, **named), hidden.detach(), parameters, trained, entry)
+    return MeasuredBlock(lambda x: block(x, *others, **named), hidden.detach(), parameters, trained, entry)
 
 
 def mean(costs: Sequence[PassCost], counts: Sequence[int]) -> PassCost:
@@ -283,7 +285,7 @@ class SavedBytes:
         return sum(found.values())
 
 
-def cost(block: Block, rounds: int, device: torch.device) -> PassCost:
+def cost(block: MeasuredBlock, rounds: int, device: torch.device) -> PassCost:
     """Medians of the seconds of a block's passes over ``rounds``, and the bytes that it keeps."""
     if not block.trained:
         forward = [timed(lambda: _without_gradient(block), device)[0] for _ in range(WARM_UP + rounds)]
@@ -305,7 +307,7 @@ def timed(run: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def _round(block: Block, device: torch.device) -> Mapping[str, float]:
+def _round(block: MeasuredBlock, device: torch.device) -> Mapping[str, float]:
     """Seconds of each pass once."""
     forward, output = timed(lambda: block.call(_input(block)), device)
     gradient = torch.ones_like(output)
@@ -318,7 +320,7 @@ def _round(block: Block, device: torch.device) -> Mapping[str, float]:
     return seconds
 
 
-def _bytes(block: Block) -> tuple[int, int]:
+def _bytes(block: MeasuredBlock) -> tuple[int, int]:
     """Bytes kept after the forward pass, and after the gradients of inputs, those for the weights included."""
     saved = SavedBytes(block.parameters)
     taken = _input(block)
@@ -334,15 +336,17 @@ def _bytes(block: Block) -> tuple[int, int]:
     return after_forward, saved.total() + sum(storages.values())
 
 
-def _input_pass(output: Tensor, taken: Tensor, gradient: Tensor, block: Block) -> tuple[Any, list[dict[str, Any]]]:
+def _input_pass(
+    output: Tensor, taken: Tensor, gradient: Tensor, block: MeasuredBlock
+) -> tuple[Any, list[dict[str, Any]]]:
     return stage_backward_input([output], [gradient], [taken], iter(block.parameters))
 
 
-def _input(block: Block) -> Tensor:
+def _input(block: MeasuredBlock) -> Tensor:
     return block.input if block.entry else block.input.detach().clone().requires_grad_()
 
 
-def _without_gradient(block: Block) -> Tensor:
+def _without_gradient(block: MeasuredBlock) -> Tensor:
     with torch.no_grad():
         return block.call(block.input)
 

@@ -38,7 +38,7 @@ def test_paced_passes_take_the_seconds_of_the_model(monkeypatch):
 
 def test_the_tables_hold_every_promise():
     profile = published.profile("37b")
-    cut = study.Cut.of(profile, 4, pipeline.SEGMENTS, {"vision": 6})
+    cut = study.ModelCut.of(profile, 4, pipeline.SEGMENTS, {"vision": 6})
     drift = {"8": study.drift(profile, cut, 2, OPTIONS)}
     row = {"ranks": 4, "simulated": 1.0, "seconds": [1.01], "overruns": 0, "late": 0.0, "passes": 8}
     paced = [row | {"name": name, "ranks": ranks} for ranks in (4, 2) for name in pipeline.MODES]

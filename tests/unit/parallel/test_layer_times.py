@@ -16,7 +16,7 @@ from stepstack.config import ConfigError
 from stepstack.core import hf
 from stepstack.models.lm import tiny
 from stepstack.parallel import layer_times
-from stepstack.parallel.layer_times import Block, Sizes
+from stepstack.parallel.layer_times import MeasuredBlock, Sizes
 from stepstack.planning.pipeline.profile import PassCost, PipelineProfile
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def visual(depth: int = 3, full: tuple[int, ...] = (1,)):
 def test_bytes_of_a_linear_layer_by_hand():
     """The forward pass keeps its input; gradients of inputs add that of the output, which the weights need."""
     linear = nn.Linear(8, 4, bias=False)
-    block = Block(linear, torch.randn(16, 8), tuple(linear.parameters()), trained=True)
+    block = MeasuredBlock(linear, torch.randn(16, 8), tuple(linear.parameters()), trained=True)
     cost = layer_times.cost(block, 1, CPU)
     assert cost.saved == 16 * 8 * 4
     assert cost.kept == cost.saved + 16 * 4 * 4
@@ -41,7 +41,7 @@ def test_bytes_of_a_linear_layer_by_hand():
 
 def test_the_weights_of_an_entry_take_all_of_its_backward_pass():
     embed = nn.Embedding(10, 4)
-    block = Block(embed, torch.tensor([1, 2, 3]), tuple(embed.parameters()), trained=True, entry=True)
+    block = MeasuredBlock(embed, torch.tensor([1, 2, 3]), tuple(embed.parameters()), trained=True, entry=True)
     cost = layer_times.cost(block, 2, CPU)
     assert (cost.input, cost.weight, cost.kept) == (0, cost.backward, cost.saved)
 

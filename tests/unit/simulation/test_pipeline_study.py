@@ -33,7 +33,7 @@ PROFILE = PipelineProfile(  # the 37B model of the paper, without times of links
         ModuleProfile(name="text", layers=64, reads=("vision",), layer=linear(8192, 10.5e-3), layer_parameters=488e6),
     ),
 )
-CUT = study.Cut.of(PROFILE, 4, {"vision": 1, "text": 2}, {"vision": 12})
+CUT = study.ModelCut.of(PROFILE, 4, {"vision": 1, "text": 2}, {"vision": 12})
 OPTIONS = LocalSearch(evaluations=48)
 
 
@@ -96,4 +96,4 @@ def test_recomputing_all_layers_keeps_their_inputs_and_costs_a_forward_pass():
 
 def test_static_pipelines_get_as_many_stages_as_the_plan_has_chunks():
     assert CUT.rivals == 4
-    assert study.Cut.of(PROFILE, 4, {"vision": 3, "text": 4}, {}).rivals == 8
+    assert study.ModelCut.of(PROFILE, 4, {"vision": 3, "text": 4}, {}).rivals == 8

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from stepstack.planning.pipeline.profile import PipelineProfile
     from stepstack.planning.pipeline.search import LocalSearch
     from stepstack.report.formats import Table
-    from stepstack.simulation.pipeline.study import Cut
+    from stepstack.simulation.pipeline.study import ModelCut
 
 HELP = "pipelines planned batch by batch beside static ones, simulated (PipeWeaver)"
 STUDIES = {
@@ -33,7 +33,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", type=Path, metavar="FILE", help="modules vision and text; default: the paper's 37B"
     )
-    parser.add_argument("--ranks", type=int, default=4, help="of the pipeline (4)")
+    parser.add_argument("--ranks", type=int, default=4, help="ranks of the pipeline (4)")
     parser.add_argument(
         "--segments",
         default="1,2",
@@ -79,7 +79,7 @@ def _results(args: argparse.Namespace) -> dict[str, Result]:
 def _study(name: str, args: argparse.Namespace, profile: PipelineProfile, searched: LocalSearch) -> Result:
     from stepstack.simulation.pipeline import published, study
 
-    cut, workload = _cut(args, profile), study.Workload(args.tokens, args.picture)
+    cut, workload = _cut(args, profile), study.MicrobatchSizes(args.tokens, args.picture)
     match name:
         case "drift":
             found = {f"{many} microbatches": study.drift(profile, cut, many, searched, workload) for many in (8, 16)}
@@ -115,14 +115,14 @@ def _profile(args: argparse.Namespace, default: str) -> PipelineProfile:
     return found
 
 
-def _cut(args: argparse.Namespace, profile: PipelineProfile) -> Cut:
-    from stepstack.simulation.pipeline.study import Cut
+def _cut(args: argparse.Namespace, profile: PipelineProfile) -> ModelCut:
+    from stepstack.simulation.pipeline.study import ModelCut
 
     words = args.segments.split(",")
     if len(words) != 2 or not all(word.strip().isdigit() for word in words):
         raise ConfigError(f"--segments {args.segments}: give those of vision and of text, such as 1,2")
     vision, text = map(int, words)
-    return Cut.of(profile, args.ranks, {"vision": vision, "text": text}, {"vision": args.part})
+    return ModelCut.of(profile, args.ranks, {"vision": vision, "text": text}, {"vision": args.part})
 
 
 def _show(tables: list[Table]) -> None:

@@ -1,4 +1,4 @@
-"""What a timeline says: idle spans, bytes over time, and the passes that the makespan consists of. No torch."""
+"""Idle spans of a timeline, bytes over time, and the passes that its makespan consists of. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Idle:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class CriticalPass:
     """A pass on the critical path. ``wait``: seconds between the end of the one before and its begin, which is the
     transfer between their ranks."""
 
@@ -77,20 +77,20 @@ def memory(timeline: Timeline, profile: PipelineProfile) -> list[list[tuple[floa
     return found
 
 
-def critical_path(timeline: Timeline, profile: PipelineProfile) -> list[Link]:
+def critical_path(timeline: Timeline, profile: PipelineProfile) -> list[CriticalPass]:
     """Passes whose seconds and transfers add up to the makespan, in time: each began when the one before had ended, on
     its rank or on another one whose output it took in."""
     graph = timeline.plan.graph
     before = _before(timeline)
     action = max(timeline.times, key=lambda one: (timeline.times[one][1], one))
-    found: list[Link] = []
+    found: list[CriticalPass] = []
     while True:
         begin, end = timeline.times[action]
         came = [(timeline.times[need][1] + profile.transfer(graph, need, action), need) for need in graph.needs(action)]
         came += [(timeline.times[other][1], other) for other in before.get(action, ())]
         cause = max(came)[1] if came else None
         ended = timeline.times[cause][1] if cause else 0.0
-        found.append(Link(action, graph.rank_of(action), begin, end, begin - ended))
+        found.append(CriticalPass(action, graph.rank_of(action), begin, end, begin - ended))
         if cause is None:
             return found[::-1]
         action = cause

@@ -21,7 +21,7 @@ from stepstack.planning.pipeline.search import SearchOptions
 from stepstack.report.formats import Table
 from stepstack.report.layout import Publication, validate
 from stepstack.simulation.pipeline import study
-from stepstack.simulation.pipeline.study import Cut, Seconds
+from stepstack.simulation.pipeline.study import ModelCut, Seconds
 
 RANKS = {"37b": 4, "vlm-s": 4, "vlm-m": 4, "vlm-l": 8, "t2v-s": 4, "t2v-l": 8}
 SAMPLES = 2  # batches for which the cut is searched
@@ -46,9 +46,9 @@ def profile(name: str) -> PipelineProfile:
     return found
 
 
-def cut(model: PipelineProfile, batches: Sequence[PipelineBatch], ranks: int) -> Cut:
-    """Cut by the paper's rule, from sample batches."""
-    return Cut.of(model, ranks, *partition.published(model, batches, ranks))
+def cut(model: PipelineProfile, batches: Sequence[PipelineBatch], ranks: int) -> ModelCut:
+    """ModelCut by the paper's rule, from sample batches."""
+    return ModelCut.of(model, ranks, *partition.published(model, batches, ranks))
 
 
 def clips(batches: int, microbatches: int, seed: int = study.SEED) -> list[PipelineBatch]:
@@ -71,7 +71,7 @@ def simulate(name: str, options: SearchOptions, microbatches: int = 16) -> Simul
     model, ranks = profile(name), RANKS[name]
     batches = clips(4, microbatches) if name.startswith("t2v") else study.drawn(study.DRIFT[:4], microbatches)
     segments, most = partition.searched(model, batches[:SAMPLES], ranks, "always")
-    found = study.compare(model, batches, Cut.of(model, ranks, segments, most), options)
+    found = study.compare(model, batches, ModelCut.of(model, ranks, segments, most), options)
     return Simulated(model.model, ranks, segments, most, found)
 
 

@@ -37,14 +37,14 @@ Seconds = dict[str, list[float]]  # of each batch, by plan
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ModelCut:
     """A model on ranks: chunks of its modules, and the most items of a part of each module."""
 
     chunks: tuple[Chunk, ...]
     most: Mapping[str, int]
 
     @classmethod
-    def of(cls, profile: PipelineProfile, ranks: int, segments: Mapping[str, int], most: Mapping[str, int]) -> Cut:
+    def of(cls, profile: PipelineProfile, ranks: int, segments: Mapping[str, int], most: Mapping[str, int]) -> ModelCut:
         return cls(partition.chunks(profile, ranks, segments), most)
 
     @property
@@ -64,7 +64,7 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class MicrobatchSizes:
     """Sizes of a microbatch's text and of each of its pictures, in the units of the profile."""
 
     tokens: float = 8192.0
@@ -74,7 +74,7 @@ class Workload:
 def drawn(
     mixes: Sequence[tuple[int, int]],
     microbatches: int,
-    workload: Workload = Workload(),
+    workload: MicrobatchSizes = MicrobatchSizes(),
     seed: int = SEED,
 ) -> list[PipelineBatch]:
     """Batches of microbatches of one text, each with a number of pictures between the two of its mix."""
@@ -96,7 +96,7 @@ def drawn(
 def compare(
     profile: PipelineProfile,
     batches: Sequence[PipelineBatch],
-    cut: Cut,
+    cut: ModelCut,
     options: SearchOptions = LocalSearch(),  # noqa: B008
     sample: Sequence[PipelineBatch] = (),
 ) -> Seconds:
@@ -151,10 +151,10 @@ def compare_table(title: str, columns: Mapping[str, Seconds], notes: Sequence[st
 
 def drift(
     profile: PipelineProfile,
-    cut: Cut,
+    cut: ModelCut,
     microbatches: int,
     options: SearchOptions,
-    workload: Workload = Workload(),
+    workload: MicrobatchSizes = MicrobatchSizes(),
 ) -> Seconds:
     """Seconds of the batches of ``DRIFT``, with one cut for all of them."""
     return compare(profile, drawn(DRIFT, microbatches, workload), cut, options)
@@ -162,10 +162,10 @@ def drift(
 
 def mixes(
     profile: PipelineProfile,
-    cut: Cut,
+    cut: ModelCut,
     microbatches: int,
     options: SearchOptions,
-    workload: Workload = Workload(),
+    workload: MicrobatchSizes = MicrobatchSizes(),
 ) -> dict[str, Seconds]:
     """The same for single batches of one mix each, for which the static pipelines were cut."""
     return {name: compare(profile, drawn([mix], microbatches, workload), cut, options) for name, mix in MIXES.items()}
@@ -195,7 +195,7 @@ def mixes_table(found: Mapping[str, Seconds]) -> Table:
 
 
 def ablation(
-    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: Cut, options: SearchOptions, cap: float = CAP
+    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: ModelCut, options: SearchOptions, cap: float = CAP
 ) -> dict[str, float]:
     """Seconds of all batches with one part of the planner more at a time, in the paper's order, and then with ours.
 
@@ -272,7 +272,7 @@ WAYS = ("whole backward passes wait", "W apart, passes wait", "W apart, layers r
 
 
 def memory_sweep(
-    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: Cut, shares: Sequence[float] = SHARES
+    profile: PipelineProfile, batches: Sequence[PipelineBatch], cut: ModelCut, shares: Sequence[float] = SHARES
 ) -> list[Capped]:
     """Plans in microbatch order under caps that fall, summed over batches. A cap is at least what one microbatch needs,
     so that passes which wait have some plan; the banker's rule finds one every time."""
