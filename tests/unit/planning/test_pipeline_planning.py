@@ -35,8 +35,8 @@ def seconds(plan) -> float:
 def test_planned_batches_against_static_pipelines(segments, part, stages, goals, microbatches):
     """One cut for all batches. Static pipelines are cut for the sequence's mean and have as many stages on a rank as
     the plan has chunks, to the next power of two; the best of each family counts. Goals: W apart over the best 1F1B,
-    W whole over the best 1F1B, W apart over the best with W filled in. Measured at 8 and 16 microbatches: 1.23 and
-    1.20, 1.13 and 1.15, 1.09 and 1.10 with the paper's cut; 1.19 and 1.14, 1.16 and 1.12, 1.07 and 1.06 with the
+    W whole over the best 1F1B, W apart over the best with W filled in. Measured at 8 and 16 microbatches: 1.22 and
+    1.20, 1.14 and 1.15, 1.09 and 1.09 with the paper's cut; 1.19 and 1.14, 1.16 and 1.13, 1.07 and 1.06 with the
     finer one."""
     batches, cut = drifting(microbatches), chunks(VLM_37B, 4, segments)
     static: Counter[str] = Counter()
