@@ -78,7 +78,7 @@ def test_two_ranks_learn_the_weights_of_one_process_and_go_on_to_grpo(whole, hal
 
 
 def test_the_times_of_the_last_batchs_passes_are_kept(halves):
-    kept = jsonl.read_json(halves / "base" / "pipeline.json", "measured", "simulated")
+    kept = jsonl.read_json(halves / "base" / "passes.json", "measured", "simulated")
     measured, simulated = recorded(kept["measured"]), recorded(kept["simulated"])
     assert (kept["step"], measured.plan.digest) == (4, simulated.plan.digest)
     assert set(measured.times) == set(measured.plan.graph.actions)
@@ -134,8 +134,31 @@ def test_another_number_of_ranks_is_refused_at_resume(tmp_path):
     assert all(ended.code != 0 for ended in refused)
 
 
-def test_processes_that_the_ranks_do_not_divide_are_one_error(tmp_path):
-    [ended] = [
-        stepstack(tmp_path / "q", *SMALL, "launch.file=cpu", "launch.processes_per_node=1", config=CONFIG).wait()
-    ]
-    assert "pipeline.ranks=2 does not divide the 1 processes of this run" in ended.err
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), "pipeline.ranks=2 does not divide the 1 processes of this run"),
+        (("model.pipeline.cap=1e6",), "set profile to a file of `stepstack profile pipeline`"),
+    ],
+)
+def test_what_cannot_be_a_pipeline_is_one_error(tmp_path, words, why):
+    alone = ("launch.file=cpu", "launch.processes_per_node=1")
+    ended = stepstack(tmp_path / "q", *SMALL, *alone, *words, config=CONFIG).wait()
+    assert ended.code == 2
+    assert why in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("model.layers=1", "module text has 1 layers for 2 chunks"),
+        ("model.pipeline.profile=none.json", "none.json does not exist"),
+        ("model.pipeline.segments={sound: 1}", "has no module sound"),
+    ],
+)
+def test_what_a_rank_cannot_train_is_one_error(tmp_path, word, why):
+    for ended in pipelined(tmp_path / "q", 2, word):
+        assert ended.code == 2
+        assert why in ended.err
+        assert "Traceback" not in ended.err

@@ -22,7 +22,7 @@ from stepstack.batching.pack import partition
 from stepstack.batching.rows import Row, share_of
 from stepstack.config import ConfigError
 from stepstack.core import hf
-from stepstack.core.config import TrainableConfig
+from stepstack.core.config import AdamW, TrainableConfig
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
@@ -90,8 +90,12 @@ class PipelinedTrainable(Trainable):
             )
         if run.sharded:
             raise ConfigError(f"launch.file={run.config.launch.file} shards models, and a pipeline cuts them: take ddp")
-        if cfg.lora is not None or cfg.gradient_checkpointing:
-            raise ConfigError(f"{role}: a pipeline trains without lora and gradient_checkpointing: leave both out")
+        if cfg.lora is not None:
+            raise ConfigError(f"{role}: a pipeline trains weights, no adapters: leave lora out")
+        if isinstance(cfg.optim, AdamW) and cfg.optim.lr_factors:
+            raise ConfigError(
+                f"{role}: ranks have different weights, for some of which lr_factors has no key: leave it"
+            )
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.run.device)

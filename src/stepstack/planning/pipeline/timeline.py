@@ -9,7 +9,7 @@ from typing import Any
 from stepstack.planning.pipeline.graph import Action, Chunk, PipelineGraph, PipelineModule, PipelinePlan, SubMicrobatch
 from stepstack.planning.pipeline.profile import PassCost, PipelineProfile
 
-PASSES = "pipeline.json"  # in a run's folder: the passes of a batch, measured and simulated
+PASSES = "passes.json"  # in a run's folder: the passes of a batch, measured and simulated
 
 
 @dataclass(frozen=True)
