@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from stepstack.models.lm.policy import Policy
 from stepstack.parallel.pace import PassPace
 from stepstack.parallel.pipeline import Pipeline, PipelineError, place
 from stepstack.planning.pipeline.graph import PipelinePlan
+from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
+from stepstack.planning.pipeline.timeline import timeline
 from tests import pipelines
 from tests.system.ranks import run
 
@@ -36,7 +39,11 @@ class Case:
     ordered: bool = False
     frozen: bool = False
     replicas: int = 1
+    mixed: bool = False
     seed: int = 0
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast("cpu", torch.bfloat16) if self.mixed else nullcontext()
 
     def policy(self) -> Policy:
         policy = pipelines.POLICIES[self.name]()
@@ -58,6 +65,7 @@ TWO = [
     Case("qwen2_5_vl", pack=True, split=True, frozen=True, ordered=True),
     Case("qwen2_vl", pack=True, split=True, ordered=True),
     Case("qwen2_vl", pack=False, segments=2, most=1, seed=3),
+    Case("qwen2_5_vl", pack=True, mixed=True, ordered=True),
     Case("qwen2", pack=True, ordered=True),
     Case("qwen2", pack=False, segments=2, split=True, seed=4),
 ]
@@ -87,7 +95,7 @@ def carried_out(process: int, processes: int, cases: list[Case]) -> list[Any]:
         micros = case.batch(policy, replica)
         plan = planned(case, policy, micros, processes // case.replicas)
         pipeline = Pipeline(cut(policy, plan.graph.chunks, rank), case.replicas, timeout=20)
-        sums = pipeline.step(plan, micros, likelihood, 0.1)
+        sums = pipeline.step(plan, micros, likelihood, 0.1, autocast=case.autocast)
         pipeline.reduce_gradients()
         norm = pipeline.global_norm()
         grads = pipelines.taken(policy)
@@ -111,12 +119,13 @@ def test_gradients_of_ranks_are_those_of_one_process(tmp_path, processes, cases)
     for case, parts in zip(cases, zip(*found, strict=True), strict=True):
         policy = case.policy()
         micros = [micro for replica in range(case.replicas) for micro in case.batch(policy, replica)]
-        wanted = pipelines.gradients(policy, micros, 0.1)
+        wanted = pipelines.gradients(policy, micros, 0.1, case.autocast)
         worst = pipelines.check(joined([grads for _, _, grads in parts]), wanted, exact=case.ordered)
         print(f"{processes} processes, {case}: {worst:.1e}")
         assert all(part[:2] == parts[0][:2] for part in parts)
         sums, norm, _ = parts[0]
-        outs = [likelihood(policy, micro) for micro in micros]
+        with case.autocast():
+            outs = [likelihood(policy, micro) for micro in micros]
         assert sums.sums["loss"] == pytest.approx(sum(out.total.item() for out in outs), rel=1e-6)
         assert (sums.count, sums.work) == (sum(out.count for out in outs), sum(out.work for out in outs))
         squares = sum(grad.double().square().sum() for grad in wanted.values())
@@ -205,28 +214,43 @@ def test_a_rank_that_is_gone_fails_all(tmp_path, how):
 # -- pace --------------------------------------------------------------------------------------------------------------
 
 
+def line(slope: float) -> LayerProfile:
+    """A backward pass takes twice as long as a forward pass."""
+    once, twice = (0.0, slope), (0.0, 2 * slope)
+    return LayerProfile(sizes=(0, 1), forward=once, backward=twice, input=once, weight=once, saved=once, kept=once)
+
+
+PROFILE = PipelineProfile(
+    model="tiny",
+    device="paced",
+    modules=(
+        ModuleProfile(name="vision", layers=4, layer=line(5e-4)),
+        ModuleProfile(name="text", layers=4, reads=("vision",), layer=line(4e-4)),
+    ),
+)
+
+
 def paced(process: int) -> tuple[list, int, float]:
-    policy = pipelines.qwen2()
-    micros = pipelines.batch(policy, 0, count=3)
-    plan = planned(Case("qwen2", pack=True), policy, micros, 2)
+    case = Case("qwen2_5_vl", pack=True, split=True)
+    policy = case.policy()
+    micros = case.batch(policy, 0)
+    plan = planned(case, policy, micros, 2)
     pipeline = Pipeline(cut(policy, plan.graph.chunks, process), timeout=20)
     pipeline.step(plan, micros, likelihood, 1.0)
-    pace = PassPace(lambda action: 0.1)
+    pace = PassPace.of(plan.graph, PROFILE)
     begun = time.perf_counter()
     pipeline.step(plan, micros, likelihood, 1.0, pace=pace)
     return pace.carried_out, pace.overruns, time.perf_counter() - begun
 
 
 def test_paced_ranks_keep_to_the_plan(tmp_path):
-    """The makespan is printed and no more asserted than that nothing came early: this machine may be busy."""
+    """The ratio to the timeline is printed, and asserted is that nothing came early: this machine may be busy."""
     found = run(tmp_path / "ranks", 2, paced)
-    policy = pipelines.qwen2()
-    plan = planned(Case("qwen2", pack=True), policy, pipelines.batch(policy, 0, count=3), 2)
-    ends: dict = {}
-    free = [0.0, 0.0]
-    for action in plan.in_time():
-        rank = plan.graph.rank_of(action)
-        free[rank] = ends[action] = max([free[rank], *(ends[need] for need in plan.graph.needs(action))]) + 0.1
-    assert [tuple(order) for order, _, _ in found] == list(plan.order)
-    assert min(seconds for _, _, seconds in found) >= max(free) - 0.01
-    print(f"paced over simulated {max(seconds for _, _, seconds in found) / max(free):.3f}, {found[0][1]} overruns")
+    case = Case("qwen2_5_vl", pack=True, split=True)
+    policy = case.policy()
+    plan = planned(case, policy, case.batch(policy, 0), 2)
+    makespan = timeline(plan, PROFILE).makespan
+    seconds = max(seconds for *_, seconds in found)
+    print(f"paced {seconds:.2f} s, simulated {makespan:.2f} s, overruns {[overruns for _, overruns, _ in found]}")
+    assert [tuple(order) for order, *_ in found] == list(plan.order)
+    assert seconds >= makespan - 0.01

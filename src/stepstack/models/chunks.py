@@ -40,7 +40,7 @@ class TokenInputs(Protocol):
 
 
 @dataclass(frozen=True)
-class Cut:
+class PolicyCut:
     """A policy that is cut into ``chunks``, as far as a rank holds it.
 
     ``modules`` are the policy's, ``held`` this rank's chunks by number, and ``learns`` says of every chunk of the
@@ -117,7 +117,7 @@ def picture_patches(policy: VisionPolicy, micro: TokenInputs) -> list[int]:
     return [frames * rows * columns for frames, rows, columns in grids]
 
 
-def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> Cut:
+def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> PolicyCut:
     """Keep of ``policy``, in place, what the chunks of this rank need. Others' layers become Identity, so that names of
     parameters stay those of the whole model.
 
@@ -147,7 +147,7 @@ def cut(policy: Policy, chunks: Sequence[Chunk], rank: int) -> Cut:
     original = {name: first[id(parameter)] for name, parameter in policy.named_parameters(remove_duplicate=False)}
     _empty(policy, held.values())
     copies = {name: original[name] for name, _ in policy.named_parameters() if original[name] != name}
-    return Cut(policy, modules, tuple(chunks), rank, held, learns, tied, copies, dtypes)
+    return PolicyCut(policy, modules, tuple(chunks), rank, held, learns, tied, copies, dtypes)
 
 
 class TowerChunk:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from stepstack.planning.pipeline.graph import Action
+from stepstack.planning.pipeline.graph import Action, PipelineGraph
+from stepstack.planning.pipeline.profile import PipelineProfile
+from stepstack.planning.pipeline.timeline import costs_of
 
 
 @dataclass
@@ -20,6 +22,12 @@ class PassPace:
     late: float = 0.0
     carried_out: list[Action] = field(default_factory=list)
     begun: float = 0.0
+
+    @classmethod
+    def of(cls, graph: PipelineGraph, profile: PipelineProfile) -> PassPace:
+        """The pace of a profile. Its link is left out: messages take the time that they take here."""
+        costs = costs_of(graph, profile)
+        return cls(lambda action: costs[action.chunk, action.part].seconds(action.kind))
 
     def begin(self) -> None:
         """The pass begins now."""

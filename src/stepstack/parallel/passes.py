@@ -63,7 +63,7 @@ class HeldChunk(Protocol):
 
 
 class Chunks(Protocol):
-    """A ``models.chunks.Cut``, as far as passes need it."""
+    """A ``models.chunks.PolicyCut``, as far as passes need it."""
 
     @property
     def rank(self) -> int: ...
@@ -100,7 +100,7 @@ class Failure:
 
 
 @dataclass
-class Passes:
+class RankPasses:
     """One rank's part of a batch. After ``run`` gradients are in ``.grad``, summed up, and ``losses`` has what the loss
     returned for each microbatch, on the rank that computes it.
 

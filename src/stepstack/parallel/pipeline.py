@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stepstack.config import ConfigError
-from stepstack.models.chunks import Cut
+from stepstack.models.chunks import PolicyCut
 from stepstack.parallel.channels import Pair, Transfer
 from stepstack.parallel.pace import PassPace
-from stepstack.parallel.passes import Loss, LossSums, Passes
+from stepstack.parallel.passes import Loss, LossSums, RankPasses
 from stepstack.planning.pipeline.graph import PipelinePlan
 
 TIMEOUT = 600.0  # seconds that a rank waits for another
@@ -52,7 +52,7 @@ class Pipeline:
 
     def __init__(
         self,
-        cut: Cut,
+        cut: PolicyCut,
         replicas: int = 1,
         timeout: float = TIMEOUT,
         device: torch.device | str = "cpu",
@@ -123,7 +123,7 @@ class Pipeline:
         try:
             plan.check()
             self.cut.check(plan.graph, micros)
-            passes = Passes(plan, self.cut, micros, loss, weight, autocast, self.wire, self.device, pace)
+            passes = RankPasses(plan, self.cut, micros, loss, weight, autocast, self.wire, self.device, pace)
         except Exception as error:  # whatever it is, every rank has to raise it
             problem = error
         self._agree(plan.digest, problem)
@@ -145,7 +145,7 @@ class Pipeline:
                         f"{found[first][0]}): plan from the same batch, profile and options on all ranks"
                     )
 
-    def _ended(self, passes: Passes) -> BatchSums:
+    def _ended(self, passes: RankPasses) -> BatchSums:
         """Sums of all processes. PipelineError for the first failure, by the order of passes in time."""
         failure = passes.failure
         own = (failure.place, failure.text) if failure else None
@@ -174,7 +174,7 @@ class Pipeline:
     def reduce_gradients(self) -> None:
         """Sum gradients over replicas, and over the two copies of a tied embedding, which stay equal bit for bit. A
         parameter without a gradient in all replicas has none afterwards."""
-        if self.replicas > 1:
+        if self.replicas > 1 and self.parameters:
             has = torch.tensor([float(p.grad is not None) for p in self.parameters], device=self.device)
             dist.all_reduce(has, op=dist.ReduceOp.MAX, group=self.same)
             for parameter, some in zip(self.parameters, has.tolist(), strict=True):
@@ -243,7 +243,7 @@ class Wires:
         return work
 
 
-def _pairs(cut: Cut) -> set[Pair]:
+def _pairs(cut: PolicyCut) -> set[Pair]:
     """Directed pairs of ranks between which messages of any plan go."""
     chains = {
         module.name: [chunk.rank for chunk in cut.chunks if chunk.module == module.name] for module in cut.modules

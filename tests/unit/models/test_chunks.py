@@ -75,6 +75,10 @@ def test_what_cannot_be_cut_is_refused():
     ]:
         with pytest.raises(ConfigError, match=why):
             cut(policy, chunks, 0)
+    pictured = pipelines.qwen2_5_vl()
+    pictured.lm.config.text_config.attention_dropout = 0.1
+    with pytest.raises(ConfigError, match=r"attention_dropout=0.1 cannot be drawn .*: set it to 0"):
+        cut(pictured, chunks, 0)
     adapted = Policy(tools.llama())
     add_lora(adapted.lm, Lora(r=2))
     with pytest.raises(ConfigError, match=r"a policy with adapters .* cannot be cut into a pipeline: set lora to null"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stepstack.core.types import LossOut
 from stepstack.models.chunks import TensorSpec
-from stepstack.parallel.passes import Passes
+from stepstack.parallel.passes import RankPasses
 from stepstack.planning.pipeline.graph import Chunk, PipelineGraph, PipelineModule, PipelinePlan, SubMicrobatch
 from tests.pipelines import drawn
 
@@ -179,7 +179,7 @@ class Drawn:
         self.plan = drawn(graph, self.seed)
         self.learns = tuple(rng.random() < 0.8 for _ in chunks)
 
-    def passes(self, rank: int, wire: Any, held: dict[int, Layer], broken: int | None = None) -> Passes:
+    def passes(self, rank: int, wire: Any, held: dict[int, Layer], broken: int | None = None) -> RankPasses:
         def loss(module: Tensor, micro: Blank) -> LossOut:
             if broken is not None:
                 raise ValueError(f"loss {broken}")
@@ -187,7 +187,7 @@ class Drawn:
 
         own = Layers(rank, held, self.learns)
         micros = [Blank()] * self.plan.graph.microbatches
-        return Passes(self.plan, own, micros, loss, 0.5, nullcontext, wire, torch.device("cpu"))
+        return RankPasses(self.plan, own, micros, loss, 0.5, nullcontext, wire, torch.device("cpu"))
 
     def layers(self, rank: int | None = None) -> dict[int, Layer]:
         return {
@@ -197,7 +197,7 @@ class Drawn:
         }
 
 
-def carried_out(drawn_case: Drawn, world: Rendezvous, broken: bool = False) -> list[Passes]:
+def carried_out(drawn_case: Drawn, world: Rendezvous, broken: bool = False) -> list[RankPasses]:
     ranks = range(len(drawn_case.plan.order))
     found = [
         drawn_case.passes(rank, RendezvousWire(world, rank), drawn_case.layers(rank), rank if broken else None)
@@ -205,7 +205,7 @@ def carried_out(drawn_case: Drawn, world: Rendezvous, broken: bool = False) -> l
     ]
     errors: list[BaseException] = []
 
-    def work(passes: Passes) -> None:
+    def work(passes: RankPasses) -> None:
         try:
             passes.run()
         except BaseException as error:  # the test shows it
