@@ -16,12 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
 from evals.tables import bench_stream_cores
 from stepstack.report import jsonl
+from stepstack.report.formats import render
 from stepstack.report.provenance import provenance
-from stepstack.terminal import console
 
 WARM_UP = 2  # steps that are not counted
 ALGORITHMS = {"PPO": (), "GRPO": ("advantage={type: grpo}",)}
@@ -62,13 +60,4 @@ def _train(folder: Path, steps: int, words: tuple[str, ...]) -> dict[str, float]
 
 
 def show(result: dict[str, Any]) -> None:
-    out = console()
-    table = bench_stream_cores.table_of(result)
-    shown = Table(title="Two cores, unpaced")
-    for place, column in enumerate(table.head):
-        shown.add_column(column, justify="right" if place else "left")
-    for row in table.rows:
-        shown.add_row(*map(str, row))
-    out.print(shown)
-    for note in table.notes:
-        out.print(note)
+    print(render([bench_stream_cores.table_of(result)], "md"), end="")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from stepstack.planning.pipeline.training import PipelineConfig
 from stepstack.report import jsonl
 
 Rows = Callable[[int], list[Row]]  # the whole batch of a step, the same on every process
+Sizes = tuple[tuple[tuple[str, tuple[float, ...]], ...], ...]  # of each micro-batch's items, by module
+KEPT_PLANS = 64  # of batches of other sizes each
 RECORD_EVERY = 50  # updates
 SAMPLES = 4  # batches by which the cut is chosen
 
@@ -80,7 +83,7 @@ class PipelinedTrainable(Trainable):
         held = run.gather([set(self._own())])
         owner = {name: next(process for process, own in enumerate(held) if name in own) for name in whole}
         self.whole = {name: (shape, dtype, owner[name]) for name, (shape, dtype) in whole.items()}
-        self._plans: dict[str, PipelinePlan] = {}
+        self._plan_of = lru_cache(KEPT_PLANS)(self._plan)
 
     def _check(self, run: Run, role: str, cfg: TrainableConfig, options: PipelineConfig) -> None:
         if run.processes % options.ranks:
@@ -93,9 +96,7 @@ class PipelinedTrainable(Trainable):
         if cfg.lora is not None:
             raise ConfigError(f"{role}: a pipeline trains weights, no adapters: leave lora out")
         if isinstance(cfg.optim, AdamW) and cfg.optim.lr_factors:
-            raise ConfigError(
-                f"{role}: ranks have different weights, for some of which lr_factors has no key: leave it"
-            )
+            raise ConfigError(f"{role}: a rank may hold no weight that a key of lr_factors names: leave lr_factors out")
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.run.device)
@@ -106,14 +107,16 @@ class PipelinedTrainable(Trainable):
     # -- updates ---------------------------------------------------------------------------------------------------
 
     def plan(self, micros: Sequence[TokenMicroBatch]) -> PipelinePlan:
-        """The plan of a batch. It is kept until the batch is trained, so that it may be asked for ahead."""
-        batch = self._sizes(micros)
-        if repr(batch) not in self._plans:
-            self._plans[repr(batch)] = plan_batch(self.profile, batch, self.chosen, self.options)
-        return self._plans[repr(batch)]
+        """The plan of a batch, which depends on the sizes in it alone: it may be asked for ahead, by any thread.
+        ConfigError where there is none, such as where one microbatch has more bytes than the cap."""
+        sizes = (item_sizes(self.cut.policy, micro).items() for micro in micros)
+        return self._plan_of(tuple(tuple((name, tuple(items)) for name, items in one) for one in sizes))
 
-    def _sizes(self, micros: Sequence[TokenMicroBatch]) -> list[dict[str, list[float]]]:
-        return [item_sizes(self.cut.policy, micro) for micro in micros]
+    def _plan(self, sizes: Sizes) -> PipelinePlan:
+        try:
+            return plan_batch(self.profile, [dict(one) for one in sizes], self.chosen, self.options)
+        except PlanError as error:
+            raise ConfigError(f"pipeline: {error}") from None
 
     def _forwards(
         self, micros: Sequence[Any], loss: Callable[[nn.Module, Any], LossOut], denominator: float, learn: bool
@@ -123,7 +126,6 @@ class PipelinedTrainable(Trainable):
             raise RuntimeError(f"{self.role}: a policy in a pipeline is trained, and measured as a whole model")
         plan = self.plan(micros)
         found = self.pipeline.step(plan, micros, loss, 1.0 / denominator, autocast=self.run.accelerator.autocast)
-        del self._plans[repr(self._sizes(micros))]
         self.pipeline.reduce_gradients()
         if self.replica == 0:
             self._record(measured(plan, found.clock))
