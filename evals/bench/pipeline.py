@@ -17,9 +17,11 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ SEGMENTS, MOST = {"vision": 1, "text": 2}, {"vision": 3}
 WORDS = tiny.tokenizer(special=(*tiny.CHAT, *tiny.VISION))
 PATIENCE = timedelta(seconds=120)
 MODES = ("static", "planned", "planned, W apart")
+BESIDE = bench_pipeline.BESIDE  # the plan without W apart, while each rank searches the next batch's
 
 
 def measure(rounds: int = 3, evaluations: int = 64) -> dict[str, Any]:
@@ -137,7 +140,8 @@ class Noise:
 @dataclass(frozen=True)
 class Task:
     """Work of every process: plans by name, each ``rounds`` times, for microbatches of so many pictures.
-    ``seconds``: those of passes where they are paced."""
+    ``seconds``: those of passes where they are paced. ``beside``: what a thread of each rank does during a step, and
+    the step then waits for."""
 
     plans: Mapping[str, PipelinePlan]
     pictures: Sequence[int]
@@ -145,6 +149,7 @@ class Task:
     seconds: Mapping[str, Mapping[Action, float]]
     shape: Mapping[str, int]
     side: int = SIDE
+    beside: Mapping[str, Callable[[], PipelinePlan]] = field(default_factory=dict)
 
 
 def paced(ranks: int, rounds: int, options: LocalSearch) -> list[dict[str, Any]]:
@@ -154,9 +159,11 @@ def paced(ranks: int, rounds: int, options: LocalSearch) -> list[dict[str, Any]]
     pictures = [rng.randint(*PICTURES) for _ in range(MICROBATCHES)]
     batch: PipelineBatch = [{"text": [8192.0], "vision": [GROUP] * count} for count in pictures]
     plans = dict(zip(MODES, planned(profile, batch, ranks, options), strict=True))
+    plans[BESIDE] = plans["planned"]
+    beside = {BESIDE: partial(search, plans[BESIDE].graph, profile, options)}
     seconds = {name: pass_seconds(plan, profile) for name, plan in plans.items()}
     shape = {"hidden": 16, "intermediate": 32, "tower": 16, "layers": LAYERS, "depth": LAYERS}
-    carried_out = in_processes(ranks, Task(plans, pictures, rounds, seconds, shape))
+    carried_out = in_processes(ranks, Task(plans, pictures, rounds, seconds, shape, beside=beside))
     return [
         {"ranks": ranks, "name": name, "simulated": timeline(plan, profile).makespan} | carried_out[name]
         for name, plan in plans.items()
@@ -227,12 +234,16 @@ def _carry_out(rank: int, name: str, task: Task) -> dict[str, Any]:
     times = task.seconds.get(name)
     pace = None if times is None else PassPace(times.__getitem__)
     seconds = []
-    for turn in range(task.rounds + 1):
-        dist.barrier()
-        began = time.perf_counter()
-        pipeline.step(plan, micros, likelihood, 1e-3, pace=pace if turn else None)
-        seconds.append(time.perf_counter() - began)
-        pipeline.reduce_gradients()
+    with ThreadPoolExecutor(1) as thread:
+        for turn in range(task.rounds + 1):
+            dist.barrier()
+            began = time.perf_counter()
+            ahead = [thread.submit(task.beside[name])] if name in task.beside else []
+            pipeline.step(plan, micros, likelihood, 1e-3, pace=pace if turn else None)
+            for future in ahead:
+                future.result()
+            seconds.append(time.perf_counter() - began)
+            pipeline.reduce_gradients()
     counts = {"overruns": 0, "late": 0.0} if pace is None else {"overruns": pace.overruns, "late": pace.late}
     return {"seconds": seconds[1:], "passes": task.rounds * len(plan.order[rank])} | counts
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
 import pytest
 import torch
 
@@ -30,10 +33,24 @@ def test_paced_passes_take_the_seconds_of_the_model(monkeypatch):
     monkeypatch.setattr(pipeline, "LAYERS", 8)
     monkeypatch.setattr(pipeline, "SCALE", {2: 1.0})
     rows = pipeline.paced(2, 2, OPTIONS)
-    assert [row["name"] for row in rows] == list(pipeline.MODES)
+    assert [row["name"] for row in rows] == [*pipeline.MODES, pipeline.BESIDE]
     for row in rows:
         assert row["simulated"] * 0.999 <= min(row["seconds"]) <= row["simulated"] * 1.3
         assert row["passes"] % 2 == 0
+
+
+def test_a_step_waits_for_the_plan_beside_it(tmp_path, monkeypatch):
+    """One rank in this process: the search lasts longer than the step, and its time counts."""
+    profile = pipeline.relayered(published.profile("37b"), 4)
+    graph = study.ModelCut.of(profile, 1, {"text": 1, "vision": 1}, {}).graph(profile, [{"text": [8.0]}], False)
+    plan = pipeline.search(graph, profile, OPTIONS)
+    shape = {"hidden": 16, "intermediate": 32, "tower": 16, "layers": 4, "depth": 4}
+    monkeypatch.setattr(pipeline.dist, "barrier", lambda: None)
+    beside = {"slow": partial(time.sleep, 0.5)}
+    task = pipeline.Task({"plain": plan, "slow": plan}, [0], 1, {}, shape, beside=beside)
+    assert (
+        pipeline._carry_out(0, "plain", task)["seconds"][0] < 0.5 <= pipeline._carry_out(0, "slow", task)["seconds"][0]
+    )
 
 
 def test_the_tables_hold_every_promise():
@@ -41,7 +58,7 @@ def test_the_tables_hold_every_promise():
     cut = study.ModelCut.of(profile, 4, pipeline.SEGMENTS, {"vision": 6})
     drift = {"8": study.drift(profile, cut, 2, OPTIONS)}
     row = {"ranks": 4, "simulated": 1.0, "seconds": [1.01], "overruns": 0, "late": 0.0, "passes": 8}
-    paced = [row | {"name": name, "ranks": ranks} for ranks in (4, 2) for name in pipeline.MODES]
+    paced = [row | {"name": name, "ranks": ranks} for ranks in (4, 2) for name in (*pipeline.MODES, pipeline.BESIDE)]
     result = {
         "rounds": 1,
         "simulated": {
@@ -58,7 +75,17 @@ def test_the_tables_hold_every_promise():
         "real": {"one process": [2.0], "rows": [{"name": "static", "simulated": 1.0, "seconds": [1.5]}]},
     }
     text = render(bench_pipeline.tables_of(result), "md")
-    for word in ("+15%", "+10%", "+8%", "5%", "2 s", "at most 1.05", "real: one process", "22.27, +17.3%"):
+    for word in (
+        "+15%",
+        "+10%",
+        "+8%",
+        "5%",
+        "2 s",
+        "planning beside it",
+        "at most 1.05",
+        "real: one process",
+        "22.27, +17.3%",
+    ):
         assert word in text
     assert "VOID" not in text
     paced[0]["late"] = 9.0
