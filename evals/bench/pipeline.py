@@ -41,7 +41,7 @@ from stepstack.models.vision.policy import ImagePatcher, VisionPolicy
 from stepstack.parallel import layer_times, link_times
 from stepstack.parallel.pace import PassPace
 from stepstack.parallel.pipeline import Pipeline
-from stepstack.planning.pipeline import baselines, partition
+from stepstack.planning.pipeline import baselines, partition, static
 from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Action, PipelineBatch, PipelinePlan
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
@@ -50,7 +50,7 @@ from stepstack.planning.pipeline.timeline import costs_of, timeline
 from stepstack.report import jsonl
 from stepstack.report.formats import render
 from stepstack.report.provenance import provenance
-from stepstack.simulation.pipeline import published, static, study
+from stepstack.simulation.pipeline import published, study
 
 GROUP = 4.0  # pictures of the 37B model that one of the paced model stands for
 PICTURES = (6, 12)  # of a microbatch that is paced

@@ -97,11 +97,11 @@ def test_baselines_that_cannot_be_are_named(written, tmp_path):
     listed = f"{{type: list, batches: [[{five}]]}}"
     outcome = make_plan(written(profile=str(tmp_path / "few.json"), batches=listed))
     assert outcome.left == (
-        "parameter-balanced 1F1B: the profile has no layer_parameters",
         "interleaved 1F1B: 5 microbatches do not divide into 2 rounds",
         "4 stages on a rank: the model has 6 layers for 8 stages",
+        "parameter-balanced 1F1B: the profile has no layer_parameters",
     )
-    assert "Left out: parameter-balanced" in table(outcome)
+    assert "Left out: interleaved 1F1B" in table(outcome)
 
 
 def test_cuts_by_choice():

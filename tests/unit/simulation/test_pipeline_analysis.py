@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepstack.planning.pipeline import static
 from stepstack.planning.pipeline.graph import PipelineGraph
 from stepstack.planning.pipeline.partition import chunks, graph_of
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
 from stepstack.planning.pipeline.timeline import Timeline, timeline
 from stepstack.planning.timing import Link
-from stepstack.simulation.pipeline import analysis, figures, static, trace
+from stepstack.simulation.pipeline import analysis, figures, trace
 from tests.unit.planning.test_pipeline_export import shuffled
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from stepstack import config
 from stepstack.bounds import Text
 from stepstack.config import Strict
-from stepstack.planning.pipeline import baselines
+from stepstack.planning.pipeline import baselines, static
 from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Chunk, PipelineBatch, PipelinePlan
 from stepstack.planning.pipeline.partition import chunks, graph_of, published, searched
@@ -26,7 +26,6 @@ from stepstack.planning.pipeline.timeline import Timeline, timeline
 from stepstack.report.formats import Table, render
 
 PLANNED = "planned"  # name of the job's own plan beside the baselines
-STAGES = (1, 2, 4)  # on a rank, of static pipelines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,36 +206,16 @@ def _rivals(
             profile, batch, graph.chunks, sample, job.options.priorities, graph.split
         ),
     }
-    layers, rounds = sum(module.layers for module in profile.modules), max(1, len(batch) // ranks)
-    left: list[str] = []
-    balances: list[tuple[baselines.Balance, str]] = [("time", "")]
+    plans = static.family(profile, batch, ranks, sample=sample)
+    found |= plans | {f"{name}, W filled in": baselines.filled(plan, profile) for name, plan in plans.items()}
+    left = static.stages(profile, batch, ranks)[1]
     if any(module.layer_parameters for module in profile.modules):
-        balances.append(("parameters", ", parameter-balanced"))
+        balanced = static.family(profile, batch, ranks, "parameters", sample)
+        found |= {f"{name}, parameter-balanced": plan for name, plan in balanced.items()}
     else:
         left.append("parameter-balanced 1F1B: the profile has no layer_parameters")
-    for local in STAGES:
-        if layers < ranks * local:
-            left.append(f"{local} stages on a rank: the model has {layers} layers for {ranks * local} stages")
-            continue
-        for balance, suffix in balances:
-            chain = baselines.static_chain(profile, batch, ranks, local=local, balance=balance, sample=sample)
-            if local == 1:
-                name, static = "1F1B", baselines.one_f_one_b(chain)
-            elif len(batch) % rounds:
-                left.append(f"interleaved 1F1B: {len(batch)} microbatches do not divide into {rounds} rounds")
-                break
-            else:
-                name, static = f"interleaved 1F1B, {local} stages", baselines.interleaved(chain)
-            found[name + suffix] = static
-            if balance == "time":
-                found[f"{name}, W filled in"] = baselines.filled(static, profile)
-        chain = baselines.static_chain(profile, batch, ranks, local=local, sample=sample)
-        if local == 1:
-            found |= {"GPipe": baselines.gpipe(chain), "ZB-H1": baselines.zb_h1(chain)}
-        elif local == 2:
-            found["LoopedBFS, 2 stages"] = baselines.looped_bfs(chain)
-            v = baselines.static_chain(profile, batch, ranks, local=2, placement="v", sample=sample)
-            found["ZB-V"] = baselines.zb_v(v)
+    found |= static.breadth_first(profile, batch, ranks, sample)
+    found |= static.zero_bubble(profile, batch, ranks, sample)
     return found, left
 
 

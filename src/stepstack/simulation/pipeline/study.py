@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from stepstack.planning.pipeline import baselines, partition
+from stepstack.planning.pipeline import baselines, partition, static
 from stepstack.planning.pipeline.bounds import lower_bound
 from stepstack.planning.pipeline.graph import Chunk, PipelineBatch, PipelineGraph, PipelinePlan
 from stepstack.planning.pipeline.memory import needs
@@ -19,7 +19,6 @@ from stepstack.planning.pipeline.schedule import Passes, dual_queue
 from stepstack.planning.pipeline.search import LocalSearch, MicrobatchOrder, SearchOptions, search
 from stepstack.planning.pipeline.timeline import timeline
 from stepstack.report.formats import Table
-from stepstack.simulation.pipeline import static
 
 # Least and most pictures of a microbatch, batch by batch: a data stream whose image density drifts.
 DRIFT = ((0, 8), (0, 32), (24, 48), (0, 4), (8, 24), (40, 48), (0, 16), (0, 48))
