@@ -20,6 +20,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, help="folder of the base model; default: the run's base/model")
     parser.add_argument("--out", type=Path, help="folder to write; default: the run's ranker/")
     parser.add_argument("--steps", type=int, default=200, help="updates (200)")
+    parser.add_argument("--late-share", type=float, default=0.75, help="share of the run's steps, the last ones (0.75)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.rl.ranker import LengthRanker, RankerConfig, read_lengths, recall
 
     quiet_libraries()
-    lengths = read_lengths(cfg.folder)
+    lengths = read_lengths(cfg.folder, args.late_share)
     sampled = replace(cfg, rollout=replace(cfg.rollout, generator=HfConfig()))  # for its prompts: no engine is started
     _, prompts = protocol.sampler_of(sampled, base, torch.device("cpu"))
     known = sorted(problem for problem in lengths if problem in prompts)

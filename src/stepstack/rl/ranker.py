@@ -29,6 +29,7 @@ from stepstack.report import jsonl
 WEIGHTS, FACTS = "ranker.safetensors", "ranker.json"
 LONG_SHARE = 0.2  # of the prompts, which the paper sets apart
 READ_AT_A_TIME = 256  # prompts
+LATE_SHARE = 0.75  # of a run's steps, the last ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +124,13 @@ class LengthRanker:
         return ranker
 
 
-def read_lengths(run: Path) -> dict[int, float]:
-    """Mean tokens of the responses to each problem that a streamed run in this folder has sampled; a step that was
-    sampled again after a kill counts once. ConfigError where there are none, and for a row that is none of them."""
+def read_lengths(run: Path, late_share: float = LATE_SHARE) -> dict[int, float]:
+    """Mean tokens of the responses to each problem that a streamed run in this folder has sampled in the last
+    ``late_share`` of its steps: in the first ones the policy still changes how long it answers. A step that was sampled
+    again after a kill counts once. ConfigError where there are none, for a row that is none of them, and for a share
+    that is not above 0 and at most 1."""
+    if not 0 < late_share <= 1:
+        raise ConfigError(f"a late share of {late_share:g} of the steps: give one above 0, at most 1")
     file = run / FOLDER / LENGTHS
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: train with stream: first, which keeps the lengths of its responses")
@@ -135,9 +140,12 @@ def read_lengths(run: Path) -> dict[int, float]:
         if type(step) is not int or type(problem) is not int or not _are_lengths(tokens):
             raise ConfigError(f"{file}:{number}: no row of step, problem and tokens: remove it")
         by_step[step, problem] = tokens
+    steps = sorted({step for step, _ in by_step})
+    late = set(steps[len(steps) - math.ceil(late_share * len(steps)) :])
     problems: dict[int, list[int]] = {}
-    for (_, problem), counts in by_step.items():
-        problems.setdefault(problem, []).extend(counts)
+    for (step, problem), counts in by_step.items():
+        if step in late:
+            problems.setdefault(problem, []).extend(counts)
     return {problem: fmean(counts) for problem, counts in problems.items()}
 
 
