@@ -63,6 +63,14 @@ def test_in_the_training_process(colocated):
     check(colocated[1])
 
 
+def test_in_a_worker_of_its_own(tmp_path):
+    """A worker process starts vLLM, takes each version of the weights and samples what the trainer then learns from."""
+    run = tmp_path / "run"
+    check(train(run, *WORDS, COLOCATED, "stream={staleness: 0, workers: 1}"))
+    ended = [row for row in jsonl.read(run / "stream" / "lengths.jsonl")]
+    assert {row["step"] for row in ended} == {0, 1, 2}
+
+
 @pytest.fixture
 def served(colocated, tmp_path) -> Iterator[tuple[Path, str]]:
     """(run folder, generator) with two servers that hold the run's base model."""
