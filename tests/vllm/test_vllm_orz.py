@@ -67,8 +67,8 @@ def test_in_a_worker_of_its_own(tmp_path):
     """A worker process starts vLLM, takes each version of the weights and samples what the trainer then learns from."""
     run = tmp_path / "run"
     check(train(run, *WORDS, COLOCATED, "stream={staleness: 0, workers: 1}"))
-    ended = [row for row in jsonl.read(run / "stream" / "lengths.jsonl")]
-    assert {row["step"] for row in ended} == {0, 1, 2}
+    sampled = jsonl.read(run / "stream" / "lengths.jsonl")
+    assert {row["step"] for row in sampled} == {0, 1, 2}
 
 
 @pytest.fixture
