@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from stepstack import config
 from stepstack.config import CONFIGS, ROOT, ConfigError, Resolved, RunConfig
+from stepstack.generation.vllm.config import VllmConfig
 from stepstack.harness.task import LM_EVAL, menu_of
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from stepstack.harness.engine import Engine
     from stepstack.harness.task import Task
     from stepstack.report.tokens import ShownRow
+    from stepstack.rl.config import PpoConfig
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -120,13 +123,16 @@ def rows_of(cfg: RunConfig, count: int) -> Iterator[ShownRow] | None:
     return cast(RecipeOfRows[RunConfig], recipe).show_rows(cfg, count)
 
 
-def sampler_of(cfg: RunConfig, folder: Path, device: torch.device) -> tuple[Generator, dict[int, Prompt]]:
+def sampler_of(cfg: PpoConfig, folder: Path, device: torch.device) -> tuple[Generator, dict[int, Prompt]]:
     """The sampler of a worker process of a config, and its training prompts by index. ConfigError where its recipe
     streams no rollouts."""
     recipe = load(cfg.recipe)
     if "open_sampler" not in vars(recipe):
         raise ConfigError(f"recipe {cfg.recipe} streams no rollouts: take one of orz and perception")
-    generator, prompts = cast(RecipeOfRollouts[RunConfig], recipe).open_sampler(cfg, folder, device)
+    engine = cfg.rollout.generator
+    if isinstance(engine, VllmConfig):  # the folder has no weights: those of the trainer come first
+        cfg = replace(cfg, rollout=replace(cfg.rollout, generator=replace(engine, load_format="dummy")))
+    generator, prompts = cast("RecipeOfRollouts[PpoConfig]", recipe).open_sampler(cfg, folder, device)
     return generator, {prompt.problem.index: prompt for prompt in prompts}
 
 
