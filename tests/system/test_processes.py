@@ -31,7 +31,12 @@ from tests.system.processes import (
 )
 
 APART = 5e-7  # of weights below 1: a few roundings in float32
-GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
+GRPO = (
+    "advantage={type: grpo}",
+    "policy_loss.aggregate=seq-mean-token-mean",
+    "rollout.sampling.n=4",
+    "actor_updates=5",
+)
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
 
 
@@ -47,6 +52,8 @@ def test_two_processes_give_the_trajectory_of_one(new_run, words, record_propert
         ok(ended)
     assert sampled(two) == sampled(one)
     assert len(sampled(one)) > 40
+    if words is GRPO:  # some groups, and not all of them, are without signal and leave the update
+        assert 0 < min(row["trained_fraction"] for row in numbers(one)[1:]) < 1
     for a, b in zip(numbers(one), numbers(two), strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
     assert differences(samples(two, "before"), samples(one, "before")) == []

@@ -65,12 +65,14 @@ class Row:
 
 @dataclass
 class Batch:
-    """This process's rows of a step. ``size`` and ``scores`` (by problem index) speak of the whole batch."""
+    """This process's rows of a step. ``size``, ``scores`` (by problem index) and ``sampled``, the rollouts that were
+    sampled for it, speak of the whole batch."""
 
     rows: list[Row]
     size: int
     seed: int
     scores: dict[int, list[float]] = field(default_factory=dict)
+    sampled: int = 0
 
     def minibatches(self, count: int) -> list[list[Row]]:
         """This process's part of each of ``count`` mini-batches: a seeded permutation of the whole batch, cut in parts

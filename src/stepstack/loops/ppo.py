@@ -47,7 +47,7 @@ def train(
             groups = list(generator.generate(local_prompts, sampling))
             generator.sleep()
         with run.timer("reward"):
-            batch, metrics = collect(run, groups, reward, seed=step, chunks=cfg.updates)
+            batch, metrics = collect(run, cfg, groups, reward, seed=step)
             run.log(**metrics)
         learn(run, cfg, roles, batch)
         with run.timer("sync"):

@@ -6,7 +6,7 @@ no padding columns, so there is no mask to forget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ def group_relative(scores: Sequence[float], kind: Grpo | Rloo) -> Tensor:
             return centred_n / (score_n.std() + kind.eps)
         case Grpo():
             return centred_n / score_n.std(correction=0)
+
+
+def group_advantages(scores: Mapping[int, Sequence[float]], kind: Grpo | Rloo) -> dict[int, Tensor]:
+    """Advantages [n] of the rollouts of each group, by problem index, from their scores."""
+    return {group: group_relative(values, kind) for group, values in scores.items()}
 
 
 def whiten(x_N: Tensor, total: Sum = lambda x: x) -> Tensor:

@@ -225,6 +225,20 @@ class PpoConfig(RunConfig):
     def uses_critic(self) -> bool:
         return isinstance(self.advantage, Gae)
 
+    @property
+    def skips_zero_advantages(self) -> bool:
+        """Whether rollouts of advantage 0 are left out of the policy's forward passes: the gradient of their loss is 0.
+        Not where another term of the loss weighs on them, or where the loss depends on which rows come together; with
+        a critic or whitened, advantages of exactly 0 do not come up."""
+        return not (
+            self.uses_critic
+            or self.advantage.whiten
+            or self.kl.weight
+            or self.entropy_weight
+            or self.layout.orz_parity
+            or self.policy_loss.aggregate == "pack-mean"
+        )
+
     def footprint_of(self, size: int, width: int, shards: int) -> Footprint:
         """Footprint with models of ``size`` parameters of ``width`` bytes: actor and critic with gradients and two
         moments, or under adapters as weights alone, and the reference. Activations and the engine come on top."""

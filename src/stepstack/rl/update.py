@@ -9,11 +9,11 @@ from torch import nn
 
 from stepstack.batching.collate import TokenMicroBatch
 from stepstack.batching.minibatch import Minibatch, minibatches
-from stepstack.batching.rows import Batch
+from stepstack.batching.rows import Batch, Row
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
-from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
+from stepstack.rl.advantage import explained_variance, gae, group_advantages, whiten
 from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ValueLoss
 from stepstack.rl.loss import denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error
 from stepstack.rl.roles import Roles
@@ -21,11 +21,8 @@ from stepstack.rl.roles import Roles
 
 def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
     """One step's updates of critic and actor on its rollouts, scored and shared out."""
-    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
-    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-    with run.timer("annotate"):
-        annotate(run, cfg, roles, for_actor, for_critic)
-    credit(run, batch, cfg)
+    for_actor, for_critic = prepare(run, cfg, roles, batch)
+    run.log(trained_fraction=sum(minibatch.learned for minibatch in for_actor) / batch.sampled)
     if roles.critic:
         with run.timer("critic"):
             for minibatch in for_critic:
@@ -33,6 +30,31 @@ def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
     with run.timer("actor"):
         for minibatch in for_actor:
             run.log(**update_actor(roles.actor, minibatch, cfg))
+
+
+def prepare(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> tuple[list[Minibatch], list[Minibatch]]:
+    """Mini-batches of the actor and of the critic, whose rows have every field that updates need.
+
+    Where ``cfg.skips_zero_advantages``, rows of advantage 0 belong to their mini-batch and count in its denominator, and
+    go through no model. The gradient is that of all rows: bit for bit where the other rows lie in the same
+    micro-batches, else but for the rounding of sums. The actor's metrics are then over the rows that it is trained on.
+    """
+    if cfg.skips_zero_advantages:
+        credit(run, batch, cfg)
+        for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout, learns=_has_advantage)
+        with run.timer("annotate"):
+            annotate(run, cfg, roles, for_actor, [])
+        return for_actor, []
+    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
+    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
+    with run.timer("annotate"):
+        annotate(run, cfg, roles, for_actor, for_critic)
+    credit(run, batch, cfg)
+    return for_actor, for_critic
+
+
+def _has_advantage(row: Row) -> bool:
+    return bool(row.fields["advantage"].any())
 
 
 @torch.no_grad()
@@ -86,7 +108,7 @@ def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
         batch.store("return", return_N)
         run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
     else:
-        of_group = {row.group: group_relative(batch.scores[row.group], kind) for row in batch.rows}
+        of_group = group_advantages(batch.scores, kind)
         advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)

@@ -147,7 +147,7 @@ def test_rloo_by_brute_force():
         close(group_relative(scores, Rloo()), brute)
 
 
-def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
+def test_groups_are_keyed_by_index_not_by_text_nor_by_order(tmp_path):
     """Two prompts of one text, whose groups and samples arrive shuffled."""
     of = [tools.prompt(index, (5, 6), text="the same text") for index in (7, 3)]
     value = {(7, s): float(s == 0) for s in range(4)} | {(3, s): float(s != 0) for s in range(4)}
@@ -160,7 +160,7 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
         groups = [
             Group(p, tuple(tools.rollout(p, s, (9,) * (s + 1)) for s in order)) for p in of[:: 1 - 2 * (order[0] % 2)]
         ]
-        batch, metrics = collect(SingleProcess(), groups, reward, seed=0, chunks=1)
+        batch, metrics = collect(SingleProcess(), tools.config(tmp_path), groups, reward, seed=0)
         assert batch.scores == {7: [1.0, 0.0, 0.0, 0.0], 3: [0.0, 1.0, 1.0, 1.0]}
         assert [(row.group, row.sample, len(row.ids)) for row in batch.rows] == [
             (g, s, s + 1) for g in (3, 7) for s in range(4)
@@ -171,26 +171,28 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
     assert len(seen) == 1
 
 
-def test_the_fraction_of_groups_without_signal_is_counted():
+def test_the_fraction_of_groups_without_signal_is_counted(tmp_path):
     of = [tools.prompt(i, (5,)) for i in range(4)]
     groups = [Group(p, tuple(tools.rollout(p, s, (9,)) for s in range(2))) for p in of]
     scores = {0: [0.0, 0.0], 1: [1.0, 1.0], 2: [0.0, 1.0], 3: [1.0, 0.0]}
     _, metrics = collect(
         SingleProcess(),
+        tools.config(tmp_path),
         groups,
         lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs],
         seed=0,
-        chunks=1,
     )
     assert metrics["frac_zero_std"] == 0.5
     assert metrics["pass_at_n"] == 0.75
     assert metrics["reward"] == 0.5
 
 
-def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place():
+def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place(tmp_path):
     of = tools.prompt(0, (5, 6))
     group = Group(of, tuple(tools.rollout(of, s, ids) for s, ids in enumerate([(9,), (), (8, 7)])))
-    batch, _ = collect(SingleProcess(), [group], lambda rs: [Score(float(r.sample)) for r in rs], seed=0, chunks=1)
+    batch, _ = collect(
+        SingleProcess(), tools.config(tmp_path), [group], lambda rs: [Score(float(r.sample)) for r in rs], seed=0
+    )
     assert batch.scores == {0: [0.0, 1.0, 2.0]}
     assert [(row.index, row.sample, row.reward) for row in batch.rows] == [(0, 0, 0.0), (1, 2, 2.0)]
     assert batch.size == 2
