@@ -45,9 +45,10 @@ def train(
             local_prompts = prompts.take(step, cfg.rollout.prompts)[run.rank :: run.processes]
             sampling = cfg.rollout.sampling.replace(seed=rollout_seed(cfg.seed, step, 0))
             groups = list(generator.generate(local_prompts, sampling))
+            greedy = list(generator.generate(local_prompts, sampling.greedy)) if cfg.uses_greedy else []
             generator.sleep()
         with run.timer("reward"):
-            batch, metrics = collect(run, cfg, groups, reward, seed=step)
+            batch, metrics = collect(run, cfg, groups, reward, seed=step, greedy=greedy)
             run.log(**metrics)
         learn(run, cfg, roles, batch)
         with run.timer("sync"):

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 
 from stepstack.batching.rows import Batch, Row, chunk_of, owners
 from stepstack.core.types import ProcessGroup
 from stepstack.generation.types import Group, Rollout
 from stepstack.records import Score
 from stepstack.rl.advantage import group_advantages
-from stepstack.rl.config import Gae, PpoConfig
+from stepstack.rl.config import Gae, PpoConfig, ReinforcePlusPlus
 from stepstack.rl.reward import Reward
 
 Scored = tuple[Rollout, Score]
 
 
 def collect(
-    world: ProcessGroup, cfg: PpoConfig, groups: Sequence[Group], reward: Reward, *, seed: int
+    world: ProcessGroup,
+    cfg: PpoConfig,
+    groups: Sequence[Group],
+    reward: Reward,
+    *,
+    seed: int,
+    greedy: Sequence[Group] = (),
 ) -> tuple[Batch, dict[str, float]]:
-    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics."""
-    scored = score_all(world, groups, reward)
-    return shared_out(world, cfg, scored, seed=seed), summary(scored)
+    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics. Scores of
+    ``greedy``, groups of one greedy response, are baselines."""
+    scored, metrics = score_all(world, groups, reward), dict[str, float]()
+    baselines = {index: score for index, [score] in scores_of(score_all(world, greedy, reward)).items()}
+    if baselines:
+        metrics["reward_greedy"] = fmean(baselines.values())
+    return shared_out(world, cfg, scored, seed=seed, baselines=baselines), summary(scored) | metrics
 
 
 def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> list[Scored]:
@@ -34,21 +45,28 @@ def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> l
     return sorted(scored, key=lambda pair: (pair[0].problem.index, pair[0].sample))
 
 
-def shared_out(world: ProcessGroup, cfg: PpoConfig, scored: Sequence[Scored], *, seed: int) -> Batch:
+def shared_out(
+    world: ProcessGroup,
+    cfg: PpoConfig,
+    scored: Sequence[Scored],
+    *,
+    seed: int,
+    baselines: Mapping[int, float] = MappingProxyType({}),
+) -> Batch:
     """This process's balanced share of the rows, which are numbered by their place in ``scored``. A row that will not
     be trained on counts as one token, so that every process has about the same work and some row."""
     scores = scores_of(scored)
     present = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
     lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in present]
     if cfg.skips_zero_advantages:
-        assert not isinstance(cfg.advantage, Gae)
-        advantages = group_advantages(scores, cfg.advantage)
+        assert not isinstance(cfg.advantage, Gae | ReinforcePlusPlus)
+        advantages = group_advantages(scores, cfg.advantage, baselines)
         learns = [bool(advantages[r.problem.index][r.sample]) for r, _ in present]
         lengths = [length if learned else 1 for length, learned in zip(lengths, learns, strict=True)]
     owner = owners(lengths, chunk_of(len(present), min(cfg.updates, len(present)), seed), world.processes)
     local = [index for index in range(len(present)) if owner[index] == world.rank]
     rows = [Row.of(present[index][0], present[index][1].value, index) for index in local]
-    return Batch(rows, len(present), seed, scores, len(scored))
+    return Batch(rows, len(present), seed, scores, len(scored), dict(baselines))
 
 
 def scores_of(scored: Sequence[Scored]) -> dict[int, list[float]]:

@@ -13,8 +13,8 @@ from stepstack.batching.rows import Batch, Row
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
-from stepstack.rl.advantage import explained_variance, gae, group_advantages, whiten
-from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ValueLoss
+from stepstack.rl.advantage import discounted_returns, explained_variance, gae, group_advantages, whiten
+from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ReinforcePlusPlus, ValueLoss
 from stepstack.rl.loss import denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error
 from stepstack.rl.roles import Roles
 
@@ -35,9 +35,9 @@ def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
 def prepare(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> tuple[list[Minibatch], list[Minibatch]]:
     """Mini-batches of the actor and of the critic, whose rows have every field that updates need.
 
-    Where ``cfg.skips_zero_advantages``, rows of advantage 0 belong to their mini-batch and count in its denominator, and
-    go through no model. The gradient is that of all rows: bit for bit where the other rows lie in the same
-    micro-batches, else but for the rounding of sums. The actor's metrics are then over the rows that it is trained on.
+    Where ``cfg.skips_zero_advantages``, rows of advantage 0 belong to their mini-batch, count in its denominator and go
+    through no model. The gradient is that of all rows: bit for bit where the other rows lie in the same micro-batches,
+    else but for the rounding of sums. The actor's metrics are then over the rows that it is trained on.
     """
     if cfg.skips_zero_advantages:
         credit(run, batch, cfg)
@@ -98,17 +98,20 @@ def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> di
 def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
     """Fill the fields advantage and return. The reward sits on the last response token."""
     lengths, kind = batch.lengths, cfg.advantage
-    if isinstance(kind, Gae):
+    if isinstance(kind, Gae | ReinforcePlusPlus):
         rewards_N = torch.zeros(sum(lengths))
         rewards_N[torch.tensor(lengths).cumsum(0) - 1] = torch.tensor([row.reward for row in batch.rows])
         if cfg.kl.weight > 0 and cfg.kl.place == "reward":
             rewards_N -= cfg.kl.weight * kl_estimate(batch.field("old"), batch.field("ref"), cfg.kl.estimator)
-        values_N = batch.field("value")
-        advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
-        batch.store("return", return_N)
-        run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+        if isinstance(kind, Gae):
+            values_N = batch.field("value")
+            advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
+            batch.store("return", return_N)
+            run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+        else:
+            advantage_N = discounted_returns(rewards_N, lengths, kind.gamma)
     else:
-        of_group = group_advantages(batch.scores, kind)
+        of_group = group_advantages(batch.scores, kind, batch.baselines)
         advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)
@@ -126,7 +129,7 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
         logp_N, entropy_N = forward(module, micro, cfg)
         old_N = micro.field("old") if micro.has("old") else logp_N.detach()
         sampler_N = micro.field("sampler")
-        loss_N, ratio_N, clipped_N = surrogate(logp_N, old_N, micro.field("advantage"), cfg.policy_loss)
+        loss_N, ratio_N, clipped_N = surrogate(logp_N, old_N, micro.field("advantage"), micro.lengths, cfg.policy_loss)
         if cfg.policy_loss.is_cap is not None:
             loss_N = loss_N * truncated_importance(old_N, sampler_N, cfg.policy_loss.is_cap)
         if cfg.entropy_weight:

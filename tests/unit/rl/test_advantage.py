@@ -12,8 +12,9 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation.types import Group
 from stepstack.records import Score
 from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
-from stepstack.rl.config import Gae, Grpo, Rloo
+from stepstack.rl.config import Gae, Grpo, ReinforcePlusPlus, Remax, Rloo
 from stepstack.rl.experience import collect
+from stepstack.rl.update import credit
 from tests import tools
 
 PACKED_REWARDS = torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0])
@@ -145,6 +146,59 @@ def test_rloo_by_brute_force():
         scores = [rng.random() for _ in range(n)]
         brute = [s - statistics.fmean(scores[:i] + scores[i + 1 :]) for i, s in enumerate(scores)]
         close(group_relative(scores, Rloo()), brute)
+
+
+# -- REINFORCE++ and ReMax, by verl's formulas on padded rows ----------------------------------------------------------
+
+LENGTHS, SCORES = [2, 4, 1, 3], [1.0, 0.0, 0.5, 2.0]
+BESSEL = math.sqrt(sum(LENGTHS) / (sum(LENGTHS) - 1))  # verl has the sample's deviation, we the population's, as ORZ
+
+
+def masked_whiten(x_RT, mask_RT):
+    """verl's: the sample variance over all tokens, and 1e-8 added to it."""
+    values_N = x_RT[mask_RT]
+    return (values_N - values_N.mean()) * (values_N.var() + 1e-8).rsqrt()
+
+
+def padded(gamma=1.0):
+    """(mask, reward to go) [R, T] of a reward on the last token of each row."""
+    mask_RT = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    to_go_RT = torch.zeros(mask_RT.shape)
+    for row, (length, score) in enumerate(zip(LENGTHS, SCORES, strict=True)):
+        for t in range(length):
+            to_go_RT[row, t] = gamma ** (length - 1 - t) * score
+    return mask_RT, to_go_RT
+
+
+def credited(folder, kind, baselines=None):
+    """Advantages [N] of two groups of two rows, by the loop's own function."""
+    run = tools.make_run(folder, advantage=kind)
+    rows = tools.rows([(3, length) for length in LENGTHS], n=2)
+    for row, score in zip(rows, SCORES, strict=True):
+        row.reward = score
+    batch = tools.batch(rows)
+    batch.baselines |= baselines or {}
+    credit(run, batch, run.config)
+    return batch.field("advantage")
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_reinforce_plus_plus_is_the_whitened_discounted_reward(tmp_path, gamma):
+    mask_RT, to_go_RT = padded(gamma)
+    close(credited(tmp_path, ReinforcePlusPlus(gamma=gamma)), masked_whiten(to_go_RT, mask_RT) * BESSEL, atol=1e-5)
+
+
+def test_grpo_without_scale_and_whitened_is_reinforce_plus_plus_with_its_baseline(tmp_path):
+    mask_RT, to_go_RT = padded()
+    mean_R = to_go_RT[:, 0].reshape(2, 2).mean(1).repeat_interleave(2)
+    expected = masked_whiten(to_go_RT - mean_R[:, None], mask_RT) * BESSEL
+    close(credited(tmp_path, Grpo(scale="none", whiten=True)), expected, atol=1e-5)
+
+
+def test_remax_takes_off_the_score_of_the_greedy_response(tmp_path):
+    found = credited(tmp_path, Remax(), {0: 1.0, 1: 0.25})
+    per_row = torch.tensor([0.0, -1.0, 0.25, 1.75])
+    close(found, per_row.repeat_interleave(torch.tensor(LENGTHS)))
 
 
 def test_groups_are_keyed_by_index_not_by_text_nor_by_order(tmp_path):
