@@ -73,7 +73,7 @@ def train_on_batch(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, rewa
     rollouts.record("wait", step, began)
     began = time.time()
     with run.timer("reward"):
-        batch, metrics = collect(run, run.config, groups, reward, seed=step)
+        batch, metrics = collect(run, run.config, score_all(run, groups, reward), seed=step)
         run.log(**metrics)
     learn(run, run.config, roles, batch)
     rollouts.record("train", step, began)

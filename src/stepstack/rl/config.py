@@ -33,6 +33,16 @@ class FileReward(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicSampling(Strict):
+    """DAPO's dynamic sampling: further prompts in place of those whose rollouts all have one score."""
+
+    max_batches: Annotated[int, Field(ge=2, le=1000)] = 4
+    """Most batches of ``rollout.prompts`` prompts that a step samples. Where they hold too few groups whose scores
+    differ, other groups fill the step's batch. So many prompts of an epoch belong to a step; it leaves out those that
+    it does not need."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig(Strict):
     """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
 
@@ -42,6 +52,14 @@ class RolloutConfig(Strict):
     """How responses are sampled; ``n`` of each prompt."""
     generator: Annotated[GeneratorConfig, Field(discriminator="type")] = HfConfig()
     """Engine that samples."""
+    dynamic_sampling: DynamicSampling | None = None
+    """Sampling until all groups of the batch have scores that differ, for grpo and rloo; null: one batch of prompts,
+    whatever their scores."""
+
+    @property
+    def max_batches(self) -> int:
+        """Most batches of prompts that a step samples."""
+        return 1 if self.dynamic_sampling is None else self.dynamic_sampling.max_batches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +233,11 @@ class PpoConfig(RunConfig):
             )
         if isinstance(self.advantage, Grpo | Rloo) and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2: raise it")
+        if self.rollout.dynamic_sampling is not None and not isinstance(self.advantage, Grpo | Rloo):
+            raise ValueError(
+                f"rollout.dynamic_sampling leaves out groups of equal scores, from which advantage.type="
+                f"{self.advantage.type} learns: set it to null, or take grpo or rloo"
+            )
         if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:
             raise ValueError("rollouts are samples of the policy itself: set temperature above 0, top_p 1, top_k -1")
         means = self.policy_loss.aggregate, self.value_loss.aggregate
@@ -241,6 +264,11 @@ class PpoConfig(RunConfig):
             raise ValueError(
                 "stream.staleness=1 trains on rollouts of an older policy: set policy_loss.is_cap, such as 2, which "
                 "weighs tokens by their importance, or stream.uncorrected=true"
+            )
+        if self.rollout.dynamic_sampling is not None:
+            raise ValueError(
+                "rollout.dynamic_sampling asks for further prompts once scores are known, and a stream hands out those "
+                "of a step before: set one of them to null"
             )
         if self.uses_greedy:
             raise ValueError(

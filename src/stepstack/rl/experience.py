@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from types import MappingProxyType
 
@@ -21,19 +22,35 @@ Scored = tuple[Rollout, Score]
 def collect(
     world: ProcessGroup,
     cfg: PpoConfig,
-    groups: Sequence[Group],
-    reward: Reward,
+    scored: Sequence[Scored],
     *,
     seed: int,
-    greedy: Sequence[Group] = (),
+    greedy: Sequence[Scored] = (),
 ) -> tuple[Batch, dict[str, float]]:
-    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics. Scores of
-    ``greedy``, groups of one greedy response, are baselines."""
-    scored, metrics = score_all(world, groups, reward), dict[str, float]()
-    baselines = {index: score for index, [score] in scores_of(score_all(world, greedy, reward)).items()}
+    """This process's balanced share of a step's batch, and metrics of all that was sampled for it. The scores of
+    ``greedy``, one response of each prompt, are baselines."""
+    metrics = summary(scored)
+    baselines = {index: score for index, [score] in scores_of(greedy).items()}
     if baselines:
         metrics["reward_greedy"] = fmean(baselines.values())
-    return shared_out(world, cfg, scored, seed=seed, baselines=baselines), summary(scored) | metrics
+    batch = shared_out(world, cfg, chosen(scored, cfg.rollout.prompts, seed), seed=seed, baselines=baselines)
+    batch.sampled = len(scored)
+    return batch, metrics
+
+
+def with_signal(scored: Sequence[Scored]) -> list[int]:
+    """Problem indices of the groups whose scores are not all equal."""
+    return [index for index, values in scores_of(scored).items() if len(set(values)) > 1]
+
+
+def chosen(scored: Sequence[Scored], count: int, seed: int) -> list[Scored]:
+    """Rollouts of ``count`` groups, in the order of ``score_all``: a seeded choice of those with signal, and of others
+    where these are too few."""
+    signal = set(with_signal(scored))
+    indices = sorted(scores_of(scored))
+    random.Random(seed).shuffle(indices)
+    kept = set(sorted(indices, key=lambda index: index not in signal)[:count])
+    return in_order(pair for pair in scored if pair[0].problem.index in kept)
 
 
 def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> list[Scored]:
@@ -41,7 +58,11 @@ def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> l
     groups ended nor the number of processes matters. Groups are keyed by problem index: two prompts of one text stay
     two groups."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    return in_order(world.gather(list(zip(rollouts, reward(rollouts), strict=True))))
+
+
+def in_order(scored: Iterable[Scored]) -> list[Scored]:
+    """Sorted by (problem's index, sample)."""
     return sorted(scored, key=lambda pair: (pair[0].problem.index, pair[0].sample))
 
 
@@ -95,6 +116,7 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
         "tokens": float(sum(lengths)),
         "truncated": fmean(rollout.finish == "length" for rollout, _ in scored),
         "frac_zero_std": fmean(len(set(values)) == 1 for values in scores.values()),
+        "prompts": float(len(scores)),
         "pass_at_n": fmean(max(values) > 0 for values in scores.values()),
         **{f"reward/{name}": fmean(values) for name, values in parts.items()},
     }

@@ -13,7 +13,7 @@ from stepstack.generation.types import Group
 from stepstack.records import Score
 from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
 from stepstack.rl.config import Gae, Grpo, ReinforcePlusPlus, Remax, Rloo
-from stepstack.rl.experience import collect
+from stepstack.rl.experience import collect, score_all, summary
 from stepstack.rl.update import credit
 from tests import tools
 
@@ -214,7 +214,9 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order(tmp_path):
         groups = [
             Group(p, tuple(tools.rollout(p, s, (9,) * (s + 1)) for s in order)) for p in of[:: 1 - 2 * (order[0] % 2)]
         ]
-        batch, metrics = collect(SingleProcess(), tools.config(tmp_path), groups, reward, seed=0)
+        batch, metrics = collect(
+            SingleProcess(), tools.config(tmp_path), score_all(SingleProcess(), groups, reward), seed=0
+        )
         assert batch.scores == {7: [1.0, 0.0, 0.0, 0.0], 3: [0.0, 1.0, 1.0, 1.0]}
         assert [(row.group, row.sample, len(row.ids)) for row in batch.rows] == [
             (g, s, s + 1) for g in (3, 7) for s in range(4)
@@ -225,16 +227,12 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order(tmp_path):
     assert len(seen) == 1
 
 
-def test_the_fraction_of_groups_without_signal_is_counted(tmp_path):
+def test_the_fraction_of_groups_without_signal_is_counted():
     of = [tools.prompt(i, (5,)) for i in range(4)]
     groups = [Group(p, tuple(tools.rollout(p, s, (9,)) for s in range(2))) for p in of]
     scores = {0: [0.0, 0.0], 1: [1.0, 1.0], 2: [0.0, 1.0], 3: [1.0, 0.0]}
-    _, metrics = collect(
-        SingleProcess(),
-        tools.config(tmp_path),
-        groups,
-        lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs],
-        seed=0,
+    metrics = summary(
+        score_all(SingleProcess(), groups, lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs])
     )
     assert metrics["frac_zero_std"] == 0.5
     assert metrics["pass_at_n"] == 0.75
@@ -244,9 +242,8 @@ def test_the_fraction_of_groups_without_signal_is_counted(tmp_path):
 def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place(tmp_path):
     of = tools.prompt(0, (5, 6))
     group = Group(of, tuple(tools.rollout(of, s, ids) for s, ids in enumerate([(9,), (), (8, 7)])))
-    batch, _ = collect(
-        SingleProcess(), tools.config(tmp_path), [group], lambda rs: [Score(float(r.sample)) for r in rs], seed=0
-    )
+    scored = score_all(SingleProcess(), [group], lambda rs: [Score(float(r.sample)) for r in rs])
+    batch, _ = collect(SingleProcess(), tools.config(tmp_path), scored, seed=0)
     assert batch.scores == {0: [0.0, 1.0, 2.0]}
     assert [(row.index, row.sample, row.reward) for row in batch.rows] == [(0, 0, 0.0), (1, 2, 2.0)]
     assert batch.size == 2
