@@ -124,6 +124,34 @@ def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
     torch.testing.assert_close(roles.grads["actor"], whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
 
 
+# -- old log-probabilities of the sampler -----------------------------------------------------------------------------
+
+
+def old_and_weights(folder, sampler=None, **loss):
+    """(old log-probabilities of the second update's rows, weights, sampler's stand-ins in the log)"""
+    roles = TestedRoles(folder, actor_updates=2, advantage=Grpo(whiten=True), policy_loss=PolicyLoss(**loss))
+    rows = tools.rows(SHAPES, n=2)
+    for row in rows:
+        row.fields["sampler"] = torch.zeros(len(row.ids)) if sampler is None else sampler[row.index]
+    batch = roles.step(rows)[1]
+    old = {row.index: row.fields["old"] for row in batch.rows if "old" in row.fields}
+    return old, roles.weights(), roles.run._pending.get("actor/old_from_sampler")
+
+
+def test_the_sampler_stands_for_the_old_policy_only_where_it_agrees(tmp_path):
+    old, weights, _ = old_and_weights(tmp_path / "computed")
+    near = {i: old.get(i, torch.zeros(after)) + 1e-4 for i, (_, after) in enumerate(SHAPES)}
+    found, moved, logged = old_and_weights(tmp_path / "near", near, old_from_sampler=1e-3)
+    assert logged == [1.0]
+    assert len(found) == 4
+    assert all(torch.equal(values, near[index]) for index, values in found.items())
+    assert not torch.equal(moved, weights)  # a ratio of 1 - 1e-4
+    far, same, logged = old_and_weights(tmp_path / "far", near, old_from_sampler=1e-5)
+    assert logged == [0.0]
+    assert all(torch.equal(values, old[index]) for index, values in far.items())
+    assert torch.equal(same, weights)
+
+
 # -- rows of advantage 0 ---------------------------------------------------------------------------------------------
 
 MIXED, FLAT = [1.0, 0.0], [1.0, 1.0]
@@ -279,6 +307,7 @@ def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
     [
         ({"critic_updates": 9}, "9 updates a step need at least as many rollouts, not 8"),
         ({"advantage": Grpo(), "n": 1}, "sampling.n of at least 2"),
+        ({"policy_loss": PolicyLoss(old_from_sampler=1e-3)}, "actor_updates=1 has"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"layout": BatchLayout(orz_parity=True)}, "layout.pack=true"),
         ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),

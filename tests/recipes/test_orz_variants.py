@@ -86,6 +86,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         ("advantage={type: rloo}",),
         ("advantage={type: reinforce_plus_plus}", "rollout.sampling.n=1", "rollout.prompts=8"),
         ("advantage={type: reinforce_plus_plus, gamma: 0.99}", "kl={weight: 0.1, place: reward}"),
+        (GRPO, "policy_loss.old_from_sampler=1e-3"),
         ("advantage={type: remax}", "rollout.sampling.n=2"),
         (GRPO, "policy_loss={ratio: sequence, clip_low: 3e-4, clip_high: 4e-4, aggregate: seq-mean-token-mean}"),
         (GRPO, "policy_loss.ratio=sequence-token"),

@@ -157,6 +157,10 @@ class PolicyLoss(Strict):
     is_cap: Magnitude | None = None
     """Cap of truncated importance sampling (TIS), which weighs tokens by min(cap, trainer / sampler probability);
     null: no weights."""
+    old_from_sampler: Magnitude | None = None
+    """Largest difference of a token's log-probability between trainer and sampler, measured in each step on one
+    micro-batch, up to which a step's updates after the first take the sampler's for old ones, which spares a forward
+    pass of their rows. Beyond it these are computed, and actor/old_from_sampler is 0. Null: always computed."""
     aggregate: Aggregate = "token-mean"
     """Mean over tokens: token-mean (ours, global), seq-mean-token-mean (GRPO), seq-mean-token-sum,
     seq-mean-token-sum-norm (Dr. GRPO: divides by max_tokens), pack-mean (orz-parity: mean over packs of each pack's
@@ -253,6 +257,11 @@ class PpoConfig(RunConfig):
                 "kl.place=reward is a penalty token by token, which needs advantage.type=gae or reinforce_plus_plus: "
                 "use kl.place=loss"
             )
+        if self.policy_loss.old_from_sampler is not None and (self.actor_updates == 1 or self.kl.place == "reward"):
+            raise ValueError(
+                "policy_loss.old_from_sampler spares the forward pass for old log-probabilities, and actor_updates=1 has "
+                "none, while kl.place=reward needs it: set it to null"
+            )
         if self.layout.share_prompts:
             raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
         if self.stream is not None:
@@ -264,6 +273,11 @@ class PpoConfig(RunConfig):
             raise ValueError(
                 "stream.staleness=1 trains on rollouts of an older policy: set policy_loss.is_cap, such as 2, which "
                 "weighs tokens by their importance, or stream.uncorrected=true"
+            )
+        if stream.staleness and self.policy_loss.old_from_sampler is not None:
+            raise ValueError(
+                "policy_loss.old_from_sampler takes the sampler for the policy before its update, which it is not with "
+                "stream.staleness=1: set it to null"
             )
         if self.rollout.dynamic_sampling is not None:
             raise ValueError(

@@ -71,13 +71,28 @@ def annotate(
             with run.accelerator.autocast():
                 micro.store("value", roles.critic.module(micro.input_ids, micro.position_ids, micro.select))
     penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
-    for micro in _annotated(for_actor if penalty else for_actor[1:]):
+    later = list(_annotated(for_actor if penalty else for_actor[1:]))
+    bound = cfg.policy_loss.old_from_sampler
+    trusted = bound is not None and _sampler_agrees(run, cfg, roles.actor, later[0], bound)
+    for micro in later:
         with run.accelerator.autocast():
-            micro.store("old", forward(roles.actor.module, micro, cfg)[0])
+            micro.store("old", micro.field("sampler") if trusted else forward(roles.actor.module, micro, cfg)[0])
     if roles.reference is not None:
         for micro in _annotated(for_actor):
             with run.accelerator.autocast():
                 micro.store("ref", forward(roles.reference, micro, cfg)[0])
+
+
+def _sampler_agrees(run: Run, cfg: PpoConfig, actor: Trainable, micro: TokenMicroBatch, bound: float) -> bool:
+    """Whether no token's log-probability differs by more than ``bound`` between trainer and sampler in a micro-batch, on
+    every process: the first one, of the longest rows, in which differences have the most tokens to grow."""
+    with run.accelerator.autocast():
+        logp_N = forward(actor.module, micro, cfg)[0]
+    apart = 0.0 if micro.blank else (logp_N.float() - micro.field("sampler")).abs().max().item()
+    largest = run.max(torch.tensor([apart])).item()
+    trusted = largest <= bound
+    run.log(**{"actor/old_from_sampler": float(trusted), "actor/old_mismatch_max": largest})
+    return trusted
 
 
 def _annotated(minibatches: Sequence[Minibatch]) -> Iterator[TokenMicroBatch]:
