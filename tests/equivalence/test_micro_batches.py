@@ -307,7 +307,7 @@ def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
     [
         ({"critic_updates": 9}, "9 updates a step need at least as many rollouts, not 8"),
         ({"advantage": Grpo(), "n": 1}, "sampling.n of at least 2"),
-        ({"policy_loss": PolicyLoss(old_from_sampler=1e-3)}, "actor_updates=1 has"),
+        ({"policy_loss": PolicyLoss(old_from_sampler=1e-3)}, "which actor_updates=1 does not have"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"layout": BatchLayout(orz_parity=True)}, "layout.pack=true"),
         ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),

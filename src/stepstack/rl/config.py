@@ -259,8 +259,8 @@ class PpoConfig(RunConfig):
             )
         if self.policy_loss.old_from_sampler is not None and (self.actor_updates == 1 or self.kl.place == "reward"):
             raise ValueError(
-                "policy_loss.old_from_sampler spares the forward pass for old log-probabilities, and actor_updates=1 has "
-                "none, while kl.place=reward needs it: set it to null"
+                "policy_loss.old_from_sampler spares the forward pass for old log-probabilities, which actor_updates=1 "
+                "does not have and kl.place=reward needs: set it to null"
             )
         if self.layout.share_prompts:
             raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")

@@ -84,8 +84,8 @@ def annotate(
 
 
 def _sampler_agrees(run: Run, cfg: PpoConfig, actor: Trainable, micro: TokenMicroBatch, bound: float) -> bool:
-    """Whether no token's log-probability differs by more than ``bound`` between trainer and sampler in a micro-batch, on
-    every process: the first one, of the longest rows, in which differences have the most tokens to grow."""
+    """Whether trainer and sampler differ by at most ``bound`` in all log-probabilities of a micro-batch, on all
+    processes. It is the first one, of the longest rows, in which differences have the most tokens to grow."""
     with run.accelerator.autocast():
         logp_N = forward(actor.module, micro, cfg)[0]
     apart = 0.0 if micro.blank else (logp_N.float() - micro.field("sampler")).abs().max().item()
