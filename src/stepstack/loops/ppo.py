@@ -54,7 +54,8 @@ def train(
                 greedy += score_all(run, greedy_groups, reward)
             if len(with_signal(scored)) >= cfg.rollout.prompts:
                 break
-        generator.sleep()
+        with run.timer("rollout"):
+            generator.sleep()
         batch, metrics = collect(run, cfg, scored, seed=step, greedy=greedy)
         run.log(**metrics)
         learn(run, cfg, roles, batch)
