@@ -100,7 +100,7 @@ def batch(of: Sequence[Row], seed: int = 0) -> Batch:
     scores: dict[int, list[float]] = {}
     for row in of:
         scores.setdefault(row.group, []).append(row.reward)
-    return Batch(list(of), len(of), seed, scores)
+    return Batch(list(of), len(of), seed, scores, len(of))
 
 
 def rollout(of: Prompt, sample: int, ids: Sequence[int], finish: Any = "stop") -> Rollout:

@@ -12,7 +12,7 @@ from stepstack.generation.types import Sampling
 from stepstack.models.lm.policy import Policy
 from stepstack.models.lm.value import Value
 from stepstack.rl import update
-from stepstack.rl.config import Gae, Grpo, Kl, PolicyLoss, RolloutConfig, ValueLoss
+from stepstack.rl.config import Gae, Grpo, Kl, PolicyLoss, PpoConfig, RolloutConfig, ValueLoss
 from stepstack.rl.roles import Roles
 from tests import tools
 
@@ -57,10 +57,7 @@ class TestedRoles:
         run, cfg = self.run, self.run.config
         batch = tools.batch(rows or tools.rows(SHAPES, n=2))
         critic = self.critic if cfg.uses_critic else None
-        for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if critic else []
-        for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-        update.annotate(run, cfg, Roles(self.actor, critic, self.reference), for_actor, for_critic)
-        update.credit(run, batch, cfg)
+        for_actor, for_critic = update.prepare(run, cfg, Roles(self.actor, critic, self.reference), batch)
         for part in for_critic:
             critic.update(part.micros, update.value_loss(cfg), update.loss_denominator(cfg.value_loss, part))
         losses = [
@@ -125,6 +122,101 @@ def test_accumulation_gives_the_gradient_of_the_whole(tmp_path, accumulate):
     (update.policy_loss(cfg)(module, collate(rows, False, "cpu")).total / part.tokens).backward()
     whole = torch.cat([p.grad.flatten() for p in module.parameters()])
     torch.testing.assert_close(roles.grads["actor"], whole, rtol=1e-5, atol=1e-5 * whole.abs().max().item())
+
+
+# -- old log-probabilities of the sampler -----------------------------------------------------------------------------
+
+
+def old_and_weights(folder, sampler=None, **loss):
+    """(old log-probabilities of the second update's rows, weights, sampler's stand-ins in the log)"""
+    roles = TestedRoles(folder, actor_updates=2, advantage=Grpo(whiten=True), policy_loss=PolicyLoss(**loss))
+    rows = tools.rows(SHAPES, n=2)
+    for row in rows:
+        row.fields["sampler"] = torch.zeros(len(row.ids)) if sampler is None else sampler[row.index]
+    batch = roles.step(rows)[1]
+    old = {row.index: row.fields["old"] for row in batch.rows if "old" in row.fields}
+    return old, roles.weights(), roles.run._pending.get("actor/old_from_sampler")
+
+
+def test_the_sampler_stands_for_the_old_policy_only_where_it_agrees(tmp_path):
+    old, weights, _ = old_and_weights(tmp_path / "computed")
+    near = {i: old.get(i, torch.zeros(after)) + 1e-4 for i, (_, after) in enumerate(SHAPES)}
+    found, moved, logged = old_and_weights(tmp_path / "near", near, old_from_sampler=1e-3)
+    assert logged == [1.0]
+    assert len(found) == 4
+    assert all(torch.equal(values, near[index]) for index, values in found.items())
+    assert not torch.equal(moved, weights)  # a ratio of 1 - 1e-4
+    far, same, logged = old_and_weights(tmp_path / "far", near, old_from_sampler=1e-5)
+    assert logged == [0.0]
+    assert all(torch.equal(values, old[index]) for index, values in far.items())
+    assert torch.equal(same, weights)
+
+
+# -- rows of advantage 0 ---------------------------------------------------------------------------------------------
+
+MIXED, FLAT = [1.0, 0.0], [1.0, 1.0]
+
+
+def scored_rows(shapes, scores):
+    rows = tools.rows(shapes, n=2)
+    for row in rows:
+        row.reward = scores[row.group][row.sample]
+    return rows
+
+
+def two_steps(folder, layout, shapes, scores, **overrides):
+    """Metrics of each update of two steps, the second one without any difference of scores, and gradients and weights
+    after both."""
+    roles = TestedRoles(folder, layout=layout, advantage=Grpo(), actor_updates=2, **overrides)
+    metrics, gradients = [], []
+    for step_scores in (scores, [FLAT] * 4):
+        metrics += roles.step(scored_rows(shapes, step_scores))[0]
+        gradients.append(roles.grads["actor"])
+    return metrics, gradients, roles.weights()
+
+
+@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_rows_of_advantage_zero_leave_and_the_update_stays(tmp_path, monkeypatch, exact, aggregate):
+    """Against a run that keeps them: bit for bit where a micro-batch is a row, else to the rounding of sums. An update
+    of which no row is left moves the weights by Adam's moments all the same."""
+    shapes = [(4, 8)] * 8 if exact else SHAPES
+    layout = BatchLayout(max_tokens=12 if exact else 45)
+    case = (layout, shapes, [MIXED, FLAT, FLAT, MIXED])
+    overrides = {"policy_loss": PolicyLoss(aggregate=aggregate)}
+    left_out = two_steps(tmp_path / "a", *case, **overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(PpoConfig, "skips_zero_advantages", False)
+        kept = two_steps(tmp_path / "b", *case, **overrides)
+    assert left_out[0][0]["actor/loss"] == pytest.approx(kept[0][0]["actor/loss"], abs=1e-7)
+    assert left_out[0][2].keys() == {"actor/loss", "actor/grad_norm"}  # nothing was there to take a mean over
+    first, last = left_out[1]
+    assert first.abs().max() > 1e-3
+    assert not last.any()
+    if exact:
+        assert torch.equal(first, kept[1][0])
+        assert torch.equal(left_out[2], kept[2])
+    else:
+        torch.testing.assert_close(first, kept[1][0], rtol=1e-6, atol=1e-6 * first.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl": Kl(weight=0.1)},
+        {"entropy_weight": 0.1},
+        {"layout": BatchLayout(pack=True), "policy_loss": PolicyLoss(aggregate="pack-mean")},
+        {"layout": BatchLayout(pack=True, orz_parity=True)},
+        {"advantage": Grpo(whiten=True)},
+        {"advantage": Gae()},
+    ],
+    ids=str,
+)
+def test_rows_of_advantage_zero_stay_where_something_weighs_on_them(tmp_path, changes):
+    roles = TestedRoles(tmp_path, **{"advantage": Grpo()} | changes)
+    batch = tools.batch(scored_rows(SHAPES, [MIXED, FLAT, FLAT, MIXED]))
+    for_actor, _ = update.prepare(roles.run, roles.run.config, Roles(roles.actor, roles.critic, roles.reference), batch)
+    assert sum(minibatch.learned for minibatch in for_actor) == 8
 
 
 def test_orz_pack_mean_does_depend_on_the_packs(tmp_path):
@@ -215,6 +307,7 @@ def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
     [
         ({"critic_updates": 9}, "9 updates a step need at least as many rollouts, not 8"),
         ({"advantage": Grpo(), "n": 1}, "sampling.n of at least 2"),
+        ({"policy_loss": PolicyLoss(old_from_sampler=1e-3)}, "which actor_updates=1 does not have"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"layout": BatchLayout(orz_parity=True)}, "layout.pack=true"),
         ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),

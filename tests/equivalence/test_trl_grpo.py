@@ -184,15 +184,28 @@ def test_token_log_probabilities_and_entropies(theirs, tmp_path):
             torch.testing.assert_close(values, theirs_BT[place[row.index], : len(row.ids)], atol=1e-5, rtol=0)
 
 
+GSPO = {"ratio": "sequence", "clip_low": 0.05, "clip_high": 0.05}
+CISPO = {"surrogate": "cispo", "clip_low": 1.0}  # TRL bounds the ratio from above alone
+
+
 @pytest.mark.parametrize(
-    ("loss_type", "aggregate"),
-    [("grpo", "seq-mean-token-mean"), ("dr_grpo", "seq-mean-token-sum-norm"), ("dapo", "token-mean")],
+    ("loss_type", "aggregate", "variant"),
+    [
+        ("grpo", "seq-mean-token-mean", {}),
+        ("dr_grpo", "seq-mean-token-sum-norm", {}),
+        ("dapo", "token-mean", {}),
+        ("grpo", "seq-mean-token-mean", GSPO),
+        ("cispo", "token-mean", CISPO),
+        ("cispo", "token-mean", CISPO | {"ratio": "sequence", "clip_high": 0.05}),
+    ],
+    ids=["grpo", "dr_grpo", "dapo", "gspo", "cispo", "cispo-sequence"],
 )
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_loss_and_gradient_off_policy(theirs, tmp_path, loss_type, aggregate, beta):
+def test_loss_and_gradient_off_policy(theirs, tmp_path, loss_type, aggregate, variant, beta):
     """Old log-probabilities that put many ratios outside the clip range, clip-higher, and the plain k3 term (TRL's
     default multiplies it by the ratio: use_bias_correction_kl)."""
-    run, batch = ours(tmp_path, rows_of(theirs.inputs), kl=beta, aggregate=aggregate, clip_high=0.28)
+    run, batch = ours(tmp_path, rows_of(theirs.inputs), kl=beta, aggregate=aggregate, **{"clip_high": 0.28} | variant)
+    loss_cfg = run.config.policy_loss
     module = Policy(model())
     [part] = minibatches(run, batch, 1, BatchLayout(max_tokens=10_000))
     [micro] = part.micros
@@ -204,14 +217,17 @@ def test_loss_and_gradient_off_policy(theirs, tmp_path, loss_type, aggregate, be
     out = update.policy_loss(run.config)(module, micro)
     loss = out.total / update.loss_denominator(run.config.policy_loss, part)
     loss.backward()
-    assert 0.1 < out.metrics["clip_fraction"] / len(logp) < 0.5
+    assert 0.05 < out.metrics["clip_fraction"] / len(logp) < 0.5
 
     trainer, inputs = theirs.trainer, dict(theirs.inputs)
     for name, field in (("old_per_token_logps", "old"), ("ref_per_token_logps", "ref")):
         padded = torch.zeros(inputs["completion_ids"].shape)
         padded[inputs["completion_mask"].bool()] = torch.cat([row.fields[field] for row in batch.rows])
         inputs[name] = padded
-    trainer.loss_type, trainer.beta, trainer.epsilon_high = loss_type, beta, 0.28
+    trainer.loss_type, trainer.beta, trainer.epsilon_high = loss_type, beta, loss_cfg.clip_high
+    trainer.epsilon_low, trainer.importance_sampling_level = loss_cfg.clip_low, loss_cfg.ratio
+    if loss_type == "cispo":
+        trainer.epsilon_high += 1  # of the ratio itself
     trainer.model.zero_grad()
     expected = trainer._compute_loss(trainer.model, inputs)
     expected.backward()

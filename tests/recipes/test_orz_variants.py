@@ -84,6 +84,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         ("advantage={type: grpo, scale: none}", "policy_loss.aggregate=seq-mean-token-sum-norm"),  # Dr. GRPO
         ("advantage={type: grpo, scale: population, whiten: true}",),
         ("advantage={type: rloo}",),
+        ("advantage={type: reinforce_plus_plus}", "rollout.sampling.n=1", "rollout.prompts=8"),
+        ("advantage={type: reinforce_plus_plus, gamma: 0.99}", "kl={weight: 0.1, place: reward}"),
+        (GRPO, "policy_loss.old_from_sampler=1e-3"),
+        ("advantage={type: remax}", "rollout.sampling.n=2"),
+        (GRPO, "policy_loss={ratio: sequence, clip_low: 3e-4, clip_high: 4e-4, aggregate: seq-mean-token-mean}"),
+        (GRPO, "policy_loss.ratio=sequence-token"),
+        (GRPO, "policy_loss={surrogate: cispo, clip_low: 1, clip_high: 4}"),
         ("advantage={type: gae, gamma: 0.99, lam: 0.95, bf16: true}",),
         ("policy_loss.dual_clip=3.0",),
         ("policy_loss.clip_high=0.28",),
@@ -106,7 +113,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 )
 def test_a_step(go, words):
     _, row = go(*words)
-    has_critic = "type: grpo" not in words[0] and "type: rloo" not in words[0]
+    has_critic = not any(kind in words[0] for kind in ("grpo", "rloo", "reinforce_plus_plus", "remax"))
+    assert ("reward_greedy" in row) == ("remax" in words[0])
     assert ("critic/loss" in row) == has_critic
     assert ("critic/explained_variance" in row) == has_critic
 

@@ -31,22 +31,35 @@ from tests.system.processes import (
 )
 
 APART = 5e-7  # of weights below 1: a few roundings in float32
-GRPO = ("advantage={type: grpo}", "policy_loss.aggregate=seq-mean-token-mean", "actor_updates=2")
+GRPO = (
+    "advantage={type: grpo}",
+    "policy_loss.aggregate=seq-mean-token-mean",
+    "rollout.sampling.n=4",
+    "actor_updates=5",
+)
+DYNAMIC = ("advantage={type: grpo}", "rollout.sampling.n=2", "rollout.dynamic_sampling={max_batches: 4}")
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
 
 
 @pytest.mark.rounding
 @pytest.mark.parametrize(
-    "words", [GAE, GRPO, UNEVEN, (*GAE, "layout.pack=true")], ids=["gae", "grpo", "uneven", "pack"]
+    "words",
+    [GAE, GRPO, DYNAMIC, UNEVEN, (*GAE, "layout.pack=true")],
+    ids=["gae", "grpo", "dynamic", "uneven", "pack"],
 )
 def test_two_processes_give_the_trajectory_of_one(new_run, words, record_property):
-    """``uneven``: 3 prompts on 2 processes, and mini-batches of one row, where a process has nothing of its own."""
+    """``dynamic``: further prompts, by the scores of all processes. ``uneven``: 3 prompts on 2 processes, and
+    mini-batches of one row, where a process has nothing of its own."""
     one, two = new_run("one"), new_run("two")
     ok(train(one, *SMOOTH, *words, hooks=[recorder(one)]))
     for ended in train_ranks(two, 2, *SMOOTH, *words, hooks=[recorder(two)]):
         ok(ended)
     assert sampled(two) == sampled(one)
     assert len(sampled(one)) > 40
+    if words is DYNAMIC:
+        assert max(row["prompts"] for row in numbers(one)[1:]) > 4
+    if words is GRPO:  # some groups, and not all of them, are without signal and leave the update
+        assert 0 < min(row["trained_fraction"] for row in numbers(one)[1:]) < 1
     for a, b in zip(numbers(one), numbers(two), strict=True):
         assert b == pytest.approx(a, rel=1e-5, abs=1e-5)
     assert differences(samples(two, "before"), samples(one, "before")) == []

@@ -339,12 +339,21 @@ def test_a_worker_of_another_config_is_refused(new_run):
     ok(trainer.wait())
 
 
+DYNAMIC = ("advantage={type: grpo}", "rollout.dynamic_sampling={max_batches: 4}")
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (("stream.staleness=1",), "set policy_loss.is_cap, such as 2"),
         (("stream.consume=stream",), "advantage.whiten needs the advantages of the whole step"),
         (("stream.consume=stream", "advantage.whiten=false"), "set actor_updates and critic_updates to 1"),
+        (
+            ("stream.staleness=1", "policy_loss={is_cap: 2, old_from_sampler: 1e-3}"),
+            "takes the sampler for the policy before its update",
+        ),
+        (("stream.consume=batch", "advantage={type: remax}"), "needs a greedy response besides"),
+        (("stream.consume=batch", *DYNAMIC), "rollout.dynamic_sampling asks for further prompts"),
         (("stream.staleness=2",), "less than or equal to 1"),
         (("stream.dispatch.type=oracle",), "which only a simulation knows"),
         (("stream.dispatch={type: length}",), "ranker"),

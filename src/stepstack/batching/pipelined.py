@@ -230,4 +230,5 @@ class PlannedBatches:
         started = time.perf_counter()
         plan = policy.plan(micros)
         seconds = time.perf_counter() - started
-        return Minibatch(micros, sum(row.weight for row in rows), float(len(rows)), float(len(micros))), plan, seconds
+        counts = sum(row.weight for row in rows), float(len(rows)), float(len(micros)), float(len(rows))
+        return Minibatch(micros, *counts), plan, seconds

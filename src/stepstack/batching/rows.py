@@ -65,12 +65,16 @@ class Row:
 
 @dataclass
 class Batch:
-    """This process's rows of a step. ``size`` and ``scores`` (by problem index) speak of the whole batch."""
+    """This process's rows of a step. The rest is of the whole batch: ``size``, ``scores`` of each group by problem
+    index, ``sampled``, the rollouts that were sampled for it, and ``baselines``, scores of greedy responses by problem
+    index where there are any."""
 
     rows: list[Row]
     size: int
     seed: int
     scores: dict[int, list[float]] = field(default_factory=dict)
+    sampled: int = 0
+    baselines: dict[int, float] = field(default_factory=dict)
 
     def minibatches(self, count: int) -> list[list[Row]]:
         """This process's part of each of ``count`` mini-batches: a seeded permutation of the whole batch, cut in parts

@@ -164,13 +164,16 @@ class Trainable:
     def _reduce(
         self, sums: dict[str, Tensor], count: float, work: float, denominator: float
     ) -> tuple[dict[str, float], float]:
-        """(means over what all processes counted, their work); maxima stay maxima; the loss has its own denominator."""
+        """(means over what all processes counted, their work); maxima stay maxima; the loss has its own denominator.
+        Where nothing was counted, the loss is the only metric."""
         means = sorted(name for name in sums if not name.endswith("_max"))
         peaks = sorted(name for name in sums if name.endswith("_max"))
         counts = [torch.tensor(value, dtype=torch.float64) for value in (count, work)]
         *totals, count, work = self.run.sum(torch.stack([*(sums[n].double().cpu() for n in means), *counts])).tolist()
         values = dict(zip(means, totals, strict=True))
         summed = values.pop("loss")
+        if count == 0:
+            return {"loss": summed / denominator}, work
         out = {name: value / count for name, value in values.items()}
         if peaks:
             out |= dict(

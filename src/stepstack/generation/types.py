@@ -71,6 +71,11 @@ class Sampling(Strict):
         """Whether the distribution is cut before it is sampled."""
         return self.top_k > 0 or self.top_p < 1
 
+    @property
+    def greedy(self) -> Sampling:
+        """One response of the likeliest tokens, in place of samples."""
+        return self.replace(n=1, temperature=0.0)
+
     def replace(self, **changes) -> Sampling:
         return replace(self, **changes)
 

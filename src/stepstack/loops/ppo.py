@@ -1,7 +1,8 @@
 """PPO, in verbs. GRPO, RLOO and Dr. GRPO are this same loop without the critic.
 
 prompts --generate--> groups --score--> batch --annotate--> values, logprobs --credit--> advantages
-   ^                                                                                        |
+   ^  ^                         |                                                           |
+   |  +-- dynamic sampling: groups without signal                                           |
    +---- generator.load(weights) <---- actor.update <---- critic.update <-------------------+
 
 ``learn`` (rl/update.py) is what lies between a batch and new weights, the same for loops/stream.py.
@@ -15,7 +16,7 @@ from typing import Any
 from stepstack.batching.leaks import refuse_leaks
 from stepstack.core.run import Run
 from stepstack.generation.types import Generator, rollout_seed
-from stepstack.rl.experience import collect
+from stepstack.rl.experience import Scored, collect, score_all, with_signal
 from stepstack.rl.prompts import PromptStream
 from stepstack.rl.reward import Reward
 from stepstack.rl.roles import Roles
@@ -41,14 +42,22 @@ def train(
     if before is not None and run.step == 0:
         before()
     for step in run.steps(cfg.steps, evaluate):
+        sampling = cfg.rollout.sampling.replace(seed=rollout_seed(cfg.seed, step, 0))
+        scored, greedy = list[Scored](), list[Scored]()
+        for batch_prompts in prompts.batches(step, cfg.rollout.prompts, cfg.rollout.max_batches):
+            local_prompts = batch_prompts[run.rank :: run.processes]
+            with run.timer("rollout"):
+                groups = list(generator.generate(local_prompts, sampling))
+                greedy_groups = list(generator.generate(local_prompts, sampling.greedy)) if cfg.uses_greedy else []
+            with run.timer("reward"):
+                scored += score_all(run, groups, reward)
+                greedy += score_all(run, greedy_groups, reward)
+            if len(with_signal(scored)) >= cfg.rollout.prompts:
+                break
         with run.timer("rollout"):
-            local_prompts = prompts.take(step, cfg.rollout.prompts)[run.rank :: run.processes]
-            sampling = cfg.rollout.sampling.replace(seed=rollout_seed(cfg.seed, step, 0))
-            groups = list(generator.generate(local_prompts, sampling))
             generator.sleep()
-        with run.timer("reward"):
-            batch, metrics = collect(run, groups, reward, seed=step, chunks=cfg.updates)
-            run.log(**metrics)
+        batch, metrics = collect(run, cfg, scored, seed=step, greedy=greedy)
+        run.log(**metrics)
         learn(run, cfg, roles, batch)
         with run.timer("sync"):
             generator.load(actor.named_weights(), version=step + 1)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stepstack.batching.leaks import refuse_leaks
-from stepstack.batching.minibatch import minibatches
 from stepstack.core.run import Run
 from stepstack.generation.types import Generator, Group
 from stepstack.rl.experience import Scored, collect, score_all, shared_out, summary
@@ -23,7 +22,7 @@ from stepstack.rl.prompts import PromptStream
 from stepstack.rl.reward import Reward
 from stepstack.rl.roles import Roles
 from stepstack.rl.streaming import StreamedRollouts
-from stepstack.rl.update import annotate, credit, learn, policy_loss, value_loss
+from stepstack.rl.update import learn, policy_loss, prepare, value_loss
 
 
 def train(
@@ -74,7 +73,7 @@ def train_on_batch(run: Run[Any], roles: Roles, rollouts: StreamedRollouts, rewa
     rollouts.record("wait", step, began)
     began = time.time()
     with run.timer("reward"):
-        batch, metrics = collect(run, groups, reward, seed=step, chunks=run.config.updates)
+        batch, metrics = collect(run, run.config, score_all(run, groups, reward), seed=step)
         run.log(**metrics)
     learn(run, run.config, roles, batch)
     rollouts.record("train", step, began)
@@ -92,28 +91,26 @@ def train_on_arrival(
     cfg, (actor, critic) = run.config, (roles.actor, roles.critic)
     scored: list[Scored] = []
     counts = {"tokens": 0.0, "rows": 0.0, "packs": 0.0}
+    learned = 0.0
     waiting = time.time()
     for groups in _timed(run, portions):
         rollouts.record("wait", step, waiting)
         began = time.time()
         with run.timer("reward"):
             new = score_all(run, groups, reward)
-            batch = shared_out(run, new, seed=step, chunks=1)
+            batch = shared_out(run, cfg, new, seed=step)
             scored += new
-        for_critic = minibatches(run, batch, 1, cfg.layout) if critic else []
-        [for_actor] = minibatches(run, batch, 1, cfg.layout)
-        with run.timer("annotate"):
-            annotate(run, cfg, roles, [for_actor], for_critic)
-        credit(run, batch, cfg)
+        [for_actor], for_critic = prepare(run, cfg, roles, batch)
         with run.timer("gradient"):
             if critic:
                 critic.accumulate(for_critic[0].micros, value_loss(cfg))
             actor.accumulate(for_actor.micros, policy_loss(cfg))
         for name in counts:
             counts[name] += vars(for_actor)[name]
+        learned += for_actor.learned
         rollouts.record("train", step, began)
         waiting = time.time()
-    run.log(**summary(scored))
+    run.log(**summary(scored), trained_fraction=learned / len(scored))
     with run.timer("actor"):
         if critic:
             run.log(**critic.finish_update(denominator(cfg.value_loss.aggregate, **counts)))

@@ -6,17 +6,14 @@ no padding columns, so there is no mask to forget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from stepstack.rl.config import Gae, Grpo, Rloo
+from stepstack.rl.config import Grpo, Remax, Rloo
 
 Sum = Callable[[Tensor], Tensor]  # adds a tensor over all processes
-
-
-Advantage = Gae | Grpo | Rloo
 
 
 def gae(rewards_N: Tensor, values_N: Tensor, lengths: Sequence[int], gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -42,6 +39,12 @@ def gae(rewards_N: Tensor, values_N: Tensor, lengths: Sequence[int], gamma: floa
     return advantages_N, advantages_N + values_N.float()
 
 
+def discounted_returns(rewards_N: Tensor, lengths: Sequence[int], gamma: float) -> Tensor:
+    """[N], fp32: the rewards of a token and of those after it in its response, each discounted by ``gamma`` a token;
+    the advantage of REINFORCE++ before it is whitened (Hu 2025, arXiv 2501.03262, eq. 5 without its KL)."""
+    return gae(rewards_N, torch.zeros_like(rewards_N), lengths, gamma, 1.0)[0]
+
+
 def group_relative(scores: Sequence[float], kind: Grpo | Rloo) -> Tensor:
     """Advantage of each rollout of one group, [n]. A group whose scores are all equal, or of one, gives zeros."""
     score_n = torch.tensor(scores, dtype=torch.float32)
@@ -58,6 +61,16 @@ def group_relative(scores: Sequence[float], kind: Grpo | Rloo) -> Tensor:
             return centred_n / (score_n.std() + kind.eps)
         case Grpo():
             return centred_n / score_n.std(correction=0)
+
+
+def group_advantages(
+    scores: Mapping[int, Sequence[float]], kind: Grpo | Rloo | Remax, baselines: Mapping[int, float]
+) -> dict[int, Tensor]:
+    """Advantages [n] of the rollouts of each group, by problem index, from their scores. ReMax takes off the score of
+    the group's greedy response, one of ``baselines`` (Li et al. 2023, arXiv 2310.10505, eq. 6)."""
+    if isinstance(kind, Remax):
+        return {group: torch.tensor(values) - baselines[group] for group, values in scores.items()}
+    return {group: group_relative(values, kind) for group, values in scores.items()}
 
 
 def whiten(x_N: Tensor, total: Sum = lambda x: x) -> Tensor:

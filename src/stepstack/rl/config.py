@@ -33,6 +33,16 @@ class FileReward(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicSampling(Strict):
+    """DAPO's dynamic sampling: further prompts in place of those whose rollouts all have one score."""
+
+    max_batches: Annotated[int, Field(ge=2, le=1000)] = 4
+    """Most batches of ``rollout.prompts`` prompts that a step samples. Where they hold too few groups whose scores
+    differ, other groups fill the step's batch. So many prompts of an epoch belong to a step; it leaves out those that
+    it does not need."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig(Strict):
     """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
 
@@ -42,6 +52,14 @@ class RolloutConfig(Strict):
     """How responses are sampled; ``n`` of each prompt."""
     generator: Annotated[GeneratorConfig, Field(discriminator="type")] = HfConfig()
     """Engine that samples."""
+    dynamic_sampling: DynamicSampling | None = None
+    """Sampling until all groups of the batch have scores that differ, for grpo and rloo; null: one batch of prompts,
+    whatever their scores."""
+
+    @property
+    def max_batches(self) -> int:
+        """Most batches of prompts that a step samples."""
+        return 1 if self.dynamic_sampling is None else self.dynamic_sampling.max_batches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,15 +107,49 @@ class Rloo(Strict):
     """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReinforcePlusPlus(Strict):
+    """REINFORCE++: the discounted reward, without critic or group. Its variant with a baseline is ``{type: grpo, scale:
+    none, whiten: true}``."""
+
+    type: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    """Choice of the advantage: REINFORCE++, the reward itself."""
+    gamma: Fraction = 1.0
+    """Discount of a reward for each token that it comes later."""
+    whiten: bool = True
+    """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
+    bf16: bool = False
+    """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remax(Strict):
+    """ReMax: reward minus that of the greedy response to the same prompt, which a step samples besides."""
+
+    type: Literal["remax"] = "remax"
+    """Choice of the advantage: relative to the greedy response."""
+    whiten: bool = False
+    """Whether advantages of a step get mean 0 and deviation 1 over all processes."""
+    bf16: bool = False
+    """Whether whitened advantages are rounded to bfloat16, as ORZ's code does (orz-parity)."""
+
+
+Ratio = Literal["token", "sequence", "sequence-token"]
 Aggregate = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "pack-mean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyLoss(Strict):
-    """PPO's clipped surrogate."""
+    """PPO's clipped surrogate, and its variants GSPO and CISPO."""
 
+    surrogate: Literal["clip", "cispo"] = "clip"
+    """Loss of a token: clip is PPO's, cispo the log-probability weighed by the advantage and the clipped ratio, which
+    no clip robs of its gradient."""
+    ratio: Ratio = "token"
+    """Ratio of new to old probability: of each token, of the sequence (GSPO: the geometric mean over a response, whose
+    clips are about 3e-4), or sequence-token (GSPO-token: that value with the gradient of the token)."""
     clip_low: Fraction = 0.2
-    """Distance below 1 at which the ratio of probabilities is clipped."""
+    """Distance below 1 at which the ratio of probabilities is clipped; 1: not at all, as CISPO has it."""
     clip_high: Weight = 0.2
     """Distance above 1 at which the ratio of probabilities is clipped; above ``clip_low`` it is clip-higher (DAPO)."""
     dual_clip: Annotated[float, Field(gt=1, le=1e6)] | None = None
@@ -105,10 +157,22 @@ class PolicyLoss(Strict):
     is_cap: Magnitude | None = None
     """Cap of truncated importance sampling (TIS), which weighs tokens by min(cap, trainer / sampler probability);
     null: no weights."""
+    old_from_sampler: Magnitude | None = None
+    """Largest difference of a token's log-probability between trainer and sampler, measured in each step on one
+    micro-batch, up to which a step's updates after the first take the sampler's for old ones, which spares a forward
+    pass of their rows. Beyond it these are computed, and actor/old_from_sampler is 0. Null: always computed."""
     aggregate: Aggregate = "token-mean"
     """Mean over tokens: token-mean (ours, global), seq-mean-token-mean (GRPO), seq-mean-token-sum,
     seq-mean-token-sum-norm (Dr. GRPO: divides by max_tokens), pack-mean (orz-parity: mean over packs of each pack's
     token mean)."""
+
+    def __post_init__(self) -> None:
+        if self.surrogate == "cispo" and self.dual_clip is not None:
+            raise ValueError("dual_clip bounds the loss of surrogate=clip, and cispo clips the ratio: set it to null")
+        if self.surrogate == "cispo" and self.ratio == "sequence-token":
+            raise ValueError(
+                "surrogate=cispo takes no gradient of the ratio, so that ratio=sequence is the same: set it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +205,7 @@ class PpoConfig(RunConfig):
     """Training steps: each samples rollouts, scores them and updates the models."""
     rollout: RolloutConfig = RolloutConfig()
     """Prompts and samples of a step, and the engine."""
-    advantage: Annotated[Gae | Grpo | Rloo, Field(discriminator="type")] = Gae()
+    advantage: Annotated[Gae | Grpo | Rloo | ReinforcePlusPlus | Remax, Field(discriminator="type")] = Gae()
     """How rewards become advantages; gae alone has a critic."""
     actor: TrainableConfig = TrainableConfig()
     """How the policy is trained."""
@@ -171,8 +235,13 @@ class PpoConfig(RunConfig):
                 f"{most} updates a step need at least as many rollouts, not {self.rollouts_per_step}: raise "
                 "rollout.prompts or rollout.sampling.n"
             )
-        if not self.uses_critic and self.rollout.sampling.n < 2:
+        if isinstance(self.advantage, Grpo | Rloo) and self.rollout.sampling.n < 2:
             raise ValueError("a group-relative advantage needs rollout.sampling.n of at least 2: raise it")
+        if self.rollout.dynamic_sampling is not None and not isinstance(self.advantage, Grpo | Rloo):
+            raise ValueError(
+                f"rollout.dynamic_sampling leaves out groups of equal scores, from which advantage.type="
+                f"{self.advantage.type} learns: set it to null, or take grpo or rloo"
+            )
         if self.rollout.sampling.temperature <= 0 or self.rollout.sampling.cuts:
             raise ValueError("rollouts are samples of the policy itself: set temperature above 0, top_p 1, top_k -1")
         means = self.policy_loss.aggregate, self.value_loss.aggregate
@@ -183,9 +252,15 @@ class PpoConfig(RunConfig):
             )
         if not self.layout.pack and (self.layout.orz_parity or "pack-mean" in means):
             raise ValueError("layout.orz_parity and aggregate=pack-mean are about packs: set layout.pack=true")
-        if self.kl.weight > 0 and self.kl.place == "reward" and not self.uses_critic:
+        if self.kl.weight > 0 and self.kl.place == "reward" and isinstance(self.advantage, Grpo | Rloo | Remax):
             raise ValueError(
-                "kl.place=reward is a penalty token by token, which needs advantage.type=gae: use kl.place=loss"
+                "kl.place=reward is a penalty token by token, which needs advantage.type=gae or reinforce_plus_plus: "
+                "use kl.place=loss"
+            )
+        if self.policy_loss.old_from_sampler is not None and (self.actor_updates == 1 or self.kl.place == "reward"):
+            raise ValueError(
+                "policy_loss.old_from_sampler spares the forward pass for old log-probabilities, which actor_updates=1 "
+                "does not have and kl.place=reward needs: set it to null"
             )
         if self.layout.share_prompts:
             raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
@@ -198,6 +273,20 @@ class PpoConfig(RunConfig):
             raise ValueError(
                 "stream.staleness=1 trains on rollouts of an older policy: set policy_loss.is_cap, such as 2, which "
                 "weighs tokens by their importance, or stream.uncorrected=true"
+            )
+        if stream.staleness and self.policy_loss.old_from_sampler is not None:
+            raise ValueError(
+                "policy_loss.old_from_sampler takes the sampler for the policy before its update, which it is not with "
+                "stream.staleness=1: set it to null"
+            )
+        if self.rollout.dynamic_sampling is not None:
+            raise ValueError(
+                "rollout.dynamic_sampling asks for further prompts once scores are known, and a stream hands out those "
+                "of a step before: set one of them to null"
+            )
+        if self.uses_greedy:
+            raise ValueError(
+                "advantage.type=remax needs a greedy response besides, which workers do not sample: set stream to null"
             )
         if stream.consume == "batch":
             return
@@ -224,6 +313,25 @@ class PpoConfig(RunConfig):
     @property
     def uses_critic(self) -> bool:
         return isinstance(self.advantage, Gae)
+
+    @property
+    def uses_greedy(self) -> bool:
+        """Whether a step also samples a greedy response to each prompt."""
+        return isinstance(self.advantage, Remax)
+
+    @property
+    def skips_zero_advantages(self) -> bool:
+        """Whether rollouts of advantage 0 are left out of the policy's forward passes: the gradient of their loss is 0.
+        Not where another term of the loss weighs on them, or where the loss depends on which rows come together;
+        advantages that are whitened or token by token are hardly ever 0."""
+        return not (
+            isinstance(self.advantage, Gae | ReinforcePlusPlus)
+            or self.advantage.whiten
+            or self.kl.weight
+            or self.entropy_weight
+            or self.layout.orz_parity
+            or self.policy_loss.aggregate == "pack-mean"
+        )
 
     def footprint_of(self, size: int, width: int, shards: int) -> Footprint:
         """Footprint with models of ``size`` parameters of ``width`` bytes: actor and critic with gradients and two

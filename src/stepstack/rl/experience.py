@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 
 from stepstack.batching.rows import Batch, Row, chunk_of, owners
 from stepstack.core.types import ProcessGroup
 from stepstack.generation.types import Group, Rollout
 from stepstack.records import Score
+from stepstack.rl.advantage import group_advantages
+from stepstack.rl.config import Gae, PpoConfig, ReinforcePlusPlus
 from stepstack.rl.reward import Reward
 
 Scored = tuple[Rollout, Score]
 
 
 def collect(
-    world: ProcessGroup, groups: Sequence[Group], reward: Reward, *, seed: int, chunks: int
+    world: ProcessGroup,
+    cfg: PpoConfig,
+    scored: Sequence[Scored],
+    *,
+    seed: int,
+    greedy: Sequence[Scored] = (),
 ) -> tuple[Batch, dict[str, float]]:
-    """Score this process's groups, gather everyone's, keep a balanced share. Also the step's rollout metrics."""
-    scored = score_all(world, groups, reward)
-    return shared_out(world, scored, seed=seed, chunks=chunks), summary(scored)
+    """This process's balanced share of a step's batch, and metrics of all that was sampled for it. The scores of
+    ``greedy``, one response of each prompt, are baselines."""
+    metrics = summary(scored)
+    baselines = {index: score for index, [score] in scores_of(greedy).items()}
+    if baselines:
+        metrics["reward_greedy"] = fmean(baselines.values())
+    batch = shared_out(world, cfg, chosen(scored, cfg.rollout.prompts, seed), seed=seed, baselines=baselines)
+    batch.sampled = len(scored)
+    return batch, metrics
+
+
+def with_signal(scored: Sequence[Scored]) -> list[int]:
+    """Problem indices of the groups whose scores are not all equal."""
+    return [index for index, values in scores_of(scored).items() if len(set(values)) > 1]
+
+
+def chosen(scored: Sequence[Scored], count: int, seed: int) -> list[Scored]:
+    """Rollouts of ``count`` groups, in the order of ``score_all``: a seeded choice of those with signal, and of others
+    where these are too few."""
+    signal = set(with_signal(scored))
+    indices = sorted(scores_of(scored))
+    random.Random(seed).shuffle(indices)
+    kept = set(sorted(indices, key=lambda index: index not in signal)[:count])
+    return in_order(pair for pair in scored if pair[0].problem.index in kept)
 
 
 def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> list[Scored]:
@@ -28,18 +58,36 @@ def score_all(world: ProcessGroup, groups: Sequence[Group], reward: Reward) -> l
     groups ended nor the number of processes matters. Groups are keyed by problem index: two prompts of one text stay
     two groups."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored: list[Scored] = world.gather(list(zip(rollouts, reward(rollouts), strict=True)))
+    return in_order(world.gather(list(zip(rollouts, reward(rollouts), strict=True))))
+
+
+def in_order(scored: Iterable[Scored]) -> list[Scored]:
+    """Sorted by (problem's index, sample)."""
     return sorted(scored, key=lambda pair: (pair[0].problem.index, pair[0].sample))
 
 
-def shared_out(world: ProcessGroup, scored: Sequence[Scored], *, seed: int, chunks: int) -> Batch:
-    """This process's balanced share of the rows, which are numbered by their place in ``scored``."""
-    trained = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
-    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in trained]
-    owner = owners(lengths, chunk_of(len(trained), min(chunks, len(trained)), seed), world.processes)
-    local = [index for index in range(len(trained)) if owner[index] == world.rank]
-    rows = [Row.of(trained[index][0], trained[index][1].value, index) for index in local]
-    return Batch(rows, len(trained), seed, scores_of(scored))
+def shared_out(
+    world: ProcessGroup,
+    cfg: PpoConfig,
+    scored: Sequence[Scored],
+    *,
+    seed: int,
+    baselines: Mapping[int, float] = MappingProxyType({}),
+) -> Batch:
+    """This process's balanced share of the rows, which are numbered by their place in ``scored``. A row that will not
+    be trained on counts as one token, so that every process has about the same work and some row."""
+    scores = scores_of(scored)
+    present = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
+    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in present]
+    if cfg.skips_zero_advantages:
+        assert not isinstance(cfg.advantage, Gae | ReinforcePlusPlus)
+        advantages = group_advantages(scores, cfg.advantage, baselines)
+        learns = [bool(advantages[r.problem.index][r.sample]) for r, _ in present]
+        lengths = [length if learned else 1 for length, learned in zip(lengths, learns, strict=True)]
+    owner = owners(lengths, chunk_of(len(present), min(cfg.updates, len(present)), seed), world.processes)
+    local = [index for index in range(len(present)) if owner[index] == world.rank]
+    rows = [Row.of(present[index][0], present[index][1].value, index) for index in local]
+    return Batch(rows, len(present), seed, scores, len(scored), dict(baselines))
 
 
 def scores_of(scored: Sequence[Scored]) -> dict[int, list[float]]:
@@ -68,6 +116,7 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
         "tokens": float(sum(lengths)),
         "truncated": fmean(rollout.finish == "length" for rollout, _ in scored),
         "frac_zero_std": fmean(len(set(values)) == 1 for values in scores.values()),
+        "prompts": float(len(scores)),
         "pass_at_n": fmean(max(values) > 0 for values in scores.values()),
         **{f"reward/{name}": fmean(values) for name, values in parts.items()},
     }

@@ -11,17 +11,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stepstack.rl.config import Aggregate, PolicyLoss
+from stepstack.rl.config import Aggregate, PolicyLoss, Ratio
 
 LARGEST_LOG_RATIO = 80.0  # exp overflows float32 from 88.7 on, and an advantage of 0 times infinity is no number
 
 
-def surrogate(logp_N: Tensor, old_N: Tensor, advantage_N: Tensor, cfg: PolicyLoss) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, ratio, clipped) [N]: -min(r A, clip(r) A) with r = exp(logp - old) (PPO eq. 7). ``clipped`` is 1 where
-    the clip decided. A log-ratio beyond 80 counts as 80 and has no gradient (verl bounds it at 20)."""
-    ratio_N = (logp_N - old_N).clamp(max=LARGEST_LOG_RATIO).exp()
+def log_ratio(logp_N: Tensor, old_N: Tensor, lengths: Sequence[int], level: Ratio) -> Tensor:
+    """[N] log of the ratio of new to old probability: of each token, or the mean over its response's tokens (GSPO,
+    Zheng et al. 2025, arXiv 2507.18071, eq. 7). ``sequence-token`` has the value of that mean and the gradient of the
+    token's own log-probability (eq. 14)."""
+    ratio_N = logp_N - old_N
+    if level == "token":
+        return ratio_N
+    count_R = torch.tensor(lengths, device=ratio_N.device)
+    mean_N = torch.stack([part.mean() for part in ratio_N.split(list(lengths))]).repeat_interleave(count_R)
+    return mean_N if level == "sequence" else mean_N.detach() + logp_N - logp_N.detach()
+
+
+def surrogate(
+    logp_N: Tensor, old_N: Tensor, advantage_N: Tensor, lengths: Sequence[int], cfg: PolicyLoss
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, ratio, clipped) [N]: -min(r A, clip(r) A) with the ratio r of ``cfg.ratio`` (PPO eq. 7), or CISPO's
+    -clip(r) A logp, whose clip(r) is a number without gradient (MiniMax-M1, arXiv 2506.13585, eq. 4). ``clipped`` is 1
+    where the clip decided. A log-ratio beyond 80 counts as 80 and has no gradient (verl bounds it at 20)."""
+    ratio_N = log_ratio(logp_N, old_N, lengths, cfg.ratio).clamp(max=LARGEST_LOG_RATIO).exp()
+    bounded_N = ratio_N.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+    if cfg.surrogate == "cispo":
+        return -bounded_N.detach() * advantage_N * logp_N, ratio_N.detach(), (bounded_N != ratio_N).float()
     free_N = -advantage_N * ratio_N
-    held_N = -advantage_N * ratio_N.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
+    held_N = -advantage_N * bounded_N
     loss_N = torch.maximum(free_N, held_N)
     clipped_N = (held_N > free_N).float()
     if cfg.dual_clip is not None:

@@ -32,11 +32,17 @@ class PromptStream:
         self.prompts, self.seed = prompts, seed
         self._epoch, self._order = -1, list[int]()
 
+    def batches(self, step: int, count: int, most: int) -> list[list[Prompt]]:
+        """The prompts of a step in up to ``most`` batches of ``count``."""
+        prompts = self.take(step, count * most)
+        return [prompts[start : start + count] for start in range(0, len(prompts), count)]
+
     def take(self, step: int, count: int) -> list[Prompt]:
         """The ``count`` different prompts of a step."""
         if count > len(self.prompts):
             raise ValueError(
-                f"rollout.prompts is {count}, but there are only {len(self.prompts)} training prompts: lower it"
+                f"a step may need {count} prompts (rollout.prompts, times rollout.dynamic_sampling.max_batches), but "
+                f"there are only {len(self.prompts)} training prompts: lower it"
             )
         epoch, place = divmod(step, len(self.prompts) // count)
         if epoch != self._epoch:

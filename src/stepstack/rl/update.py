@@ -9,23 +9,20 @@ from torch import nn
 
 from stepstack.batching.collate import TokenMicroBatch
 from stepstack.batching.minibatch import Minibatch, minibatches
-from stepstack.batching.rows import Batch
+from stepstack.batching.rows import Batch, Row
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
-from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
-from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ValueLoss
+from stepstack.rl.advantage import discounted_returns, explained_variance, gae, group_advantages, whiten
+from stepstack.rl.config import Gae, PolicyLoss, PpoConfig, ReinforcePlusPlus, ValueLoss
 from stepstack.rl.loss import denominator, kl_estimate, surrogate, token_weights, truncated_importance, value_error
 from stepstack.rl.roles import Roles
 
 
 def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
     """One step's updates of critic and actor on its rollouts, scored and shared out."""
-    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
-    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
-    with run.timer("annotate"):
-        annotate(run, cfg, roles, for_actor, for_critic)
-    credit(run, batch, cfg)
+    for_actor, for_critic = prepare(run, cfg, roles, batch)
+    run.log(trained_fraction=sum(minibatch.learned for minibatch in for_actor) / batch.sampled)
     if roles.critic:
         with run.timer("critic"):
             for minibatch in for_critic:
@@ -33,6 +30,31 @@ def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
     with run.timer("actor"):
         for minibatch in for_actor:
             run.log(**update_actor(roles.actor, minibatch, cfg))
+
+
+def prepare(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> tuple[list[Minibatch], list[Minibatch]]:
+    """Mini-batches of the actor and of the critic, whose rows have every field that updates need.
+
+    Where ``cfg.skips_zero_advantages``, rows of advantage 0 belong to their mini-batch, count in its denominator and go
+    through no model. The gradient is that of all rows: bit for bit where the other rows lie in the same micro-batches,
+    else but for the rounding of sums. The actor's metrics are then over the rows that it is trained on.
+    """
+    if cfg.skips_zero_advantages:
+        credit(run, batch, cfg)
+        for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout, learns=_has_advantage)
+        with run.timer("annotate"):
+            annotate(run, cfg, roles, for_actor, [])
+        return for_actor, []
+    for_actor = minibatches(run, batch, cfg.actor_updates, cfg.layout)
+    for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
+    with run.timer("annotate"):
+        annotate(run, cfg, roles, for_actor, for_critic)
+    credit(run, batch, cfg)
+    return for_actor, for_critic
+
+
+def _has_advantage(row: Row) -> bool:
+    return bool(row.fields["advantage"].any())
 
 
 @torch.no_grad()
@@ -49,13 +71,28 @@ def annotate(
             with run.accelerator.autocast():
                 micro.store("value", roles.critic.module(micro.input_ids, micro.position_ids, micro.select))
     penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
-    for micro in _annotated(for_actor if penalty else for_actor[1:]):
+    later = list(_annotated(for_actor if penalty else for_actor[1:]))
+    bound = cfg.policy_loss.old_from_sampler
+    trusted = bound is not None and _sampler_agrees(run, cfg, roles.actor, later[0], bound)
+    for micro in later:
         with run.accelerator.autocast():
-            micro.store("old", forward(roles.actor.module, micro, cfg)[0])
+            micro.store("old", micro.field("sampler") if trusted else forward(roles.actor.module, micro, cfg)[0])
     if roles.reference is not None:
         for micro in _annotated(for_actor):
             with run.accelerator.autocast():
                 micro.store("ref", forward(roles.reference, micro, cfg)[0])
+
+
+def _sampler_agrees(run: Run, cfg: PpoConfig, actor: Trainable, micro: TokenMicroBatch, bound: float) -> bool:
+    """Whether trainer and sampler differ by at most ``bound`` in all log-probabilities of a micro-batch, on all
+    processes. It is the first one, of the longest rows, in which differences have the most tokens to grow."""
+    with run.accelerator.autocast():
+        logp_N = forward(actor.module, micro, cfg)[0]
+    apart = 0.0 if micro.blank else (logp_N.float() - micro.field("sampler")).abs().max().item()
+    largest = run.max(torch.tensor([apart])).item()
+    trusted = largest <= bound
+    run.log(**{"actor/old_from_sampler": float(trusted), "actor/old_mismatch_max": largest})
+    return trusted
 
 
 def _annotated(minibatches: Sequence[Minibatch]) -> Iterator[TokenMicroBatch]:
@@ -76,17 +113,20 @@ def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> di
 def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
     """Fill the fields advantage and return. The reward sits on the last response token."""
     lengths, kind = batch.lengths, cfg.advantage
-    if isinstance(kind, Gae):
+    if isinstance(kind, Gae | ReinforcePlusPlus):
         rewards_N = torch.zeros(sum(lengths))
         rewards_N[torch.tensor(lengths).cumsum(0) - 1] = torch.tensor([row.reward for row in batch.rows])
         if cfg.kl.weight > 0 and cfg.kl.place == "reward":
             rewards_N -= cfg.kl.weight * kl_estimate(batch.field("old"), batch.field("ref"), cfg.kl.estimator)
-        values_N = batch.field("value")
-        advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
-        batch.store("return", return_N)
-        run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+        if isinstance(kind, Gae):
+            values_N = batch.field("value")
+            advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
+            batch.store("return", return_N)
+            run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+        else:
+            advantage_N = discounted_returns(rewards_N, lengths, kind.gamma)
     else:
-        of_group = {row.group: group_relative(batch.scores[row.group], kind) for row in batch.rows}
+        of_group = group_advantages(batch.scores, kind, batch.baselines)
         advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)
@@ -104,7 +144,7 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
         logp_N, entropy_N = forward(module, micro, cfg)
         old_N = micro.field("old") if micro.has("old") else logp_N.detach()
         sampler_N = micro.field("sampler")
-        loss_N, ratio_N, clipped_N = surrogate(logp_N, old_N, micro.field("advantage"), cfg.policy_loss)
+        loss_N, ratio_N, clipped_N = surrogate(logp_N, old_N, micro.field("advantage"), micro.lengths, cfg.policy_loss)
         if cfg.policy_loss.is_cap is not None:
             loss_N = loss_N * truncated_importance(old_N, sampler_N, cfg.policy_loss.is_cap)
         if cfg.entropy_weight:

@@ -236,7 +236,7 @@ def test_prompts_are_a_pure_function_of_seed_and_step():
 
 def test_a_step_needs_as_many_prompts_as_it_takes():
     assert len({p.problem.index for p in PromptStream(tools.prompts([3] * 3), seed=0).take(5, 3)}) == 3
-    with pytest.raises(ValueError, match=r"rollout.prompts is 4, but there are only 3 training prompts"):
+    with pytest.raises(ValueError, match=r"may need 4 prompts \(rollout.prompts, .* only 3 training prompts"):
         PromptStream(tools.prompts([3] * 3), seed=0).take(0, 4)
     with pytest.raises(ValueError, match="no training prompts"):
         PromptStream([], seed=0)

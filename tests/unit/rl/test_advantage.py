@@ -12,8 +12,9 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation.types import Group
 from stepstack.records import Score
 from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
-from stepstack.rl.config import Gae, Grpo, Rloo
-from stepstack.rl.experience import collect
+from stepstack.rl.config import Gae, Grpo, ReinforcePlusPlus, Remax, Rloo
+from stepstack.rl.experience import collect, score_all, summary
+from stepstack.rl.update import credit
 from tests import tools
 
 PACKED_REWARDS = torch.tensor([0.0, 0.0, 1.0, 0.0, 1.0])
@@ -147,7 +148,60 @@ def test_rloo_by_brute_force():
         close(group_relative(scores, Rloo()), brute)
 
 
-def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
+# -- REINFORCE++ and ReMax, by verl's formulas on padded rows ----------------------------------------------------------
+
+LENGTHS, SCORES = [2, 4, 1, 3], [1.0, 0.0, 0.5, 2.0]
+BESSEL = math.sqrt(sum(LENGTHS) / (sum(LENGTHS) - 1))  # verl has the sample's deviation, we the population's, as ORZ
+
+
+def masked_whiten(x_RT, mask_RT):
+    """verl's: the sample variance over all tokens, and 1e-8 added to it."""
+    values_N = x_RT[mask_RT]
+    return (values_N - values_N.mean()) * (values_N.var() + 1e-8).rsqrt()
+
+
+def padded(gamma=1.0):
+    """(mask, reward to go) [R, T] of a reward on the last token of each row."""
+    mask_RT = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    to_go_RT = torch.zeros(mask_RT.shape)
+    for row, (length, score) in enumerate(zip(LENGTHS, SCORES, strict=True)):
+        for t in range(length):
+            to_go_RT[row, t] = gamma ** (length - 1 - t) * score
+    return mask_RT, to_go_RT
+
+
+def credited(folder, kind, baselines=None):
+    """Advantages [N] of two groups of two rows, by the loop's own function."""
+    run = tools.make_run(folder, advantage=kind)
+    rows = tools.rows([(3, length) for length in LENGTHS], n=2)
+    for row, score in zip(rows, SCORES, strict=True):
+        row.reward = score
+    batch = tools.batch(rows)
+    batch.baselines |= baselines or {}
+    credit(run, batch, run.config)
+    return batch.field("advantage")
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_reinforce_plus_plus_is_the_whitened_discounted_reward(tmp_path, gamma):
+    mask_RT, to_go_RT = padded(gamma)
+    close(credited(tmp_path, ReinforcePlusPlus(gamma=gamma)), masked_whiten(to_go_RT, mask_RT) * BESSEL, atol=1e-5)
+
+
+def test_grpo_without_scale_and_whitened_is_reinforce_plus_plus_with_its_baseline(tmp_path):
+    mask_RT, to_go_RT = padded()
+    mean_R = to_go_RT[:, 0].reshape(2, 2).mean(1).repeat_interleave(2)
+    expected = masked_whiten(to_go_RT - mean_R[:, None], mask_RT) * BESSEL
+    close(credited(tmp_path, Grpo(scale="none", whiten=True)), expected, atol=1e-5)
+
+
+def test_remax_takes_off_the_score_of_the_greedy_response(tmp_path):
+    found = credited(tmp_path, Remax(), {0: 1.0, 1: 0.25})
+    per_row = torch.tensor([0.0, -1.0, 0.25, 1.75])
+    close(found, per_row.repeat_interleave(torch.tensor(LENGTHS)))
+
+
+def test_groups_are_keyed_by_index_not_by_text_nor_by_order(tmp_path):
     """Two prompts of one text, whose groups and samples arrive shuffled."""
     of = [tools.prompt(index, (5, 6), text="the same text") for index in (7, 3)]
     value = {(7, s): float(s == 0) for s in range(4)} | {(3, s): float(s != 0) for s in range(4)}
@@ -160,7 +214,9 @@ def test_groups_are_keyed_by_index_not_by_text_nor_by_order():
         groups = [
             Group(p, tuple(tools.rollout(p, s, (9,) * (s + 1)) for s in order)) for p in of[:: 1 - 2 * (order[0] % 2)]
         ]
-        batch, metrics = collect(SingleProcess(), groups, reward, seed=0, chunks=1)
+        batch, metrics = collect(
+            SingleProcess(), tools.config(tmp_path), score_all(SingleProcess(), groups, reward), seed=0
+        )
         assert batch.scores == {7: [1.0, 0.0, 0.0, 0.0], 3: [0.0, 1.0, 1.0, 1.0]}
         assert [(row.group, row.sample, len(row.ids)) for row in batch.rows] == [
             (g, s, s + 1) for g in (3, 7) for s in range(4)
@@ -175,22 +231,19 @@ def test_the_fraction_of_groups_without_signal_is_counted():
     of = [tools.prompt(i, (5,)) for i in range(4)]
     groups = [Group(p, tuple(tools.rollout(p, s, (9,)) for s in range(2))) for p in of]
     scores = {0: [0.0, 0.0], 1: [1.0, 1.0], 2: [0.0, 1.0], 3: [1.0, 0.0]}
-    _, metrics = collect(
-        SingleProcess(),
-        groups,
-        lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs],
-        seed=0,
-        chunks=1,
+    metrics = summary(
+        score_all(SingleProcess(), groups, lambda rs: [Score(scores[r.problem.index][r.sample]) for r in rs])
     )
     assert metrics["frac_zero_std"] == 0.5
     assert metrics["pass_at_n"] == 0.75
     assert metrics["reward"] == 0.5
 
 
-def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place():
+def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place(tmp_path):
     of = tools.prompt(0, (5, 6))
     group = Group(of, tuple(tools.rollout(of, s, ids) for s, ids in enumerate([(9,), (), (8, 7)])))
-    batch, _ = collect(SingleProcess(), [group], lambda rs: [Score(float(r.sample)) for r in rs], seed=0, chunks=1)
+    scored = score_all(SingleProcess(), [group], lambda rs: [Score(float(r.sample)) for r in rs])
+    batch, _ = collect(SingleProcess(), tools.config(tmp_path), scored, seed=0)
     assert batch.scores == {0: [0.0, 1.0, 2.0]}
     assert [(row.index, row.sample, row.reward) for row in batch.rows] == [(0, 0, 0.0), (1, 2, 2.0)]
     assert batch.size == 2

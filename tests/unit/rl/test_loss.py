@@ -15,7 +15,7 @@ from tests import tools
 
 def loss_of(ratio: float, advantage: float, **cfg):
     logp = torch.tensor([math.log(ratio)])
-    return surrogate(logp, torch.zeros(1), torch.tensor([float(advantage)]), PolicyLoss(**cfg))
+    return surrogate(logp, torch.zeros(1), torch.tensor([float(advantage)]), [1], PolicyLoss(**cfg))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_clip_higher_has_an_upper_bound_of_its_own(ratio, advantage, expected):
 )
 def test_a_clipped_token_has_no_gradient(ratio, advantage, gradient):
     logp = torch.tensor([math.log(ratio)], requires_grad=True)
-    surrogate(logp, torch.zeros(1), torch.tensor([float(advantage)]), PolicyLoss())[0].sum().backward()
+    surrogate(logp, torch.zeros(1), torch.tensor([float(advantage)]), [1], PolicyLoss())[0].sum().backward()
     assert logp.grad.item() == pytest.approx(gradient, abs=1e-6)
 
 
@@ -59,12 +59,92 @@ def test_a_clipped_token_has_no_gradient(ratio, advantage, gradient):
 @pytest.mark.parametrize("log_ratio", [-1e4, -95.0, 79.0, 95.0, 1e4])
 def test_no_log_ratio_makes_a_loss_or_gradient_that_is_not_finite(log_ratio, advantage, dual_clip):
     logp = torch.tensor([log_ratio], requires_grad=True)
-    loss, *_ = surrogate(logp, torch.zeros(1), torch.tensor([advantage]), PolicyLoss(dual_clip=dual_clip))
+    loss, *_ = surrogate(logp, torch.zeros(1), torch.tensor([advantage]), [1], PolicyLoss(dual_clip=dual_clip))
     loss.sum().backward()
     assert loss.isfinite().all()
     assert logp.grad.isfinite().all()
     if advantage == 0:
         assert (loss.item(), logp.grad.item()) == (0, 0)
+
+
+# -- GSPO and CISPO: responses of 1, 3 and 2 tokens --------------------------------------------------------------------
+
+CUTS = [1, 3, 2]
+NEW = [-1.0, -2.0, -0.5, -1.5, -0.7, -0.2]
+OLD = [-1.3, -2.1, -0.4, -1.2, -0.75, -0.24]
+PER_ROW = [1.0, -2.0, 0.5]
+
+
+def of_rows(values):
+    return [values[sum(CUTS[:i]) : sum(CUTS[: i + 1])] for i in range(len(CUTS))]
+
+
+def sequence_ratios():
+    """s = (pi_new(y) / pi_old(y)) ** (1 / |y|) of each response (GSPO eq. 7)."""
+    pairs = zip(of_rows(NEW), of_rows(OLD), strict=True)
+    return [(math.exp(sum(new)) / math.exp(sum(old))) ** (1 / len(new)) for new, old in pairs]
+
+
+def gspo(advantages, clip):
+    """(sum over responses of -min(s A, clip(s) A), its gradient of each token's log-probability)."""
+    loss, gradient = 0.0, []
+    for s, advantage, length in zip(sequence_ratios(), advantages, CUTS, strict=True):
+        free, held = s * advantage, min(max(s, 1 - clip), 1 + clip) * advantage
+        loss -= min(free, held)
+        gradient += [-free * (free <= held) / length] * length  # d log s is the mean of the tokens' d logp
+    return loss, gradient
+
+
+def seen_loss(advantages=PER_ROW, **cfg):
+    logp = torch.tensor(NEW, requires_grad=True)
+    advantage = torch.tensor(advantages).repeat_interleave(torch.tensor(CUTS))
+    settings = PolicyLoss(**cfg)
+    loss, _, clipped = surrogate(logp, torch.tensor(OLD), advantage, CUTS, settings)
+    total = (loss * token_weights(CUTS, settings.aggregate)).sum()
+    total.backward()
+    return total.item(), logp.grad.tolist(), clipped.tolist()
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "sequence-token"])
+@pytest.mark.parametrize("advantages", [PER_ROW, [-1.0, -1.0, 3.0]])
+def test_gspo_clips_the_ratio_of_sequences(ratio, advantages):
+    cfg = {"ratio": ratio, "clip_low": 0.06, "clip_high": 0.06, "aggregate": "seq-mean-token-mean"}
+    found, gradient, clipped = seen_loss(advantages, **cfg)
+    expected, slope = gspo(advantages, 0.06)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert gradient == pytest.approx(slope, abs=1e-6)
+    assert 0 < sum(clipped) < 6
+    assert all(len(set(part)) == 1 for part in of_rows(clipped))  # a response is clipped whole
+
+
+def test_gspo_token_has_the_advantage_of_each_token():
+    """Where tokens of a response differ in advantage, the gradient of each is its own (GSPO eq. 14)."""
+    logp = torch.tensor(NEW, requires_grad=True)
+    advantage = torch.tensor([1.0, 2.0, 0.0, 1.0, 0.5, 4.0])
+    cfg = PolicyLoss(ratio="sequence-token", clip_low=0.9, clip_high=9.0)
+    surrogate(logp, torch.tensor(OLD), advantage, CUTS, cfg)[0].sum().backward()
+    s = torch.tensor(sequence_ratios()).repeat_interleave(torch.tensor(CUTS))
+    torch.testing.assert_close(logp.grad, -s * advantage)
+
+
+def test_cispo_weighs_log_probabilities_by_the_clipped_ratio():
+    """-clip(r) A logp, whose gradient is -clip(r) A also where the clip decides."""
+    found, gradient, clipped = seen_loss(surrogate="cispo", clip_low=1.0, clip_high=0.2)
+    weights = [min(1.2, math.exp(new - old)) for new, old in zip(NEW, OLD, strict=True)]
+    slope = [-w * a for w, a in zip(weights, [1.0] + [-2.0] * 3 + [0.5] * 2, strict=True)]
+    assert found == pytest.approx(sum(g * logp for g, logp in zip(slope, NEW, strict=True)), abs=1e-6)
+    assert gradient == pytest.approx(slope, abs=1e-6)
+    assert clipped == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert seen_loss(surrogate="cispo", clip_low=0.1, clip_high=0.2)[1][3] == pytest.approx(2.0 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"dual_clip": 3.0}, "dual_clip bounds"), ({"ratio": "sequence-token"}, "ratio=sequence is the same")],
+)
+def test_cispo_refuses_what_it_would_not_use(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyLoss(surrogate="cispo", **changes)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,6 @@ def test_the_critic_is_clipped_around_the_value_of_the_rollout(tmp_path):
 
 def test_each_role_divides_by_its_own_aggregate(tmp_path):
     cfg = tools.config(tmp_path, value_loss=ValueLoss(aggregate="seq-mean-token-mean"))
-    part = update.Minibatch(micros=[], spare=[], tokens=7.0, rows=3.0, packs=2.0)
+    part = update.Minibatch(micros=[], spare=[], tokens=7.0, rows=3.0, packs=2.0, learned=3.0)
     assert update.loss_denominator(cfg.policy_loss, part) == 7
     assert update.loss_denominator(cfg.value_loss, part) == 3
