@@ -74,7 +74,7 @@ def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> di
 
 
 def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
-    """Fill the fields advantage and return. The reward sits on the last response token."""
+    """Fill the fields advantage and return. The reward sits on the last token of a response that is learned."""
     lengths, kind = batch.lengths, cfg.advantage
     if isinstance(kind, Gae):
         rewards_N = torch.zeros(sum(lengths))
@@ -87,7 +87,7 @@ def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
         run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
     else:
         of_group = {row.group: group_relative(batch.scores[row.group], kind) for row in batch.rows}
-        advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
+        advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.learned)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)
     batch.store("advantage", advantage_N.bfloat16().float() if kind.bf16 else advantage_N)
