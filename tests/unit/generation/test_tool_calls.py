@@ -147,7 +147,8 @@ def test_log_probabilities_of_what_is_learned_are_the_policys():
     texts = [rollout.text for group in engine.generate(prompts, sampling) for rollout in group.rollouts]
     mark = max((chr(code) for code in range(33, 127)), key="".join(texts).count)
     cfg = ToolConfig(open="never", close=mark, result="<{result}>", calls=5)
-    rollouts = [r for group in ToolGenerator(engine, TOKENIZER, cfg).generate(prompts, sampling) for r in group.rollouts]
+    groups = ToolGenerator(engine, TOKENIZER, cfg).generate(prompts, sampling)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     assert sum(len(rollout.calls) > 1 for rollout in rollouts) > 2
     rows = [Row.of(rollout, 0.0, at) for at, rollout in enumerate(rollouts)]
     micro = collate(rows, pack=False, device="cpu")
