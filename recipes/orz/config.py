@@ -12,9 +12,10 @@ from data.drawn.splits import SPLITS
 from stepstack.bounds import Fraction, Magnitude, Text
 from stepstack.config import Footprint, Needed, Scale, Strict
 from stepstack.core.config import Muon, Optim, Schedule
+from stepstack.generation.config import ToolConfig
 from stepstack.harness.config import TaskData
 from stepstack.models.lm.config import Pretrained, TinyQwen2
-from stepstack.rl.config import FileReward, PpoConfig
+from stepstack.rl.config import FileReward, ModelReward, PpoConfig
 
 Overlong = Literal["error", "drop", "left"]
 Style = Literal["orz", "examples", "short"]
@@ -264,7 +265,9 @@ class Config(PpoConfig):
     """Problems."""
     prompt: Annotated[PromptConfig, Field(discriminator="type")] = StylePrompt()
     """How a question is asked."""
-    reward: Annotated[RewardConfig | FileReward, Field(discriminator="type")] = RewardConfig()
+    tool: ToolConfig | None = None
+    """Tool that responses may call; null: none. A tiny model's worked demonstrations then call it."""
+    reward: Annotated[RewardConfig | FileReward | ModelReward, Field(discriminator="type")] = RewardConfig()
     """How an answer is graded."""
 
     def __post_init__(self) -> None:

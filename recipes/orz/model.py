@@ -7,6 +7,7 @@ the paper starts from, in small, is a model that can reason and mostly does not.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,14 @@ from stepstack.core import hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.run import Run, stage
 from stepstack.generation.build import build_generator
+from stepstack.generation.config import ToolConfig
 from stepstack.generation.types import Generator, Prompt
 from stepstack.harness.engines.generator import GeneratorEngine, open_generator
 from stepstack.loops import supervised
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.lm.policy import Policy
+from stepstack.scoring.maths.calculator import evaluate
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -74,7 +77,7 @@ def skeleton(cfg: Config) -> PreTrainedModel:
 def open_engine(cfg: Config, folder: Path, device: torch.device) -> GeneratorEngine:
     """A model folder, answering on ``device`` by the config's generator."""
     place = Pretrained(path=str(folder))
-    return open_generator(cfg.rollout.generator, place, device, pretrained.load_tokenizer(place))
+    return open_generator(cfg.rollout.generator, place, device, pretrained.load_tokenizer(place), tool=cfg.tool)
 
 
 def open_sampler(cfg: Config, folder: Path, device: torch.device) -> tuple[Generator, list[Prompt]]:
@@ -85,7 +88,7 @@ def open_sampler(cfg: Config, folder: Path, device: torch.device) -> tuple[Gener
         place = cfg.model.moved(folder) if any(folder.iterdir()) else cfg.model
     tokenizer = pretrained.load_tokenizer(place)
     lm = hf.without_memory(lambda: pretrained.skeleton(place))
-    generator = build_generator(cfg.rollout.generator, lm, tokenizer, place.path, device)
+    generator = build_generator(cfg.rollout.generator, lm, tokenizer, place.path, device, tool=cfg.tool)
     return generator, load_prompts(cfg, tokenizer).train
 
 
@@ -133,7 +136,7 @@ def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
     supervised.train(
         run,
         policy=policy,
-        rows=lambda step: demonstrations(cfg, chains, tokenizer, run.config.seed, step),
+        rows=lambda step: demonstrations(run.config, cfg, chains, tokenizer, step),
         steps=cfg.steps,
         layout=run.config.layout,
     )
@@ -141,9 +144,9 @@ def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
     run.finish()
 
 
-def demonstrations(cfg: TinyBase, chains: Chains, tokenizer, seed: int, step: int) -> list[Row]:
-    """One SFT batch: a pure function of (seed, step), none of it from a held-out chain."""
-    rng = random.Random(f"{seed}-{step}")
+def demonstrations(run: Config, cfg: TinyBase, chains: Chains, tokenizer, step: int) -> list[Row]:
+    """One SFT batch: a pure function of (config, step), none of it from a held-out chain."""
+    rng = random.Random(f"{run.seed}-{step}")
     mix = cfg.teach_mix if step < cfg.teach * cfg.steps else cfg.bury_mix
     rows: list[Row] = []
     while len(rows) < cfg.batch:
@@ -152,20 +155,39 @@ def demonstrations(cfg: TinyBase, chains: Chains, tokenizer, seed: int, step: in
         if split_of(text) != "train":
             continue
         kind = rng.choices(("blurted", "worked", "useless"), mix)[0]
-        response = demonstration(kind, terms, rng, cfg)
+        parts = demonstration(kind, terms, rng, cfg, run.tool)
+        ids = [tokenizer(part).input_ids for part, _ in parts]
+        weights = tuple(weight for part, (_, weight) in zip(ids, parts, strict=True) for _ in part)
         prompt_ids = tuple(tokenizer(render(text, "short")).input_ids)
-        rows.append(Row(len(rows), prompt_ids, tuple(tokenizer(response).input_ids)))
+        rows.append(Row(len(rows), prompt_ids, tuple(itertools.chain(*ids)), weights=weights))
     return rows
 
 
-def demonstration(kind: str, terms: list[int], rng: random.Random, cfg: TinyBase) -> str:
-    """blurted: an answer with no reasoning · worked: step by step · useless: no answer one could extract."""
+def demonstration(
+    kind: str, terms: list[int], rng: random.Random, cfg: TinyBase, tool: ToolConfig | None
+) -> list[tuple[str, float]]:
+    """Texts and their loss weights. blurted: an answer with no reasoning · worked: step by step, or by the tool, whose
+    answers are not learned · useless: no answer one could extract."""
     total = sum(terms)
     match kind:
         case "blurted":
-            return answer(max(0, total + rng.randint(-3, 3)) if rng.random() < cfg.guess else total)
+            text = answer(max(0, total + rng.randint(-3, 3)) if rng.random() < cfg.guess else total)
+        case "worked" if tool is not None:
+            return calculated(terms, rng, tool)
         case "worked":
-            return worked_solution(terms, rng, cfg.slip)
+            text = worked_solution(terms, rng, cfg.slip)
         case _:
             forms = (f"It is {total}.", f"</think>{total}", f"</think><answer>{total}</answer>")
-            return rng.choice(forms) + tiny.EOS
+            text = rng.choice(forms) + tiny.EOS
+    return [(text, 1.0)]
+
+
+def calculated(terms: list[int], rng: random.Random, tool: ToolConfig) -> list[tuple[str, float]]:
+    """The sum by one call of the tool or by two, of which the second goes on with what the first gave."""
+    cut = rng.randint(2, len(terms))
+    parts, done = [], ""
+    for some in filter(None, (terms[:cut], terms[cut:])):
+        query = show(some) if not done else done + "".join(f"{term:+d}" for term in some)
+        done = evaluate(query)
+        parts += [(f"{tool.open}{query}{tool.close}", 1.0), (tool.result.replace("{result}", done), 0.0)]
+    return [*parts, (answer(done), 1.0)]

@@ -30,8 +30,8 @@ def train(run: Run[Config]) -> None:
     prompts = load_prompts(cfg, tokenizer)
     run.reseed()
     reward = reward_of(cfg)
-    generator = build_generator(cfg.rollout.generator, lm, tokenizer, source, run.device)
-    engine = engine_of(cfg.rollout.generator, generator, tokenizer)
+    generator = build_generator(cfg.rollout.generator, lm, tokenizer, source, run.device, tool=cfg.tool)
+    engine = engine_of(cfg.rollout.generator, generator, tokenizer, tool=cfg.tool)
     models = roles(run, cfg, lm)
 
     def select() -> dict[str, float]:

@@ -10,7 +10,7 @@ from stepstack.generation.types import Answer
 from stepstack.harness.config import TaskData
 from stepstack.harness.training.task_data import load_task
 from stepstack.records import Score, gold_text
-from stepstack.rl.config import FileReward
+from stepstack.rl.config import FileReward, ModelReward
 from stepstack.rl.reward import Reward, load_reward
 from stepstack.scoring.maths.boxed import extract_orz, last_box, last_number
 from stepstack.scoring.maths.pool import GraderPool
@@ -25,10 +25,17 @@ def make_reward(cfg: RewardConfig) -> MathReward:
 
 
 def reward_of(cfg: Config) -> Reward:
-    """The reward of a run: that of the file which the config names, else that of the task file whose rows are
-    trained on, else the rule of the recipe."""
+    """The reward of a run: that of the file or the model which the config names, else that of the task file whose rows
+    are trained on, else the rule of the recipe."""
     if isinstance(cfg.reward, FileReward):
         return load_reward(cfg.reward)
+    if isinstance(cfg.reward, ModelReward):
+        import torch  # which no other reward needs
+
+        from stepstack.rl.reward_model import load_reward_model
+
+        on_gpu = torch.cuda.is_available() and not cfg.launch.file.startswith("cpu")
+        return load_reward_model(cfg.reward, "cuda" if on_gpu else "cpu")
     return load_task(cfg.data).score if isinstance(cfg.data, TaskData) else make_reward(cfg.reward)
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from recipes.orz.report import CURVES
 from recipes.protocol import load_config
 from stepstack.config import ConfigError
 from stepstack.models.lm import tiny
+from stepstack.scoring.maths.calculator import evaluate
 
 SHORT = ("model.steps=180", "steps=26", "eval_every=13", "evals=[test]", "data.test=512", "data.select=64", "seed=1")
 
@@ -125,18 +127,35 @@ def test_more_chains_than_there_are():
 
 def test_no_demonstration_is_held_out():
     """Over many steps and seeds, in both phases."""
-    cfg, tokenizer = TinyBase(batch=64), tiny.tokenizer()
+    run, cfg, tokenizer = load_config("orz-tiny"), TinyBase(batch=64), tiny.tokenizer()
     held_out = {p.text for split in ("select", "test") for p in problems(Chains(), split)}
     texts = [
         tokenizer.decode(row.prompt_ids)
         for seed in range(3)
         for step in range(0, cfg.steps, 12)
-        for row in demonstrations(cfg, Chains(), tokenizer, seed, step)
+        for row in demonstrations(replace(run, seed=seed), cfg, Chains(), tokenizer, step)
     ]
     chains = [re.fullmatch(r"User: (.+)=\?\nAssistant: <think>", text)[1] for text in texts]
     assert len(chains) == 3 * 25 * 64
     assert not held_out & set(chains)
     assert {split_of(chain) for chain in chains} == {"train"}
+
+
+def test_a_tool_is_called_as_it_answers_and_its_answers_are_not_learned():
+    run, tokenizer = load_config("orz-tiny-tool"), tiny.tokenizer()
+    rows = [row for step in (0, 250) for row in demonstrations(run, TinyBase(batch=64), run.data, tokenizer, step)]
+    calling = [row for row in rows if "[" in tokenizer.decode(row.ids)]
+    assert 0.4 < len(calling) / len(rows) < 0.7
+    for row in calling:
+        text = tokenizer.decode(row.ids)
+        calls = re.findall(r"\[(.+?)\](-?\d+;)", text)
+        assert 1 <= len(calls) <= 2
+        for query, result in calls:
+            assert evaluate(query) == result[:-1]
+        learned = tokenizer.decode([row.ids[place] for place in row.learned])
+        assert learned == re.sub(r"\](-?\d+;)", "]", text)
+        [question] = re.findall(r"User: (.+)=\?", tokenizer.decode(row.prompt_ids))
+        assert f"\\boxed{{{evaluate(question)}}}" in text
 
 
 def test_the_size_of_the_model():

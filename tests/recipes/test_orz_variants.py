@@ -161,6 +161,15 @@ def test_rollouts_of_a_cut_distribution_are_refused(cut):
         load_config(MINI, (f"rollout.sampling.{cut}",))
 
 
+def test_a_tool_in_the_loop(go):
+    """The base model here writes anything, so that one letter often calls. What was sampled is what is learned: the
+    trainer's log-probabilities of it are the sampler's, across the tool's tokens."""
+    _, row = go("tool={open: '+', close: '</think>', result: '{result};', calls: 3}")
+    assert row["tool/calls"] > 0.05
+    assert row["tool/failed"] > 0
+    assert row["actor/mismatch_max"] < 1e-4
+
+
 def test_kl_in_the_reward_of_a_critic_less_advantage_is_refused():
     """The penalty is taken token by token, which a group's advantage has no place for."""
     with pytest.raises(ConfigError, match="kl"):

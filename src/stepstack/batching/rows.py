@@ -42,10 +42,10 @@ class Row:
 
     @classmethod
     def of(cls, rollout: Rollout, reward: float, index: int) -> Row:
-        fields = {"sampler": torch.tensor(rollout.logprobs)}
-        group = rollout.problem.index
-        prompt = rollout.prompt
-        return cls(index, prompt.ids, rollout.ids, reward, group, rollout.sample, fields, prompt.pictures)
+        group, prompt, weights = rollout.problem.index, rollout.prompt, rollout.weights
+        row = cls(index, prompt.ids, rollout.ids, reward, group, rollout.sample, {}, prompt.pictures, weights)
+        row.fields["sampler"] = torch.tensor(rollout.logprobs)[list(row.learned)]
+        return row
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.ids)
@@ -95,7 +95,8 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        return [len(row.ids) for row in self.rows]
+        """Learned tokens of each row."""
+        return [len(row.learned) for row in self.rows]
 
     def store(self, name: str, flat_N: Tensor) -> None:
         for row, part in zip(self.rows, flat_N.split(self.lengths), strict=True):

@@ -6,8 +6,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.config import ConfigError
-from stepstack.generation.config import FileGeneratorConfig, GeneratorConfig, HfConfig
+from stepstack.generation.config import FileGeneratorConfig, GeneratorConfig, HfConfig, ToolConfig
 from stepstack.generation.hf import HfGenerator
+from stepstack.generation.tools import ToolGenerator
 from stepstack.generation.types import Generator
 from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
 from stepstack.generation.vllm.engine import VllmGenerator
@@ -24,12 +25,25 @@ def build_generator(
     source: str,
     device: torch.device,
     processor: Processor | None = None,
+    tool: ToolConfig | None = None,
 ) -> Generator:
     """The engine that a config asks for, with the weights of ``lm``.
 
     ``source``: folder or hub name from which an engine reads the same model by itself. ``processor`` belongs to a model
-    that takes pictures. ConfigError for an engine that cannot take them.
+    that takes pictures; ``tool``: what responses may call. ConfigError for an engine that cannot take pictures.
     """
+    engine = _engine(cfg, lm, tokenizer, source, device, processor)
+    return engine if tool is None else ToolGenerator(engine, tokenizer, tool)
+
+
+def _engine(
+    cfg: GeneratorConfig,
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    device: torch.device,
+    processor: Processor | None,
+) -> Generator:
     match cfg:
         case HfConfig():
             if processor is None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from stepstack.bounds import Text
+from stepstack.bounds import Magnitude, Text
 from stepstack.config import Strict
 from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
 
@@ -71,6 +71,55 @@ class FileGeneratorConfig(Strict):
     @property
     def facts(self) -> Mapping[str, Any]:
         return {"engine": "file", "function": self.function, "options": self.options}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalculatorConfig(Strict):
+    """Arithmetic: numbers, + - * / // % ** and brackets, in a process that is killed where it takes too long."""
+
+    type: Literal["calculator"] = "calculator"
+    """Choice of the tool: a calculator."""
+    timeout: Magnitude = 1.0
+    """Seconds after which a query has failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileTool(Strict):
+    """A tool of your own: a function in a Python file."""
+
+    type: Literal["file"] = "file"
+    """Choice of the tool: one of your own."""
+    path: Text
+    """Python file, from where the command is typed or from the repository."""
+    function: Text = "answer"
+    """Its function: ``answer(queries) -> list``, a text for each query, or None where it failed."""
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolConfig(Strict):
+    """A tool that a response may call: the policy writes a query between two marks, reads the answer and goes on."""
+
+    function: Annotated[CalculatorConfig | FileTool, Field(discriminator="type")] = CalculatorConfig()
+    """What answers a query."""
+    open: Text = "<tool>"
+    """Text before a query."""
+    close: Text = "</tool>"
+    """Text behind a query, which hands it to the tool. Take one that the tokenizer never joins with what follows."""
+    result: Text = "<result>{result}</result>"
+    """Text that is put behind it, in which {result} stands for the tool's answer ("error" where it has none). It is
+    read and never learned."""
+    calls: PositiveInt = 8
+    """Most calls of a response; one that calls once more ends as cut off."""
+
+    def __post_init__(self) -> None:
+        if "{result}" not in self.result:
+            raise ValueError("result must hold {result}, in whose place the tool's answer is put: add it")
+        if self.open == self.close:
+            raise ValueError("open and close are the same text: take two, since a query ends where close comes")
 
 
 GeneratorConfig = HfConfig | VllmConfig | VllmServerConfig | FileGeneratorConfig

@@ -126,15 +126,32 @@ class Answer:
         return self.tokens if self.ids is None else len(self.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """Answer of a tool inside a response: ``ids[begin:end]`` are the tool's. ``succeeded`` is False where the tool had
+    no answer and the policy was told so."""
+
+    begin: int
+    end: int
+    succeeded: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout(Answer):
     """An answer of a policy that is trained on it. ``logprobs[i]`` belongs to ``ids[i]``; ``version`` is the policy
-    version that sampled it."""
+    version that sampled it. Tokens of ``calls`` are the tool's: they have log-probability 0 and are never learned."""
 
     prompt: Prompt
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     version: int
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Loss weights of ``ids``: 0 for a tool's tokens, 1 for others; None where there is no tool's token."""
+        foreign = {place for call in self.calls for place in range(call.begin, call.end)}
+        return tuple(float(place not in foreign) for place in range(len(self.ids))) if foreign else None
 
 
 @dataclass(frozen=True, slots=True)

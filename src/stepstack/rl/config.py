@@ -43,6 +43,33 @@ class DynamicSampling(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelReward(Strict):
+    """A reward model: a sequence classifier of transformers with one output, whose value is the reward."""
+
+    type: Literal["model"] = "model"
+    """Choice of the reward: a reward model."""
+    path: Text
+    """Hub name or local folder of the model and its tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null takes the default branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the model computes in."""
+    text: Text | None = None
+    """Text that the model reads, in which {question} and {response} stand for the two; null: both as turns of the
+    model's own chat template."""
+    batch: PositiveInt = 16
+    """Answers that are scored at a time."""
+
+    def __post_init__(self) -> None:
+        if self.text is not None and "{response}" not in self.text:
+            raise ValueError("reward.text must hold {response}, in whose place the response is put: add it")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutConfig(Strict):
     """A step samples ``prompts`` x ``sampling.n`` rollouts over all processes."""
 

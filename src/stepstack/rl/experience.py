@@ -120,6 +120,11 @@ def summary(scored: Sequence[Scored]) -> dict[str, float]:
         "pass_at_n": fmean(max(values) > 0 for values in scores.values()),
         **{f"reward/{name}": fmean(values) for name, values in parts.items()},
     }
+    if any(rollout.calls for rollout, _ in scored):
+        calls = [call for rollout, _ in scored for call in rollout.calls]
+        out["tool/calls"] = len(calls) / len(scored)
+        out["tool/failed"] = fmean(not call.succeeded for call in calls)
+        out["tool/tokens"] = sum(call.end - call.begin for call in calls) / len(scored)
     for success, name in ((True, "length_rewarded"), (False, "length_unrewarded")):
         if by_success[success]:
             out[name] = fmean(by_success[success])

@@ -111,7 +111,7 @@ def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> di
 
 
 def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
-    """Fill the fields advantage and return. The reward sits on the last response token."""
+    """Fill the fields advantage and return. The reward sits on the last token of a response that is learned."""
     lengths, kind = batch.lengths, cfg.advantage
     if isinstance(kind, Gae | ReinforcePlusPlus):
         rewards_N = torch.zeros(sum(lengths))
@@ -127,7 +127,7 @@ def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
             advantage_N = discounted_returns(rewards_N, lengths, kind.gamma)
     else:
         of_group = group_advantages(batch.scores, kind, batch.baselines)
-        advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.ids)) for row in batch.rows])
+        advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.learned)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)
     batch.store("advantage", advantage_N.bfloat16().float() if kind.bf16 else advantage_N)

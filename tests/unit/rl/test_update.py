@@ -2,13 +2,16 @@
 differ, so that none can take another's place."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from stepstack.batching.collate import collate
+from stepstack.batching.rows import Row
+from stepstack.generation.types import ToolCall
 from stepstack.rl import update
-from stepstack.rl.config import Kl, PolicyLoss, ValueLoss
+from stepstack.rl.config import Gae, Grpo, Kl, PolicyLoss, ValueLoss
 from tests import tools
 
 NEW = [-1.0, -2.0, -0.5]
@@ -112,3 +115,18 @@ def test_each_role_divides_by_its_own_aggregate(tmp_path):
     part = update.Minibatch(micros=[], spare=[], tokens=7.0, rows=3.0, packs=2.0, learned=3.0)
     assert update.loss_denominator(cfg.policy_loss, part) == 7
     assert update.loss_denominator(cfg.value_loss, part) == 3
+
+
+@pytest.mark.parametrize("advantage", [Gae(gamma=0.5, lam=1.0, whiten=False), Grpo(scale="none")])
+def test_a_tools_tokens_have_no_field_and_the_reward_is_on_the_last_token_that_was_sampled(tmp_path, advantage):
+    """A response whose last two tokens are a tool's, beside one without a tool."""
+    calls = (ToolCall(1, 2, True), ToolCall(4, 6, True))
+    first, second = tools.rollout(tools.prompt(0, [5]), 0, range(2, 8)), tools.rollout(tools.prompt(0, [5]), 1, [9])
+    rows = [Row.of(replace(first, calls=calls), 1.0, 0), Row.of(second, 0.0, 1)]
+    assert [row.fields["sampler"].tolist() for row in rows] == [[-1.0] * 3, [-1.0]]
+    batch = tools.batch(rows)
+    batch.store("value", torch.zeros(4))
+    update.credit(tools.make_run(tmp_path), batch, tools.config(tmp_path, advantage=advantage))
+    expected = [0.25, 0.5, 1.0, 0.0] if isinstance(advantage, Gae) else [0.5, 0.5, 0.5, -0.5]
+    assert batch.field("advantage").tolist() == expected
+    assert collate(rows, pack=False, device="cpu").labels.tolist() == [2, 4, 5, 9]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stepstack.generation.types import Group, Prompt, Rollout
+from stepstack.generation.types import Group, Prompt, Rollout, ToolCall
 
 PROTOCOL = 1
 MAGIC = b"stepstack"
@@ -65,6 +65,7 @@ def group_arrays(group: Group) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "text": [rollout.text for rollout in rollouts],
         "finish": [rollout.finish for rollout in rollouts],
         "version": [rollout.version for rollout in rollouts],
+        "calls": [[[call.begin, call.end, call.succeeded] for call in rollout.calls] for rollout in rollouts],
     }
     return facts, {
         "lengths": np.array([len(rollout.ids) for rollout in rollouts], np.int64),
@@ -77,13 +78,14 @@ def group_of(prompt: Prompt, facts: Mapping[str, Any], arrays: Mapping[str, np.n
     """The group that ``group_arrays`` described, of this prompt. WireError where its parts do not fit."""
     try:
         lengths, ids, logprobs = (arrays[name].tolist() for name in ("lengths", "ids", "logprobs"))
-        per_rollout = list(zip(facts["text"], facts["finish"], facts["version"], lengths, strict=True))
+        calls = [tuple(ToolCall(*call) for call in of_rollout) for of_rollout in facts["calls"]]
+        per_rollout = list(zip(facts["text"], facts["finish"], facts["version"], calls, lengths, strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise WireError(f"a group of problem {prompt.problem.index} is torn ({error})") from None
     if sum(lengths) != len(ids) or len(ids) != len(logprobs):
         raise WireError(f"a group of problem {prompt.problem.index} has {len(ids)} tokens for {sum(lengths)}")
     rollouts, start = [], 0
-    for sample, (text, finish, version, length) in enumerate(per_rollout):
+    for sample, (text, finish, version, called, length) in enumerate(per_rollout):
         end = start + length
         rollouts.append(
             Rollout(
@@ -95,6 +97,7 @@ def group_of(prompt: Prompt, facts: Mapping[str, Any], arrays: Mapping[str, np.n
                 text=text,
                 finish=finish,
                 version=version,
+                calls=called,
             )
         )
         start = end

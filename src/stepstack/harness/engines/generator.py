@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from stepstack.config import to_dict
 from stepstack.generation.build import build_generator, refuse_server
-from stepstack.generation.config import GeneratorConfig
+from stepstack.generation.config import GeneratorConfig, ToolConfig
 from stepstack.generation.prompts import NotText, encode
 from stepstack.generation.types import Answer, Budget, EngineError, Generator, Prompt, Sampling, response_budget
 from stepstack.harness.engine import Question
@@ -28,9 +29,12 @@ def engine_of(
     *,
     lm: Callable[[], PreTrainedModel] | None = None,
     prompt: Callable[[Question], Prompt] | None = None,
+    tool: ToolConfig | None = None,
 ) -> GeneratorEngine:
-    """A run's generator as the harness asks it; ``lm`` and ``prompt`` as in ``GeneratorEngine``."""
-    return GeneratorEngine(generator, tokenizer, batch=cfg.samples_at_once, facts=cfg.facts, lm=lm, prompt=prompt)
+    """A run's generator as the harness asks it; ``lm`` and ``prompt`` as in ``GeneratorEngine``, ``tool`` is what its
+    responses may call."""
+    facts = cfg.facts if tool is None else {**cfg.facts, "tool": to_dict(tool)}
+    return GeneratorEngine(generator, tokenizer, batch=cfg.samples_at_once, facts=facts, lm=lm, prompt=prompt)
 
 
 def open_generator(
@@ -42,14 +46,15 @@ def open_generator(
     auto: Any = AutoModelForCausalLM,
     processor: Processor | None = None,
     prompt: Callable[[Question], Prompt] | None = None,
+    tool: ToolConfig | None = None,
 ) -> GeneratorEngine:
     """A model folder, answering on ``device`` by the generator of a config; vLLM reads its weights by itself. ``auto``
     is the Auto class of the model's task. ConfigError for servers, which hold weights of their own."""
     refuse_server(cfg)
     lm = pretrained.load(place, auto) if cfg.needs_weights else pretrained.skeleton(place, auto)
-    generator = build_generator(cfg, lm, tokenizer, place.path, device, processor)
+    generator = build_generator(cfg, lm, tokenizer, place.path, device, processor, tool)
     module = (lambda: lm.to(device)) if cfg.needs_weights else None  # type: ignore[arg-type]
-    return engine_of(cfg, generator, tokenizer, lm=module, prompt=prompt)
+    return engine_of(cfg, generator, tokenizer, lm=module, prompt=prompt, tool=tool)
 
 
 class GeneratorEngine:

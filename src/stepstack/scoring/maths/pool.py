@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import Pipe
 
+from stepstack.scoring.killable import ChildDied, ChildError, ChildTimeout, Killable
 from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
 
-MAX_START_SECONDS = 120.0  # in which a worker imports sympy on a busy machine
 DIED = "error: the grader's process died"  # begins the reason of an item whose worker ended
-ORPHAN_SECONDS = 60.0  # after the timeout, when an orphaned worker ends itself
-
-
-class GraderError(RuntimeError):
-    """Failure of the pool itself: a worker that does not start, or use after ``close``."""
+WORKER = "stepstack.scoring.maths.worker"
 
 
 class GraderPool:
@@ -46,19 +37,19 @@ class GraderPool:
         self.timeouts = 0
         self.errors = 0
         self.retries = 0
-        self._memory = int(memory_gib * (1 << 30))
+        self._memory = memory_gib
         self._size = cache
         self._cache: OrderedDict[Item, Grade] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._all: list[_Worker] = []
+        self._idle: queue.SimpleQueue[Killable] = queue.SimpleQueue()
+        self._all: list[Killable] = []
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grader")
 
     def map(self, items: Sequence[Item]) -> list[Grade]:
         """Grades in the order of ``items``; equal items are graded once. Raises ValueError as ``maths.grade`` does."""
         if self._closed:
-            raise GraderError("the grader pool is closed: open a new one")
+            raise ChildError("the grader pool is closed: open a new one")
         grades: dict[Item, Grade] = {}
         waiting: list[Item] = []
         for item in dict.fromkeys(items):
@@ -77,7 +68,7 @@ class GraderPool:
         return self.map([(grader, gold, answer)])[0]
 
     def close(self) -> None:
-        """Kill the workers. Items in flight in other threads raise GraderError there."""
+        """Kill the workers. Items in flight in other threads raise ChildError there."""
         self._closed = True
         for worker in self._all:
             worker.close()
@@ -93,17 +84,17 @@ class GraderPool:
         """Start all workers once, and at the same time so that their imports overlap."""
         with self._lock:
             while len(self._all) < self.workers:
-                self._all.append(_Worker(self.timeout, self._memory))
+                self._all.append(Killable(WORKER, self.timeout, self._memory))
                 self._idle.put(self._all[-1])
 
     def _ask(self, item: Item) -> Grade:
         worker = self._idle.get()
         try:
-            verdict = worker.ask(item)
+            verdict = _verdict(worker, item)
             if verdict.reason == "timeout":
                 with self._lock:
                     self.retries += 1
-                verdict = worker.ask(item)
+                verdict = _verdict(worker, item)
         finally:
             self._idle.put(worker)
         self._remember(item, verdict)
@@ -125,70 +116,13 @@ class GraderPool:
                 self._cache.popitem(last=False)
 
 
-class _Worker:
-    """One child process and its pipe. One thread at a time uses it; any thread may close it."""
-
-    def __init__(self, timeout: float, memory: int):
-        self._timeout = timeout
-        self._memory = memory
-        self._lock = threading.Lock()
-        self._closed = False
-        self._start()
-
-    def ask(self, item: Item) -> Grade:
-        """Grade within the timeout. A worker that hangs or dies is replaced. GraderError once closed."""
-        self._wait_ready()
-        begin = time.perf_counter()
-        try:
-            self._pipe.send_bytes(json.dumps(item).encode())
-            if self._pipe.poll(self._timeout):
-                return Grade(**json.loads(self._pipe.recv_bytes()))
-            reason = "timeout"
-        except (EOFError, OSError):
-            reason = f"{DIED} with exit code {self._process.wait()}"
-        self._replace()
-        return Grade(False, item[2], reason, time.perf_counter() - begin)
-
-    def close(self) -> None:
-        """Kill the process. The pipe stays open for a thread that may be waiting on it."""
-        with self._lock:
-            self._closed = True
-            self._process.kill()
-            self._process.wait()
-
-    def _start(self) -> None:
-        """Start the process without waiting for its imports."""
-        self._pipe, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(self._timeout + ORPHAN_SECONDS), str(self._memory)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "stepstack.scoring.maths.worker", *arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)), "OMP_NUM_THREADS": "1"},
-        )
-        theirs.close()
-        self._ready = False
-
-    def _replace(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise GraderError("the grader pool was closed while grading")
-            self._process.kill()
-            self._process.wait()
-            self._pipe.close()
-            self._start()
-
-    def _wait_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            if not self._pipe.poll(MAX_START_SECONDS):
-                raise GraderError(
-                    f"a grader's process did not start within {MAX_START_SECONDS:.0f} s: raise MAX_START_SECONDS in "
-                    "stepstack/scoring/maths/pool.py"
-                )
-            self._pipe.recv_bytes()
-        except (EOFError, OSError):
-            code = self._process.wait()
-            raise GraderError(f"a grader's process ended at its start with exit code {code}; stderr says why") from None
-        self._ready = True
+def _verdict(worker: Killable, item: Item) -> Grade:
+    """Grade of one item; that its worker hung or died is one too."""
+    begin = time.perf_counter()
+    try:
+        return Grade(**worker.ask(item))
+    except ChildTimeout:
+        reason = "timeout"
+    except ChildDied as death:
+        reason = f"{DIED} with {death}"
+    return Grade(False, item[2], reason, time.perf_counter() - begin)

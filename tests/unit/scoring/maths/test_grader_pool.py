@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepstack.scoring.killable import ChildError
 from stepstack.scoring.maths.grade import GRADERS, MAX_ANSWER, grade
-from stepstack.scoring.maths.pool import GraderError, GraderPool
+from stepstack.scoring.maths.pool import GraderPool
 
 HERE = "tests.unit.scoring.maths.graders"
 
@@ -130,7 +131,7 @@ def test_refusals_come_before_any_work():
             pool.map([("math_verify", "", "5")])
         with pytest.raises(ValueError, match="no grader 'fuzzy'"):
             pool.map([("fuzzy", "5", "5")])
-    with pytest.raises(GraderError, match="closed"):
+    with pytest.raises(ChildError, match="closed"):
         pool.map([])
     with pytest.raises(ValueError, match="workers=0"):
         GraderPool(0)
@@ -144,7 +145,7 @@ def test_close_ends_an_item_in_flight():
     def ask():
         try:
             pool.grade(f"{HERE}:sleeps", "1", "2")
-        except GraderError as error:
+        except ChildError as error:
             caught.append(error)
 
     thread = threading.Thread(target=ask)
