@@ -29,7 +29,7 @@ def algorithm(cfg: Config) -> str:
 
 
 def about(cfg: Config) -> str:
-    """What is trained on what."""
+    """Sentence on what is trained on what."""
     size = "" if cfg.model.size is None else f" of {cfg.model.size:,} parameters"
     return (
         f"Open-Reasoner-Zero: a {cfg.model.type} language model{size} learns to reason by {algorithm(cfg)} from a "

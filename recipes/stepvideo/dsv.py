@@ -119,7 +119,7 @@ def table(facts: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def show(report: Report, folder: Path) -> None:
-    """What was kept of the attention at the end, by block and by head."""
+    """Add the shares of the attention that were kept at the end, by block and by head."""
     if facts := read_figures(folder):
         report.table(*table(facts))
         report.heatmaps("DSV at the end, by head", facts["maps"], "block", "head")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stepstack.config import ROOT, RUNS, ConfigError
 
-HELP = "write runs/<name>/report.html anew, also while the run goes on; without a name, runs/index.html"
+HELP = "write runs/<name>/report.html anew, also while the run goes on; without a name, the index of all runs"
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     run = Run(cfg, stop_after=args.stop_after, command=shlex.join(["stepstack", "launch", args.name, *args.overrides]))
     try:
         recipe.train(run)
-    except BaseException as error:
+    except BaseException as error:  # raised again: only the status of the run is written, however it ends
         lost = run.machines.lost(error) if isinstance(error, RuntimeError) else None
         if lost and run.accelerator.is_local_main_process:
             print(f"stepstack train: {lost}", file=sys.stderr, flush=True)

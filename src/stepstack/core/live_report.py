@@ -61,7 +61,7 @@ class LiveReport:
         self._put()
         try:
             self._page()
-        except Exception as error:
+        except Exception as error:  # a fault of a page must not cost a run its hours; the last page raises it
             self.due = None
             print(f"the report of {self.folder} cannot be written while it runs: {error!r}", file=sys.stderr)
             return

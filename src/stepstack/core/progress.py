@@ -21,7 +21,7 @@ METRIC_UNITS = {  # the first one that a row had is shown on a terminal, and mor
     "failed": "failed",
 }
 RATE = "tokens_per_s"
-BAR = 16  # columns
+BAR = 12  # columns
 CLOCK = 8  # columns of the time left
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -64,7 +64,7 @@ class Progress:
     def advance(self, step: int, row: Mapping[str, float]) -> None:
         self.latest |= {label: row[key] for key, label in METRIC_UNITS.items() if key in row}
         figures = [f"{label} {self.latest[label]:.3g}" for label in METRIC_UNITS.values() if label in self.latest]
-        rate = [f"{_short(row[RATE])} tokens/s"] if RATE in row else []
+        rate = [f"{_short(row[RATE])} tok/s"] if RATE in row else []
         ranked = [*figures[:1], *rate, *figures[1:]]
         self.bar.update(self.task, completed=step, notes="  ".join(self._fitting(ranked)))
         now = time.monotonic()

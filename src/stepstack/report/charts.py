@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -83,18 +83,22 @@ def chart(text: ChartText, names: Sequence[str], stages: Sequence[StageRows], mo
 
 
 def compared(runs: Mapping[str, Sequence[StageRows]]) -> list[Chart]:
-    """A chart for the first metric of each of the glossary's that a run has, a line a run. Each run has one stage, or
-    none."""
-    stages = [stage for by_run in runs.values() for stage in by_run]
-    labels = [name for name, by_run in runs.items() for _ in by_run]
+    """Charts of the glossary with a line a run: the first metric of the chart that the run has. Each run has one stage,
+    or none."""
+    named = [(name, stage) for name, stages in runs.items() for stage in stages]
+    firsts = [{text.title: names[0] for text, names in glossary.grouped(metrics_of([stage]))} for _, stage in named]
     out = []
     for text in glossary.CHARTS:
-        names = [name for chart, group in glossary.grouped(metrics_of(stages)) for name in group[:1] if chart is text]
-        for name in [] if text.stacked else names:
-            one = chart(text, [name], stages, COMPARED_POINTS)
-            lines = [{**line, "label": labels[line["stage"]]} for line in one.lines]
-            title = replace(text, unit=f"{name}; {text.unit}".removesuffix("; "))
-            out.append(replace(one, text=title, lines=lines))
+        if text.stacked:
+            continue
+        parts = [
+            (index, name, chart(text, [firsts[index][text.title]], [stage], COMPARED_POINTS))
+            for index, (name, stage) in enumerate(named)
+            if text.title in firsts[index]
+        ]
+        lines = [{**line, "label": name, "stage": index} for index, name, part in parts for line in part.lines]
+        thinned, lost = max((p.thinned_to for *_, p in parts), default=0), sum(p.not_finite for *_, p in parts)
+        out.append(Chart(text, lines, thinned, lost))
     return [one for one in out if one.lines]
 
 

@@ -16,6 +16,7 @@ from stepstack.report import charts, jsonl
 from stepstack.report.charts import Chart, StageRows
 
 SCRIPT = Path(__file__).with_name("page.js")
+SMALL = 240  # pixels; of pictures up to this width two stand beside each other on a narrow screen
 MEDIA = "img-src data:; media-src data:; "  # all that a page shows is in it
 
 
@@ -58,8 +59,9 @@ class Report:
 
     def pictures(self, title: str, items: Sequence[tuple[bytes, str]], width: int = 224) -> None:
         """Add a grid of (PNG, caption), each ``width`` pixels wide."""
+        kind = "small" if width <= SMALL else "large"
         cells = "".join(
-            f'<figure style="width: {width}px"><img alt="" src="data:image/png;base64,'
+            f'<figure class="{kind}" style="width: {width}px"><img alt="" src="data:image/png;base64,'
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
             for png, caption in items
         )
@@ -170,7 +172,8 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "")
         named = zip(head, row, strict=True)
         body += "<tr>" + "".join(_cell(name, str(cell)) for name, cell in named) + "</tr>"
     attribute = f' class="{kind}"' if kind else ""
-    return f'<div class="wide"><table{attribute}><tr>{cells}</tr>{body}</table></div>'
+    titles = f"<tr>{cells}</tr>" if any(head) else ""
+    return f'<div class="wide"><table{attribute}>{titles}{body}</table></div>'
 
 
 def _cell(head: str, text: str) -> str:

@@ -44,9 +44,11 @@ function span(set, chart) {
   return [Math.min(...shown.map((i) => begins[i])), Math.max(...shown.map((i) => ends[i]), 1e-9)];
 }
 
-function ticks(low, high, count) {
+const CLOCK_UNITS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400]; // seconds
+
+function ticks(low, high, count, units = []) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const unit = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const unit = units.find((u) => u >= rough) || [1, 2, 5, 10].find((m) => m * power >= rough) * power;
   const out = [];
   for (let k = Math.ceil(low / unit - 1e-9); k * unit <= high + unit * 1e-9; k++) out.push(k * unit);
   return out;
@@ -139,7 +141,7 @@ function drawAxes(svg, set, { begins, from, to, width, low, high, log, px, py })
     if (set.stages.length > 1 && i >= 0 && px(b) - px(a) > 7 * set.stages[i].name.length)
       svg.append(element("text", { x: px(a) + 3, y: TOP - 5, class: "stage-name" }, set.stages[i].name));
     const start = i >= 0 && state.x === "step" ? begins[i] : 0; // steps are counted anew in each stage, time goes on
-    for (const tick of ticks(a - start, b - start, Math.max(1, ((px(b) - px(a)) / 70) | 0))) {
+    for (const tick of ticks(a - start, b - start, Math.max(1, ((px(b) - px(a)) / 70) | 0), state.x === "time" ? CLOCK_UNITS : [])) {
       const x = px(tick + start), text = state.x === "step" ? number(tick) : clock(tick);
       if (x - 3.5 * text.length < Math.max(free, LEFT - 8) || x + 3.5 * text.length > width) continue;
       free = x + 3.5 * text.length + 6;

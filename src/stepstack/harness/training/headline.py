@@ -1,4 +1,4 @@
-"""What came of a run in a few figures, for the top of its report and its line in the index."""
+"""Headline of a run: a few figures for the top of its report and its line in the index."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepstack.harness.training.evaluated import Columns, first_task
-from stepstack.harness.training.history import History
+from stepstack.harness.training.history import RunHistory
 
 Figure = tuple[str, str]  # a value as it is read, and what it is
 SELECTED = "eval/accuracy"  # key of the figure that a recipe watches
 
 
-def figures(history: History, columns: Columns) -> list[Figure]:
+def figures(history: RunHistory, columns: Columns) -> list[Figure]:
     """The score before and after, how long answers are, and what it took."""
     found = [*score(history, columns), *_lengths(history, columns)]
     if history.tokens:
@@ -23,7 +23,7 @@ def figures(history: History, columns: Columns) -> list[Figure]:
     return found
 
 
-def score(history: History, columns: Columns) -> list[Figure]:
+def score(history: RunHistory, columns: Columns) -> list[Figure]:
     """The first figure of the first task before and after training; of a run that has no such evaluation yet, what it
     watches, or the loss."""
     task = first_task(columns, history.record["config"]["evals"])
@@ -39,7 +39,7 @@ def score(history: History, columns: Columns) -> list[Figure]:
     return []
 
 
-def _lengths(history: History, columns: Columns) -> list[Figure]:
+def _lengths(history: RunHistory, columns: Columns) -> list[Figure]:
     task = first_task(columns, history.record["config"]["evals"])
     if task is None:
         return []

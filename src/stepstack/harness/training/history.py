@@ -15,7 +15,7 @@ LAST_STAGE = "training"  # name of the run's own stage where no status says it
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class RunHistory:
     """``record``: config.json. ``status``: status.json, None for a run of before it was written. ``stages``: those that
     trained, each with its rows."""
 
@@ -48,11 +48,11 @@ class History:
         return sum(stage.total("time/step") for stage in self.stages)
 
 
-def read(folder: Path) -> History:
+def read(folder: Path) -> RunHistory:
     """JsonError for a folder without a whole config.json, and for bad files in it."""
     record = jsonl.read_json(folder / "config.json", "config", "provenance")
     status = read_status(folder)
-    return History(folder, record, status, stages_of(folder, status["stages"] if status else {}))
+    return RunHistory(folder, record, status, stages_of(folder, status["stages"] if status else {}))
 
 
 def stages_of(folder: Path, names: dict[str, str]) -> list[StageRows]:

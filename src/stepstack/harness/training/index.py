@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from stepstack.harness.training import headline, history
 from stepstack.harness.training.evaluated import columns_of
-from stepstack.harness.training.history import History
+from stepstack.harness.training.history import RunHistory
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
@@ -31,7 +31,7 @@ class UnreadableRun:
 def write(runs: Path) -> Path:
     """Write the index of a folder of runs. A run that cannot be read stands in it with the reason."""
     found = sorted((_read(file.parent) for file in runs.glob("*/config.json")), key=_began, reverse=True)
-    good = [run for run in found if isinstance(run, History)][:COMPARED]
+    good = [run for run in found if isinstance(run, RunHistory)][:COMPARED]
     report = Report("Runs")
     bound = f" Curves are those of the newest {COMPARED}." if len(found) > COMPARED else ""
     choice = f"The boxes choose whose curves are drawn, the last stage of each.{bound}"
@@ -43,18 +43,18 @@ def write(runs: Path) -> Path:
     return report.write(runs / FILE)
 
 
-def _read(folder: Path) -> History | UnreadableRun:
+def _read(folder: Path) -> RunHistory | UnreadableRun:
     try:
         return history.read(folder)
     except (jsonl.JsonError, OSError, KeyError) as error:
         return UnreadableRun(folder, str(error))
 
 
-def _began(run: History | UnreadableRun) -> str:
-    return run.record["provenance"]["time"] if isinstance(run, History) else ""
+def _began(run: RunHistory | UnreadableRun) -> str:
+    return run.record["provenance"]["time"] if isinstance(run, RunHistory) else ""
 
 
-def _row(run: History | UnreadableRun, compared: list[History]) -> str:
+def _row(run: RunHistory | UnreadableRun, compared: list[RunHistory]) -> str:
     name = html.escape(run.folder.name)
     if isinstance(run, UnreadableRun):
         return _cells(["", name, "", "unreadable", "", html.escape(run.why), "", "", ""])

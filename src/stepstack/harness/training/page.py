@@ -12,13 +12,13 @@ from stepstack.config import flatten
 from stepstack.harness.training import index
 from stepstack.harness.training.evaluated import Columns, checkpoint_rows
 from stepstack.harness.training.headline import Figure, figures
-from stepstack.harness.training.history import History
+from stepstack.harness.training.history import RunHistory
 from stepstack.report import provenance
 from stepstack.report.charts import StageRows
 from stepstack.report.html import Report, table_of
 
 
-def begin(history: History, columns: Columns, first: Sequence[Figure] = ()) -> Report:
+def begin(history: RunHistory, columns: Columns, first: Sequence[Figure] = ()) -> Report:
     """A report with its headline. ``first``: figures of the recipe's own, in front of those that every run has."""
     report = Report(history.name)
     if not history.running or (history.folder.parent / index.FILE).is_file():
@@ -33,14 +33,14 @@ def begin(history: History, columns: Columns, first: Sequence[Figure] = ()) -> R
     return report
 
 
-def curves(report: Report, history: History) -> None:
+def curves(report: Report, history: RunHistory) -> None:
     """Add the curves of all stages, and those of checkpoints that were scored."""
     report.curves("Curves", history.stages, live=history.running)
     if rows := checkpoint_rows(history.folder):
         report.curves("Checkpoints", [StageRows("checkpoints", rows)])
 
 
-def end(report: Report, history: History) -> Path:
+def end(report: Report, history: RunHistory) -> Path:
     """Add settings and provenance, and write the page. A run that is over is in the index of its folder too."""
     config = history.record["config"]
     report.add("<h2>Configuration</h2><p>Every value; <code>config.json</code> in the run's folder is the same.</p>")
@@ -97,7 +97,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _provenance(history: History) -> list[tuple[str, str]]:
+def _provenance(history: RunHistory) -> list[tuple[str, str]]:
     facts = history.record["provenance"]
     rows = [("began", facts["time"]), ("made by", provenance.describe(facts))]
     if history.status:
