@@ -40,8 +40,7 @@ def run_folder(runs, name):
 
 
 def test_a_finished_run_says_what_came_of_it_and_is_in_the_index(tmp_path):
-    folder, live = run_folder(tmp_path, "a [run] <1>")
-    page = live.end("finished")
+    page = run_folder(tmp_path, "a [run] <1>")[1].end("finished")
     text = page.read_text()
     for words in (
         "0.250 → 0.750",
