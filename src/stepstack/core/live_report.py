@@ -101,7 +101,9 @@ def read_status(folder: Path) -> dict[str, Any] | None:
 def unchanged_random_state() -> Iterator[None]:
     """Random numbers after the block are those that would have come without it: on the CPU, of torch, numpy, Python."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

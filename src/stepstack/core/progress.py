@@ -80,7 +80,7 @@ class Progress:
         """The first figures, as many as leave the bar and the clock whole; one at least."""
         others = [len(self.title), BAR, 2 * len(str(self.total)) + 1, CLOCK, len(f"left{self.then}")]
         room = self.console.width - sum(others) - len(others) - 1  # a space between two columns
-        fitting = sum(end <= room for end in accumulate(len(figure) + 2 for figure in figures))
+        fitting = sum(end - 2 <= room for end in accumulate(len(figure) + 2 for figure in figures))
         return list(figures[: max(1, fitting)])
 
 

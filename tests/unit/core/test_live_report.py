@@ -58,7 +58,7 @@ def test_random_numbers_are_those_of_a_run_without_a_page(tmp_path):
     def write(folder):
         draw()
         torch.manual_seed(7)
-        return folder
+        raise OSError("the disk is full")  # the numbers are the same also where no page came of it
 
     torch.manual_seed(1)
     np.random.seed(1)

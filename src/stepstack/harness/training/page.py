@@ -57,7 +57,7 @@ def _status(status: Mapping[str, Any] | None) -> str:
     if status is None:
         return ""
     where = f"{status['stage']}, step {status['step']} of {status['total']}. " if status["state"] == "running" else ""
-    why = f"{status['why']}. " if status["why"] else ""
+    why = f"{status['why'].rstrip('.')}. " if status["why"] else ""
     time = html.escape(status["time"])
     return (
         f'<p id="status" class="{status["state"]}" data-state="{status["state"]}" data-time="{time}">'

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from stepstack.cli import main as cli
 from stepstack.core.live_report import LiveReport
-from stepstack.harness.training import history, index, outcome
+from stepstack.harness.training import history, outcome
 from stepstack.report import jsonl
 from tests import tools
 
@@ -94,17 +95,27 @@ def test_stages_come_in_training_order_and_add_up(tmp_path):
     assert [stage.name for stage in history.read(folder).stages] == ["base", "training"]
 
 
-def test_the_index_compares_runs_and_names_what_it_cannot_read(tmp_path):
+def test_the_index_compares_runs_and_names_what_it_cannot_read(tmp_path, capsys):
     for name in ("one", "two"):
         run_folder(tmp_path, name)[1].end("finished")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
-    page = index.write(tmp_path)
+    broken = run_folder(tmp_path, "torn")[0] / "evals" / "after" / "first" / "result.json"
+    broken.write_text("{")
+    assert cli.main(["report", "--runs", str(tmp_path)]) == 0
+    page = tmp_path / "index.html"
+    assert capsys.readouterr().out.strip() == str(page)
     data = tools.page_data(page)
     assert sorted(data["runs"]) == ["one", "two"]
     assert data["chosen"] == [0, 1]
     assert sorted(line["label"] for line in data["charts"]["Reward"]["lines"]) == ["one", "two"]
     text = page.read_text()
-    assert "unreadable" in text
+    assert text.count("<td>unreadable</td>") == 2
     assert "broken/config.json is not JSON" in text
     assert json.dumps(data["runs"], separators=(",", ":")) in text
+
+
+def test_a_folder_without_runs_has_no_index(tmp_path, capsys):
+    assert cli.main(["report", "--runs", str(tmp_path)]) != 0
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "index.html").exists()
