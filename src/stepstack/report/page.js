@@ -40,7 +40,8 @@ function span(set, chart) {
   if (state.zoom) return state.zoom.split(",").map(Number);
   const one = set.stages.findIndex((stage) => stage.name === state.range);
   if (one >= 0) return [begins[one], ends[one]];
-  const shown = state.range === "whole" ? set.stages.map((_, i) => i) : chart.lines.map((line) => line.stage);
+  const drawn = chart.lines.filter((line) => !hiddenRuns.has(line.label)), all = state.range === "whole" || !drawn.length;
+  const shown = all ? set.stages.map((_, i) => i) : drawn.map((line) => line.stage);
   return [Math.min(...shown.map((i) => begins[i])), Math.max(...shown.map((i) => ends[i]), 1e-9)];
 }
 
