@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Prompt, Rollout, Sampling
 from stepstack.models.lm import tiny
 from stepstack.records import Problem
+from stepstack.report import glossary, jsonl
 from stepstack.rl.config import PpoConfig, RolloutConfig
 
 VOCAB = 100
@@ -172,3 +176,24 @@ def scripted(tokenizer: Any, scripts: dict[tuple[int, ...], Sequence[int]], **ch
     made = generator(qwen2(len(tokenizer), **changes), tokenizer)
     made.decoder = Scripted(scripts, len(tokenizer))
     return made
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    """Data of a page's script, as a browser reads it; ``charts`` by title."""
+    text = page.read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    titles = [html.unescape(title) for title in re.findall(r'<svg role="img" aria-label="(.*?)">', text)]
+    return data | {"charts": dict(zip(titles, data["charts"], strict=True))}
+
+
+def unexplained(folder: Path) -> list[str]:
+    """Metrics of a run and its stages that the glossary neither explains nor leaves out on purpose."""
+    return glossary.gaps([name for file in folder.rglob("metrics.jsonl") for row in jsonl.read(file) for name in row])
+
+
+def result_of(task: str, value: float) -> dict[str, Any]:
+    """A result.json of an evaluation with one metric."""
+    metric = {"name": "avg@1", "value": value, "stderr": None, "n": 5, "higher_is_better": True}
+    result = {"task": task, "metrics": [metric], "length": 4.0, "truncated": 0, "samples": 5, "step": 0, "n": 5, "k": 1}
+    result |= {"version": 1, "failed": {}, "timing": {}, "plan": {"budget": {}}, "model": {"sha256": "0", "name": "m"}}
+    return result | {"provenance": {"commit": "0", "dirty": False}}

@@ -9,7 +9,7 @@ from typing import Any
 from recipes.chat.config import Config
 from recipes.chat.data import load_pairs, load_rows, prepare, select_prompts, shown_pairs, shown_rows
 from recipes.chat.model import load_encoder, load_model, open_engine, prompt_builder, start_model
-from recipes.chat.report import write_report
+from recipes.chat.report import keep_report, write_report
 from recipes.chat.reward import exact
 from recipes.chat.stages import dpo, sft
 from recipes.chat.tasks import tasks
@@ -28,6 +28,7 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "tasks",
 
 def train(run: Run[Config]) -> None:
     """The whole recipe: one stage, or sft as a stage inside of the run and dpo on the model that it made."""
+    keep_report(run)
     cfg, place = run.config, start_model(run)
     last = cfg.dpo or cfg.sft
     if cfg.sft is not None and cfg.dpo is not None:
@@ -37,7 +38,7 @@ def train(run: Run[Config]) -> None:
         place = place.moved(sft_model)
     assert last is not None, "the config asks for a stage"
     tune(run, last, place)
-    report_outcome(run, write_report)
+    report_outcome(run)
     run.finish()
 
 

@@ -9,7 +9,7 @@ from data.drawn.papers import Papers
 from recipes.mdocsum.config import Config, Dpo, GrpoStage, MoreSft, Sft, TinyVl
 from recipes.mdocsum.data import load_prompts, prepare, shown_rows
 from recipes.mdocsum.model import base_model, load_model, open_engine, sampler, skeleton, untrained
-from recipes.mdocsum.report import write_report
+from recipes.mdocsum.report import keep_report, write_report
 from recipes.mdocsum.reward import make_metric, watched
 from recipes.mdocsum.stages import first_stage, fit_grpo, fit_lessons, fit_second
 from recipes.mdocsum.tasks import tasks
@@ -27,6 +27,7 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "show_rows", "skeleto
 def train(run: Run[Config]) -> None:
     """The whole recipe: instruction tuning, then the second stage, each where the config has it, and a look at them."""
     cfg = run.config
+    keep_report(run)
     place = base_model(run)
     if cfg.sft is not None and cfg.second is not None:
         place = first_stage(run, cfg.sft, place)
@@ -56,7 +57,7 @@ def train(run: Run[Config]) -> None:
     generator.load(policy.named_weights(), version=policy.updates)
     folder = inner.export(policy.role, run.dir / "model", processor)
     measure(run, "after", engine, str(folder), tasks(cfg))
-    report_outcome(run, write_report)
+    report_outcome(run)
     run.finish()
 
 

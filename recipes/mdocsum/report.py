@@ -14,9 +14,10 @@ from pydantic import TypeAdapter
 from data.media.documents import FIGURE, Document
 from recipes.mdocsum.config import Config
 from recipes.mdocsum.data import documents
+from stepstack.core.run import Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.training import outcome
-from stepstack.harness.training.outcome import Columns
+from stepstack.harness.training.evaluated import Columns, common
 from stepstack.report import jsonl
 from stepstack.report.html import Column, FramedPicture, Report
 from stepstack.scoring.documents import NO_FIGURE, Paragraph, SummaryGold, parse
@@ -25,26 +26,20 @@ PAPERS_IN_REPORT = 12
 PICTURE_SIDE = 84  # pixels of a figure's longer side
 TRUE_COLOUR, WRONG_COLOUR = "#009638", "#dc0078"
 
-# A falling winner is DPO's most reported surprise, so winners and losers are drawn apart.
-SECOND = {
-    "Log-probability of winners": ("policy/chosen_logp",),
-    "Log-probability of losers": ("policy/rejected_logp",),
-    "Reward of winners and losers": ("policy/chosen_reward", "policy/rejected_reward"),
-    "Pairs in the right order": ("policy/right",),
-    "Loss": ("loss",),
-    "Figure match (held out, selection set)": ("eval/match",),
-    "Total, TS, IS, parse (held out, selection set)": ("eval/accuracy", "eval/ts", "eval/is", "eval/parse"),
-    "Summary length, tokens": ("eval/length",),
-    "Entropy, nats": ("policy/entropy",),
-    "Gradient norm": ("policy/grad_norm",),
-}
-FIRST = {"Loss": ("loss",), "Gradient norm": ("policy/grad_norm",), "Learning rate": ("policy/lr",)}
-GRPO = {
-    "Score (rollouts)": ("reward",),
-    "Figure match (held out, selection set)": ("eval/match",),
-    "Total, TS, IS, parse (held out, selection set)": ("eval/accuracy", "eval/ts", "eval/is", "eval/parse"),
-    "Entropy, nats per token": ("actor/entropy",),
-}
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg = run.config
+    kinds = [] if cfg.sft is None else ["instruction tuning"]
+    stages = {"sft": "instruction tuning"} if cfg.second is not None and cfg.sft is not None else {}
+    if cfg.second is None:
+        stages |= {"": "instruction tuning"}
+    else:
+        kinds.append(cfg.second.type.upper())
+        stages |= {"grpo" if cfg.second.type == "grpo" else "": cfg.second.type.upper()}
+    papers = "drawn papers" if cfg.data.type == "papers" else "papers from a folder"
+    about = f"M-DocSum: a {cfg.model.type} vision-language model learns to summarise {papers} and to pick figures"
+    run.keep_report(write_report, f"{about}, by {', then '.join(kinds)}.", stages)
 
 
 def write_report(folder: Path) -> Path:
@@ -64,11 +59,8 @@ def write_report(folder: Path) -> Path:
             kinds = jsonl.read_json(pairs, "kinds")["kinds"].items()
             rows = [(kind, str(n["pairs"]), f"{n['share']:.2f}", f"{n['longer']:+.1f}") for kind, n in kinds]
             report.table("Preference pairs", ("kind", "pairs", "share", "winner longer by, tokens"), rows)
-        for name, curves in (("sft", FIRST), ("grpo", GRPO)):
-            if (file := folder / name / "metrics.jsonl").is_file():
-                report.curves({"sft": "Instruction tuning", "grpo": "GRPO"}[name], list(jsonl.read(file)), curves)
 
-    return outcome.write(folder, SECOND, show)
+    return outcome.write(folder, show)
 
 
 CHOICE_HEAD = ("", "true", "chosen right", "a similar one", "another one", "None", "no such idx, or unread")
@@ -76,7 +68,7 @@ CHOICE_HEAD = ("", "true", "chosen right", "a similar one", "another one", "None
 
 def first_samples(columns: Columns) -> dict[str, list[Sample]]:
     """The first sample of each paper of the first task at each moment."""
-    tasks = outcome.common(*columns.values())
+    tasks = common(*columns.values())
     if not tasks:
         return {}
     return {

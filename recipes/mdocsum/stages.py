@@ -118,7 +118,7 @@ def fit_grpo(
 ) -> tuple[Run[Any], Trainable]:
     """GRPO on the score, as a stage of its own in runs/<name>/grpo."""
     cfg = run.config
-    inner: Run[Any] = Run(cfg.grpo, folder=run.dir / "grpo")
+    inner: Run[Any] = Run(cfg.grpo, folder=run.dir / "grpo", live=run.live)
     models = roles(inner, cfg.grpo, lm, lambda lm: VisionPolicy(lm, processor.patcher, processor.banned))
     ppo.train(
         inner,

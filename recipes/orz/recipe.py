@@ -8,7 +8,7 @@ from typing import Any
 from recipes.orz.config import Config
 from recipes.orz.data import load_prompts, prepare
 from recipes.orz.model import load_model, open_engine, open_sampler, skeleton
-from recipes.orz.report import write_report
+from recipes.orz.report import keep_report, write_report
 from recipes.orz.reward import reward_of
 from recipes.orz.tasks import tasks
 from stepstack.core.run import Run
@@ -26,6 +26,7 @@ __all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "skel
 def train(run: Run[Config]) -> None:
     """The whole recipe: compose the parts, call one loop, show what was learned."""
     cfg = run.config
+    keep_report(run)
     lm, tokenizer, source = load_model(run)
     prompts = load_prompts(cfg, tokenizer)
     run.reseed()
@@ -49,7 +50,7 @@ def train(run: Run[Config]) -> None:
         before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
     measure(run, "after", engine, str(run.export("actor", run.dir / "model", tokenizer)), tasks(cfg))
-    report_outcome(run, write_report)
+    report_outcome(run)
     run.finish()
 
 

@@ -1,28 +1,42 @@
-"""The curves of an ORZ run."""
+"""The report of an ORZ run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from recipes.orz.config import Config, TinyBase
+from stepstack.core.run import Run
 from stepstack.harness.training import outcome
 
-# Title -> the metrics drawn together.
-CURVES = {
-    "Reward (rollouts)": ("reward", "pass_at_n"),
-    "Accuracy (held out, selection set)": ("eval/accuracy",),
-    "Response length, tokens": ("length", "length_rewarded", "length_unrewarded", "eval/length"),
-    "Entropy, nats per token": ("actor/entropy",),
-    "KL of an update, nats per token": ("actor/kl",),
-    "Clip fraction": ("actor/clip_fraction",),
-    "Explained variance of the critic": ("critic/explained_variance",),
-    "Losses": ("actor/loss", "critic/loss"),
-    "Gradient norm": ("actor/grad_norm", "critic/grad_norm"),
-    "Sampler against trainer log-probability": ("actor/mismatch", "actor/mismatch_max"),
-    "Truncated rollouts, groups without signal": ("truncated", "frac_zero_std"),
-    "Throughput, tokens/s": ("tokens_per_s",),
+DATA = {
+    "chains": "sums of several terms, drawn on the spot",
+    "prepared": "prepared problems of mathematics",
+    "rows": "rows of your own",
+    "reasoning_gym": "tasks of reasoning-gym",
+    "task": "the rows of a task",
 }
+
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg = run.config
+    stages = {"base": "SFT"} if isinstance(cfg.model, TinyBase) else {}
+    run.keep_report(write_report, about(cfg), stages | {"": algorithm(cfg)})
+
+
+def algorithm(cfg: Config) -> str:
+    return {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO"}[cfg.advantage.type]
+
+
+def about(cfg: Config) -> str:
+    """Sentence on what is trained on what."""
+    size = "" if cfg.model.size is None else f" of {cfg.model.size:,} parameters"
+    return (
+        f"Open-Reasoner-Zero: a {cfg.model.type} language model{size} learns to reason by {algorithm(cfg)} from a "
+        f"0/1 reward alone, on {DATA[cfg.data.type]}; {cfg.steps} steps of {cfg.rollouts_per_step} answers."
+    )
 
 
 def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
-    return outcome.write(folder, CURVES)
+    return outcome.write(folder)

@@ -8,7 +8,7 @@ from typing import Any
 from recipes.perception.config import BoxFileReward, Config, weights_of
 from recipes.perception.data import load_prompts, prepare
 from recipes.perception.model import load_model, open_engine, open_sampler, prompt_builder, skeleton
-from recipes.perception.report import write_report
+from recipes.perception.report import keep_report, write_report
 from recipes.perception.reward import make_metric, reward_of
 from recipes.perception.tasks import tasks
 from stepstack.core.run import Run
@@ -28,6 +28,7 @@ __all__ = ["Config", "describe", "open_engine", "open_sampler", "prepare", "skel
 def train(run: Run[Config]) -> None:
     """The whole recipe: compose the parts, call one loop, show what was learned."""
     cfg = run.config
+    keep_report(run)
     lm, processor, source = load_model(run)
     prompts = load_prompts(cfg, processor)
     run.reseed()
@@ -52,7 +53,7 @@ def train(run: Run[Config]) -> None:
         before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
     measure(run, "after", engine, str(run.export("actor", run.dir / "model", processor)), tasks(cfg))
-    report_outcome(run, write_report)
+    report_outcome(run)
     run.finish()
 
 

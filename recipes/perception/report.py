@@ -9,13 +9,14 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from pydantic import TypeAdapter
 
-from recipes.perception.config import Config
+from recipes.perception.config import Config, TinyVl
 from recipes.perception.data import problems
 from recipes.perception.reward import Gold
+from stepstack.core.run import Run
 from stepstack.harness.answers import Sample, by_question, read
 from stepstack.harness.config import TaskData
 from stepstack.harness.training import outcome
-from stepstack.harness.training.outcome import Columns
+from stepstack.harness.training.evaluated import Columns, common
 from stepstack.records import gold_text
 from stepstack.report import jsonl
 from stepstack.report.html import Report
@@ -27,34 +28,21 @@ PICTURES_IN_REPORT, PICTURES_IN_SHEET = 24, 8  # the sheet is pictures.png
 PICTURE_SIDE = 224  # pixels of the shorter side
 TRUE_COLOUR, PREDICTED_COLOUR = (0, 150, 60), (220, 0, 120)
 
-CURVES = {
-    "Reward (rollouts)": ("reward",),
-    "Parts of the reward": (
-        "reward/format",
-        "reward/iou",
-        "reward/points",
-        "reward/exact",
-        "reward/similarity",
-        "reward/location",
-        "reward/cls",
-        "reward/count_f1",
-        "reward/missing",
-    ),
-    "First figure (held out, selection set)": ("eval/accuracy",),
-    "Response length, tokens": ("length", "eval/length"),
-    "Entropy, nats per token": ("actor/entropy",),
-    "KL of an update, nats per token": ("actor/kl",),
-    "Gradient norm": ("actor/grad_norm",),
-    "Sampler against trainer log-probability": ("actor/mismatch", "actor/mismatch_max"),
-    "Truncated rollouts, groups without signal": ("truncated", "frac_zero_std"),
-    "Throughput, tokens/s": ("tokens_per_s",),
-}
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg, algorithm = run.config, run.config.advantage.type.upper()
+    stages = {"base": "SFT"} if isinstance(cfg.model, TinyVl) else {}
+    data = "drawn pictures" if cfg.data.type in ("objects", "words") else "pictures from files"
+    about = (
+        f"Perception-R1: a {cfg.model.type} vision-language model learns {cfg.task} on {data} by {algorithm}, "
+        f"{cfg.steps} steps of {cfg.rollouts_per_step} answers."
+    )
+    run.keep_report(write_report, about, stages | {"": algorithm})
 
 
 def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
-    from recipes.perception.config import Config
-
     text = json.dumps(jsonl.read_json(folder / "config.json", "config")["config"])
     cfg = TypeAdapter(Config).validate_json(text, strict=True)
 
@@ -69,12 +57,12 @@ def write_report(folder: Path) -> Path:
             }
             jsonl.write_bytes_atomic(folder / "pictures.png", sheet(first))
 
-    return outcome.write(folder, CURVES, None if isinstance(cfg.data, TaskData) else show)
+    return outcome.write(folder, None if isinstance(cfg.data, TaskData) else show)
 
 
 def grid(cfg: Config, columns: Columns) -> dict[str, list[tuple[bytes, str]]]:
     """The first questions of the test split, a row a moment: (PNG, caption). A task of other rows is not shown."""
-    tasks = outcome.common(*columns.values())
+    tasks = common(*columns.values())
     if not tasks:
         return {}
     by_moment = {

@@ -14,7 +14,7 @@ from recipes.stepaudio.evaluation.open import open_engine
 from recipes.stepaudio.model import student_takes
 from recipes.stepaudio.released import data as released_data
 from recipes.stepaudio.released import model as released
-from recipes.stepaudio.report import write_report
+from recipes.stepaudio.report import keep_report, write_report
 from recipes.stepaudio.stages import train_by_reward, train_student, train_teacher
 from recipes.stepaudio.tasks import tasks
 from stepstack.core import preflight
@@ -31,6 +31,7 @@ def train(run: Run[Config]) -> None:
     """The whole recipe: the teacher, the data engine, the student, GRPO where the config has it, and all of them
     heard."""
     cfg = run.config
+    keep_report(run)
     preflight.refuse(preflight.packages(cfg))
     if isinstance(cfg.model, Pretrained):
         train_published(run)
@@ -47,7 +48,7 @@ def train(run: Run[Config]) -> None:
         if model != student:
             evaluate(run, "student", student)
         evaluate(run, "after", model)
-    report_outcome(run, write_report)
+    report_outcome(run)
     run.finish()
 
 

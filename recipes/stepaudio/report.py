@@ -10,9 +10,11 @@ from data.sets.speech import RATE
 from recipes.stepaudio.config import Config
 from recipes.stepaudio.data import VOICES, layout_of, load_decoder, recordings, text_tokenizer
 from stepstack.config import ROOT, Resolved, build
+from stepstack.core.run import Run
 from stepstack.harness.answers import Sample
 from stepstack.harness.training import outcome
-from stepstack.harness.training.outcome import Columns, Result, side_by_side
+from stepstack.harness.training.evaluated import Columns, Result, side_by_side
+from stepstack.models.lm.config import Pretrained
 from stepstack.models.speech.mel import log_mel
 from stepstack.models.speech.tokenizer import FRAMES, Codes
 from stepstack.report import jsonl
@@ -20,9 +22,25 @@ from stepstack.report.html import Marked, Report, Sound
 from stepstack.report.spectrogram import spectrogram_png
 from stepstack.scoring.speech import word_errors
 
-CURVES = {"Loss of the student": ("policy/loss",), "Entropy, nats per token": ("policy/entropy",)}
 PLAYED = 12  # lines with players
 HEADS = {"before": "teacher", "after": "student"}
+
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg = run.config
+    if isinstance(cfg.model, Pretrained):
+        about = f"Step-Audio: {cfg.model.path} learns to speak from takes ({cfg.source})."
+        run.keep_report(write_report, about, {"": "student"})
+        return
+    about = (
+        f"Step-Audio: a teacher speaks new texts, a student of {cfg.student_shape.size:,} parameters learns its takes"
+    )
+    if cfg.rl is None:
+        run.keep_report(write_report, f"{about} ({cfg.source}).", {"teacher": "teacher", "": "student"})
+        return
+    stages = {"teacher": "teacher", "student": "student", "grpo": "GRPO"}
+    run.keep_report(write_report, f"{about} ({cfg.source}), then by GRPO what sounds right.", stages)
 
 
 def write_report(folder: Path) -> Path:
@@ -38,7 +56,7 @@ def write_report(folder: Path) -> Path:
             report.details("Texts without a kept take", found["texts_without_a_take"])
             report.details("Codebook use", found["codebooks"])
 
-    return outcome.write(folder, CURVES, show)
+    return outcome.write(folder, show)
 
 
 def _players(report: Report, columns: Columns, folder: Path) -> None:

@@ -91,7 +91,7 @@ def train_by_reward(run: Run[Config], student: Path, tokenizer: PreTrainedTokeni
     """GRPO of a student's folder on the reward, as a stage of its own in runs/<name>/grpo, and the folder of its model.
     The mask is in the sampler and in the trainer. Lines are those of teacher and engine, spoken by nobody but it."""
     cfg, layout = run.config, layout_of(run.config, tokenizer)
-    inner: Run[PpoConfig] = Run(cfg.grpo, folder=run.dir / "grpo")
+    inner: Run[PpoConfig] = Run(cfg.grpo, folder=run.dir / "grpo", live=run.live)
     place = Pretrained(path=str(student))
     lm = inner.load(lambda: pretrained.load(place), lambda: pretrained.skeleton(place))
     mask, reward = mask_of(layout, lm), reward_of(cfg)

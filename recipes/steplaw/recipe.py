@@ -10,7 +10,7 @@ import torch
 from recipes.steplaw.config import Config
 from recipes.steplaw.data import prepare
 from recipes.steplaw.model import measure
-from recipes.steplaw.report import finish, write_report
+from recipes.steplaw.report import finish, keep_report, write_report
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
 from stepstack.harness.engine import Engine
@@ -21,6 +21,7 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "wr
 
 def train(run: Run[Config]) -> None:
     """Train every point of the sweep, one a step."""
+    keep_report(run)
     points = run.config.points
     for number in run.steps(len(points)):
         result = measure(run, points[number])

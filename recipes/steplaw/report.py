@@ -11,15 +11,23 @@ from typing import Any
 from recipes.steplaw.analysis import judge, summary, tables
 from recipes.steplaw.config import Config
 from stepstack.core.run import Run
+from stepstack.harness.training import page
+from stepstack.harness.training.history import read as read_history
 from stepstack.planning.steplaw import fit, grids, laws
 from stepstack.planning.steplaw.grids import Columns, LossGrid
 from stepstack.planning.steplaw.laws import PowerLaw
 from stepstack.report import jsonl
 from stepstack.report.formats import render
-from stepstack.report.html import Report
 from stepstack.terminal import console
 
 HEAD = ("N", "D", "lr", "bs", "loss", "held_out")  # bs in tokens: what `stepstack plan steplaw fit` reads
+
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg = run.config
+    about = f"Step Law: {len(cfg.points)} language models in {len(cfg.cells)} cells, over learning rate and batch size"
+    run.keep_report(write_report, f"{about}; a step is a model, its loss that of held-out text.", {"": "sweep"})
 
 
 def finish(run: Run[Config]) -> None:
@@ -30,10 +38,9 @@ def finish(run: Run[Config]) -> None:
     fit = fit_and_check(table, run.config.window)
     fit["cpu_s"] = sum(result["cpu_s"] for result in results(run.config, run.dir))
     jsonl.write_json_atomic(run.dir / "fit.json", fit)
-    page = write_report(run.dir)
     out = console()
     out.print(render(tables.sweep_tables(fit), "md"), soft_wrap=True)
-    out.print(f"report: {page}\nruns:   {table}", soft_wrap=True)
+    out.print(f"report: {run.end_report()}\nruns:   {table}", soft_wrap=True)
 
 
 def write_table(cfg: Config, folder: Path) -> Path:
@@ -91,8 +98,8 @@ def _check(grid: LossGrid, name: str, law: PowerLaw, window: float) -> dict[str,
 
 def write_report(folder: Path) -> Path:
     """Write runs/<name>/report.html from the files in the folder. An unfinished sweep shows its curve alone."""
-    run = jsonl.read_json(folder / "config.json", "config")
-    report = Report(run["config"]["name"])
+    history = read_history(folder)
+    report = page.begin(history, {})
     if (folder / "fit.json").is_file():
         fit = jsonl.read_json(folder / "fit.json")
         shaping, checking = read_cells(folder / "sweep.csv")
@@ -101,11 +108,8 @@ def write_report(folder: Path) -> Path:
             report.heading("Held-out cells")
             report.table("Laws on cells that they never saw", *_check_rows(fit["checks"]))
             summary.add(report, fit | {"grids": fit["held_out"]}, checking)
-    metrics = folder / "metrics.jsonl"
-    rows: Sequence[Mapping[str, float]] = list(jsonl.read(metrics)) if metrics.is_file() else []
-    report.curves("Points in the order of training", rows, {"held-out loss": ("loss",), "CPU seconds": ("cpu_s",)})
-    report.details("Configuration and provenance", run)
-    return report.write(folder / "report.html")
+    page.curves(report, history)
+    return page.end(report, history)
 
 
 def _check_rows(checks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:

@@ -26,7 +26,6 @@ from stepstack.report.html import Report
 FILE = "dsv.json"
 FIGURE_STEPS = 100  # steps at the end of a run that its figures are means over
 FIGURES = ("sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")  # of a block, in FILE
-CURVES = ("sparsity", "recall", "mass", "loss", "sparse")
 
 
 def check_run(run: Run[Config]) -> None:
@@ -119,12 +118,8 @@ def table(facts: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     return f"DSV by block: {steps}; means over the last {facts['last']}", ["block", *FIGURES], rows
 
 
-def show(report: Report, folder: Path, rows: list[dict[str, float]]) -> None:
-    """Curves by block of a run that has them, and what was kept."""
-    names = sorted({name for row in rows for name in row if name.startswith("dsv/")})
-    if names:
-        by_block = {name: [n for n in names if n.startswith(f"dsv/{name}/")] for name in CURVES}
-        report.curves("DSV, curves by block", rows, {"stage": ["dsv/stage"], **by_block})
+def show(report: Report, folder: Path) -> None:
+    """Add the shares of the attention that were kept at the end, by block and by head."""
     if facts := read_figures(folder):
         report.table(*table(facts))
         report.heatmaps("DSV at the end, by head", facts["maps"], "block", "head")

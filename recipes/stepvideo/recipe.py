@@ -15,7 +15,7 @@ from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
 from recipes.stepvideo.model import make_codec, make_dit, vae_folder
 from recipes.stepvideo.preference import load_pairs, prefer
-from recipes.stepvideo.report import report_outcome, write_report
+from recipes.stepvideo.report import keep_report, report_outcome, write_report
 from recipes.stepvideo.tasks import judge, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
@@ -30,6 +30,7 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "wr
 def train(run: Run[Config]) -> None:
     """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
+    keep_report(run)
     check_run(run)
     fps = clip_rate(cfg)
     codec = make_codec(run) if isinstance(cfg.data, Moving) else None

@@ -21,35 +21,38 @@ from stepstack.config import ROOT
 from stepstack.core.run import Run
 from stepstack.harness import answers
 from stepstack.harness.summary import with_error
-from stepstack.harness.training.outcome import results
+from stepstack.harness.training import page
+from stepstack.harness.training.evaluated import columns_of, results
+from stepstack.harness.training.history import read as read_history
 from stepstack.report import jsonl
-from stepstack.report.html import Report
 from stepstack.terminal import console
 
 CLIPS_IN_REPORT, CLIP_WIDTH = 24, 128  # clips in the report, their width
 LABELS = {"codec": "true clips through the VAE", "before": "the start's", "after": "generated"}
 
-CURVES = {
-    "Loss": ("loss",),
-    "Direction as asked (held out, selection set)": ("eval/accuracy",),
-    "Track error, pixels": ("eval/error",),
-    "Colour kept": ("eval/colour",),
-    "First frame PSNR, dB": ("eval/psnr",),
-    "Pairs in the right order (training)": ("dit/right",),
-    "Gradient norm": ("dit/grad_norm",),
-    "Throughput, latent tokens/s": ("tokens_per_s",),
-}
+
+def keep_report(run: Run[Config]) -> None:
+    """Have the report written while the run goes on."""
+    cfg = run.config
+    how = "flow matching" if cfg.preference is None else "Video-DPO"
+    stages = {"vae": "VAE"} if isinstance(cfg.data, Moving) and cfg.model.start is None else {}
+    clips = "drawn clips" if isinstance(cfg.data, Moving) else "prepared clips"
+    about = (
+        f"Step-Video-TI2V: a DiT of {cfg.dit_shape(cfg.latents).parameters:,} parameters learns {clips} by {how}; a "
+        "first frame, a prompt and a motion score become a clip."
+    )
+    run.keep_report(write_report, about, stages | {"": how})
 
 
 def report_outcome(run: Run[Config]) -> None:
-    """Print the tables; write the run's report."""
+    """Print the tables; write the last state of the report that the run keeps."""
     if not run.is_main:
         return
     out = console()
     out.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
     if facts := dsv.read_figures(run.dir):
         out.print(_printed(*dsv.table(facts)))
-    out.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
+    out.print(f"report: {run.end_report()}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
 
 def _printed(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
@@ -85,13 +88,10 @@ def _figure(by_task: dict[str, tuple[Path, dict[str, Any]]], task: str, name: st
 
 def write_report(folder: Path) -> Path:
     """runs/<name>/report.html from what stands in the folder."""
-    from recipes.stepvideo.config import Config
-
     facts = jsonl.read_json(folder / "config.json", "config")
     cfg = TypeAdapter(Config).validate_json(json.dumps(facts["config"]), strict=True)
-    metrics = folder / "metrics.jsonl"
-    steps = list(jsonl.read(metrics)) if metrics.is_file() else []
-    report = Report(cfg.name)
+    history, columns = read_history(folder), columns_of(folder)
+    report = page.begin(history, columns)
     if table_rows := rows(folder):
         report.table("Held-out clips", heads(folder), table_rows)
     if isinstance(cfg.data, Moving):
@@ -99,14 +99,9 @@ def write_report(folder: Path) -> Path:
             if items := shown(folder, task, cfg.data):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
                 report.pictures(title, items, 3 * CLIP_WIDTH)
-    report.curves("Curves", steps, CURVES)
-    dsv.show(report, folder, steps)
-    stage = folder / "vae" / "metrics.jsonl"
-    if stage.is_file():
-        vae = {"VAE loss": ("loss",), "VAE parts": ("vae/squared", "vae/absolute"), "KL": ("vae/kl",)}
-        report.curves("The VAE", list(jsonl.read(stage)), vae)
-    report.details("Configuration and provenance", facts)
-    return report.write(folder / "report.html")
+    page.curves(report, history)
+    dsv.show(report, folder)
+    return page.end(report, history)
 
 
 def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:

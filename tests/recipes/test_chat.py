@@ -50,8 +50,20 @@ def test_sft_learns_and_dpo_begins_at_ln_2_with_winners_and_losers_apart(both):
     assert {"policy/chosen_logp", "policy/rejected_logp", "policy/chosen_reward", "policy/margin"} <= second[-1].keys()
     assert second[1]["policy/margin"] == pytest.approx(0, abs=1e-4)
     assert second[-1]["policy/margin"] > 0
-    assert (both / "report.html").is_file()
-    assert (both / "sft" / "report.html").is_file()
+
+
+def test_the_report_has_both_stages_on_one_time_line(both):
+    data = tools.page_data(both / "report.html")
+    assert [stage["name"] for stage in data["sets"][0]["stages"]] == ["SFT", "DPO"]
+    loss = [line for line in data["charts"]["Loss"]["lines"] if line["label"] == "loss"]
+    assert [len(line["y"]) for line in loss] == [40, 6]
+    text = (both / "report.html").read_text()
+    assert 'data-state="finished"' in text
+    assert "learns by SFT, then DPO on drawn dialogues" in text
+    assert f"stepstack launch chat-tiny {SMALL[0]}" in text
+    assert json.loads((both / "status.json").read_text())["state"] == "finished"
+    assert (both.parent / "index.html").is_file()
+    assert tools.unexplained(both) == []
 
 
 def test_the_model_is_a_folder_that_answers_in_its_chat_template(both):

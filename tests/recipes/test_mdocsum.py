@@ -23,6 +23,7 @@ from stepstack.core.run import Run
 from stepstack.harness import answers as io
 from stepstack.report import jsonl
 from stepstack.scoring import documents
+from tests import tools
 
 SMALL = (
     "save.every=2",
@@ -116,10 +117,13 @@ def test_pairs_are_kept_and_their_kinds_are_counted(trained):
 @pytest.mark.slow
 def test_the_report_shows_papers_and_summaries_side_by_side(trained):
     page = (trained / "report.html").read_text()
-    for text in ("Held-out papers and their summaries", "Figures that were chosen", "Preference pairs", "Instruction"):
+    for text in ("Held-out papers and their summaries", "Figures that were chosen", "Preference pairs"):
         assert text in page
-    assert 'alt="Log-probability of winners"' in page
-    assert 'alt="Log-probability of losers"' in page
+    data = tools.page_data(trained / "report.html")
+    assert [stage["name"] for stage in data["sets"][0]["stages"]] == ["instruction tuning", "DPO"]
+    drawn = {line["label"] for line in data["charts"]["Log-probability of winners and losers"]["lines"]}
+    assert {"policy/chosen_logp", "policy/rejected_logp"} <= drawn
+    assert tools.unexplained(trained) == []
     assert page.count('<div class="side">') == 8
     assert "border-color: #009638" in page  # the reference's figures
 

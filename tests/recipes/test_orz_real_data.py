@@ -96,7 +96,7 @@ def seen(words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfGenerator, "generate", generated)
         patch.setattr(GraderPool, "map", mapped)
-        patch.setattr(recipe, "report_outcome", lambda run, write: None)
+        patch.setattr(recipe, "report_outcome", lambda run: None)
         loaded = load_config(words[0], words[1:])
         recipe.train(Run(loaded))
     return loaded.folder, sampled, graded

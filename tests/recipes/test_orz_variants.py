@@ -43,7 +43,7 @@ def run_recipe(folder: Path, *words: str) -> list[dict[str, float]]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(recipe, "reward_of", lambda cfg: parity)
-    monkeypatch.setattr(recipe, "report_outcome", lambda run, write: None)  # tests/recipes/test_orz_tiny.py looks at it
+    monkeypatch.setattr(recipe, "report_outcome", lambda run: None)  # tests/recipes/test_orz_tiny.py looks at it
 
 
 @pytest.fixture(scope="module")

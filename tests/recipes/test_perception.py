@@ -22,6 +22,7 @@ from stepstack.cli import main as cli
 from stepstack.core.run import Run
 from stepstack.harness import answers as io
 from stepstack.report import jsonl
+from tests import tools
 from tests.unit.recipes.perception.test_perception_recipe import TASKS
 
 SMALL = (
@@ -113,7 +114,8 @@ def test_the_report_shows_pictures_before_and_after(trained, task):
     page = (trained[task] / "report.html").read_text()
     assert "Held-out pictures" in page
     assert page.count("data:image/png;base64,") == 2 * 8
-    assert 'alt="Parts of the reward"' in page
+    assert "Parts of the reward" in tools.page_data(trained[task] / "report.html")["charts"]
+    assert tools.unexplained(trained[task]) == []
     with Image.open(trained[task] / "pictures.png") as sheet:
         assert sheet.width > 8 * 160
         assert sheet.height > 2 * 80

@@ -18,6 +18,7 @@ from recipes.steplaw.recipe import train
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.models.lm import tiny
+from tests import tools
 
 CELLS = "{hidden: 16, intermediate: 32, layers: 1, heads: 2, tokens: 4096}"
 SMALL = (
@@ -136,6 +137,8 @@ def test_a_sweep_leaves_its_runs_a_law_and_a_page(swept):
     page = (folder / "report.html").read_text()
     assert page.count("data:image/svg") >= 4  # a contour plot a cell
     assert "Held-out cells" in page
+    assert len(tools.page_data(folder / "report.html")["charts"]["Loss"]["lines"][0]["y"]) == 36
+    assert tools.unexplained(folder) == []
 
 
 def test_longer_training_and_tuning_pay(swept):

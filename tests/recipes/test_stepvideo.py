@@ -38,12 +38,13 @@ from stepstack.diffusion.config import SamplerConfig
 from stepstack.diffusion.latents import Latents
 from stepstack.generation.types import EngineError, Sampling
 from stepstack.harness.engine import Question
-from stepstack.harness.training.outcome import results
+from stepstack.harness.training.evaluated import results
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.prompt_encoders import WordHashes
 from stepstack.models.video.vae import TinyCodec, TinyVae
 from stepstack.report.jsonl import JsonError
 from stepstack.scoring import video
+from tests import tools
 
 SHORT = (
     "steps=3",
@@ -80,8 +81,12 @@ def test_a_run_leaves_a_model_results_curves_and_a_report(run):
         assert {"direction", "track error", "colour kept", "first frame PSNR", "drift"} <= set(figures)
         assert found["motion"][1]["metrics"][0]["name"] == "rank correlation"
     page = (run.dir / "report.html").read_text()
-    for words in ("true clips through the VAE", "moves", "data:image/png;base64", "Track error, pixels", "VAE loss"):
+    for words in ("true clips through the VAE", "moves", "data:image/png;base64"):
         assert words in page
+    data = tools.page_data(run.dir / "report.html")
+    assert [stage["name"] for stage in data["sets"][0]["stages"]] == ["VAE", "flow matching"]
+    assert {"Track error", "Parts of the VAE's loss"} <= data["charts"].keys()
+    assert tools.unexplained(run.dir) == []
 
 
 def test_the_ceiling_is_the_reconstruction_of_true_clips(run):
@@ -309,7 +314,7 @@ def test_preference_goes_on_from_a_run_with_pairs_of_its_own_clips(run, tmp_path
     whole = results(run.dir / "evals" / "after")["test"][1]["metrics"]
     assert [m["value"] for m in parts["before"]] == pytest.approx([m["value"] for m in whole], abs=0.05)
     page = (made.dir / "report.html").read_text()
-    for words in ("the start&#x27;s", "Pairs in the right order"):
+    for words in ("the start&#x27;s", "Winners above losers"):
         assert words in page
     rows = [json.loads(line) for line in (made.dir / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # the model is the reference still

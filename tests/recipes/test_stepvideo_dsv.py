@@ -23,9 +23,10 @@ from recipes.stepvideo.tasks import prompt_of, read
 from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.harness import answers
-from stepstack.harness.training.outcome import results
+from stepstack.harness.training.evaluated import results
 from stepstack.models.video.dit import VideoDiT
 from stepstack.report import tables
+from tests import tools
 from tests.system.processes import checkpoint, differences, ok, role_state, rows, train_ranks
 
 SHORT = (
@@ -150,6 +151,8 @@ def test_figures_curves_and_heat_maps_are_kept(run, tmp_path):
     page = (run.dir / "report.html").read_text()
     for words in ("DSV by block: 2 of 4 steps in stage 2", "DSV at the end, by head", 'alt="recall"'):
         assert words in page
+    by_block = tools.page_data(run.dir / "report.html")["charts"]["Sparse attention by block"]["lines"]
+    assert "dsv/recall/01" in {line["label"] for line in by_block}
     (tmp_path / "evals" / "results").mkdir(parents=True)
     assert json.loads(tables.record(run.dir, tmp_path).read_text())["dsv"] == facts
 

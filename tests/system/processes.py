@@ -107,7 +107,7 @@ def stepstack(
 def no_report() -> None:
     from recipes.orz import recipe
 
-    recipe.report_outcome = lambda run, write: None
+    recipe.report_outcome = lambda run: None
 
 
 def train(run: Path, *words: str, **how: Any) -> Ended:

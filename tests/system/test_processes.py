@@ -99,7 +99,7 @@ def test_base_and_all_by_launch(whole, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "shown").read_text() == (run / "report.html").as_uri()
     assert done.stdout.count("held-out problems") == 1
-    assert done.stderr.count("mini 4/4") <= 1
+    assert done.stderr.count("q PPO 4/4") == 1
     losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert [row["step"] for row in rows(run)] == [0, 1, 2, 3, 4]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+import traceback
 
 from stepstack.cli.common import add_config, quiet_libraries
 from stepstack.core.parent import end_with_parent
@@ -38,11 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from stepstack.core.run import Run
 
     quiet_libraries()
-    run = Run(cfg, stop_after=args.stop_after)
+    run = Run(cfg, stop_after=args.stop_after, command=shlex.join(["stepstack", "launch", args.name, *args.overrides]))
     try:
         recipe.train(run)
-    except RuntimeError as error:
-        if run.accelerator.is_local_main_process and (line := run.machines.lost(error)):
-            print(f"stepstack train: {line}", file=sys.stderr, flush=True)
+    except BaseException as error:  # raised again: only the status of the run is written, however it ends
+        lost = run.machines.lost(error) if isinstance(error, RuntimeError) else None
+        if lost and run.accelerator.is_local_main_process:
+            print(f"stepstack train: {lost}", file=sys.stderr, flush=True)
+        if run.live:  # the end of a run that stopped as it was asked to is written already
+            run.live.end("failed", "".join(traceback.format_exception_only(error)).strip())
         raise
     return 0

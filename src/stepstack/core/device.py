@@ -1,8 +1,9 @@
-"""Peak throughput of a device, for MFU."""
+"""Peak throughput of a device, for MFU, and the memory that was taken."""
 
 from __future__ import annotations
 
 import functools
+import resource
 import time
 
 import torch
@@ -34,3 +35,10 @@ def measured_flops(device: torch.device, size: int = 512, rounds: int = 8) -> fl
         (a @ b).sum().item()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of a GPU that this process allocated, or of the process itself, GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

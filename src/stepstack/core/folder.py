@@ -113,3 +113,16 @@ def lock(folder: Path) -> None:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _held[file] = handle
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder of a run, this one or another."""
+    file = folder / LOCK
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

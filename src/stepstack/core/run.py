@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import resource
 import shutil
 import signal
 import sys
@@ -24,10 +23,12 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_obj
 from torch import Tensor, nn
 
 from stepstack.config import ConfigError, RunConfig
-from stepstack.core import adapters, checkpoint, hf, preflight, sharding, state, tree
+from stepstack.core import checkpoint, hf, preflight, sharding, state, tree
 from stepstack.core.config import TrainableConfig
-from stepstack.core.device import peak_flops
+from stepstack.core.device import memory_gib, peak_flops
+from stepstack.core.export import write_model
 from stepstack.core.folder import claim
+from stepstack.core.live_report import LiveReport
 from stepstack.core.processes import Machines, this_place
 from stepstack.core.progress import Progress
 from stepstack.core.trackers import Trackers
@@ -61,10 +62,14 @@ class Run(Generic[C]):
         stop_after: int | None = None,
         visible: bool = True,
         shard: bool = True,
+        live: LiveReport | None = None,
+        command: str = "",
     ):
         """``visible``: whether there is a bar; two at a time would write over each other. ``shard``: whether models are
-        sharded where the launch file asks for it; False keeps a whole copy on each process."""
+        sharded where the launch file asks for it; False keeps a whole copy on each process. ``live``: the report of
+        the run that this one is a stage of. ``command``: the line that repeats the run, if it came from one."""
         self.config, self.visible, self.shard = config, visible, shard
+        self.live, self.command = live, command
         self.dir = folder or config.folder
         self.checkpoints = self.dir / "checkpoints"
         self.metrics_file = self.dir / "metrics.jsonl"
@@ -99,6 +104,15 @@ class Run(Generic[C]):
         self._save_groups: dict[str, torch.distributed.ProcessGroup] = {}
         self._claim_folder()
         self._begin_step()
+
+    def keep_report(self, write: Callable[[Path], Path], about: str, stages: Mapping[str, str]) -> None:
+        """Have the report written while the run goes on (``LiveReport``). A recipe calls it before its first stage."""
+        if self.is_main:
+            self.live = LiveReport(self.dir, write, about, stages, self.command)
+
+    def end_report(self) -> Path | None:
+        """Write the report of a run that is finished; its path, None where it is none to keep or was written before."""
+        return self.live.end("finished") if self.live else None
 
     # -- places and processes ------------------------------------------------------------------------------------
 
@@ -212,7 +226,8 @@ class Run(Generic[C]):
         every = self.config.eval_every
         self._begin_step()
         visible = self.visible and self.is_main
-        with self._heeding_sigterm(), Progress(self.config.name, total, self.step, visible=visible) as self.progress:
+        bar = Progress(self.config.name, total, self.step, visible, *self._stages())
+        with self._heeding_sigterm(), bar as self.progress:
             if evaluate and self.step == 0:
                 self.log(**evaluate())
                 self._write_row(0)
@@ -233,10 +248,11 @@ class Run(Generic[C]):
                 if stop:
                     break
         if self.step < total:
+            where = f"after step {self.step} of {total}; the same command goes on from there"
+            if self.live:
+                self.live.end("stopped", where)
             self.finish()
-            raise SystemExit(
-                self._say(f"stopped after step {self.step} of {total}; the same command goes on from there")
-            )
+            raise SystemExit(self._say(f"stopped {where}"))
 
     def timer(self, name: str) -> contextlib.AbstractContextManager:
         """Wall seconds of a phase, logged as ``time/<name>``."""
@@ -316,25 +332,8 @@ class Run(Generic[C]):
         return {"file": self.config.launch.file, "models": "sharded" if self.sharded else "whole"}
 
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
-        """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it. Adapters
-        alone go into ``<folder>-adapter``. NonFiniteGradient, and no folder, where the training ended without success
-        (``Trainable.finished_weights``)."""
-        trainable = self.trainables[role]
-        body = hf.pretrained(trainable.unwrapped)
-        weights = {}
-        for name, value in trainable.finished_weights():  # every process takes part, one keeps them
-            if self.is_main:
-                weights[name] = value.cpu().clone()
-        if self.is_main:
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            hf.save(body, partial, weights)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        if trainable.cfg.lora is not None:
-            adapters.save(trainable, folder.with_name(f"{folder.name}-adapter"), self.is_main)
+        """Hugging Face folder of a role, which ``from_pretrained`` loads (``core.export``)."""
+        write_model(self.trainables[role], folder, tokenizer, self.is_main)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -342,6 +341,7 @@ class Run(Generic[C]):
         """Close the trackers. The outer run also leaves the process group, which a stage still shares with it."""
         self.trackers.finish()
         if not self.inner:
+            self.end_report()
             self.accelerator.end_training()
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -450,18 +450,20 @@ class Run(Generic[C]):
         for role, trainable in self.trainables.items():
             row |= {f"{role}/{name}": value for name, value in trainable.standing().items()}
         row["cpu_s"] = time.process_time() - self._cpu  # of this process, all its threads
-        row["memory_gib"] = self._memory()
+        row["memory_gib"] = memory_gib(self.device)
         row["checkpoint_fallbacks"] = self.fallbacks
         if self.is_main:
             jsonl.append(self.metrics_file, row)
             self.progress.advance(step, row)
             self.trackers.log(row)
+            if self.live:
+                self.live.step(self._stages()[0], step, self.progress.total)
         self._begin_step()
 
-    def _memory(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def _stages(self) -> tuple[str, list[str]]:
+        """Name of this stage, and those of the stages after it."""
+        stage = self.live.stage_of(self.dir) if self.live else ""
+        return stage, self.live.later(stage) if self.live else []
 
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:
@@ -491,4 +493,4 @@ def stage(run: Run, name: str, visible: bool = True, shard: bool = True, **chang
     machines. ``visible=False`` inside of the outer run's steps, which have a bar already. ``shard=False`` for models so
     small, or used so, that each process should have them whole."""
     config = dataclasses.replace(run.config, **changes)
-    return Run(config, folder=run.dir / name, stop_after=None, visible=visible, shard=shard)
+    return Run(config, folder=run.dir / name, stop_after=None, visible=visible, shard=shard, live=run.live)

@@ -7,30 +7,17 @@ import hashlib
 import html
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepstack.report import jsonl
+from stepstack.report import charts, jsonl
+from stepstack.report.charts import Chart, StageRows
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem; border-bottom: 1px solid #eee; text-align: left;
-vertical-align: top; } td { font-variant-numeric: tabular-nums; white-space: pre-wrap; overflow-wrap: anywhere; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(23rem, 1fr)); gap: 1rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; }
-.pictures img { width: 100%; image-rendering: pixelated; outline: 1px solid #ddd; }
-figcaption { font-size: .85rem; white-space: pre-wrap; }
-.grid.wide { grid-template-columns: repeat(auto-fill, minmax(32rem, 1fr)); }
-.side { display: flex; gap: 1rem; margin: 1rem 0; border-top: 1px solid #ddd; } .side div { flex: 1; }
-.side p { margin: .3rem 0; white-space: pre-wrap; } .side img { image-rendering: pixelated; border: 4px solid #fff; }
-audio { display: block; width: 17rem; height: 2.2rem; } mark { background: #fbb; }
-.spectrogram { display: block; width: 17rem; height: 6rem; margin: .3rem 0; image-rendering: auto; }
-.grid img, .page img { width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow: auto; }
-"""
+SCRIPT = Path(__file__).with_name("page.js")
+SMALL = 240  # pixels; of pictures up to this width two stand beside each other on a narrow screen
+MEDIA = "img-src data:; media-src data:; "  # all that a page shows is in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +49,19 @@ class Report:
     def __init__(self, title: str):
         self.title = title
         self.parts: list[str] = []
+        self.sets: list[dict[str, Any]] = []  # axes of charts
+        self.charts: list[dict[str, Any]] = []
+        self.runs: dict[str, Any] = {}  # those that are compared
 
-    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-        self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> None:
+        """Add a table. ``kind``: "samples" for texts, whose cells stand below each other on a narrow screen."""
+        self.parts.append(f"<h2>{html.escape(title)}</h2>{table_of(head, rows, kind)}")
 
     def pictures(self, title: str, items: Sequence[tuple[bytes, str]], width: int = 224) -> None:
         """Add a grid of (PNG, caption), each ``width`` pixels wide."""
+        kind = "small" if width <= SMALL else "large"
         cells = "".join(
-            f'<figure style="width: {width}px"><img alt="" src="data:image/png;base64,'
+            f'<figure class="{kind}" style="width: {width}px"><img alt="" src="data:image/png;base64,'
             f'{base64.b64encode(png).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
             for png, caption in items
         )
@@ -97,31 +87,51 @@ class Report:
         alone."""
         cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
         body = "".join("<tr>" + "".join(f"<td>{_sound_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        self.parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{cells}</tr>{body}</table>")
+        table = f'<div class="wide"><table><tr>{cells}</tr>{body}</table></div>'
+        self.parts.append(f"<h2>{html.escape(title)}</h2>{table}")
 
     def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:
         """Add a grid of finished SVG pictures by name."""
         cells = "".join(f'<img alt="{html.escape(name)}" src="{_embedded(svg)}">' for name, svg in svgs.items())
-        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid wide">{cells}</div>')
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="drawn">{cells}</div>')
 
-    def curves(self, title: str, rows: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> None:
-        """Add one small plot a group, with the metrics that the rows have. A group without any is left out."""
-        plots = []
-        for name, metrics in groups.items():
-            series = {m: _series(rows, m) for m in metrics}
-            series = {m: points for m, points in series.items() if points[0]}
-            if series:
-                plots.append(f'<img alt="{html.escape(name)}" src="{_plot(name, series)}">')
-        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(plots)}</div>')
+    def curves(self, title: str, stages: Sequence[StageRows], live: bool = False) -> None:
+        """Add the metrics of stages on one time line, as the glossary groups them, and below them those that it leaves
+        out. ``live``: whether the page is to be read anew while it is open."""
+        explained, left = charts.charts(stages)
+        if not explained and not left:
+            return
+        self.parts.append(f"<h2>{html.escape(title)}</h2>{_controls([stage.name for stage in stages], live)}")
+        place = self._set({"stages": charts.axes(stages), "overlaid": False})
+        self.parts.append(self._grid(place, explained))
+        if left:
+            self.parts.append(
+                f"<details><summary>{len(left)} other metrics</summary>{self._grid(place, left)}</details>"
+            )
 
-    def stack(self, title: str, rows: Sequence[Mapping[str, float]], prefix: str) -> None:
-        """Add stacked areas of all metrics under ``prefix`` except the total."""
-        names = sorted({key for row in rows for key in row if key.startswith(prefix)} - {f"{prefix}step"})
-        rows = [row for row in rows if f"{prefix}step" in row and row["step"] > 0]
-        if rows and names:
-            layers = {name.removeprefix(prefix): [row.get(name, 0.0) for row in rows] for name in names}
-            image = _stack_plot([row["step"] for row in rows], layers)
-            self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid"><img alt="" src="{image}"></div>')
+    def compare(self, title: str, runs: Mapping[str, Sequence[StageRows]], chosen: int) -> None:
+        """Add the curves of several runs over each other: of those whose box (``data-choose``, by number) is ticked, at
+        first the first ``chosen``. Each run has one stage, or none."""
+        stages = [stage for by_run in runs.values() for stage in by_run]
+        place = self._set({"stages": charts.axes(stages), "overlaid": True})
+        self.runs = {"runs": list(runs), "chosen": list(range(min(chosen, len(runs))))}
+        self.parts.append(f"<h2>{html.escape(title)}</h2>{_controls([])}{self._grid(place, charts.compared(runs))}")
+
+    def _set(self, axes: dict[str, Any]) -> int:
+        self.sets.append(axes)
+        return len(self.sets) - 1
+
+    def _grid(self, place: int, group: Sequence[Chart]) -> str:
+        """Grid of charts on the axes number ``place``."""
+        cells = []
+        for one in group:
+            cells.append(_figure_of(one, len(self.charts)))
+            self.charts.append({"set": place, "stacked": one.text.stacked, "lines": one.lines})
+        return f'<div class="charts">{"".join(cells)}</div>'
+
+    def add(self, markup: str) -> None:
+        """Add finished markup, in which every text is escaped."""
+        self.parts.append(markup)
 
     def heading(self, title: str) -> None:
         self.parts.append(f"<h1>{html.escape(title)}</h1>")
@@ -129,7 +139,7 @@ class Report:
     def figures(self, title: str, items: Sequence[tuple[str, Any]], wide: bool = False) -> None:
         """Add (alternative text, matplotlib figure) as SVG: a grid, or each as wide as the page."""
         images = "".join(f'<img alt="{html.escape(alt)}" src="{_svg(figure)}">' for alt, figure in items)
-        kind = "page" if wide else "grid"
+        kind = "page" if wide else "drawn"
         self.parts.append(f'<h2>{html.escape(title)}</h2><div class="{kind}">{images}</div>')
 
     def heatmaps(self, title: str, maps: Mapping[str, Sequence[Sequence[float]]], row: str, column: str) -> None:
@@ -137,7 +147,7 @@ class Report:
         images = [
             f'<img alt="{html.escape(name)}" src="{_heatmap(name, map, row, column)}">' for name, map in maps.items()
         ]
-        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="grid">{"".join(images)}</div>')
+        self.parts.append(f'<h2>{html.escape(title)}</h2><div class="drawn">{"".join(images)}</div>')
 
     def link(self, title: str, href: str) -> None:
         """Add a link to another page, by a path from this one."""
@@ -148,13 +158,74 @@ class Report:
         self.parts.append(f"<h2>{html.escape(title)}</h2><details><summary>show</summary><pre>{text}</pre></details>")
 
     def write(self, path: Path) -> Path:
-        title = html.escape(self.title)
-        jsonl.write_text_atomic(
-            path,
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-            f"<h1>{title}</h1>{''.join(self.parts)}</html>\n",
-        )
+        data = {"sets": self.sets, "charts": self.charts, **self.runs}
+        body = f"<h1>{html.escape(self.title)}</h1>{''.join(self.parts)}{json_element(data)}"
+        jsonl.write_text_atomic(path, script_page(self.title, SCRIPT, body, MEDIA))
         return path
+
+
+def table_of(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Markup of a table of texts."""
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = ""
+    for row in rows:
+        named = zip(head, row, strict=True)
+        body += "<tr>" + "".join(_cell(name, str(cell)) for name, cell in named) + "</tr>"
+    attribute = f' class="{kind}"' if kind else ""
+    titles = f"<tr>{cells}</tr>" if any(head) else ""
+    return f'<div class="wide"><table{attribute}>{titles}{body}</table></div>'
+
+
+def _cell(head: str, text: str) -> str:
+    return f'<td data-head="{html.escape(head)}">{html.escape(text)}</td>'
+
+
+def json_element(data: Mapping[str, Any]) -> str:
+    """Data for a page's script, in which no tag can end. ASCII only: U+2028 and half surrogates too are escaped."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return f'<script id="data" type="application/json">{text}</script>'
+
+
+CONTROLS = (
+    '<label>smooth <input type="range" min="0" max="0.98" step="0.02" data-control="smooth"></label>'
+    '<label>axis <select data-control="x"><option value="step">steps</option><option value="time">time</option>'
+    "</select></label>"
+)
+MORE_CONTROLS = (
+    '<label><input type="checkbox" data-control="log"> log</label>'
+    '<button data-control="zoom" hidden>reset zoom</button><span class="dim">drag to zoom, double click to leave</span>'
+)
+
+
+RELOAD = '<label><input type="checkbox" data-control="reload"> reload every 30 s</label>'
+
+
+def _controls(stages: Sequence[str], live: bool = False) -> str:
+    names = "".join(f'<option value="{html.escape(name)}">{html.escape(name)}</option>' for name in stages)
+    ranges = '<option value="own">where there is data</option><option value="whole">the whole run</option>'
+    choice = f'<label>range <select data-control="range">{ranges}{names}</select></label>' if len(stages) > 1 else ""
+    controls = f"{CONTROLS}{choice}{MORE_CONTROLS}{RELOAD if live else ''}"
+    return f'<div class="controls">{controls}</div><noscript>The curves need JavaScript.</noscript>'
+
+
+def _figure_of(chart: Chart, number: int) -> str:
+    """Frame of a chart, which the page's script fills."""
+    text = chart.text
+    title = html.escape(text.title)
+    notes = []
+    if text.expect:
+        notes.append(f"{html.escape(text.expect)} <b>Bad sign:</b> {html.escape(text.bad_sign)}")
+    if chart.thinned_to:
+        kept = "means" if text.stacked else "the least and the greatest"
+        notes.append(f"Of more than {chart.thinned_to} points {kept} of equal stretches are drawn.")
+    if chart.not_finite:
+        notes.append(f"<b>{chart.not_finite} values that are not finite are left out.</b>")
+    unit = f" <small>{html.escape(text.unit)}</small>" if text.unit else ""
+    lines = "".join(f"<p>{note}</p>" for note in notes)
+    return (
+        f'<figure class="chart" data-chart="{number}"><span class="where"></span><h3>{title}{unit}</h3>'
+        f'<div class="legend"></div><svg role="img" aria-label="{title}"></svg>{lines}</figure>'
+    )
 
 
 def _sound_cell(cell: Sound | str) -> str:
@@ -182,28 +253,6 @@ def script_page(title: str, script: Path, body: str, policy: str = "") -> str:
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>{html.escape(title)}</title><style>{style}</style>{body}<script>{code}</script></html>\n"
     )
-
-
-def _series(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[float], list[float]]:
-    points = [(row["step"], row[metric]) for row in rows if metric in row and math.isfinite(row[metric])]
-    return [p[0] for p in points], [p[1] for p in points]
-
-
-def _plot(title: str, series: Mapping[str, tuple[list[float], list[float]]]) -> str:
-    figure, axes = _figure()
-    for name, (steps, values) in series.items():
-        axes.plot(steps, values, label=name, linewidth=1.4, marker="o" if len(steps) < 30 else None, markersize=3)
-    axes.set_title(title, fontsize=10)
-    axes.legend(fontsize=7, frameon=False)
-    return _svg(figure)
-
-
-def _stack_plot(steps: list[float], layers: Mapping[str, list[float]]) -> str:
-    figure, axes = _figure()
-    axes.stackplot(steps, list(layers.values()), labels=list(layers))
-    axes.set_title("seconds per step", fontsize=10)
-    axes.legend(fontsize=7, frameon=False, loc="upper left")
-    return _svg(figure)
 
 
 def _heatmap(title: str, values: Sequence[Sequence[float]], row: str, column: str) -> str:

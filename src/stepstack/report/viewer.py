@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 from stepstack.config import ROOT
 from stepstack.report import jsonl, paired
-from stepstack.report.html import script_page
+from stepstack.report.html import json_element, script_page
 from stepstack.report.layout import budget_of
 
 SUMMARY = ("task", "model", "metrics", "questions", "failed", "truncated", "length", "sampling", "weights", "commit")
@@ -184,12 +184,10 @@ def _sampling(plan: Mapping[str, Any]) -> str:
 def _page(title: str, summary: str, data: Mapping[str, Any]) -> str:
     """Page with its data as JSON in which no tag can end. No text of a model is ever markup, and viewer.js only sets
     text."""
-    # ASCII only: U+2028 and half surrogates too are escaped
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
     body = (
         f'<h1>{html.escape(title)}</h1>{summary}<main id="main"></main>'
         "<noscript><p>The samples need JavaScript.</p></noscript>"
-        f'<script id="data" type="application/json">{text}</script>'
+        f"{json_element(data)}"
     )
     policy = "img-src 'self' file:; media-src 'self' file:; "  # of clips, pictures and sounds
     return script_page(title, Path(__file__).with_name("viewer.js"), body, policy)

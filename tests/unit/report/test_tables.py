@@ -6,8 +6,10 @@ import pytest
 
 from stepstack.config import ConfigError
 from stepstack.report import jsonl, tables
+from stepstack.report.charts import StageRows
 from stepstack.report.html import Report
 from stepstack.report.provenance import provenance
+from tests import tools
 from tests.unit.report.test_layout import result
 
 LAYOUT = """
@@ -149,14 +151,17 @@ def test_an_unknown_table_names_those_there_are(place):
 def test_a_page_escapes_what_a_model_wrote_and_leaves_out_curves_without_points(tmp_path):
     report = Report("run <1>")
     report.table("Samples", ("problem", "after"), [("1+1", "<script>alert(1)</script>")])
-    report.curves(
-        "Curves", [{"step": 1, "reward": 0.5}, {"step": 2, "reward": float("nan")}], {"R": ("reward",), "E": ("e",)}
-    )
+    rows = [{"step": 1, "reward": 0.5, "e</script>": 1.0}, {"step": 2, "reward": float("nan"), "loss": float("inf")}]
+    report.curves("Curves", [StageRows("<b>SFT</b>", rows)])
     report.link("Every <sample>", 'a".html')
     text = report.write(tmp_path / "report.html").read_text()
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert text.count("<img") == 1
+    assert text.count("<script") == text.count("</script>") == 2  # the data and the page's own
+    assert "&lt;script&gt;alert(1)" in text
+    assert "<b>SFT" not in text
+    charts = tools.page_data(tmp_path / "report.html")["charts"]
+    assert list(charts) == ["Reward", "e</script>"]
+    assert charts["Reward"]["lines"] == [{"label": "reward", "stage": 0, "at": [0], "y": [0.5]}]
+    assert "1 values that are not finite are left out" in text
     assert '<a href="a&quot;.html">Every &lt;sample&gt;</a>' in text
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from stepstack.harness.answers import Sample, write
 from stepstack.harness.training import outcome
+from stepstack.harness.training.evaluated import WHEN
 from stepstack.harness.training.outcome import report_outcome
 from stepstack.report import jsonl
 
@@ -40,14 +41,14 @@ def evaluation(place, when):
 @pytest.fixture
 def run(tmp_path):
     config = SimpleNamespace(name="a [/b] run")
-    return SimpleNamespace(is_main=True, dir=tmp_path, config=config)
+    return SimpleNamespace(is_main=True, dir=tmp_path, config=config, end_report=lambda: tmp_path / "report.html")
 
 
 def test_brackets_and_colons_are_printed_as_they_are(run, capsys, monkeypatch):
     monkeypatch.setattr(outcome, "SAMPLES_IN_TERMINAL", len(PROBLEMS))
-    for when in outcome.WHEN:
+    for when in WHEN:
         evaluation(run.dir, when)
-    report_outcome(run, lambda folder: folder / "report.html")
+    report_outcome(run)
     said = capsys.readouterr().out
     for text in PROBLEMS:
         assert said.count(text) >= 4  # problem, gold, two answers
@@ -55,7 +56,7 @@ def test_brackets_and_colons_are_printed_as_they_are(run, capsys, monkeypatch):
 
 
 def test_a_run_without_evaluations_has_its_report(run, capsys):
-    written = []
-    report_outcome(run, lambda folder: written.append(folder) or folder / "report.html")
-    assert written == [run.dir]
-    assert "held-out" not in capsys.readouterr().out
+    report_outcome(run)
+    said = capsys.readouterr().out
+    assert f"report: {run.dir / 'report.html'}" in said
+    assert "held-out" not in said
