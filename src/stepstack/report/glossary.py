@@ -124,6 +124,27 @@ CHARTS: tuple[ChartText, ...] = (
         "Truncation grows with the length; frac_zero_std near 1: the prompts are too easy or too hard to learn from.",
     ),
     ChartText(
+        "Rollouts that are trained on",
+        "share of the sampled ones",
+        ("trained_fraction",),
+        "1 with a critic; without one it falls as it learns, since groups whose samples score alike have no gradient.",
+        "Near 0: almost all sampling is for nothing; take harder prompts, or dynamic sampling.",
+    ),
+    ChartText(
+        "Calls of the tool",
+        "per response",
+        ("tool/calls", "tool/tokens"),
+        "Calls rise where they help; tokens are those that the tool wrote, which are never learned.",
+        "Calls rise to their limit without the reward: the policy calls for nothing.",
+    ),
+    ChartText(
+        "Failed calls",
+        "share of the calls",
+        ("tool/failed",),
+        "Falls early: the policy learns what the tool can read.",
+        "It stays high: the tool is slow, or its marks are none that the tokenizer keeps apart.",
+    ),
+    ChartText(
         "Log-probability of winners and losers",
         "nats per answer",
         ("policy/chosen_logp", "policy/rejected_logp", "eval/chosen_logp", "eval/rejected_logp"),
@@ -318,6 +339,9 @@ CHARTS: tuple[ChartText, ...] = (
 # Counts and sums that other charts say better, drawn under "other metrics".
 OTHER = (
     "tokens",
+    "prompts",
+    "actor/old_from_sampler",
+    "actor/old_mismatch_max",
     "length_max",
     "*/updates",
     "eval/stderr",
