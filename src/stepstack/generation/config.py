@@ -104,7 +104,7 @@ class ToolConfig(Strict):
     """A tool that a response may call: the policy writes a query between two marks, reads the answer and goes on."""
 
     function: Annotated[CalculatorConfig | FileTool, Field(discriminator="type")] = CalculatorConfig()
-    """What answers a query."""
+    """Function that answers queries."""
     open: Text = "<tool>"
     """Text before a query."""
     close: Text = "</tool>"
