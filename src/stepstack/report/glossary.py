@@ -35,7 +35,7 @@ CHARTS: tuple[ChartText, ...] = (
     ChartText(
         "Reward",
         "mean of the step's rollouts",
-        ("reward", "pass_at_n"),
+        ("reward", "reward_greedy", "pass_at_n"),
         "Rises with noise; pass_at_n, the share of prompts with one rewarded sample or more, stays above it.",
         "It stays at 0 (nothing to learn from), falls for many steps, or jumps up without the held-out score.",
     ),
