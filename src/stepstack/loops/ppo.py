@@ -1,4 +1,4 @@
-"""PPO, in verbs. GRPO, RLOO and Dr. GRPO are this same loop without the critic.
+"""PPO, in verbs. GRPO, RLOO, REINFORCE++ and ReMax are this same loop without the critic.
 
 prompts --generate--> groups --score--> batch --annotate--> values, logprobs --credit--> advantages
    ^  ^                         |                                                           |
