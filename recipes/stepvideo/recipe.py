@@ -20,7 +20,7 @@ from recipes.stepvideo.tasks import judge, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.harness.metrics import clustered
-from stepstack.harness.training.outcome import measure
+from stepstack.harness.training.outcome import measure, write_model_cards
 from stepstack.loops import diffusion
 from stepstack.models.video.dsv.handle import Dsv
 
@@ -44,6 +44,7 @@ def train(run: Run[Config]) -> None:
     if codec is None:
         fit()
         export(run, dit, dsv, fps)
+        write_model_cards(run)
         run.finish()
         return
     sampled = dit.for_sampling(build)

@@ -21,7 +21,7 @@ from stepstack.config import ROOT
 from stepstack.core.run import Run
 from stepstack.harness import answers
 from stepstack.harness.summary import with_error
-from stepstack.harness.training.outcome import results
+from stepstack.harness.training.outcome import results, write_model_cards
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 from stepstack.terminal import console
@@ -49,6 +49,7 @@ def report_outcome(run: Run[Config]) -> None:
     out.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
     if facts := dsv.read_figures(run.dir):
         out.print(_printed(*dsv.table(facts)))
+    write_model_cards(run)
     out.print(f"report: {write_report(run.dir)}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
 

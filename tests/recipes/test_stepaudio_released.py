@@ -234,6 +234,7 @@ def test_a_published_teacher_speaks_new_lines(tmp_path, overrides, source):
     assert report["rates"][0]["takes"] == 12  # three lines four times
     assert len(list((cfg.folder / "engine").glob("shard-*.json"))) == 2
     assert (cfg.folder / "model" / "model.safetensors").is_file()
+    assert "The run evaluated nothing" in check_card(cfg.folder).text
 
 
 class Ear:

@@ -44,6 +44,7 @@ from stepstack.models.video.prompt_encoders import WordHashes
 from stepstack.models.video.vae import TinyCodec, TinyVae
 from stepstack.report.jsonl import JsonError
 from stepstack.scoring import video
+from tests.cards import check_card
 
 SHORT = (
     "steps=3",
@@ -71,6 +72,7 @@ def run(tmp_path_factory) -> Run:
 def test_a_run_leaves_a_model_results_curves_and_a_report(run):
     assert (run.dir / "model" / "pipeline.json").is_file()
     assert (run.dir / "model" / "vae" / "config.json").is_file()
+    assert check_card(run.dir).data.pipeline_tag == "image-to-video"
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
     for label in ("codec", "after"):

@@ -316,9 +316,9 @@ class Run(Generic[C]):
         return {"file": self.config.launch.file, "models": "sharded" if self.sharded else "whole"}
 
     def export(self, role: str, folder: Path, tokenizer: Any = None) -> Path:
-        """Hugging Face folder of a role, adapters merged, written atomically: ``from_pretrained`` loads it. Adapters
-        alone go into ``<folder>-adapter``. NonFiniteGradient, and no folder, where the training ended without success
-        (``Trainable.finished_weights``)."""
+        """Hugging Face folder of a role, adapters merged, in the type that its model was read in, written atomically:
+        ``from_pretrained`` loads it. Adapters alone go into ``<folder>-adapter``. NonFiniteGradient, and no folder,
+        where the training ended without success (``Trainable.finished_weights``)."""
         trainable = self.trainables[role]
         body = hf.pretrained(trainable.unwrapped)
         weights = {}

@@ -45,10 +45,10 @@ def record(folder: Path, name: str | None = None) -> dict[str, Any]:
         with file.open("rb") as handle:
             while part := handle.read(READ_BYTES):
                 total.update(part)
-    return {"name": _shown(name or str(folder)), "sha256": total.hexdigest()}
+    return {"name": shown_path(name or str(folder)), "sha256": total.hexdigest()}
 
 
-def _shown(name: str) -> str:
+def shown_path(name: str) -> str:
     """A hub name, or a path without what is one machine's: below the repository, else its last two parts."""
     path = Path(name)
     if not path.is_absolute():

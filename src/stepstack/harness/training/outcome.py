@@ -20,6 +20,7 @@ from stepstack.harness.model import folder_of, record
 from stepstack.harness.store import RESULT_KEYS
 from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
+from stepstack.harness.training import card
 from stepstack.planning.pipeline.timeline import PASSES, recorded
 from stepstack.report import jsonl, timeline, viewer
 from stepstack.report.html import Report
@@ -78,7 +79,16 @@ def report_outcome(run: Run, write_report: Callable[[Path], Path]) -> None:
             out.print(f"  {label} [{mark}] ", end="")
             out.print(sample.text)
     page = write_report(run.dir)
+    write_model_cards(run)
     out.print(f"report: {page}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
+
+
+def write_model_cards(run: Run) -> None:
+    """The card of the run's model, when all is evaluated: from here on it can be shared (`stepstack push`)."""
+    if run.is_main:
+        moments = {when: results(run.dir / "evals" / when) for when in WHEN}
+        figures = {when: {task: result for task, (_, result) in of.items()} for when, of in moments.items() if of}
+        card.write_cards(run.dir, run.config, figures)
 
 
 def results(place: Path) -> dict[str, Result]:
