@@ -1,4 +1,4 @@
-"""The part of the Hugging Face hub's API that uploads: huggingface_hub's real client talks to it over HTTP."""
+"""The part of the Hugging Face hub's API that uploads and downloads: huggingface_hub's real client talks to it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants, hf_api
 
 TOKEN = "hf_of_the_tests"
 LFS = (".safetensors",)
+COMMIT = "0" * 40  # of the one state that a branch has
 REQUIRED = {"task", "dataset", "metrics"}  # of a result of a model-index
 
 
@@ -29,6 +32,16 @@ class Hub:
         self.calls: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def serve_this_process(self, patch: pytest.MonkeyPatch) -> None:
+        """Have huggingface_hub, which has read its environment, talk to this hub, as owner."""
+        patch.setattr(constants, "ENDPOINT", self.url)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", self.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(hf_api.api, "endpoint", self.url)  # of functions such as model_info
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager
@@ -61,6 +74,11 @@ def refused(card: str) -> str:
     return ""
 
 
+def git_sha(content: bytes) -> str:
+    """Name of a file's content in git."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -69,11 +87,29 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        repo = urlsplit(self.path).path.removeprefix("/api/models/")
-        self.hub.calls.append(f"GET {self.path}")
+        path = urlsplit(self.path).path
+        self.hub.calls.append(f"{self.command} {path}")
+        if not path.startswith("/api/models/"):
+            return self.file(*path[1:].split("/", 4))
+        owner, name, *rest = path.removeprefix("/api/models/").split("/")
+        repo = f"{owner}/{name}"
         if repo not in self.hub.private:
             return self.reply(404, {"error": "no such repository"})
-        return self.reply(200, {"id": repo, "private": self.hub.private[repo], "siblings": [], "tags": []})
+        files = self.hub.branches[repo, "main"]
+        if rest[:1] == ["tree"]:
+            listed = [{"type": "file", "path": p, "size": len(c), "oid": git_sha(c)} for p, c in files.items()]
+            return self.reply(200, listed)
+        facts = {"id": repo, "private": self.hub.private[repo], "sha": COMMIT, "tags": []}
+        return self.reply(200, facts | {"siblings": [{"rfilename": name} for name in files]})
+
+    do_HEAD = do_GET
+
+    def file(self, owner: str, name: str, verb: str, revision: str, path: str) -> None:
+        assert verb == "resolve", self.path
+        content = self.hub.branches[f"{owner}/{name}", "main"].get(path)
+        if content is None:
+            return self.reply(404, {"error": "Entry not found"}, **{"X-Error-Code": "EntryNotFound"})
+        return self.reply(200, content, **{"ETag": f'"{git_sha(content)}"', "X-Repo-Commit": COMMIT})
 
     def do_PUT(self) -> None:
         content, name = self.content(), self.path.rpartition("/")[2]
@@ -140,10 +176,11 @@ class Handler(BaseHTTPRequestHandler):
     def content(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def reply(self, status: int, value: dict[str, Any]) -> None:
-        body = json.dumps(value).encode()
+    def reply(self, status: int, value: Any, **headers: str) -> None:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)

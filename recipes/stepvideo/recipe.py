@@ -13,7 +13,7 @@ from recipes.stepvideo.config import Config, PreparedClips, WordVectors
 from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
 from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
-from recipes.stepvideo.model import make_codec, make_dit, vae_folder
+from recipes.stepvideo.model import make_codec, make_dit, start_dtype, vae_folder
 from recipes.stepvideo.preference import load_pairs, prefer
 from recipes.stepvideo.report import report_outcome, write_report
 from recipes.stepvideo.tasks import judge, prompt_of, tasks
@@ -37,6 +37,7 @@ def train(run: Run[Config]) -> None:
     run.reseed()
     build = partial(make_dit, cfg.model, videos)
     dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
+    dit.stored_dtype = start_dtype(cfg.model)
     dsv = enable(run, dit)
     fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(cfg, dsv))
     if cfg.preference is not None:

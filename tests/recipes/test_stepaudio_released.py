@@ -33,6 +33,7 @@ from stepstack.harness.evaluate import evaluate
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.speech import mask
+from tests.cards import check_card
 
 SIZES = (1024, 4096)
 PIECES = ("system\n", "human\n", "assistant\n")

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import dynamic_modules_utils
 from PIL import Image
+from safetensors.torch import load_file
 
 from data.drawn import moving
 from data.drawn.moving import Moving
@@ -28,7 +31,7 @@ from recipes.stepvideo.generation import sampling
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
 from recipes.stepvideo.generation.sampling import SampleArgs, clip_request
-from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
+from recipes.stepvideo.model import DIT, PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
@@ -45,6 +48,7 @@ from stepstack.models.video.vae import TinyCodec, TinyVae
 from stepstack.report.jsonl import JsonError
 from stepstack.scoring import video
 from tests.cards import check_card
+from tests.hub import hub
 
 SHORT = (
     "steps=3",
@@ -114,7 +118,7 @@ def test_the_engine_looks_at_the_request_and_never_at_the_gold(run):
 def test_the_exported_model_is_the_average_and_gives_the_same_clips_again(run):
     with run.trainables["dit"].averaged():
         want = dict(run.trainables["dit"].named_weights())
-        saved = VideoDiT.from_pretrained(run.dir / "model").state_dict()
+        saved = VideoDiT.from_pretrained(run.dir / "model" / DIT).state_dict()
         assert all(torch.equal(saved[name], value) for name, value in want.items())
     engine = ClipEngine(run.config, open_pipeline(run.config, run.dir / "model", torch.device("cpu")))
     rows = [tasks.prompt_of(clip, run.config.data) for clip in moving.clips(run.config.data, "test")[:4]]
@@ -180,7 +184,9 @@ def test_a_sample_begins_with_the_picture_as_it_is_shown(tmp_path):
     request = clip_request(cfg, SampleArgs(image=tmp_path / "a.png", prompt="x"))
     assert request.image.shape == (64, 32, 3)
     assert (request.image == 255).all()
-    assert (request.image == fitted(cfg, np.asarray(FilePicture(str(tmp_path / "a.png")).image()), "a", True)).all()
+    assert (
+        request.image == fitted(cfg.sizes, np.asarray(FilePicture(str(tmp_path / "a.png")).image()), "a", True)
+    ).all()
 
 
 def test_a_vae_that_shows_nothing_stops_the_run(tmp_path):
@@ -201,7 +207,7 @@ def changed(file: Path, at: int = -5) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("diffusion_pytorch_model.safetensors", r"the DiT is not the one that was exported"),
+        ("transformer/diffusion_pytorch_model.safetensors", r"the DiT is not the one that was exported"),
         ("vae/diffusion_pytorch_model.safetensors", r"a file was changed; these differ:\n  vae\.sha256"),
     ],
 )
@@ -268,6 +274,20 @@ def test_settings_that_do_not_fit_are_refused(change, said):
         load_config("stepvideo-tiny", [change])
 
 
+def test_weights_in_bfloat16_are_exported_so_and_are_sampled(run, tmp_path):
+    start = shutil.copytree(run.dir / "model", tmp_path / "start")
+    VideoDiT.from_pretrained(start / DIT).bfloat16().save_pretrained(start / DIT)
+    words = [*SHORT, f"dir={tmp_path}", "name=half", f"model.start={start}", "evals=[]", "steps=1"]
+    half = Run(load_config("stepvideo-tiny", words))
+    train(half)
+    file = half.dir / "model" / DIT / "diffusion_pytorch_model.safetensors"
+    assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.trainables["dit"].parameters} == {torch.float32}
+    request = clip_request(half.config, SampleArgs(image=picture(tmp_path), prompt="a red circle moves right"))
+    pipeline = open_pipeline(half.config, half.dir / "model", torch.device("cpu"))
+    assert pipeline.clips([request]).shape == (1, half.config.frames, 32, 32, 3)
+
+
 def test_a_cluster_shares_videos_by_its_heads(capsys):
     with pytest.raises(ConfigError, match=r"context=32 must divide model\.heads=48"):
         load_config("stepvideo-ti2v-30b", ["context=32"])
@@ -281,7 +301,9 @@ def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):
     videos = Latents(run.dir / "latents", made_by(run.config, vae_folder(run)))
     shape = dataclasses.replace(run.config.model, start=str(run.dir / "model"))
     made = make_dit(shape, videos).state_dict()
-    assert all(torch.equal(made[n], w) for n, w in VideoDiT.from_pretrained(run.dir / "model").state_dict().items())
+    assert all(
+        torch.equal(made[n], w) for n, w in VideoDiT.from_pretrained(run.dir / "model" / DIT).state_dict().items()
+    )
     with pytest.raises(ConfigError, match=r"model\.start=.* of another shape"):
         make_dit(dataclasses.replace(shape, layers=2), videos)
     with pytest.raises(ConfigError, match="holds no weights"):
@@ -368,7 +390,7 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
     clips.prepare(tmp_path / "out", source, options, codec, encoder_of(run.config.text), made_by=made)
     real = Run(cfg)
     train(real)
-    assert VideoDiT.from_pretrained(real.dir / "model").config.channels == 16
+    assert VideoDiT.from_pretrained(real.dir / "model" / DIT).config.channels == 16
     assert json.loads((real.dir / "model" / "pipeline.json").read_text())["fps"] == 9  # that of the videos
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
@@ -391,7 +413,7 @@ def test_every_item_of_the_published_evaluation_flows():
     cfg = dataclasses.replace(load_config("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
     rows = ti2v_eval.read(place)
     fitting = {
-        row.name: fitted(cfg, np.asarray(images.read_image(row.image)), row.name, crop=True)
+        row.name: fitted(cfg.sizes, np.asarray(images.read_image(row.image)), row.name, crop=True)
         for row in rows
         if row.image.is_file()
     }
@@ -485,3 +507,29 @@ def test_five_clips_of_a_vbench_prompt(run, tmp_path, capsys):
     videos = vbench.lay_out(done)
     assert sorted(file.name for file in videos.iterdir()) == [f"a cat, camera zooms in-{i}.mp4" for i in range(5)]
     assert len({file.read_bytes() for file in videos.iterdir()}) == 5
+
+
+def test_diffusers_loads_the_folder_and_samples_the_same_clip(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(run.dir / "model", tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(folder)
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    args = SampleArgs(image=picture(tmp_path), prompt="a red circle moves right", motion=7.0, seed=3)
+    request = clip_request(run.config, args)
+    [want] = open_pipeline(run.config, run.dir / "model", torch.device("cpu")).clips([request])
+    made = pipe(Image.open(args.image), args.prompt, motion_score=7.0, seed=3)
+    assert (np.stack([np.asarray(frame) for frame in made.frames[0]]) == want).all()
+    assert made.fps == 6
+    other = pipe(Image.open(args.image), args.prompt, motion_score=7.0, seed=3, num_inference_steps=1)
+    assert (np.stack([np.asarray(frame) for frame in other.frames[0]]) != want).any()
+    with hub() as served:  # the same from a hub
+        served.private["me/clips"] = False
+        files = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        served.branches["me/clips", "main"] = files
+        served.serve_this_process(monkeypatch)
+        pipe = DiffusionPipeline.from_pretrained("me/clips", trust_remote_code=True, cache_dir=tmp_path / "cache")
+    again = pipe(Image.open(args.image), args.prompt, motion_score=7.0, seed=3)
+    assert (np.stack([np.asarray(frame) for frame in again.frames[0]]) == want).all()
+    with pytest.raises(ConfigError, match=r"the image is 32 x 8: cut to"):
+        pipe(Image.new("RGB", (32, 8)), args.prompt)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from recipes.orz.recipe import train
@@ -41,9 +40,7 @@ def run(finished, tmp_path) -> Path:
 @pytest.fixture
 def served(monkeypatch):
     with hub() as local:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", local.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        local.serve_this_process(monkeypatch)
         yield local
 
 

@@ -11,7 +11,7 @@ HELP = "upload a finished run's model, with its card, to the Hugging Face hub"
 
 def options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the hub; made if there is none")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="on the hub; made if there is none")
     parser.add_argument("--revision", metavar="BRANCH", help="branch of it; made if there is none; default: main")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--adapter", action="store_true", help="upload the adapters alone, of a run with lora")

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from stepstack.config import ROOT, RunConfig, flatten, start_model, without
+from stepstack.core.inputs import PIPELINE_INDEX
 from stepstack.harness.model import shown_path
 from stepstack.harness.summary import with_error
 from stepstack.report import jsonl
@@ -98,7 +99,7 @@ def metadata(
 
 def kind_of(place: Path) -> tuple[str, str]:
     """(library that loads a model folder, the hub's name of what it does)."""
-    if (place / "model_index.json").is_file():
+    if (place / PIPELINE_INDEX).is_file():
         return "diffusers", "image-to-video"
     if (place / "adapter_config.json").is_file():
         return "peft", kind_of(place.parent / MODELS[0])[1]
@@ -214,7 +215,7 @@ def training_text(record: Mapping[str, Any]) -> str:
     """The command that trains the same again, the commit and the machine."""
     command = f"stepstack launch {TRAINING} {shlex.quote('name=' + record['config']['name'])}"
     lines = [
-        f"[{TRAINING}]({TRAINING}) beside this card is the whole config. In a checkout of stepstack at the commit below:",
+        f"[{TRAINING}]({TRAINING}) here is the whole config. In a checkout of stepstack at the commit below:",
         "",
         "```sh",
         command,

@@ -19,7 +19,7 @@ from stepstack.report import jsonl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Destination:
-    """Repository ``repo`` (owner/name) of the hub, and its branch ``revision``, which is made where there is none; None:
+    """Repository ``repo`` (owner/name) of the hub, and its branch ``revision``, which is made where there is none, or
     main. ``private``: whether nobody else may read it, where it is made now."""
 
     repo: str
