@@ -25,13 +25,14 @@ def check_card(run: Path, model: str = "model") -> ModelCard:
     assert card.data.model_name == name or not card.data.eval_results
     after = results(run / "evals" / "after")
     want = {
-        (task, metric["name"]): (metric["value"], {"stderr": metric["stderr"], "n": metric["n"]})
+        (task, metric["name"]): (metric["value"], {k: metric[k] for k in ("stderr", "n") if metric[k] is not None})
         for task, (_, result) in after.items()
         for metric in result["metrics"]
         if metric["value"] is not None
     }
     given = card.data.eval_results or []
-    assert {(r.dataset_type, r.metric_type): (r.metric_value, r.metric_args) for r in given} == want
+    read = {(r.dataset_type, r.metric_type): (r.metric_value, r.metric_args) for r in given}
+    assert read == want, (read, want)
     for task, _ in want:
         assert f"| {task} | " in text
     again = load_config(str(folder / "training.yaml"), [f"name={name}", f"dir={record['config']['dir']}"])

@@ -138,7 +138,7 @@ def _eval_results(task: str, after: Mapping[str, Any]) -> Iterator[EvalResult]:
                     dataset_name=f"{name}, version {result['version']}",
                     metric_type=metric["name"],
                     metric_value=metric["value"],
-                    metric_args={"stderr": metric["stderr"], "n": metric["n"]},
+                    metric_args={key: metric[key] for key in ("stderr", "n") if metric[key] is not None},
                 )
 
 
