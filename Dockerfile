@@ -12,9 +12,10 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1
 WORKDIR /stepstack
 COPY . .
-RUN python3 scripts/setup_venv.py --torch-index "${TORCH_INDEX}" && rm -rf /root/.cache
+RUN python3 scripts/setup_venv.py --torch-index "${TORCH_INDEX}"
 ENV PATH=/stepstack/.venv/bin:$PATH
 ENTRYPOINT ["stepstack"]
 CMD ["--help"]
@@ -23,11 +24,12 @@ FROM ${CUDA_BASE} AS cuda
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
+ENV PIP_NO_CACHE_DIR=1
 WORKDIR /stepstack
 COPY . .
-RUN python3 scripts/setup_venv.py --extras vllm,gpu && rm -rf /root/.cache
-RUN .venv/bin/pip install --no-cache-dir -c constraints.txt setuptools packaging wheel==0.48.0 ninja==1.13.2 einops==0.8.2 \
-    && .venv/bin/pip install --no-cache-dir -c constraints.txt --no-build-isolation --no-deps flash-attn==2.8.3.post2
+RUN python3 scripts/setup_venv.py --extras vllm,gpu
+RUN .venv/bin/pip install -c constraints.txt setuptools packaging wheel==0.48.0 ninja==1.13.2 einops==0.8.2 \
+    && .venv/bin/pip install -c constraints.txt --no-build-isolation --no-deps flash-attn==2.8.3.post2
 ENV PATH=/stepstack/.venv/bin:$PATH
 ENTRYPOINT ["stepstack"]
 CMD ["--help"]

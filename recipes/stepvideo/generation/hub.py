@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from diffusers import DiffusionPipeline
 from diffusers import __version__ as diffusers_version
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -34,7 +34,7 @@ PIPELINE = "pipeline"  # the module in the folder that imports the pipeline
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings(Strict):
-    """What a model's clips depend on beside its weights, in model_index.json."""
+    """Everything but weights that decides a model's clips, in model_index.json."""
 
     text: Annotated[WordVectors | PublishedEncoders, Field(discriminator="type")]
     """Encoders of the prompts."""
@@ -64,7 +64,8 @@ class StepVideoPipeline(DiffusionPipeline):
     """A first frame, a prompt and a motion score become a clip, the one of `stepstack sample`. A model that was trained
     with DSV attends densely."""
 
-    _optional_components = ("vae",)
+    _optional_components = ["vae"]  # noqa: RUF012  # a list, as diffusers has it
+    transformer: VideoDiT
 
     def __init__(self, transformer: VideoDiT, vae: TinyVae | None = None, settings: dict[str, Any] | None = None):
         """``vae``: the tiny one; None where ``settings`` (``Settings`` as plain JSON) name a published one."""

@@ -20,13 +20,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from recipes.protocol import load_config
-    from stepstack.harness.training import share
+    from stepstack.harness.training import upload
 
     cfg = load_config(args.name, args.overrides)
-    share.check_repo(args.repo)
-    folder = share.finished_model(cfg.folder, "model-adapter" if args.adapter else "model")
-    for name, size in share.files(folder):
+    upload.check_repo(args.repo)
+    folder = upload.finished_model(cfg.folder, "model-adapter" if args.adapter else "model")
+    for name, size in upload.files(folder):
         print(f"{size:>15,}  {name}")
     if not args.dry_run:
-        print(share.push(folder, share.Destination(repo=args.repo, revision=args.revision, private=args.private)))
+        print(upload.push(folder, upload.Destination(repo=args.repo, revision=args.revision, private=args.private)))
     return 0

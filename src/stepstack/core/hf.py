@@ -57,7 +57,9 @@ def stored_dtype(body: Any) -> torch.dtype:
     """Type of the weights in the folder that the model was read from, which ``models.lm.pretrained`` leaves in its
     config; that of its own weights where it was made here, and of a model of diffusers, whose config names none."""
     stored = body.config.dtype if isinstance(body, PreTrainedModel) else None
-    return next(body.parameters()).dtype if stored is None else stored
+    if stored is None:
+        stored = next(body.parameters()).dtype
+    return getattr(torch, stored) if isinstance(stored, str) else stored  # a text where it was saved from
 
 
 def save(body: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
