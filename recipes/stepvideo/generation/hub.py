@@ -1,7 +1,8 @@
 """An exported model as a pipeline of diffusers: `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
 
 diffusers imports no module because a folder names it. So the folder holds a line of Python for each class, which
-imports it from the installed stepstack, and the caller gives ``trust_remote_code=True``; so it does from the hub.
+imports it from the installed stepstack, and the caller gives ``trust_remote_code=True``. A repository of a hub is
+loaded in the same way.
 """
 
 from __future__ import annotations

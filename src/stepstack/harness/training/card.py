@@ -15,14 +15,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from stepstack.config import ROOT, RunConfig, flatten, start_model, without
-from stepstack.core.inputs import PIPELINE_INDEX
+from stepstack.core.inputs import CARD, PIPELINE_INDEX, TRAINING
 from stepstack.harness.model import shown_path
 from stepstack.harness.summary import with_error
 from stepstack.report import jsonl
 from stepstack.report.provenance import describe
 
-CARD = "README.md"
-TRAINING = "training.yaml"  # the whole config of the run, beside the card
 MODELS = ("model", "model-adapter")  # folders of a run that get a card
 LICENCE_KEYS = ("license", "license_name", "license_link")
 UNKNOWN = "unknown"  # one of the hub's own values of `license`

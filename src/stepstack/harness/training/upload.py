@@ -13,7 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from stepstack.config import ConfigError, difference
 from stepstack.core.folder import lock
-from stepstack.harness.training.card import CARD, TRAINING, shared_values
+from stepstack.core.inputs import CARD, TRAINING
+from stepstack.harness.training.card import shared_values
 from stepstack.report import jsonl
 
 
