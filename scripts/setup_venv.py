@@ -7,6 +7,7 @@ settings. With the same constraints on every later call nothing can replace it.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -18,14 +19,25 @@ VENV = ROOT / ".venv"
 OLDEST = (3, 11)
 
 
+def constraints(extras: str) -> str:
+    """The versions of constraints.txt; with vLLM the numpy of constraints-vllm.txt, since a package that vLLM 0.30
+    brings takes none from 2.4 on under Python 3.12 and older."""
+    text = (ROOT / "constraints.txt").read_text()
+    if "vllm" not in extras.split(","):
+        return text
+    pin = re.compile(r"^numpy==.*$", re.MULTILINE)
+    return pin.sub(pin.findall((ROOT / "constraints-vllm.txt").read_text())[0], text)
+
+
 def pip(*arguments: str) -> None:
-    """Run pip of the new environment, bound by constraints.txt and silent except for its errors, which the user
+    """Run pip of the new environment, bound by the constraints in it and silent except for its errors, which the user
     sees."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "-qq", "--disable-pip-version-check", "install"]
-    subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *arguments], cwd=ROOT, check=True)
+    subprocess.run([*command, "-c", str(VENV / "constraints.txt"), *arguments], cwd=ROOT, check=True)
 
 
 def install(torch_index: str | None, extras: str) -> None:
+    (VENV / "constraints.txt").write_text(constraints(extras))
     index = ["--index-url", torch_index] if torch_index else []
     pip("torch", *index)
     # The build backend comes from the same constraints, hence no isolated (and unpinned) build environment.

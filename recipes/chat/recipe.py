@@ -72,7 +72,7 @@ def tune(run: Run[Config], cfg: SftStage | DpoStage, place: Pretrained) -> None:
     if run.inner:
         run.finish()
         return
-    generator.load(policy.named_weights(), version=run.step)
+    generator.load(policy.finished_weights(), version=run.step)
     measure(run, "after", engine, str(folder), tasks(run.config))
 
 

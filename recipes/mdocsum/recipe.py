@@ -54,7 +54,7 @@ def train(run: Run[Config]) -> None:
             inner, policy = fit_grpo(run, lm, processor, generator, prompts, begin, select)
         case kind:
             inner, policy = run, fit_second(run, kind, lm, processor, generator, prompts.train, begin, select)
-    generator.load(policy.named_weights(), version=policy.updates)
+    generator.load(policy.finished_weights(), version=policy.updates)
     folder = inner.export(policy.role, run.dir / "model", processor)
     measure(run, "after", engine, str(folder), tasks(cfg))
     report_outcome(run)

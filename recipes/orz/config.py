@@ -23,6 +23,7 @@ Grader = Literal["math_verify", "exact", "orz_legacy"]
 Extract = Literal["orz", "boxed", "number"]
 QUESTION = "{question}"
 
+SMOLLM2_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOLLM2 = 134_515_008  # parameters of SmolLM2-135M, head and embedding being one
 REASONING = "make setup EXTRAS=reasoning"
 
@@ -152,6 +153,10 @@ class SmolLm2(Strict):
     @property
     def reads(self) -> tuple[str, ...]:
         return () if self.path is None else (self.path,)
+
+    @property
+    def begins_with(self) -> tuple[str, str | None]:
+        return self.path or SMOLLM2_NAME, None
 
     @property
     def params(self) -> float | None:

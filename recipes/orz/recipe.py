@@ -49,7 +49,9 @@ def train(run: Run[Config]) -> None:
         evaluate=select,
         before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
-    measure(run, "after", engine, str(run.export("actor", run.dir / "model", tokenizer)), tasks(cfg))
+    folder = run.export("actor", run.dir / "model", tokenizer)
+    generator.load(models.actor.finished_weights(), version=run.step)
+    measure(run, "after", engine, str(folder), tasks(cfg))
     report_outcome(run)
     run.finish()
 

@@ -52,7 +52,9 @@ def train(run: Run[Config]) -> None:
         evaluate=select,
         before=lambda: measure(run, "before", engine, source, tasks(cfg)),
     )
-    measure(run, "after", engine, str(run.export("actor", run.dir / "model", processor)), tasks(cfg))
+    folder = run.export("actor", run.dir / "model", processor)
+    generator.load(models.actor.finished_weights(), version=run.step)
+    measure(run, "after", engine, str(folder), tasks(cfg))
     report_outcome(run)
     run.finish()
 

@@ -19,7 +19,7 @@ from recipes.stepaudio.stages import train_by_reward, train_student, train_teach
 from recipes.stepaudio.tasks import tasks
 from stepstack.core import preflight
 from stepstack.core.run import Run
-from stepstack.harness.training.outcome import measure, report_outcome
+from stepstack.harness.training.outcome import measure, report_outcome, write_model_cards
 from stepstack.models.lm.config import Pretrained
 
 __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "write_report"]
@@ -58,6 +58,7 @@ def train_published(run: Run[Config]) -> None:
     student = released.train(run)
     if run.config.evals:
         evaluate(run, "after", student)
+    write_model_cards(run)
     run.finish()
 
 

@@ -123,6 +123,10 @@ class DitConfig(Strict):
     def reads(self) -> tuple[str, ...]:
         return () if self.start is None else (self.start,)
 
+    @property
+    def begins_with(self) -> tuple[str, str | None] | None:
+        return None if self.start is None else (self.start, None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedClips(Strict):

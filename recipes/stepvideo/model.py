@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKLWan
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ from stepstack.scoring import video as checker
 
 PALETTE = {name: RGB[name] for name in ("red", "green", "blue", "yellow")}
 PIPELINE_FILE = "pipeline.json"  # of an exported model: what it was made by
+DIT, VAE = "transformer", "vae"  # folders in it, by diffusers' names of the parts
 READ_BYTES = 1 << 24
 JUDGED_CLIPS = 64  # clips on which a VAE is judged, and calibrated
 
@@ -66,7 +68,7 @@ def make_codec(run: Run[Config]) -> VideoCodec:
 def vae_folder(run: Run[Config]) -> Path:
     """Folder of the tiny VAE. It comes with ``model.start``, which knows its latents alone."""
     start = run.config.model.start
-    return run.dir / "vae" / "model" if start is None else ROOT / start / "vae"
+    return run.dir / "vae" / "model" if start is None else ROOT / start / VAE
 
 
 def made_by(cfg: Config, vae: Path) -> dict[str, Any]:
@@ -162,10 +164,19 @@ def make_dit(cfg: DitConfig, videos: Latents) -> VideoDiT:
     return dit
 
 
+def start_dtype(cfg: DitConfig) -> torch.dtype:
+    """Type of the weights that a DiT begins with, in which it is exported; float32 where they are drawn."""
+    if cfg.start is None:
+        return torch.float32
+    file = next(file for place in (ROOT / cfg.start / DIT, ROOT / cfg.start) for file in place.glob("*.safetensors"))
+    with safe_open(file, "pt") as weights:
+        return weights.get_tensor(next(iter(weights.keys()))).dtype
+
+
 def weights_of(folder: Path, heads: int) -> Mapping[str, Tensor]:
     """In our layout. ConfigError for a folder without weights."""
-    if (folder / "config.json").is_file():
-        return load_whole(VideoDiT, folder, part=True).state_dict()  # DSV's predictors may lie beside
+    if (folder / DIT / "config.json").is_file():
+        return load_whole(VideoDiT, folder / DIT, part=True).state_dict()  # DSV's predictors may lie beside
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(
@@ -192,7 +203,7 @@ def frames(video_BFCYX: Tensor) -> NDArray[np.uint8]:
 def digest(folder: Path) -> str:
     """sha256 of a model folder's weights and config."""
     total = hashlib.sha256()
-    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".json") and f.name != PIPELINE_FILE]
+    files = [f for f in folder.iterdir() if f.suffix in (".safetensors", ".json")]
     for file in sorted(files):
         total.update(file.name.encode())
         with file.open("rb") as handle:

@@ -13,14 +13,14 @@ from recipes.stepvideo.config import Config, PreparedClips, WordVectors
 from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
 from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
-from recipes.stepvideo.model import make_codec, make_dit, vae_folder
+from recipes.stepvideo.model import make_codec, make_dit, start_dtype, vae_folder
 from recipes.stepvideo.preference import load_pairs, prefer
 from recipes.stepvideo.report import keep_report, report_outcome, write_report
 from recipes.stepvideo.tasks import judge, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.harness.metrics import clustered
-from stepstack.harness.training.outcome import measure
+from stepstack.harness.training.outcome import measure, write_model_cards
 from stepstack.loops import diffusion
 from stepstack.models.video.dsv.handle import Dsv
 
@@ -38,6 +38,7 @@ def train(run: Run[Config]) -> None:
     run.reseed()
     build = partial(make_dit, cfg.model, videos)
     dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
+    dit.stored_dtype = start_dtype(cfg.model)
     dsv = enable(run, dit)
     fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(cfg, dsv))
     if cfg.preference is not None:
@@ -45,6 +46,7 @@ def train(run: Run[Config]) -> None:
     if codec is None:
         fit()
         export(run, dit, dsv, fps)
+        write_model_cards(run)
         run.finish()
         return
     sampled = dit.for_sampling(build)

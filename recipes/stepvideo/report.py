@@ -24,6 +24,7 @@ from stepstack.harness.summary import with_error
 from stepstack.harness.training import page
 from stepstack.harness.training.evaluated import columns_of, results
 from stepstack.harness.training.history import read as read_history
+from stepstack.harness.training.outcome import write_model_cards
 from stepstack.report import jsonl
 from stepstack.terminal import console
 
@@ -52,6 +53,7 @@ def report_outcome(run: Run[Config]) -> None:
     out.print(_printed("Held-out clips", heads(run.dir), rows(run.dir)))
     if facts := dsv.read_figures(run.dir):
         out.print(_printed(*dsv.table(facts)))
+    write_model_cards(run)
     out.print(f"report: {run.end_report()}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -48,3 +49,9 @@ def printable(text: str) -> str:
 
 def _surrogate(text: str) -> bool:
     return printable(text) != text
+
+
+def without_credentials(shown: str) -> str:
+    """A value or its source as an error shows it: urls without what may be a password or a key."""
+    shown = re.sub(r"[^\s'\"/:=]+:[^\s'\"]*@", "***@", shown)
+    return re.sub(r"(:[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", shown)

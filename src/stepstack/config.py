@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from stepstack.bounds import Text, impossible, printable
+from stepstack.bounds import Text, impossible, printable, without_credentials
 from stepstack.suggestions import unknown_key
 from stepstack.yaml12 import parse
 
@@ -74,6 +73,11 @@ class Strict:
     def reads(self) -> tuple[str, ...]:
         """Files and folders that this part reads, or their names on a hub; a run records the digests of local ones."""
         return ()
+
+    @property
+    def begins_with(self) -> tuple[str, str | None] | None:
+        """Folder or hub name, and revision, of the weights that this model begins with; None where they are drawn."""
+        return None
 
     @property
     def packages(self) -> tuple[Needed, ...]:
@@ -333,6 +337,11 @@ def reads(config: Any) -> list[str]:
     return list(dict.fromkeys(path for _, part in _parts(config) for path in part.reads))
 
 
+def start_model(config: Any) -> tuple[str, str | None] | None:
+    """``begins_with`` of the model that a recipe trains, its key ``model``."""
+    return next(part.begins_with for prefix, part in _parts(config) if prefix == "model.")
+
+
 def needed(config: Any) -> list[tuple[str, Needed]]:
     """(dotted key, package) of every part of a config that needs one."""
     return [(prefix.rstrip("."), package) for prefix, part in _parts(config) for package in part.packages]
@@ -450,18 +459,12 @@ def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved
         elif not key:  # a rule between keys: the recipe's own words name them
             text = item["msg"].removeprefix("Value error, ")
         else:
-            text = f"{key} = {_without_credentials(repr(item['input']))}: {item['msg']}"
+            text = f"{key} = {without_credentials(repr(item['input']))}: {item['msg']}"
             if item["type"] == "string_type" and isinstance(item["input"], int | float):
                 text += f""" (in quotes it is one: '"{item["input"]}"')"""
         if key not in explained:  # a union reports each of its members
             explained.add(key)
-            yield f"{_without_credentials(source)}: {text}"
-
-
-def _without_credentials(shown: str) -> str:
-    """A value or its source as an error shows it: urls without what may be a password or a key."""
-    shown = re.sub(r"[^\s'\"/:=]+:[^\s'\"]*@", "***@", shown)
-    return re.sub(r"(:[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?***", shown)
+            yield f"{without_credentials(source)}: {text}"
 
 
 def _dotted(loc: Sequence[int | str], values: Any) -> str:

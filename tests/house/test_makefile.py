@@ -34,3 +34,13 @@ def test_every_pin_is_exact_and_torch_has_no_local_version():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", pin)] == []
     assert any(pin.startswith("torch==") for pin in pins)
+
+
+def test_vllm_gets_the_numpy_that_it_takes_and_else_every_version_of_the_house():
+    house, other = ((ROOT / name).read_text().splitlines() for name in ("constraints.txt", "constraints-vllm.txt"))
+    assert setup_venv.constraints("gpu").splitlines() == house
+    chosen = setup_venv.constraints("vllm,gpu").splitlines()
+    [changed] = set(chosen) - set(house)
+    assert changed.startswith("numpy==")
+    assert changed in other
+    assert len(chosen) == len(house)

@@ -34,7 +34,7 @@ KEY = re.compile(r"^[a-z_]+(?:\.[a-z_]+)+(?=$|[:=])(?<!\.py)")
 TUTORIALS = [p for p in files(".md") if p.parent == Path("docs/tutorials")]
 MINI = "tests/system/mini.yaml"
 TINY = {"orz-tiny": [MINI, "steps=1"], "reverse-tiny": ["reverse-tiny", "steps=2"]}  # what a tutorial's config becomes
-NAMED = ("launch", "train", "config", "eval")  # subcommands whose first word is a config
+NAMED = ("launch", "train", "config", "eval", "push")  # subcommands whose first word is a config
 
 
 def commands(path) -> list[str]:
@@ -143,6 +143,19 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
+def test_the_tests_that_answer_the_first_day_exist():
+    named = re.findall(r"`(?:(\w+/[\w/]+\.py))?(?:::(test_\w+))?`", text(Path("docs/first-day.md")))
+    file = ""
+    missing = []
+    for path, name in named:
+        file = path or file  # `::test_x` belongs to the file before it
+        where = ROOT / "tests" / file
+        if (path or name) and not (where.is_file() and (not name or f"def {name}(" in where.read_text())):
+            missing.append(f"{file}::{name}")
+    assert len(named) > 30
+    assert missing == []
+
+
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """The repository as it would be committed, without recorded results: a place to write and train in."""
@@ -218,7 +231,12 @@ def test_the_loop_has_the_lines_that_pages_claim():
 
 
 ELSEWHERE = {"is_equal", "HuggingFaceTB"}  # ORZ's grader, an account of a hub
-ABOUT_OTHERS = ("docs/coming-from.md", "docs/decisions.md", "docs/decisions-second-week.md", "docs/decisions-first-week.md")
+ABOUT_OTHERS = (
+    "docs/coming-from.md",
+    "docs/decisions.md",
+    "docs/decisions-second-week.md",
+    "docs/decisions-first-week.md",
+)
 
 
 def test_names_in_pages_exist():

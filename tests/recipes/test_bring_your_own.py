@@ -106,7 +106,7 @@ def test_a_task_file_is_trained_on_and_evaluated(tmp_path, capsys):
         recipe.tasks(load_config(MINI, [f"data={{type: task, path: {task}, select: 10, test: 90}}"]))[0].rows(tmp_path)
 
 
-def test_an_engine_of_ones_own_gets_each_version_of_the_weights_once(tmp_path):
+def test_an_engine_of_ones_own_gets_each_version_of_the_weights_and_the_exported_ones(tmp_path):
     engine = written(tmp_path, "my_engine.py", ENGINE)
     generator = f"rollout.generator={{type: file, path: {engine}, options: {{batch: 64}}}}"
     run = Run(load_config(MINI, [generator, f"dir={tmp_path}", "name=engine", "steps=3"]))
@@ -122,7 +122,7 @@ def test_an_engine_of_ones_own_gets_each_version_of_the_weights_once(tmp_path):
         recipe.train(run)
     finally:
         recipe.build_generator = original
-    assert built[0].loads == [0, 1, 2, 3]
+    assert built[0].loads == [0, 1, 2, 3, 3]
 
 
 def answers(*texts: str) -> list[Answer]:

@@ -19,6 +19,7 @@ from stepstack.cli import main as cli
 from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
 from tests import chats, tools
+from tests.cards import check_card
 
 # Stages of seconds, which learn the form and little else.
 SMALL = ["model.hidden=48", "model.layers=2", "model.intermediate=96", "data.train=400", "data.pairs=64"]
@@ -66,7 +67,8 @@ def test_the_report_has_both_stages_on_one_time_line(both):
     assert tools.unexplained(both) == []
 
 
-def test_the_model_is_a_folder_that_answers_in_its_chat_template(both):
+def test_the_model_is_a_folder_with_a_card_that_answers_in_its_chat_template(both):
+    assert check_card(both).data.pipeline_tag == "text-generation"
     lm, tokenizer = AutoModelForCausalLM.from_pretrained(both / "model"), AutoTokenizer.from_pretrained(both / "model")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in lm.generation_config.eos_token_id

@@ -24,6 +24,7 @@ from stepstack.harness import answers as io
 from stepstack.report import jsonl
 from stepstack.scoring import documents
 from tests import tools
+from tests.cards import check_card
 
 SMALL = (
     "save.every=2",
@@ -90,6 +91,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_both_stages_train(trained):
+    assert check_card(trained).data.pipeline_tag == "image-text-to-text"
     first, second = rows(trained / "sft" / "metrics.jsonl"), rows(trained / "metrics.jsonl")
     assert [len(first), len(second)] == [3, 4]
     assert first[-1]["loss"] < first[0]["loss"]

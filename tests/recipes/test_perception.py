@@ -23,6 +23,7 @@ from stepstack.core.run import Run
 from stepstack.harness import answers as io
 from stepstack.report import jsonl
 from tests import tools
+from tests.cards import check_card
 from tests.unit.recipes.perception.test_perception_recipe import TASKS
 
 SMALL = (
@@ -95,6 +96,7 @@ def trained(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains(trained, task):
+    assert check_card(trained[task]).data.pipeline_tag == "image-text-to-text"
     first, *steps = rows(trained[task])
     assert first["step"] == 0
     assert len(steps) == 3

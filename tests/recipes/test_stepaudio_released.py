@@ -33,6 +33,7 @@ from stepstack.harness.evaluate import evaluate
 from stepstack.models.lm import pretrained, tiny
 from stepstack.models.lm.config import Pretrained
 from stepstack.models.speech import mask
+from tests.cards import check_card
 
 SIZES = (1024, 4096)
 PIECES = ("system\n", "human\n", "assistant\n")
@@ -234,6 +235,7 @@ def test_a_published_teacher_speaks_new_lines(tmp_path, overrides, source):
     assert report["rates"][0]["takes"] == 12  # three lines four times
     assert len(list((cfg.folder / "engine").glob("shard-*.json"))) == 2
     assert (cfg.folder / "model" / "model.safetensors").is_file()
+    assert "The run evaluated nothing" in check_card(cfg.folder).text
 
 
 class Ear:

@@ -28,7 +28,7 @@ from recipes.stepvideo.generation import sampling
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
 from recipes.stepvideo.generation.sampling import SampleArgs, clip_request
-from recipes.stepvideo.model import PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
+from recipes.stepvideo.model import DIT, PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
@@ -45,6 +45,7 @@ from stepstack.models.video.vae import TinyCodec, TinyVae
 from stepstack.report.jsonl import JsonError
 from stepstack.scoring import video
 from tests import tools
+from tests.cards import check_card
 
 SHORT = (
     "steps=3",
@@ -72,6 +73,7 @@ def run(tmp_path_factory) -> Run:
 def test_a_run_leaves_a_model_results_curves_and_a_report(run):
     assert (run.dir / "model" / "pipeline.json").is_file()
     assert (run.dir / "model" / "vae" / "config.json").is_file()
+    assert check_card(run.dir).data.pipeline_tag == "image-to-video"
     rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 3]
     for label in ("codec", "after"):
@@ -117,7 +119,7 @@ def test_the_engine_looks_at_the_request_and_never_at_the_gold(run):
 def test_the_exported_model_is_the_average_and_gives_the_same_clips_again(run):
     with run.trainables["dit"].averaged():
         want = dict(run.trainables["dit"].named_weights())
-        saved = VideoDiT.from_pretrained(run.dir / "model").state_dict()
+        saved = VideoDiT.from_pretrained(run.dir / "model" / DIT).state_dict()
         assert all(torch.equal(saved[name], value) for name, value in want.items())
     engine = ClipEngine(run.config, open_pipeline(run.config, run.dir / "model", torch.device("cpu")))
     rows = [tasks.prompt_of(clip, run.config.data) for clip in moving.clips(run.config.data, "test")[:4]]
@@ -183,7 +185,9 @@ def test_a_sample_begins_with_the_picture_as_it_is_shown(tmp_path):
     request = clip_request(cfg, SampleArgs(image=tmp_path / "a.png", prompt="x"))
     assert request.image.shape == (64, 32, 3)
     assert (request.image == 255).all()
-    assert (request.image == fitted(cfg, np.asarray(FilePicture(str(tmp_path / "a.png")).image()), "a", True)).all()
+    assert (
+        request.image == fitted(cfg.sizes, np.asarray(FilePicture(str(tmp_path / "a.png")).image()), "a", True)
+    ).all()
 
 
 def test_a_vae_that_shows_nothing_stops_the_run(tmp_path):
@@ -204,7 +208,7 @@ def changed(file: Path, at: int = -5) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("diffusion_pytorch_model.safetensors", r"the DiT is not the one that was exported"),
+        ("transformer/diffusion_pytorch_model.safetensors", r"the DiT is not the one that was exported"),
         ("vae/diffusion_pytorch_model.safetensors", r"a file was changed; these differ:\n  vae\.sha256"),
     ],
 )
@@ -284,7 +288,9 @@ def test_a_run_goes_on_from_weights_of_either_layout(run, tmp_path):
     videos = Latents(run.dir / "latents", made_by(run.config, vae_folder(run)))
     shape = dataclasses.replace(run.config.model, start=str(run.dir / "model"))
     made = make_dit(shape, videos).state_dict()
-    assert all(torch.equal(made[n], w) for n, w in VideoDiT.from_pretrained(run.dir / "model").state_dict().items())
+    assert all(
+        torch.equal(made[n], w) for n, w in VideoDiT.from_pretrained(run.dir / "model" / DIT).state_dict().items()
+    )
     with pytest.raises(ConfigError, match=r"model\.start=.* of another shape"):
         make_dit(dataclasses.replace(shape, layers=2), videos)
     with pytest.raises(ConfigError, match="holds no weights"):
@@ -371,7 +377,7 @@ def test_real_clips_are_prepared_and_trained_on(run, tmp_path):
     clips.prepare(tmp_path / "out", source, options, codec, encoder_of(run.config.text), made_by=made)
     real = Run(cfg)
     train(real)
-    assert VideoDiT.from_pretrained(real.dir / "model").config.channels == 16
+    assert VideoDiT.from_pretrained(real.dir / "model" / DIT).config.channels == 16
     assert json.loads((real.dir / "model" / "pipeline.json").read_text())["fps"] == 9  # that of the videos
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
@@ -394,7 +400,7 @@ def test_every_item_of_the_published_evaluation_flows():
     cfg = dataclasses.replace(load_config("stepvideo-tiny"), sizes=((32, 48), (48, 32), (32, 32)))
     rows = ti2v_eval.read(place)
     fitting = {
-        row.name: fitted(cfg, np.asarray(images.read_image(row.image)), row.name, crop=True)
+        row.name: fitted(cfg.sizes, np.asarray(images.read_image(row.image)), row.name, crop=True)
         for row in rows
         if row.image.is_file()
     }

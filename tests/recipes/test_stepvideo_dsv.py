@@ -17,7 +17,7 @@ from data.drawn import moving
 from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
-from recipes.stepvideo.model import digest
+from recipes.stepvideo.model import DIT, digest
 from recipes.stepvideo.recipe import train
 from recipes.stepvideo.tasks import prompt_of, read
 from stepstack.config import ROOT, ConfigError
@@ -129,7 +129,7 @@ def test_the_config_says_whether_an_exported_model_is_sparse(run):
         block.attn1.processor.sparsity_H for block in run.accelerator.unwrap_model(run.trainables["dit"].module).blocks
     ]
     assert all(torch.equal(a, b) for a, b in zip(kept, own, strict=True))
-    assert not any("predictor" in name for name in VideoDiT.from_pretrained(folder).state_dict())
+    assert not any("predictor" in name for name in VideoDiT.from_pretrained(folder / DIT).state_dict())
     assert not torch.equal(latents(sparse), latents(dense))
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_another_training_is_refused(run, dense, tmp_path):
         open_pipeline(other, run.dir / "model", CPU)
     shutil.copytree(dense.dir / "model", tmp_path / "model")
     facts = json.loads((run.dir / "model" / "pipeline.json").read_text())
-    facts["dit_sha256"] = digest(dense.dir / "model")
+    facts["dit_sha256"] = digest(dense.dir / "model" / DIT)
     (tmp_path / "model" / "pipeline.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigError, match=r"holds no blocks\.0\.attn1\.processor\.predictor\.query"):
         open_pipeline(run.config, tmp_path / "model", CPU)

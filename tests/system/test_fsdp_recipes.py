@@ -108,7 +108,8 @@ def sharded(run: Path, config: str, *words: str, count: int = 2) -> Path:
 
 
 def exported(run: Path) -> dict[str, Any]:
-    return {f.name + name: value for f in run.glob("model/*.safetensors") for name, value in load_file(f).items()}
+    files = (*run.glob("model/*.safetensors"), *run.glob("model/transformer/*.safetensors"))
+    return {f.name + name: value for f in files for name, value in load_file(f).items()}
 
 
 def apart(a: Path, b: Path) -> float:

@@ -22,8 +22,9 @@ from data.drawn.moving import Moving
 from data.media.frames import mp4
 from recipes.stepvideo.config import Config, TinyVaeConfig
 from recipes.stepvideo.dsv import exported, restore
+from recipes.stepvideo.generation.hub import write_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
-from recipes.stepvideo.model import PIPELINE_FILE, codec_of, digest, encoder_of, frames, made_by, pixels
+from recipes.stepvideo.model import DIT, PIPELINE_FILE, VAE, codec_of, digest, encoder_of, frames, made_by, pixels
 from recipes.stepvideo.tasks import clip_in
 from stepstack.config import ROOT, ConfigError, difference
 from stepstack.diffusion.sample import derive_seed
@@ -43,7 +44,7 @@ MAX_PIXELS_AT_ONCE = 1 << 19  # pixels, over all frames, of clips that are sampl
 
 @dataclass(frozen=True, slots=True)
 class PipelineFiles:
-    """Files of a model folder beside the DiT: the tiny VAE, and what else decides its clips."""
+    """Files of a model folder beside the DiT: the tiny VAE, what else decides its clips, and diffusers' index."""
 
     cfg: Config
     vae: Path
@@ -54,8 +55,9 @@ class PipelineFiles:
         facts: dict[str, Any] = made_by(self.cfg, self.vae)
         facts |= exported(self.dsv) | {"fps": self.fps}
         if isinstance(self.cfg.vae, TinyVaeConfig):
-            shutil.copytree(self.vae, folder / "vae")
-        facts["dit_sha256"] = digest(folder)
+            shutil.copytree(self.vae, folder / VAE)
+        write_pipeline(folder, self.cfg, self.fps)
+        facts["dit_sha256"] = digest(folder / DIT)
         jsonl.write_json_atomic(folder / PIPELINE_FILE, facts)
 
 
@@ -65,18 +67,18 @@ def open_pipeline(cfg: Config, folder: Path, device: torch.device) -> Pipeline:
     if not (folder / PIPELINE_FILE).is_file():
         raise ConfigError(f"{folder} holds no {PIPELINE_FILE}: give a folder that a run of this recipe exported")
     facts = jsonl.read_json(folder / PIPELINE_FILE, "text", "vae", "fps", "dit_sha256")
-    wanted = made_by(cfg, folder / "vae")
+    wanted = made_by(cfg, folder / VAE)
     if changed := difference({key: facts[key] for key in wanted}, wanted):
         raise ConfigError(
             f"{folder / PIPELINE_FILE}: the model was made otherwise than the config says, or a file was changed; these"
             " differ:\n  " + "\n  ".join(changed)
         )
-    if digest(folder) != facts["dit_sha256"]:
+    if digest(folder / DIT) != facts["dit_sha256"]:
         raise ConfigError(f"{folder}: the DiT is not the one that was exported (sha256): export it again from its run")
-    dit = VideoDiT.from_pretrained(folder).to(device).eval()
+    dit = VideoDiT.from_pretrained(folder / DIT).to(device).eval()
     if cfg.dsv is not None:
-        restore(dit, cfg.dsv, folder, facts)
-    return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / "vae"), device, facts["fps"])
+        restore(dit, cfg.dsv, folder / DIT, facts)
+    return pipeline_of(cfg, dit, codec_of(cfg.vae, folder / VAE), device, facts["fps"])
 
 
 def pipeline_of(cfg: Config, dit: torch.nn.Module, codec: VideoCodec, device: torch.device, fps: float) -> Pipeline:
@@ -132,7 +134,7 @@ class ClipEngine:
     def _request(self, prompt: ClipPrompt, seed: int) -> ClipRequest:
         """The first frame in the config's nearest size, whatever is cut off."""
         [picture] = prompt.pictures
-        image = fitted(self.cfg, np.asarray(picture.image()), repr(picture), crop=True)
+        image = fitted(self.cfg.sizes, np.asarray(picture.image()), repr(picture), crop=True)
         return ClipRequest(prompt.text, image, prompt.motion, derive_seed(prompt.key, seed))
 
     def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from data.media.frames import Frames, crop_fraction, fit, nearest
-from recipes.stepvideo.config import Config
 from recipes.stepvideo.model import as_video, frames
 from stepstack.config import ConfigError
 from stepstack.diffusion.config import SamplerConfig
@@ -70,13 +69,13 @@ class Pipeline:
         return Encoded(text_BLC, encoded.mask_BL.to(self.device), clip_BMC)
 
 
-def fitted(cfg: Config, image: Frames, name: str, crop: bool) -> Frames:
-    """In the nearest of the config's sizes. ConfigError for another shape, unless it may be cropped."""
-    size = nearest(image.shape[:2], cfg.sizes)
+def fitted(sizes: Sequence[tuple[int, int]], image: Frames, name: str, crop: bool) -> Frames:
+    """In the nearest of the model's sizes. ConfigError for another shape, unless it may be cropped."""
+    size = nearest(image.shape[:2], sizes)
     left = crop_fraction(image.shape[:2], size)
     if left < MIN_KEPT_SHARE and not crop:
         raise ConfigError(
-            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the config's "
+            f"{name} is {image.shape[1]} x {image.shape[0]}: cut to {size[1]} x {size[0]}, the nearest of the model's "
             f"sizes, {left:.0%} of it would be left; allow that with --crop, or give a picture of that shape"
         )
     return fit(image[None], size)[0]

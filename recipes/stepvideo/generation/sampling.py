@@ -61,5 +61,8 @@ def clip_request(cfg: Config, args: SampleArgs) -> ClipRequest:
     if not math.isfinite(args.motion) or args.motion < 0:
         raise ConfigError(f"--motion {args.motion}: must be 0 or more; 2 is calm, 5 usual, 20 wild")
     return ClipRequest(
-        args.prompt, fitted(cfg, np.asarray(read_image(args.image)), str(args.image), args.crop), args.motion, args.seed
+        args.prompt,
+        fitted(cfg.sizes, np.asarray(read_image(args.image)), str(args.image), args.crop),
+        args.motion,
+        args.seed,
     )

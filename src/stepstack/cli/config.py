@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
@@ -62,10 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _menu() -> int:
-    for path in sorted(CONFIGS.glob("*.yaml")):
+    paths = sorted(CONFIGS.glob("*.yaml"), key=lambda path: path.stem)  # orz-32b before orz-32b-anneal
+    width = max(len(path.stem) for path in paths) + 2
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for path in paths:
         comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         about = next((line for line in comments if not line.startswith(MODELINE)), "")
-        print(f"{path.stem:20} {about.removeprefix('#').strip()}")
+        line = f"{path.stem:{width}}{about.removeprefix('#').strip()}"
+        print(line if columns is None else textwrap.fill(line, columns, subsequent_indent=" " * width))
     return 0
 
 

@@ -25,6 +25,7 @@ MANUAL = """StepFun's published training systems as recipes that run.
   stepstack launch orz-32b --dry-run            the accelerate line that would be typed
   stepstack eval orz-tiny name=trial seed=1     score the trained model on held-out problems
   stepstack sample stepvideo-tiny --image a.png --prompt "a red circle moves right"
+  stepstack push orz-tiny name=trial seed=1 --repo me/orz-tiny   its model, with its card, to the hub
   stepstack votes clips/a clips/b --out votes   which of two models' clips? blind, in a browser
   stepstack eval orz-32b --tasks aime24,math500 --model Qwen/Qwen2.5-32B
 """

@@ -13,6 +13,9 @@ from stepstack.config import ROOT, ConfigError, reads, user_files
 from stepstack.report import jsonl
 
 INDEXES = ("manifest.json", "latents.json")  # of prepared folders: they hold the digests of the files beside them
+PIPELINE_INDEX = "model_index.json"  # of a pipeline of diffusers, whose parts lie in folders
+CARD, TRAINING = "README.md", "training.yaml"  # of a model: its card, and the config that trained it
+ABOUT = (CARD, TRAINING)
 READ_BYTES = 1 << 24
 
 
@@ -29,11 +32,15 @@ def digests(config: Any) -> dict[str, str]:
 
 
 def digest_of(place: Path) -> str:
-    """sha256 of a file, of the index of a prepared folder, or of all files that lie in another folder."""
+    """sha256 of a file, of the index of a prepared folder, of all files of a pipeline of diffusers, or of those that
+    lie in another folder; what is written about a model (ABOUT) does not count."""
     if place.is_file():
         return _digest((place,))
     index = next((place / name for name in INDEXES if (place / name).is_file()), None)
-    return _digest((index,) if index is not None else tuple(sorted(f for f in place.iterdir() if f.is_file())))
+    if index is not None:
+        return _digest((index,))
+    parts = place.rglob("*") if (place / PIPELINE_INDEX).is_file() else place.iterdir()
+    return _digest(tuple(sorted(file for file in parts if file.is_file() and file.name not in ABOUT)))
 
 
 def _digest(files: tuple[Path, ...]) -> str:

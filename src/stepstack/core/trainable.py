@@ -48,6 +48,7 @@ class Trainable:
             add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
             hf.enable_gradient_checkpointing(body)
+        self.stored_dtype = hf.stored_dtype(body)  # that of exported weights
         self.size = sum(p.numel() for p in module.parameters())
         self.optim = resolve_optimizer(cfg.optim, run.config.scale)
         self.module = self._placed(module.train())
@@ -246,11 +247,12 @@ class Trainable:
                 self.ema.swap()
 
     def finished_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """``named_weights`` of a training that succeeded: NonFiniteGradient, on every process, where its last update
-        was skipped or a weight is not finite."""
+        """``named_weights`` of a training that succeeded, in the type that its model was read in: NonFiniteGradient, on
+        every process, where its last update was skipped or a weight is not finite."""
         if self.skipped_in_a_row:
             raise self._not_finite()
-        for name, value in self.named_weights():
+        for name, full in self.named_weights():
+            value = full.to(self.stored_dtype)
             if not torch.isfinite(value).all():
                 raise NonFiniteGradient(
                     f"{self.role}: {name} is not finite after update {self.updates}: no model is exported; checkpoints "

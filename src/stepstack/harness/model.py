@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from stepstack.config import ROOT, ConfigError
+from stepstack.core.inputs import PIPELINE_INDEX
 from stepstack.models.whole import reading
-from stepstack.report import jsonl
 
 WEIGHTS = (".safetensors", ".bin")
 CONFIG_FILES = (".json", ".txt", ".model", ".jinja")  # configs, tokenizers, templates
@@ -19,7 +19,8 @@ READ_BYTES = 1 << 24
 
 
 def folder_of(name: str) -> Path:
-    """A Hugging Face folder with weights and tokenizer, or the local snapshot of a hub name (downloaded if need be).
+    """A Hugging Face folder with weights and tokenizer, or a pipeline of diffusers; or the local snapshot of a hub name
+    (downloaded if need be).
 
     ConfigError that says what is missing.
     """
@@ -27,12 +28,13 @@ def folder_of(name: str) -> Path:
     if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
         with reading(name):
             folder = Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in WEIGHTS + CONFIG_FILES]))
+    if (folder / PIPELINE_INDEX).is_file():
+        return folder
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{name} holds no model (no config.json): train first (make train), or give MODEL=folder")
     if not any(file.suffix in WEIGHTS for file in folder.iterdir()):
         raise ConfigError(f"{name} holds no weights ({', '.join(WEIGHTS)}): give the folder of an exported model")
-    texts = "_class_name" not in jsonl.read_json(folder / "config.json")  # diffusers' mark
-    if texts and not any((folder / file).is_file() for file in TOKENIZER):
+    if not any((folder / file).is_file() for file in TOKENIZER):
         raise ConfigError(f"{name} holds no tokenizer ({', '.join(TOKENIZER)}): save the one it was trained with there")
     return folder
 
@@ -40,15 +42,16 @@ def folder_of(name: str) -> Path:
 def record(folder: Path, name: str | None = None) -> dict[str, Any]:
     """name and sha256 of a model folder: weights, configs and tokenizer, not training state."""
     total = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in WEIGHTS + CONFIG_FILES):
-        total.update(file.name.encode())
+    parts = folder.rglob("*") if (folder / PIPELINE_INDEX).is_file() else folder.iterdir()
+    for file in sorted(f for f in parts if f.suffix in WEIGHTS + CONFIG_FILES):
+        total.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as handle:
             while part := handle.read(READ_BYTES):
                 total.update(part)
-    return {"name": _shown(name or str(folder)), "sha256": total.hexdigest()}
+    return {"name": shown_path(name or str(folder)), "sha256": total.hexdigest()}
 
 
-def _shown(name: str) -> str:
+def shown_path(name: str) -> str:
     """A hub name, or a path without what is one machine's: below the repository, else its last two parts."""
     path = Path(name)
     if not path.is_absolute():

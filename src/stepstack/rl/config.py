@@ -14,6 +14,7 @@ from stepstack.core.config import TrainableConfig
 from stepstack.generation.config import GeneratorConfig, HfConfig
 from stepstack.generation.service.config import StreamConfig
 from stepstack.generation.types import Sampling
+from stepstack.planning.memory import FP32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -361,14 +362,15 @@ class PpoConfig(RunConfig):
         )
 
     def footprint_of(self, size: int, width: int, shards: int) -> Footprint:
-        """Footprint with models of ``size`` parameters of ``width`` bytes: actor and critic with gradients and two
-        moments, or under adapters as weights alone, and the reference. Activations and the engine come on top."""
+        """Footprint with models of ``size`` parameters of ``width`` bytes in their folder: actor and critic with
+        gradients and two moments, all float32 as whatever learns, or under adapters as weights alone, and the
+        reference. Activations and the engine come on top."""
         roles = [self.actor, self.critic] if self.uses_critic else [self.actor]
         whole = sum(role.lora is None for role in roles)
         copies = len(roles) + (self.kl.weight > 0)
         return Footprint(
-            states=width * size * (copies + 3 * whole) // shards,
+            states=size * (FP32 * 4 * whole + width * (copies - whole)) // shards,
             activations=0,
-            checkpoint=width * size * 3 * whole,
+            checkpoint=FP32 * size * 3 * whole,
             host=width * size * copies,
         )

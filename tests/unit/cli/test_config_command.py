@@ -71,6 +71,19 @@ def test_without_a_name_it_prints_the_menu_without_lines_for_editors(said, tmp_p
     assert said().split() == ["a-tiny", "A", "tiny", "one."]
 
 
+def test_the_menu_has_one_column_of_names_in_order_and_fits_a_terminal(said, tmp_path, monkeypatch):
+    names = ("a-large-anneal", "a-large", "a-name-of-more-than-twenty-letters")
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text(f"# What {name} is, in words that do not fit.\n", encoding="utf-8")
+    monkeypatch.setattr(command, "CONFIGS", tmp_path)
+    lines = said().splitlines()
+    assert [line.split()[0] for line in lines] == sorted(names)
+    assert len({line.index("What") for line in lines}) == 1
+    monkeypatch.setattr(command.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, said().splitlines())) <= 60
+
+
 def test_a_piped_table_has_a_whole_line_for_each_key(said):
     text = said("orz-tiny", "--explain", "seed=7")
     assert [cell.strip() for cell in text.splitlines()[0].split("  ") if cell.strip()] == HEAD

@@ -43,6 +43,18 @@ def test_another_model_under_the_same_path_is_refused(tmp_path, model):
         refuse_others(cfg.folder, cfg)
 
 
+def test_every_part_of_a_pipeline_counts_and_what_is_written_about_it_does_not(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    weights, card = tmp_path / "transformer" / "weights.safetensors", tmp_path / "README.md"
+    for file in (tmp_path / "model_index.json", weights, card):
+        file.write_text("{}")
+    before = digest_of(tmp_path)
+    card.write_text("another licence")
+    assert digest_of(tmp_path) == before
+    weights.write_text("[]")
+    assert digest_of(tmp_path) != before
+
+
 @pytest.mark.parametrize("index", ["manifest.json", "latents.json"])
 def test_a_prepared_folder_is_known_by_its_index(tmp_path, index):
     (tmp_path / "rows.jsonl").write_text("[]")

@@ -81,6 +81,14 @@ def test_models_with_eyes_have_an_estimate(name, states):
     assert load_config(name).footprint(1).states == states
 
 
+def test_weights_in_bfloat16_learn_in_float32():
+    cfg, size = load_config("orz-32b"), 32_763_876_352
+    whole = cfg.footprint(1)
+    assert whole.states == 2 * 16 * size
+    assert whole.checkpoint == 2 * 12 * size
+    assert whole.host == 2 * 2 * size  # they are read as they are
+
+
 def test_a_sweep_is_as_large_as_its_largest_cell():
     cfg = load_config("steplaw-tiny")
     sizes = [sum(p.numel() for p in build(cfg, cell).parameters()) for cell in cfg.cells]

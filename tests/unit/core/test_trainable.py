@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stepstack.batching.collate import collate
@@ -21,7 +23,8 @@ from stepstack.core.trainable import NonFiniteGradient, Trainable
 from stepstack.core.types import LossOut
 from stepstack.loops import ppo, supervised
 from stepstack.loops.supervised import likelihood
-from stepstack.models.lm import tiny
+from stepstack.models.lm import pretrained, tiny
+from stepstack.models.lm.config import Pretrained
 from stepstack.models.lm.policy import Policy
 from stepstack.models.lm.value import Value
 from stepstack.rl.roles import Roles
@@ -248,6 +251,21 @@ def test_an_export_loads_with_transformers(tmp_path, make, lora):
         torch.testing.assert_close(loaded(ids).logits, trainable.module.lm.eval()(ids).logits, atol=2e-5, rtol=1e-5)
         assert (loaded(ids).logits - make()(ids).logits).abs().max() > 1e-3
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_a_bfloat16_model_that_learns_in_float32_is_exported_in_bfloat16(tmp_path, lora):
+    tools.qwen2().bfloat16().save_pretrained(tmp_path / "start")
+    lm = pretrained.load(Pretrained(path=str(tmp_path / "start")))
+    trainable = policy(tmp_path, lm=lm, optim=AdamW(lr=1e-2), lora=lora)
+    trainable.update([MICRO], likelihood, 11)
+    folder = trainable.run.export("actor", tmp_path / "model")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    saved = load_file(folder / "model.safetensors")
+    learned = dict(trainable.named_weights())
+    assert {value.dtype for value in learned.values()} == {torch.float32}
+    assert all(torch.equal(value, learned[name].bfloat16()) for name, value in saved.items())
+    assert any((value.float() != learned[name]).any() for name, value in saved.items())  # it was more before
 
 
 # -- what must not happen -------------------------------------------------------------------------------------------

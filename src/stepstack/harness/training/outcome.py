@@ -19,7 +19,7 @@ from stepstack.harness.engine import Engine
 from stepstack.harness.model import folder_of, record
 from stepstack.harness.suite import evaluate_all
 from stepstack.harness.task import Task
-from stepstack.harness.training import page
+from stepstack.harness.training import card, page
 from stepstack.harness.training.evaluated import WHEN, Columns, columns_of, outcome_rows, results, side_by_side
 from stepstack.harness.training.history import read as read_history
 from stepstack.planning.pipeline.timeline import PASSES, recorded
@@ -67,7 +67,16 @@ def report_outcome(run: Run) -> None:
             mark = "right" if sample.score else "wrong"
             out.print(f"  {label} [{mark}] ", end="")
             out.print(sample.text)
+    write_model_cards(run)
     out.print(f"report: {run.end_report()}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
+
+
+def write_model_cards(run: Run) -> None:
+    """The card of the run's model, when all is evaluated: from here on it can be shared (`stepstack push`)."""
+    if run.is_main:
+        moments = {when: results(run.dir / "evals" / when) for when in WHEN}
+        figures = {when: {task: result for task, (_, result) in of.items()} for when, of in moments.items() if of}
+        card.write_cards(run.dir, run.config, figures)
 
 
 def write(folder: Path, show: Callable[[Report, Columns], None] | None = None) -> Path:

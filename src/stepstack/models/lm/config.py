@@ -74,6 +74,10 @@ class Pretrained(Strict):
     def reads(self) -> tuple[str, ...]:
         return (self.path,) if self.adapter is None else (self.path, self.adapter)
 
+    @property
+    def begins_with(self) -> tuple[str, str | None]:
+        return self.path, self.revision
+
     def moved(self, folder: Path) -> Self:
         """Settings of a model that was made of this one, in a folder of its own."""
         return replace(self, path=str(folder), revision=None, adapter=None)

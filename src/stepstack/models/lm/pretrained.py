@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from functools import cache
@@ -30,7 +31,7 @@ def load(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model with its weights, adapters merged; ``auto`` is the Auto class of its task. ConfigError as of
     ``models.whole.load_whole``."""
     how = {"attn_implementation": attention(cfg), "dtype": getattr(torch, cfg.dtype)}
-    lm = load_whole(auto, cfg.path, revision=cfg.revision, **how)
+    lm = _as_stored(load_whole(auto, cfg.path, revision=cfg.revision, **how), model_config(cfg))
     return lm if cfg.adapter is None else merged(lm, cfg.adapter)
 
 
@@ -49,7 +50,18 @@ def merged(lm: PreTrainedModel, folder: str) -> PreTrainedModel:
 def skeleton(cfg: Pretrained, auto: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Model without its weights. On the meta device it takes no memory."""
     config = model_config(cfg)
-    return auto.from_config(config, attn_implementation=attention(cfg), dtype=getattr(torch, cfg.dtype))
+    stored = copy.deepcopy(config)
+    lm = auto.from_config(config, attn_implementation=attention(cfg), dtype=getattr(torch, cfg.dtype))
+    return _as_stored(lm, stored)
+
+
+def _as_stored(lm: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with the type of the weights in its folder in its config, where transformers puts that in memory: it is
+    exported in that one. A config that names none leaves it."""
+    stored = config.dtype if config.dtype is not None else config.get_text_config().dtype
+    if stored is not None:
+        lm.config.dtype = stored
+    return lm
 
 
 def model_config(cfg: Pretrained) -> PreTrainedConfig:
