@@ -15,25 +15,22 @@ DATA = {
     "reasoning_gym": "tasks of reasoning-gym",
     "task": "the rows of a task",
 }
+REWARDS = {"math": "a 0/1 reward alone", "file": "a reward of its own file", "model": "a reward model"}
 
 
 def keep_report(run: Run[Config]) -> None:
     """Have the report written while the run goes on."""
     cfg = run.config
     stages = {"base": "SFT"} if isinstance(cfg.model, TinyBase) else {}
-    run.keep_report(write_report, about(cfg), stages | {"": algorithm(cfg)})
-
-
-def algorithm(cfg: Config) -> str:
-    return {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO"}[cfg.advantage.type]
+    run.keep_report(write_report, about(cfg), stages | {"": cfg.algorithm})
 
 
 def about(cfg: Config) -> str:
     """Sentence on what is trained on what."""
     size = "" if cfg.model.size is None else f" of {cfg.model.size:,} parameters"
     return (
-        f"Open-Reasoner-Zero: a {cfg.model.type} language model{size} learns to reason by {algorithm(cfg)} from a "
-        f"0/1 reward alone, on {DATA[cfg.data.type]}; {cfg.steps} steps of {cfg.rollouts_per_step} answers."
+        f"Open-Reasoner-Zero: a {cfg.model.type} language model{size} learns to reason by {cfg.algorithm} from "
+        f"{REWARDS[cfg.reward.type]}, on {DATA[cfg.data.type]}; {cfg.steps} steps of {cfg.rollouts_per_step} answers."
     )
 
 

@@ -31,14 +31,14 @@ TRUE_COLOUR, PREDICTED_COLOUR = (0, 150, 60), (220, 0, 120)
 
 def keep_report(run: Run[Config]) -> None:
     """Have the report written while the run goes on."""
-    cfg, algorithm = run.config, run.config.advantage.type.upper()
+    cfg = run.config
     stages = {"base": "SFT"} if isinstance(cfg.model, TinyVl) else {}
     data = "drawn pictures" if cfg.data.type in ("objects", "words") else "pictures from files"
     about = (
-        f"Perception-R1: a {cfg.model.type} vision-language model learns {cfg.task} on {data} by {algorithm}, "
+        f"Perception-R1: a {cfg.model.type} vision-language model learns {cfg.task} on {data} by {cfg.algorithm}, "
         f"{cfg.steps} steps of {cfg.rollouts_per_step} answers."
     )
-    run.keep_report(write_report, about, stages | {"": algorithm})
+    run.keep_report(write_report, about, stages | {"": cfg.algorithm})
 
 
 def write_report(folder: Path) -> Path:

@@ -12,8 +12,8 @@ from stepstack.core.trainable import Trainable
 
 def write_model(trainable: Trainable, folder: Path, tokenizer: Any, is_main: bool) -> None:
     """Write a role's weights, adapters merged, in the type that its model was read in, atomically; adapters alone go
-    into ``<folder>-adapter``. Every process calls it. NonFiniteGradient, and no folder, where the training ended without
-    success (``Trainable.finished_weights``)."""
+    into ``<folder>-adapter``. Every process calls it. NonFiniteGradient, and no folder, where the training ended
+    without success (``Trainable.finished_weights``)."""
     body = hf.pretrained(trainable.unwrapped)
     weights = {}
     for name, value in trainable.finished_weights():  # every process takes part, one keeps them

@@ -339,6 +339,12 @@ class PpoConfig(RunConfig):
         return self.critic_updates if self.uses_critic else self.actor_updates
 
     @property
+    def algorithm(self) -> str:
+        """Name of what is trained by, as papers have it."""
+        names = {"gae": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce_plus_plus": "REINFORCE++", "remax": "ReMax"}
+        return names[self.advantage.type]
+
+    @property
     def uses_critic(self) -> bool:
         return isinstance(self.advantage, Gae)
 

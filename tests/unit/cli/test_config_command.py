@@ -95,7 +95,7 @@ def test_a_piped_table_has_a_whole_line_for_each_key(said):
         "Seed of everything that training draws.",
     ]
     assert row(text, "rollout.sampling.top_k")[1:4] == ["-1", "default", "int >= -1"]
-    assert row(text, "advantage.type")[3] == "gae | grpo | rloo"
+    assert row(text, "advantage.type")[3] == "gae | grpo | rloo | reinforce_plus_plus | remax"
     assert row(text, "actor.lora")[1:4] == ["null", "default", "map | null"]
     steps = row(text, "steps")
     assert steps[2] == "configs/orz-tiny.yaml:3"
@@ -155,7 +155,10 @@ def test_a_union_is_printed_with_all_its_members(said):
     text = said("orz-tiny", "--explain", "advantage")
     blocks = text.split("\n\n")
     assert "map of type gae | grpo | rloo" in blocks[0]
-    assert [block.split("  ")[0] for block in blocks[1:]] == ["type: gae (taken)", "type: grpo", "type: rloo"]
+    assert [block.split("  ")[0] for block in blocks[1:]] == [
+        "type: gae (taken)",
+        *("type: grpo", "type: rloo", "type: reinforce_plus_plus", "type: remax"),
+    ]
     assert "  scale" in blocks[2]
     assert "Dr. GRPO" in blocks[2]
 
