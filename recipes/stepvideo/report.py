@@ -15,7 +15,8 @@ from data.drawn import moving
 from data.drawn.moving import Clip, Moving
 from data.media.frames import gif
 from recipes.stepvideo import dsv
-from recipes.stepvideo.config import Config
+from recipes.stepvideo.config import Config, PreparedClips
+from recipes.stepvideo.model import clips_of
 from recipes.stepvideo.tasks import read
 from stepstack.config import ROOT
 from stepstack.core.run import Run
@@ -35,6 +36,7 @@ CURVES = {
     "Track error, pixels": ("eval/error",),
     "Colour kept": ("eval/colour",),
     "First frame PSNR, dB": ("eval/psnr",),
+    "PSNR of held-out clips of your own, dB": ("eval/clip_psnr",),
     "Pairs in the right order (training)": ("dit/right",),
     "Gradient norm": ("dit/grad_norm",),
     "Throughput, latent tokens/s": ("tokens_per_s",),
@@ -94,32 +96,40 @@ def write_report(folder: Path) -> Path:
     report = Report(cfg.name)
     if table_rows := rows(folder):
         report.table("Held-out clips", heads(folder), table_rows)
-    if isinstance(cfg.data, Moving):
+    if not isinstance(cfg.data, PreparedClips):
         for task in ("test", "swapped"):
-            if items := shown(folder, task, cfg.data):
+            if items := shown(folder, task, cfg):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
                 report.pictures(title, items, 3 * CLIP_WIDTH)
     report.curves("Curves", steps, CURVES)
     dsv.show(report, folder, steps)
     stage = folder / "vae" / "metrics.jsonl"
     if stage.is_file():
-        vae = {"VAE loss": ("loss",), "VAE parts": ("vae/squared", "vae/absolute"), "KL": ("vae/kl",)}
+        vae = {
+            "VAE loss": ("loss",),
+            "PSNR of held-out reconstructions, dB": ("eval/psnr",),
+            "VAE parts": ("vae/squared", "vae/absolute"),
+            "KL": ("vae/kl",),
+        }
         report.curves("The VAE", list(jsonl.read(stage)), vae)
     report.details("Configuration and provenance", facts)
     return report.write(folder / "report.html")
 
 
-def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
+def shown(folder: Path, task: str, cfg: Config) -> list[tuple[bytes, str]]:
     """(animated picture, caption) of the first clips of a task: first frame, generated clip, true clip."""
     by_task = results(folder / "evals" / "after")
     if task not in by_task:
         return []
     items = []
     for sample in answers.read(by_task[task][0] / "samples.jsonl")[:CLIPS_IN_REPORT]:
-        clip = Clip.read(sample.gold)
-        true, generated = moving.render(clip, data), read(ROOT / sample.media[0])
-        first = np.repeat(true[:1], len(true), 0)
-        mark = "as asked" if sample.score else "NOT as asked"
-        caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
+        if isinstance(cfg.data, Moving):
+            clip = Clip.read(sample.gold)
+            true, mark = moving.render(clip, cfg.data), "as asked" if sample.score else "NOT as asked"
+            caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
+        else:
+            true = clips_of(cfg, "test")[sample.index].frames()
+            caption = f"{sample.problem}\n{sample.gold}, PSNR {sample.parts['clip_psnr']:.1f} dB"
+        first, generated = np.repeat(true[:1], len(true), 0), read(ROOT / sample.media[0])
         items.append((gif(np.concatenate([first, generated, true], axis=2)), caption))
     return items
