@@ -14,7 +14,7 @@ from data.drawn import moving
 from data.drawn.moving import Moving
 from recipes.stepvideo.config import Config, PreparedClips, WordVectors
 from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
-from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
+from recipes.stepvideo.dsv import write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
 from recipes.stepvideo.model import JUDGED_CLIPS, clips_of, make_codec, make_dit, vae_folder
 from recipes.stepvideo.preference import load_pairs, prefer
@@ -22,6 +22,7 @@ from recipes.stepvideo.report import report_outcome, write_report
 from recipes.stepvideo.tasks import compare, judge, own_prompt, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
+from stepstack.diffusion.sparse import check_run, enable, loop_hooks
 from stepstack.generation.prompts import ClipPrompt
 from stepstack.harness.metrics import clustered
 from stepstack.harness.training.outcome import measure
@@ -34,15 +35,15 @@ __all__ = ["Config", "describe", "open_engine", "prepare", "tasks", "train", "wr
 def train(run: Run[Config]) -> None:
     """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
-    check_run(run)
+    check_run(run, cfg.dsv)
     fps = clip_rate(cfg)
     codec = None if isinstance(cfg.data, PreparedClips) else make_codec(run)
     videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
     build = partial(make_dit, cfg.model, videos)
     dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
-    dsv = enable(run, dit)
-    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(cfg, dsv))
+    dsv = enable(run, dit, cfg.dsv)
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(dsv, cfg.context_plan))
     if cfg.preference is not None:
         fit = partial(prefer, run, cfg.preference, dit, videos)
     if codec is None:

@@ -1,0 +1,70 @@
+"""The curves of a run, and held-out captions as the pipeline shows them without its adapters and with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.media.frames import gif
+from data.sets.captioned import captioned
+from recipes.videolora.config import Config
+from stepstack.core.run import Run
+from stepstack.models.video.published import Published
+from stepstack.report import jsonl
+from stepstack.report.html import Report
+from stepstack.terminal import console
+
+CLIPS, CAPTIONS = "clips", "captions.json"
+CLIP_WIDTH = 256  # width of a clip in the report
+FPS = 8  # frames per second at which clips are shown
+CURVES = {
+    "Loss (training)": ("loss",),
+    "Loss of held-out clips": ("eval/loss",),
+    "Gradient norm": ("dit/grad_norm",),
+    "DSV": ("dsv/sparsity", "dsv/recall", "dsv/loss"),
+    "Throughput, latent tokens/s": ("tokens_per_s",),
+}
+
+
+def write_clips(run: Run[Config], pipeline: Published, lora: Path) -> None:
+    """Write runs/<name>/clips: of held-out captions the pipeline's clips without adapters, with them, and the true
+    ones, side by side."""
+    cfg = run.config
+    if not cfg.samples or not run.is_main:
+        return
+    held_out = captioned(cfg.data, "select", cfg.frames, cfg.size)[: cfg.samples]
+    prompts = [clip.prompt for clip in held_out]
+    height, width = cfg.size
+    how: dict[str, Any] = {"height": height, "width": width, "num_frames": cfg.frames}
+    how |= {"num_inference_steps": cfg.sampler_steps, "guidance_scale": cfg.guidance}
+    before, after = (pipeline.generate(prompts, folder, run.device, **how) for folder in (None, lora))
+    for place, (clip, *made) in enumerate(zip(held_out, before, after, strict=True)):
+        picture = gif(np.concatenate([*made, clip.frames()], axis=2), FPS)
+        jsonl.write_bytes_atomic(run.dir / CLIPS / f"{place:02d}.gif", picture)
+    jsonl.write_json_atomic(run.dir / CLIPS / CAPTIONS, {"captions": prompts})
+
+
+def report_outcome(run: Run[Config]) -> None:
+    """Print what was learned; write the run's report."""
+    if not run.is_main:
+        return
+    losses = [row["eval/loss"] for row in jsonl.read(run.metrics_file) if "eval/loss" in row]
+    out = console()
+    out.print(f"loss of held-out clips: {losses[0]:.4f} -> {losses[-1]:.4f}")
+    out.print(f"report: {write_report(run.dir)}\nadapters: {run.dir / 'lora'}", soft_wrap=True)
+
+
+def write_report(folder: Path) -> Path:
+    """runs/<name>/report.html from what stands in the folder."""
+    facts = jsonl.read_json(folder / "config.json", "config")
+    metrics = folder / "metrics.jsonl"
+    report = Report(facts["config"]["name"])
+    if (folder / CLIPS / CAPTIONS).is_file():
+        captions = jsonl.read_json(folder / CLIPS / CAPTIONS, "captions")["captions"]
+        items = [((folder / CLIPS / f"{place:02d}.gif").read_bytes(), text) for place, text in enumerate(captions)]
+        report.pictures("Held-out captions: without adapters | with them | true", items, 3 * CLIP_WIDTH)
+    report.curves("Curves", list(jsonl.read(metrics)) if metrics.is_file() else [], CURVES)
+    report.details("Configuration and provenance", facts)
+    return report.write(folder / "report.html")
