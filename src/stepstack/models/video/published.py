@@ -225,10 +225,24 @@ def tiny_pipeline(kind: Kind, alphabet: str) -> Any:
         return WanPipeline(
             tokenizer=tokenizer,
             text_encoder=UMT5EncoderModel(UMT5Config(**text)),
-            vae=AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            vae=AutoencoderKLWan(
+                base_dim=4,
+                z_dim=4,
+                dim_mult=[1, 1, 1, 1],
+                num_res_blocks=1,
+                latents_mean=[0.0, 0.1, -0.1, 0.2],
+                latents_std=[0.5, 0.6, 0.7, 0.8],
+            ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             transformer=WanTransformer3DModel(
-                num_attention_heads=2, attention_head_dim=32, text_dim=32, freq_dim=64, ffn_dim=128, num_layers=2
+                in_channels=4,
+                out_channels=4,
+                num_attention_heads=2,
+                attention_head_dim=32,
+                text_dim=32,
+                freq_dim=64,
+                ffn_dim=128,
+                num_layers=2,
             ),
         )
     vae = AutoencoderKLLTXVideo(
