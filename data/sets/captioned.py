@@ -61,8 +61,8 @@ def read_folder(data: ClipFolder, count: int, size: Size) -> tuple[list[Captione
             "left to train on, add videos or hold out fewer"
         )
     held_out = set(random.Random("held out").sample(range(len(rows)), data.held_out))
-    parts = ([row for place, row in enumerate(rows) if (place in held_out) == out] for out in (False, True))
-    return *parts, fps  # type: ignore[return-value]
+    train = [row for place, row in enumerate(rows) if place not in held_out]
+    return train, [rows[place] for place in sorted(held_out)], fps
 
 
 def _pixels(clip: real.Clip) -> Frames:

@@ -77,7 +77,7 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline, mad
     data = config.data
     assert isinstance(data, Moving)
     conditions = moving.clips(data, "train")[: cfg.conditions]
-    rows = clips_of(config, "train")
+    rows = clips_of(config, "train")[: cfg.conditions]
     writer, each, pairs = LatentWriter(folder, pipeline.encoder, made), max(1, BATCH // cfg.clips), 0
     for start in track(range(0, len(conditions), each), "making pairs", transient=True):
         batch = conditions[start : start + each]

@@ -29,10 +29,11 @@ CURVES = {
 
 
 def write_clips(run: Run[Config], pipeline: Published, lora: Path) -> None:
-    """Write runs/<name>/clips: of held-out captions the pipeline's clips without adapters, with them, and the true
-    ones, side by side."""
+    """Write runs/<name>/clips, if those of this step are not there: of held-out captions the pipeline's clips without
+    adapters, with them, and the true ones, side by side."""
     cfg = run.config
-    if not cfg.samples or not run.is_main:
+    file = run.dir / CLIPS / CAPTIONS
+    if not cfg.samples or not run.is_main or (file.is_file() and jsonl.read_json(file, "step")["step"] == run.step):
         return
     held_out = captioned(cfg.data, "select", cfg.frames, cfg.size)[: cfg.samples]
     prompts = [clip.prompt for clip in held_out]
@@ -43,7 +44,7 @@ def write_clips(run: Run[Config], pipeline: Published, lora: Path) -> None:
     for place, (clip, *made) in enumerate(zip(held_out, before, after, strict=True)):
         picture = gif(np.concatenate([*made, clip.frames()], axis=2), FPS)
         jsonl.write_bytes_atomic(run.dir / CLIPS / f"{place:02d}.gif", picture)
-    jsonl.write_json_atomic(run.dir / CLIPS / CAPTIONS, {"captions": prompts})
+    jsonl.write_json_atomic(file, {"captions": prompts, "step": run.step})
 
 
 def report_outcome(run: Run[Config]) -> None:

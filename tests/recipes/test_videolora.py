@@ -140,6 +140,9 @@ def test_the_report_shows_clips_without_and_with_the_adapters(run):
     plain, adapted = (source.generate([clip.prompt], f, run.device, **how)[0] for f in (None, run.dir / "lora"))
     assert plain.shape == (9, 32, 32, 3)
     assert (plain != adapted).any()
+    clips = {file: file.stat().st_mtime_ns for file in (run.dir / "clips").iterdir()}
+    train(Run(run.config))  # a finished run makes no clips anew
+    assert clips == {file: file.stat().st_mtime_ns for file in clips}
 
 
 def test_latents_of_ltx_are_normalised_as_its_pipeline_does():

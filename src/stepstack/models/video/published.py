@@ -166,7 +166,8 @@ class Published:
     def prompts(self, device: torch.device) -> PipelinePrompts:
         """The text model alone, on a device."""
         cls = UMT5EncoderModel if self.kind == "wan" else T5EncoderModel
-        encoder = self._part(cls, "text_encoder", self.dtype).eval().to(device)
+        # T5 may have been saved with its decoder
+        encoder = load_whole(cls, self.path, part=True, subfolder="text_encoder", dtype=self.dtype).eval().to(device)
         with reading(self.path):
             pipe = PIPELINES[self.kind].from_pretrained(self.path, text_encoder=encoder, transformer=None, vae=None)
         return PipelinePrompts(pipe, self.text_tokens)
