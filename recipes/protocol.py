@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from recipes.steplaw.config import Config as SteplawConfig
     from recipes.stepvideo import recipe as stepvideo
     from recipes.stepvideo.config import Config as StepvideoConfig
+    from recipes.videolora import recipe as videolora
+    from recipes.videolora.config import Config as VideoloraConfig
     from stepstack.core.run import Run
     from stepstack.generation.types import Generator, Prompt
     from stepstack.harness.engine import Engine
@@ -107,6 +109,7 @@ if TYPE_CHECKING:  # the type checker holds every recipe to the protocol
     _stepaudio: Recipe[StepaudioConfig] = stepaudio
     _steplaw: Recipe[SteplawConfig] = steplaw
     _stepvideo: Recipe[StepvideoConfig] = stepvideo
+    _videolora: Recipe[VideoloraConfig] = videolora
 
 
 def load(name: str) -> Recipe[RunConfig]:

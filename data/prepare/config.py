@@ -11,7 +11,7 @@ from data.prepare.conventions import (
     Layout,
     SourceSpace,
 )
-from stepstack.bounds import Weight
+from stepstack.bounds import Text, Weight
 from stepstack.config import Strict
 
 
@@ -59,3 +59,25 @@ class ClipOptions(Strict):
     root: str = ""
     """Folder that paths are relative to, and that videos lie below once links are followed; an empty string: the
     source's folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipFolder(Strict):
+    """Short videos of your own with captions, as one folder. They become clips of one size and length, and stay in
+    memory."""
+
+    type: Literal["clips"] = "clips"
+    """Choice of the data: a folder of videos of your own."""
+    folder: Text
+    """Folder of the videos and of a .jsonl file with their rows, {"video": name, "caption": text}; a row may have a
+    "motion" score, or it is measured."""
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frames a second of the clips, taken by time; null: those of the videos, which must all have the same."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Least share of a picture that must be left when it is cropped to the size of the clips."""
+    held_out: PositiveInt = 2
+    """Clips that nothing is trained on, drawn from the rows: they measure what was learned, and stand in the report."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.folder,)

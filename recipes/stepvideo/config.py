@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.moving import Moving
-from data.prepare.config import ClipOptions
+from data.prepare.config import ClipFolder, ClipOptions
 from stepstack.bounds import Fraction, Magnitude, Text, Weight
 from stepstack.config import Footprint, Needed, Strict
 from stepstack.core.config import Muon, Optim, Schedule
@@ -22,7 +22,7 @@ TASKS = ("test", "swapped", "motion", "select", "frechet")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TinyVaeConfig(Strict):
-    """A causal VAE and its training on the drawn clips."""
+    """A causal VAE, which the run trains on its clips before all else."""
 
     type: Literal["tiny"] = "tiny"
     """Choice of the VAE: a tiny one, trained by the run."""
@@ -43,8 +43,8 @@ class TinyVaeConfig(Strict):
     weights: ReconstructionWeights = ReconstructionWeights()
     """Weights of the parts of the VAE's loss."""
     gate: Fraction = 0.95
-    """Share of held-out reconstructions whose direction the checker must find, or the run stops: a VAE that shows no
-    form gives a DiT whose loss looks good."""
+    """Share of held-out reconstructions of drawn clips whose direction the checker must find, or the run stops: a VAE
+    that shows no form gives a DiT whose loss looks good. Clips of your own have ``data.gate``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +149,18 @@ class PreparedClips(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OwnClips(ClipFolder):
+    """Short videos of your own with captions, from which the run makes everything: it trains its tiny VAE on them too.
+
+    They are cut to ``frames`` frames of the one size in ``sizes``.
+    """
+
+    gate: Fraction = 0.5
+    """Share of the variance of held-out clips that the VAE's reconstructions must explain (1 - squared error / squared
+    distance from each clip's mean colour), or the run stops: a VAE that shows grounds alone explains none of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Preference(Strict):
     """Video-DPO against ``model.start``, on pairs. Of prepared data each row has a loser; of drawn data the start makes
     ``clips`` of each of ``conditions`` conditions, and the best and the worst are a pair where their tracks' errors
@@ -180,8 +192,8 @@ def check_sparse(cfg: Config) -> None:
         raise ValueError(
             f"dsv.warmup={dsv.warmup} is not less than steps={cfg.steps}: no step would be sparse, lower it"
         )
-    if isinstance(cfg.data, Moving) and isinstance(cfg.vae, TinyVaeConfig):
-        grid = grid_of(cfg.frames, cfg.data.size, cfg.data.size, cfg.vae.patch)
+    if (size := cfg.clip_size) is not None:
+        grid = grid_of(cfg.frames, *size, cfg.latents.stride)
         if all(edge >= side for edge, side in zip(dsv.cube, grid, strict=True)):
             raise ValueError(
                 f"dsv.cube={dsv.cube} holds a whole clip of {grid} tokens: nothing can be left out, take a smaller one"
@@ -192,10 +204,10 @@ def check_sparse(cfg: Config) -> None:
 class Config(DiffusionConfig):
     """Config of a Step-Video run: flow matching's keys, data, a codec, encoders of prompts, the DiT, a sampler."""
 
-    data: Annotated[Moving | PreparedClips, Field(discriminator="type")]
+    data: Annotated[Moving | OwnClips | PreparedClips, Field(discriminator="type")]
     """Videos with their captions and motion scores."""
     vae: Annotated[TinyVaeConfig | PublishedVae, Field(discriminator="type")]
-    """VAE that makes latents of pixels and back; tiny goes with data.type=moving."""
+    """VAE that makes latents of pixels and back; tiny goes with data.type=moving and clips."""
     text: Annotated[WordVectors | PublishedEncoders, Field(discriminator="type")] = WordVectors()
     """Encoders of the prompts."""
     model: DitConfig = DitConfig()
@@ -217,18 +229,23 @@ class Config(DiffusionConfig):
 
     def __post_init__(self) -> None:
         DiffusionConfig.__post_init__(self)
-        if isinstance(self.vae, TinyVaeConfig) != isinstance(self.data, Moving):
+        if isinstance(self.vae, TinyVaeConfig) == isinstance(self.data, PreparedClips):
             raise ValueError(
-                "a tiny VAE is trained on drawn clips: vae.type=tiny and data.type=moving go together, set both"
+                f"vae.type={self.vae.type} does not go with data.type={self.data.type}: tiny is trained by the run, on "
+                "data.type=moving or clips; data.type=prepared takes a published one, wan or dc"
             )
         if isinstance(self.data, Moving) and self.frames != self.data.frames:
             raise ValueError(f"frames={self.frames}, but data.frames={self.data.frames}: sample what is trained")
-        if isinstance(self.data, Moving):
-            side = self.data.size
+        if isinstance(self.data, OwnClips) and len(self.sizes) != 1:
+            raise ValueError(f"sizes={self.sizes}: give one, which all clips of data.type=clips are cut to")
+        if (size := self.clip_size) is not None:
             try:
-                grid_of(self.frames, side, side, self.latents.stride)
+                grid_of(self.frames, *size, self.latents.stride)
             except ValueError as error:
-                raise ValueError(f"data.frames, data.size and vae.patch: {error}") from None
+                keys = "data.frames, data.size" if isinstance(self.data, Moving) else "frames, sizes"
+                raise ValueError(f"{keys} and vae.patch: {error}") from None
+        if self.preference is not None and isinstance(self.data, OwnClips):
+            raise ValueError("preference takes drawn clips, or prepared pairs: data.type=clips has no losers")
         if self.preference is not None and (self.model.start is None or self.dsv is not None):
             raise ValueError("preference needs model.start, the folder of the model that it begins from, and dsv=null")
         check_sparse(self)
@@ -237,8 +254,25 @@ class Config(DiffusionConfig):
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Tasks of drawn clips, whose motion is known; prepared ones have none."""
-        return TASKS if isinstance(self.data, Moving) else ()
+        """Tasks of drawn clips, whose motion is known, and of held-out clips of one's own; prepared ones have none."""
+        match self.data:
+            case Moving():
+                return TASKS
+            case OwnClips():
+                return ("test",)
+            case PreparedClips():
+                return ()
+
+    @property
+    def clip_size(self) -> tuple[int, int] | None:
+        """Height and width of the clips that the run itself turns into latents; None where they are prepared."""
+        match self.data:
+            case Moving(size=side):
+                return side, side
+            case OwnClips():
+                return self.sizes[0]
+            case PreparedClips():
+                return None
 
     @property
     def packages(self) -> tuple[Needed, ...]:

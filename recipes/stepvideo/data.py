@@ -1,20 +1,20 @@
-"""The latents of a run: of drawn clips, made on the spot, or of a folder that `stepstack data` prepared."""
+"""The latents of a run: of drawn or own clips, made on the spot, or of a folder that `stepstack data` prepared."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.drawn import moving
-from data.drawn.moving import Clip, Moving
+from data.drawn.moving import Moving
 from data.prepare.manifest import MANIFEST, read_manifest
 from data.sets import clips as real
-from recipes.stepvideo.config import Config, PreparedClips
+from data.sets.captioned import CaptionedClip, read_folder
+from recipes.stepvideo.config import Config, OwnClips, PreparedClips
 from recipes.stepvideo.generation.pipeline import rate
-from recipes.stepvideo.model import codec_of, encoder_of, made_by, pixels, vae_folder
+from recipes.stepvideo.model import clips_of, codec_of, encoder_of, made_by, pixels, vae_folder
 from stepstack.config import ROOT, ConfigError, difference, to_dict
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import INDEX, Latents, LatentWriter
@@ -35,7 +35,7 @@ def load_latents(run: Run[Config], codec: VideoCodec | None) -> Latents:
     folder = run.dir / "latents"
     if run.is_main and not (folder / INDEX).is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        write(folder, moving.clips(cfg.data, "train"), cfg, cfg.data, codec, made_by(cfg, vae_folder(run)))
+        write(folder, clips_of(cfg, "train"), cfg, codec, made_by(cfg, vae_folder(run)))
     run.accelerator.wait_for_everyone()
     return Latents(folder, made_by(cfg, vae_folder(run)))
 
@@ -57,14 +57,14 @@ def check_options(data: PreparedClips) -> None:
 
 
 def write(
-    folder: Path, clips: list[Clip], cfg: Config, data: Moving, codec: VideoCodec, made: Mapping[str, Any]
+    folder: Path, clips: Sequence[CaptionedClip], cfg: Config, codec: VideoCodec, made: Mapping[str, Any]
 ) -> None:
     writer = LatentWriter(folder, encoder_of(cfg.text), made)
     for start in range(0, len(clips), BATCH):
         batch = clips[start : start + BATCH]
-        latents = codec.encode(pixels(batch, data))
+        latents = codec.encode(pixels(batch))
         for clip, row in zip(batch, latents, strict=True):
-            writer.add(row, row[0], clip.score, clip.prompt)
+            writer.add(row, row[0], clip.motion, clip.prompt)
     writer.close()
     if writer.cut:
         log.warning("of %d prompts, %s", len(writer.prompts), writer.cut)
@@ -72,7 +72,9 @@ def write(
 
 def clip_rate(cfg: Config) -> float:
     """Frames per second of a run's clips. ConfigError for a folder that was prepared without them."""
-    if not isinstance(cfg.data, PreparedClips):
+    if isinstance(cfg.data, OwnClips):
+        return read_folder(cfg.data, cfg.frames, cfg.sizes[0])[2]
+    if isinstance(cfg.data, Moving):
         return rate(cfg.frames)
     file = ROOT / cfg.data.folder / MANIFEST
     fps = read_manifest(file, real.DATA).options.get("fps")

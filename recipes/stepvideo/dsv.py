@@ -1,9 +1,8 @@
-"""DSV in a run of this recipe (docs/dsv.md): from the config to the checkpoints, the report and the exported model."""
+"""DSV in what a run of this recipe leaves (docs/dsv.md): the exported model and the report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,55 +13,16 @@ from torch import Tensor
 from recipes.stepvideo.config import Config
 from stepstack.config import ConfigError, to_dict
 from stepstack.core.run import Run
-from stepstack.core.trainable import Trainable
 from stepstack.models.video.dit import VideoDiT
 from stepstack.models.video.dsv.config import DsvConfig
 from stepstack.models.video.dsv.diffusers import enable_dsv
-from stepstack.models.video.dsv.handle import Dsv, load_speed_profile
-from stepstack.parallel.dsv import DsvContext
+from stepstack.models.video.dsv.handle import Dsv
 from stepstack.report import jsonl
 from stepstack.report.html import Report
 
 FILE = "dsv.json"
 FIGURE_STEPS = 100  # steps at the end of a run that its figures are means over
 FIGURES = ("sparsity", "density", "mass", "recall", "pooled_recall", "loss", "sparse")  # of a block, in FILE
-
-
-def check_run(run: Run[Config]) -> None:
-    """Check what only a run knows, before it computes anything. ConfigError where DSV cannot go."""
-    dsv = run.config.dsv
-    if dsv is None:
-        return
-    if run.sharded:
-        raise ConfigError(
-            f"dsv: its hooks were never run on a model that FSDP spreads (launch.file={run.config.launch.file}): take "
-            "launch.file=gpu or ddp, or dsv=null"
-        )
-    load_speed_profile(dsv)
-
-
-def enable(run: Run[Config], dit: Trainable) -> Dsv | None:
-    """DSV on the DiT where the config asks for it, and in the run's checkpoints. After ``run.trainable``, which has
-    moved the model and made its optimizer and average: neither is to know of the predictors."""
-    if run.config.dsv is None:
-        return None
-    dsv = enable_dsv(dit.unwrapped, run.config.dsv)
-    run.keep("dsv", dsv)
-    return dsv
-
-
-def loop_hooks(cfg: Config, dsv: Dsv | None) -> dict[str, Callable[..., Any]]:
-    """``after`` and ``share_by`` for ``diffusion.train``, where there is something to do."""
-    if dsv is None:
-        return {}
-
-    def after() -> Mapping[str, float]:
-        dsv.step()
-        return dsv.metrics()
-
-    if cfg.context_plan is None:
-        return {"after": after}
-    return {"after": after, "share_by": partial(DsvContext, dsv=dsv, context_plan=cfg.context_plan)}
 
 
 def exported(dsv: Dsv | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from data.drawn.moving import Clip, Moving
 from recipes.stepvideo.config import Config, Preference
 from recipes.stepvideo.generation.engine import BATCH, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline
-from recipes.stepvideo.model import frames, made_by, make_dit, pixels, vae_folder
+from recipes.stepvideo.model import clips_of, frames, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.tasks import judge
 from stepstack.config import ROOT, ConfigError
 from stepstack.core import hf
@@ -77,11 +77,12 @@ def write(folder: Path, config: Config, cfg: Preference, pipeline: Pipeline, mad
     data = config.data
     assert isinstance(data, Moving)
     conditions = moving.clips(data, "train")[: cfg.conditions]
+    rows = clips_of(config, "train")[: cfg.conditions]
     writer, each, pairs = LatentWriter(folder, pipeline.encoder, made), max(1, BATCH // cfg.clips), 0
     for start in track(range(0, len(conditions), each), "making pairs", transient=True):
         batch = conditions[start : start + each]
         latents, marks = candidates(batch, config.seed, cfg.clips, data, pipeline)
-        images = pipeline.codec.encode(pixels(batch, data)[:, :1])[:, 0].to(pipeline.device)
+        images = pipeline.codec.encode(pixels(rows[start : start + each])[:, :1])[:, 0].to(pipeline.device)
         for row, clip in enumerate(batch):
             if pair := choose(marks[row], cfg.margin):
                 best, worst = (latents[row * cfg.clips + n] for n in pair)

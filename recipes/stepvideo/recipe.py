@@ -7,18 +7,23 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.drawn import moving
 from data.drawn.moving import Moving
 from recipes.stepvideo.config import Config, PreparedClips, WordVectors
 from recipes.stepvideo.data import clip_rate, load_latents, prepare_clips
-from recipes.stepvideo.dsv import check_run, enable, loop_hooks, write_figures
+from recipes.stepvideo.dsv import write_figures
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, PipelineFiles, open_engine, pipeline_of
-from recipes.stepvideo.model import make_codec, make_dit, start_dtype, vae_folder
+from recipes.stepvideo.model import JUDGED_CLIPS, clips_of, make_codec, make_dit, start_dtype, vae_folder
 from recipes.stepvideo.preference import load_pairs, prefer
 from recipes.stepvideo.report import keep_report, report_outcome, write_report
-from recipes.stepvideo.tasks import judge, prompt_of, tasks
+from recipes.stepvideo.tasks import compare, judge, own_prompt, prompt_of, tasks
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
+from stepstack.diffusion.sparse import check_run, enable, loop_hooks
+from stepstack.generation.prompts import ClipPrompt
 from stepstack.harness.metrics import clustered
 from stepstack.harness.training.outcome import measure, write_model_cards
 from stepstack.loops import diffusion
@@ -31,16 +36,16 @@ def train(run: Run[Config]) -> None:
     """The whole recipe: a VAE, latents, flow matching on them (or Video-DPO on pairs), and a look at the clips."""
     cfg = run.config
     keep_report(run)
-    check_run(run)
+    check_run(run, cfg.dsv)
     fps = clip_rate(cfg)
-    codec = make_codec(run) if isinstance(cfg.data, Moving) else None
+    codec = None if isinstance(cfg.data, PreparedClips) else make_codec(run)
     videos = load_latents(run, codec) if codec is None or cfg.preference is None else load_pairs(run, cfg.preference)
     run.reseed()
     build = partial(make_dit, cfg.model, videos)
     dit = run.trainable("dit", run.load(build, build), cfg.dit, cfg.steps)
     dit.stored_dtype = start_dtype(cfg.model)
-    dsv = enable(run, dit)
-    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(cfg, dsv))
+    dsv = enable(run, dit, cfg.dsv)
+    fit = partial(diffusion.train, run, dit=dit, videos=videos, cfg=cfg, **loop_hooks(dsv, cfg.context_plan))
     if cfg.preference is not None:
         fit = partial(prefer, run, cfg.preference, dit, videos)
     if codec is None:
@@ -71,15 +76,16 @@ def export(run: Run[Config], dit: Trainable, dsv: Dsv | None, fps: float) -> Pat
 
 
 def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
-    """How the averaged weights do on clips that are watched; the direction counts where a clip is to move."""
-    assert isinstance(cfg.data, Moving)
+    """How the averaged weights do on clips that are watched; the direction counts where a drawn clip is to move."""
+    if not isinstance(cfg.data, Moving):
+        own = clips_of(cfg, "select")[:JUDGED_CLIPS]
+        videos = sampled_clips(dit, engine, [own_prompt(clip) for clip in own])
+        return means([compare(video, clip.frames()) for video, clip in zip(videos, own, strict=True)])
     clips = moving.clips(cfg.data, "select")
-    with dit.averaged(engine.pipeline.dit):
-        videos = engine.clips([prompt_of(clip, cfg.data) for clip in clips], [0] * len(clips))
+    videos = sampled_clips(dit, engine, [prompt_of(clip, cfg.data) for clip in clips])
     parts = [judge(video, clip, cfg.data) for video, clip in zip(videos, clips, strict=True)]
-    right = [row["direction"] for row in parts if row["asked"]]
-    figures = {f"eval/{name}": fmean(row[name] for row in parts) for name in ("error", "colour", "psnr")}
-    if right:
+    figures = means([{name: row[name] for name in ("error", "colour", "psnr")} for row in parts])
+    if right := [row["direction"] for row in parts if row["asked"]]:
         direction = clustered(right)
         figures["eval/accuracy"] = direction.value
         if direction.stderr is not None:
@@ -87,9 +93,19 @@ def select(cfg: Config, dit: Trainable, engine: ClipEngine) -> dict[str, float]:
     return figures
 
 
+def sampled_clips(dit: Trainable, engine: ClipEngine, prompts: list[ClipPrompt]) -> NDArray[np.uint8]:
+    with dit.averaged(engine.pipeline.dit):
+        return engine.clips(prompts, [0] * len(prompts))
+
+
+def means(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Means over clips, under the names of their curves."""
+    return {f"eval/{name}": fmean(row[name] for row in parts) for name in parts[0]}
+
+
 def prepare(cfg: Config) -> str:
     if not isinstance(cfg.data, PreparedClips):
-        return "drawn clips are made by the run itself: there is nothing to prepare"
+        return "the run itself makes its latents, of drawn clips and of your own: there is nothing to prepare"
     return prepare_clips(cfg)
 
 

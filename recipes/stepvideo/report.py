@@ -15,7 +15,8 @@ from data.drawn import moving
 from data.drawn.moving import Clip, Moving
 from data.media.frames import gif
 from recipes.stepvideo import dsv
-from recipes.stepvideo.config import Config
+from recipes.stepvideo.config import Config, PreparedClips
+from recipes.stepvideo.model import clips_of
 from recipes.stepvideo.tasks import read
 from stepstack.config import ROOT
 from stepstack.core.run import Run
@@ -36,8 +37,8 @@ def keep_report(run: Run[Config]) -> None:
     """Have the report written while the run goes on."""
     cfg = run.config
     how = "flow matching" if cfg.preference is None else "Video-DPO"
-    stages = {"vae": "VAE"} if isinstance(cfg.data, Moving) and cfg.model.start is None else {}
-    clips = "drawn clips" if isinstance(cfg.data, Moving) else "prepared clips"
+    stages = {"vae": "VAE"} if not isinstance(cfg.data, PreparedClips) and cfg.model.start is None else {}
+    clips = "drawn clips" if isinstance(cfg.data, Moving) else "clips of a folder"
     about = (
         f"Step-Video-TI2V: a DiT of {cfg.dit_shape(cfg.latents).parameters:,} parameters learns {clips} by {how}; a "
         "first frame, a prompt and a motion score become a clip."
@@ -96,9 +97,9 @@ def write_report(folder: Path) -> Path:
     report = page.begin(history, columns)
     if table_rows := rows(folder):
         report.table("Held-out clips", heads(folder), table_rows)
-    if isinstance(cfg.data, Moving):
+    if not isinstance(cfg.data, PreparedClips):
         for task in ("test", "swapped"):
-            if items := shown(folder, task, cfg.data):
+            if items := shown(folder, task, cfg):
                 title = f"{task}: first frame | generated | true, each asked for by the line below it"
                 report.pictures(title, items, 3 * CLIP_WIDTH)
     page.curves(report, history)
@@ -106,17 +107,20 @@ def write_report(folder: Path) -> Path:
     return page.end(report, history)
 
 
-def shown(folder: Path, task: str, data: Moving) -> list[tuple[bytes, str]]:
+def shown(folder: Path, task: str, cfg: Config) -> list[tuple[bytes, str]]:
     """(animated picture, caption) of the first clips of a task: first frame, generated clip, true clip."""
     by_task = results(folder / "evals" / "after")
     if task not in by_task:
         return []
     items = []
     for sample in answers.read(by_task[task][0] / "samples.jsonl")[:CLIPS_IN_REPORT]:
-        clip = Clip.read(sample.gold)
-        true, generated = moving.render(clip, data), read(ROOT / sample.media[0])
-        first = np.repeat(true[:1], len(true), 0)
-        mark = "as asked" if sample.score else "NOT as asked"
-        caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
+        if isinstance(cfg.data, Moving):
+            clip = Clip.read(sample.gold)
+            true, mark = moving.render(clip, cfg.data), "as asked" if sample.score else "NOT as asked"
+            caption = f"{clip.prompt}, motion {clip.score:g}\n{mark}, track error {sample.parts['error']:.2f} px"
+        else:
+            true = clips_of(cfg, "test")[sample.index].frames()
+            caption = f"{sample.problem}\n{sample.gold}, PSNR {sample.parts['clip_psnr']:.1f} dB"
+        first, generated = np.repeat(true[:1], len(true), 0), read(ROOT / sample.media[0])
         items.append((gif(np.concatenate([first, generated, true], axis=2)), caption))
     return items

@@ -1,9 +1,10 @@
-"""Evaluation tasks on drawn clips: an answer is the file of a clip, the gold is the motion that was asked for."""
+"""Evaluation tasks: an answer is the file of a clip. The gold of drawn clips is the motion that was asked for; clips of
+one's own are compared with the true ones, pixel by pixel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -14,16 +15,17 @@ from PIL import Image, ImageSequence
 
 from data.drawn import moving
 from data.drawn.moving import Clip, FirstFrame, Moving
-from recipes.stepvideo.config import Config
+from data.sets.captioned import CaptionedClip
+from recipes.stepvideo.config import Config, OwnClips, PreparedClips
 from recipes.stepvideo.evaluation import frechet
-from recipes.stepvideo.model import PALETTE
-from stepstack.config import ROOT
+from recipes.stepvideo.model import PALETTE, clips_of
+from stepstack.config import ROOT, ConfigError
 from stepstack.generation.prompts import ClipPrompt
 from stepstack.generation.types import Answer, ClipBudget
 from stepstack.harness.metrics import Metric, Question, corpus, mean, part, scored
 from stepstack.harness.task import Task
 from stepstack.records import Problem, Score
-from stepstack.scoring import video
+from stepstack.scoring import video as scoring
 
 MOTION_FRAMES = 40  # first frames of the task that asks for every motion score
 
@@ -31,26 +33,85 @@ MOTION_FRAMES = 40  # first frames of the task that asks for every motion score
 def judge(clip: NDArray[np.uint8], asked: Clip, data: Moving) -> dict[str, float]:
     """The parts of a score. ``direction``: found as asked, of a still clip: nothing moved. ``error``: of the track, in
     pixels. ``colour``: as asked in every frame. ``psnr``: of the first frame, dB. ``moved``: pixels, end to end."""
-    motion = video.track_motion(clip, PALETTE)
+    motion = scoring.track_motion(clip, PALETTE)
     direction = asked.direction if asked.score else None
     return {
         "direction": float(motion.whole and motion.direction == direction),
-        "error": video.trajectory_error(motion.track, asked.track(data.frames)),
+        "error": scoring.trajectory_error(motion.track, asked.track(data.frames)),
         "colour": float(set(motion.colours) == {asked.colour}),
-        "psnr": video.psnr(clip[0], moving.render(asked, data)[0]),
+        "psnr": scoring.psnr(clip[0], moving.render(asked, data)[0]),
         "moved": motion.moved,
-        "straight": video.straightness(motion.track) if motion.whole else 0.0,
+        "straight": scoring.straightness(motion.track) if motion.whole else 0.0,
         "asked": asked.score,
     }
 
 
 def tasks(cfg: Config) -> list[Task]:
+    """The tasks of the config's data; none of prepared clips."""
+    match cfg.data:
+        case Moving():
+            return drawn_tasks(cfg, cfg.data)
+        case OwnClips():
+            return [own_task(cfg)]
+        case PreparedClips():
+            return []
+
+
+def own_task(cfg: Config) -> Task:
+    """``test`` of one's own clips: from its first frame, its caption and its motion score a held-out clip is made."""
+    return Task(
+        name="test",
+        version=1,
+        about=f"test: held-out clips of {cfg.name}",
+        rows=lambda folder: [Problem(i, clip.prompt, clip.name) for i, clip in enumerate(clips_of(cfg, "test"))],
+        request=lambda problem: own_prompt(clips_of(cfg, "test")[problem.index]),
+        score=lambda answers: [_compared(answer, clips_of(cfg, "test")[answer.problem.index]) for answer in answers],
+        budget=ClipBudget(),
+        metrics=lambda budget: [part("psnr", "first frame PSNR"), part("clip_psnr", "clip PSNR")],
+    )
+
+
+def own_prompt(clip: CaptionedClip) -> ClipPrompt:
+    """The request of a clip of one's own: its first frame, its caption and its motion score, and nothing else."""
+    return ClipPrompt((OwnFirstFrame(clip),), clip.prompt, clip.motion, key=clip.name, lossless=True)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFirstFrame:
+    """First frame of a clip, as a picture."""
+
+    clip: CaptionedClip
+
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.clip.frames()[0])
+
+
+def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, float]:
+    """PSNR in dB of a generated clip against the true one: of the first frame, and of the whole clip."""
+    return {"psnr": scoring.psnr(video[0], true[0]), "clip_psnr": scoring.psnr(video, true)}
+
+
+def _compared(answer: Answer, clip: CaptionedClip) -> Score:
+    [file] = answer.media
+    parts = compare(read(ROOT / file), clip.frames())
+    return Score(parts["clip_psnr"], parts)
+
+
+def true_frames(cfg: Config, problem: Problem) -> NDArray[np.uint8]:
+    """The true clip [F, Y, X, RGB] of a problem, from its gold. ConfigError where the data is prepared."""
+    match cfg.data:
+        case Moving():
+            return moving.render(clip_in(problem), cfg.data)
+        case OwnClips():
+            return clips_of(cfg, "test")[problem.index].frames()
+        case PreparedClips():
+            raise ConfigError("these tasks are of clips that the run makes: data.type must be moving or clips")
+
+
+def drawn_tasks(cfg: Config, data: Moving) -> list[Task]:
     """``test``: held-out clips; ``swapped``: their first frames, told to move another way; ``motion``: first frames at
     every motion score; ``select``: what is watched in training; ``frechet``: how far clips of ``test`` are from true
-    ones as a set. None where the data is not drawn."""
-    if not isinstance(cfg.data, Moving):
-        return []
-    data = cfg.data
+    ones as a set."""
     rows = {
         "test": lambda: moving.clips(data, "test"),
         "swapped": lambda: moving.with_other_directions(moving.clips(data, "test")),
@@ -111,7 +172,7 @@ def metrics_of(name: str) -> list[Metric]:
 def correlation(questions: Sequence[Question]) -> float | None:
     """Spearman's, of motion score and pixels moved."""
     rows = [sample.parts for question in questions for sample in scored(question)]
-    return video.rank_correlation([row["asked"] for row in rows], [row["moved"] for row in rows])
+    return scoring.rank_correlation([row["asked"] for row in rows], [row["moved"] for row in rows])
 
 
 def _mean(question: Question, name: str, counts: Callable[[dict[str, float]], bool]) -> float | None:

@@ -28,7 +28,7 @@ from recipes.stepvideo.generation import sampling
 from recipes.stepvideo.generation.engine import Ceiling, ClipEngine, open_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
 from recipes.stepvideo.generation.sampling import SampleArgs, clip_request
-from recipes.stepvideo.model import DIT, PALETTE, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
+from recipes.stepvideo.model import DIT, PALETTE, clips_of, codec_of, encoder_of, made_by, make_dit, pixels, vae_folder
 from recipes.stepvideo.model import frames as as_frames
 from recipes.stepvideo.recipe import train
 from stepstack.cli import main as cli
@@ -93,12 +93,12 @@ def test_a_run_leaves_a_model_results_curves_and_a_report(run):
 
 def test_the_ceiling_is_the_reconstruction_of_true_clips(run):
     pipeline = open_pipeline(run.config, run.dir / "model", torch.device("cpu"))
-    rows = moving.clips(run.config.data, "test")[:3]
+    rows = clips_of(run.config, "test")[:3]
     [test, *_] = tasks.tasks(run.config)
     asked = [Question(problem, test.request(problem)) for problem in test.rows(Path())[:3]]
     answered = {q.problem.index: given for q, [given] in Ceiling(run.config, pipeline).complete(asked, test.budget)}
     clips = np.stack([tasks.read(ROOT / answered[index].media[0]) for index in range(3)])
-    want = as_frames(pipeline.codec.decode(pipeline.codec.encode(pixels(rows, run.config.data))))
+    want = as_frames(pipeline.codec.decode(pipeline.codec.encode(pixels(rows))))
     assert (clips == want).all()
 
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_sampled_is_named(run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("data={type: prepared, folder: x}", "go together"),
+        ("data={type: prepared, folder: x}", "tiny is trained by the run"),
         ("frames=5", "sample what is trained"),
         ("launch.processes_per_node=3", "multiple of 3, processes by context"),
         ("context=2", "context=2 must divide the 1 processes"),

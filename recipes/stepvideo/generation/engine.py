@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.drawn.moving import Moving
 from data.media.frames import mp4
 from recipes.stepvideo.config import Config, TinyVaeConfig
 from recipes.stepvideo.dsv import exported, restore
 from recipes.stepvideo.generation.hub import write_pipeline
 from recipes.stepvideo.generation.pipeline import ClipRequest, Pipeline, fitted
-from recipes.stepvideo.model import DIT, PIPELINE_FILE, VAE, codec_of, digest, encoder_of, frames, made_by, pixels
-from recipes.stepvideo.tasks import clip_in
+from recipes.stepvideo.model import DIT, PIPELINE_FILE, VAE, as_video, codec_of, digest, encoder_of, frames, made_by
+from recipes.stepvideo.tasks import true_frames
 from stepstack.config import ROOT, ConfigError, difference
 from stepstack.diffusion.sample import derive_seed
 from stepstack.generation.prompts import ClipPrompt
@@ -155,14 +154,14 @@ class ClipEngine:
 
 
 class Ceiling(ClipEngine):
-    """The best that the codec allows: true drawn clips, encoded and decoded. It alone looks at the gold."""
+    """The best that the codec allows: true clips, encoded and decoded. It alone looks at the gold."""
 
     def __init__(self, cfg: Config, pipeline: Pipeline):
         super().__init__(cfg, pipeline)
         self.facts = {"engine": "codec"}
 
     def _clips(self, rows: Sequence[tuple[Question, int]], requests: Sequence[ClipRequest]) -> NDArray[np.uint8]:
-        video = pixels([clip_in(question.problem) for question, _ in rows], drawn(self.cfg))
+        video = as_video(np.stack([true_frames(self.cfg, question.problem) for question, _ in rows]))
         return frames(self.pipeline.codec.decode(self.pipeline.codec.encode(video)))
 
 
@@ -187,12 +186,6 @@ def _prompt(question: Question) -> ClipPrompt:
 
 def _seeds(budget: ClipBudget) -> list[int]:
     return [budget.seed * 1000 + n for n in range(budget.n)]
-
-
-def drawn(cfg: Config) -> Moving:
-    if not isinstance(cfg.data, Moving):
-        raise ConfigError("these tasks are of drawn clips: data.type must be moving")
-    return cfg.data
 
 
 def apng(clip: NDArray[np.uint8]) -> bytes:

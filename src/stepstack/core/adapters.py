@@ -63,24 +63,34 @@ def without_adapters(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def gathered(trainable: Trainable) -> dict[str, Tensor]:
+    """The adapters' full weights under peft's names, from the library model on. Every process must call it."""
+    body: Any = hf.pretrained(trainable.unwrapped)
+    weights = {name: _whole(value) for name, value in body.state_dict().items() if ".lora_" in name}
+    return get_peft_model_state_dict(body, state_dict=weights, adapter_name=ADAPTER, save_embedding_layers=False)
+
+
+def config_of(trainable: Trainable) -> LoraConfig:
+    """peft's config of the adapters."""
+    body: Any = hf.pretrained(trainable.unwrapped)
+    return body.peft_config[ADAPTER]
+
+
 def save(trainable: Trainable, folder: Path, is_main: bool) -> None:
     """Write the adapters in peft's form, atomically: ``PeftModel.from_pretrained`` puts them on the model that training
     began from. Every process must call it."""
     body: Any = hf.pretrained(trainable.unwrapped)
-    weights = {
-        name: _whole(value) for name, value in body.state_dict().items() if ".lora_" in name
-    }  # every process takes part in gathering
+    named = gathered(trainable)
     if not is_main:
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    named = get_peft_model_state_dict(body, state_dict=weights, adapter_name=ADAPTER, save_embedding_layers=False)
     save_file({f"base_model.model.{name}": value for name, value in named.items()}, partial / WEIGHTS)
-    config = body.peft_config[ADAPTER]
+    config = config_of(trainable)
     config.base_model_name_or_path = body.name_or_path if isinstance(body, PreTrainedModel) else None
     config.inference_mode = True
-    config.save_pretrained(partial)
+    config.save_pretrained(str(partial))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

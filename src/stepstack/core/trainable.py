@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from stepstack.config import ConfigError
-from stepstack.core import hf
-from stepstack.core.adapters import add_lora
+from stepstack.core import adapters, hf
 from stepstack.core.config import TrainableConfig
 from stepstack.core.ema import Ema
 from stepstack.core.optim import optimizers, resolve_optimizer
@@ -45,7 +44,7 @@ class Trainable:
         self._partial_counts, self._partial_seconds = (0.0, 0.0), 0.0
         body = hf.pretrained(module)
         if cfg.lora is not None:
-            add_lora(body, cfg.lora)
+            adapters.add_lora(body, cfg.lora)
         if cfg.gradient_checkpointing:
             hf.enable_gradient_checkpointing(body)
         self.stored_dtype = hf.stored_dtype(body)  # that of exported weights
@@ -249,10 +248,16 @@ class Trainable:
     def finished_weights(self) -> Iterator[tuple[str, Tensor]]:
         """``named_weights`` of a training that succeeded, in the type that its model was read in: NonFiniteGradient, on
         every process, where its last update was skipped or a weight is not finite."""
+        return self._finite((name, full.to(self.stored_dtype)) for name, full in self.named_weights())
+
+    def finished_adapters(self) -> dict[str, Tensor]:
+        """The adapters alone (``adapters.gathered``) of a training that succeeded; else as ``finished_weights``."""
+        return dict(self._finite(adapters.gathered(self).items()))
+
+    def _finite(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         if self.skipped_in_a_row:
             raise self._not_finite()
-        for name, full in self.named_weights():
-            value = full.to(self.stored_dtype)
+        for name, value in weights:
             if not torch.isfinite(value).all():
                 raise NonFiniteGradient(
                     f"{self.role}: {name} is not finite after update {self.updates}: no model is exported; checkpoints "

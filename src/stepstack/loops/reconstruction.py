@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +31,12 @@ def train(
     steps: int,
     batch: int,
     weights: ReconstructionWeights,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
 ) -> None:
-    """``videos(step)`` gives this process's share of the step's ``batch`` videos."""
+    """``videos(step)`` gives this process's share of the step's ``batch`` videos; ``evaluate`` runs as ``Run.steps``
+    says."""
     loss = reconstruction(weights, load_features(weights.features, run.device) if weights.features else None)
-    for step in run.steps(steps):
+    for step in run.steps(steps, evaluate):
         with run.timer("vae"):
             metrics = vae.update([videos(step)], loss, batch)
         run.log(**metrics, loss=metrics[f"{vae.role}/loss"])

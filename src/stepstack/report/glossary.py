@@ -201,11 +201,11 @@ CHARTS: tuple[ChartText, ...] = (
         "It falls late in training: the averaged weights drift.",
     ),
     ChartText(
-        "First frame",
-        "PSNR in dB, selection set",
-        ("eval/psnr",),
-        "Rises to what the VAE can reconstruct.",
-        "It stays low: the condition on the first frame is not used.",
+        "PSNR of pictures",
+        "dB, selection set: whole clips through the VAE, then the first frame of generated ones",
+        ("eval/psnr", "eval/clip_psnr"),
+        "Rises while the VAE learns; that of the first frame then rises to what the VAE can reconstruct.",
+        "That of the first frame stays low: the condition on it is not used.",
     ),
     ChartText(
         "Parts of the VAE's loss",

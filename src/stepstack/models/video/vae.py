@@ -174,6 +174,34 @@ class WanCodec:
         return self.vae.decode(z.transpose(1, 2)).sample.transpose(1, 2)
 
 
+class LtxCodec:
+    """Codec around diffusers' AutoencoderKLLTXVideo: causal, 8 frames x 32 x 32 as published, the first frame by
+    itself. One that is told the time decodes at time 0, the default of LTXPipeline."""
+
+    def __init__(self, vae: Any):
+        self.vae, self.channels = vae, vae.config.latent_channels
+        side: int = vae.spatial_compression_ratio
+        self.stride: Grid = (vae.temporal_compression_ratio, side, side)
+
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        return grid_of(frames, height, width, self.stride)
+
+    @torch.no_grad()
+    def encode(self, video_BFCYX: Tensor) -> Tensor:
+        self.grid(video_BFCYX.shape[1], *video_BFCYX.shape[3:])
+        z = self.vae.encode(video_BFCYX.to(self.vae.device).transpose(1, 2)).latent_dist.mode().transpose(1, 2)
+        mean_C, std_C = _wide(self.vae.latents_mean, z), _wide(self.vae.latents_std, z)
+        return (z - mean_C) * self.vae.config.scaling_factor / std_C
+
+    @torch.no_grad()
+    def decode(self, latents_BFCYX: Tensor) -> Tensor:
+        z = latents_BFCYX.to(self.vae.device)
+        mean_C, std_C = _wide(self.vae.latents_mean, z), _wide(self.vae.latents_std, z)
+        z = (z * std_C / self.vae.config.scaling_factor + mean_C).transpose(1, 2)
+        time_B = torch.zeros(len(z), device=z.device) if self.vae.config.timestep_conditioning else None
+        return self.vae.decode(z, time_B).sample.transpose(1, 2)
+
+
 class DcCodec:
     """Codec around diffusers' AutoencoderDC, a deep-compression VAE of images, which encodes every frame by itself."""
 
