@@ -16,7 +16,7 @@ from data.media import frames
 from data.sets.captioned import read_folder
 from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import open_pipeline
-from recipes.stepvideo.model import clips_of, explained_variance, made_by, pixels, vae_folder
+from recipes.stepvideo.model import DIT, clips_of, explained_variance, made_by, pixels, vae_folder
 from recipes.stepvideo.recipe import train
 from stepstack.config import ConfigError
 from stepstack.core.run import Run
@@ -94,12 +94,12 @@ def test_held_out_clips_are_generated_measured_and_shown(run):
     for clip in clips_of(run.config, "test"):
         assert clip.prompt in page
         assert Path(clip.name).name in page
-    assert "PSNR of held-out reconstructions" in page
+    assert "PSNR of pictures" in page
     assert json.loads((run.dir / "model" / "pipeline.json").read_text())["fps"] == 10
 
 
 def test_the_run_is_left_as_it_is_until_a_video_is_changed(run):
-    model = run.dir / "model" / "diffusion_pytorch_model.safetensors"
+    model = run.dir / "model" / DIT / "diffusion_pytorch_model.safetensors"
     before = model.read_bytes()
     train(Run(run.config))
     assert model.read_bytes() == before
