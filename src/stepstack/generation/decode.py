@@ -60,9 +60,10 @@ class Decoder(Protocol):
 class Fused:
     """Qwen2 and Llama, with a copy of the weights in a layout made for decoding.
 
-    A norm's weight is folded into the matrix behind it, and its scale applied to the product. The rows that rotary
-    embedding would swap and negate are stored a second time, so that q, k and v come out of one product and rotation is
-    two elementwise operations. On a small model the number of operations is the time.
+    A norm's weight is folded into the matrix behind it. Rows of the q and k matrices stand in the order of KV heads, each
+    with the query heads that share it, and the two numbers of a pair that rotary embedding rotates stand side by side: so
+    one product makes q, k and v, rotation is one complex product, and attention copies nothing. On a small model the
+    number of operations is a third of the time.
     """
 
     def __init__(self, config: PretrainedConfig, device: torch.device | str, dtype: torch.dtype):
@@ -70,7 +71,9 @@ class Fused:
             raise ValueError(f"Fused cannot decode this model, {reason}: use decoder=module")
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.groups = self.heads // self.kv_heads
         self.head_dim = config.to_dict().get("head_dim") or config.hidden_size // self.heads
+        self.rotated = (self.heads + self.kv_heads) * self.head_dim  # columns of q and k; those of v follow
         self.eps_1 = torch.tensor([config.rms_norm_eps], device=self.device)
         self.theta = config.rope_parameters["rope_theta"]
         self.layers: list[dict[str, Any]] = []
@@ -86,12 +89,10 @@ class Fused:
             parts = [w.get(f"{p}self_attn.{x}_proj.{kind}") for x in "qkv"]
             if parts[0] is None:
                 return None
-            q, k, v = (part.unflatten(0, (-1, self.head_dim)) for part in parts if part is not None)
-            q = q * self.head_dim**-0.5
-            plain = torch.cat([q, k, v])
-            first, second = torch.cat([q, k]).chunk(2, dim=1)
-            turned = torch.cat([torch.cat([-second, first], dim=1), torch.zeros_like(v)])
-            return torch.cat([plain, turned]).flatten(0, 1)
+            q, k, v = (part.unflatten(0, (self.kv_heads, -1, self.head_dim)) for part in parts if part is not None)
+            heads = torch.cat([q * self.head_dim**-0.5, k], dim=1)
+            pairs = heads.unflatten(2, (2, -1)).transpose(2, 3)
+            return torch.cat([pairs.flatten(0, 3), v.flatten(0, 2)])
 
         matrix, bias = stacked("weight"), stacked("bias")
         assert matrix is not None
@@ -112,17 +113,17 @@ class Fused:
         self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Any]] = ()
     ) -> Tensor:
         batch, width = ids_BT.shape
-        total = width + room
-        # Keys lie transposed, [B, K, d, T] beside values' [B, K, T, d]: the faster product on CPU.
-        shapes = (batch, self.kv_heads, self.head_dim, total), (batch, self.kv_heads, total, self.head_dim)
+        total, rows = width + room, batch * self.kv_heads
+        # Keys lie transposed, [B * K, d, T] beside values' [B * K, T, d]: the faster product on CPU.
+        shapes = (rows, self.head_dim, total), (rows, total, self.head_dim)
         self.cache = [[torch.zeros(s, device=self.device, dtype=self.dtype) for s in shapes] for _ in self.layers]
         self.pad, self.at = pad_B.to(self.device), 0
-        self._tables(total)
+        self.turns = self._turns(torch.arange(total, dtype=torch.float32, device=self.device)[:, None])
         column = torch.arange(total, device=self.device)
         hidden = torch.zeros(batch, 1, total, device=self.device, dtype=self.dtype)
         self.mask = hidden.masked_fill_(column < self.pad[:, None, None], float("-inf"))  # -inf on padding
         self.padded = bool(self.pad.any())
-        last_BD = self._blocks(ids_BT.to(self.device)).view(batch, width, -1)[:, -1]
+        last_BD = self._blocks(ids_BT.to(self.device))
         if copies > 1:
             rows = torch.arange(batch, device=self.device).repeat_interleave(copies)
             self.keep(rows)
@@ -134,72 +135,82 @@ class Fused:
 
     def keep(self, rows: Tensor) -> None:
         # Only the columns in use are worth copying.
+        heads = (rows[:, None] * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).flatten()
         for layer in self.cache:
             keys, values = layer
-            layer[0] = keys.new_empty(len(rows), *keys.shape[1:])
-            layer[1] = values.new_empty(len(rows), *values.shape[1:])
-            layer[0][..., : self.at] = keys[rows, :, :, : self.at]
-            layer[1][:, :, : self.at] = values[rows, :, : self.at]
+            layer[0] = keys.new_empty(len(heads), *keys.shape[1:])
+            layer[1] = values.new_empty(len(heads), *values.shape[1:])
+            layer[0][..., : self.at] = keys[heads, :, : self.at]
+            layer[1][:, : self.at] = values[heads, : self.at]
         self.pad, self.mask = self.pad[rows], self.mask[rows]
         self.padded = bool(self.pad.any())
 
-    def _tables(self, total: int) -> None:
-        """cos and sin [total, (heads + 2 kv_heads) * head_dim] of each position; values are left as they are."""
+    def _turns(self, position_RP: Tensor) -> Tensor:
+        """Rotations [R, (heads + kv_heads) * P] as complex numbers of absolute value 1; ``position_RP`` [R, P] or [R, 1]
+        of each pair of a head's numbers."""
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device) / self.head_dim
-        position = torch.arange(total, dtype=torch.float32, device=self.device)
-        angle = (position[:, None] * (1.0 / self.theta**exponent)).repeat(1, 2 * (self.heads + self.kv_heads))
-        rest = (total, self.kv_heads * self.head_dim)
-        self.cos = torch.cat([angle.cos(), torch.ones(rest, device=self.device)], dim=1).to(self.dtype)
-        self.sin = torch.cat([angle.sin(), torch.zeros(rest, device=self.device)], dim=1).to(self.dtype)
+        angle = (position_RP * (1.0 / self.theta**exponent)).repeat(1, self.heads + self.kv_heads)
+        return torch.complex(angle.cos(), angle.sin())
 
-    def _scale(self, x_RD: Tensor) -> Tensor:
-        """[N, 1] 1 / RMS."""
+    def _normed(self, x_RD: Tensor) -> Tensor:
+        """Rows divided by their RMS."""
         norm = torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True, dtype=torch.float32)
-        return torch.addcmul(self.eps_1, norm, norm, value=1 / x_RD.shape[-1]).rsqrt_().to(x_RD.dtype)
+        scale = torch.addcmul(self.eps_1, norm, norm, value=1 / x_RD.shape[-1]).rsqrt_()
+        return (x_RD * scale).to(self.dtype)
 
     def _logits(self, x_BD: Tensor) -> Tensor:
-        return (x_BD @ self.head).mul_(self._scale(x_BD))
+        return self._normed(x_BD) @ self.head
 
     def _blocks(self, ids_BT: Tensor) -> Tensor:
-        """Hidden states [B * T, D] before the last norm; appends T columns to the cache."""
+        """Last column's hidden states [B, D] before the last norm; appends T columns to the cache."""
         batch, width = ids_BT.shape
         end = self.at + width
         x = self._embedded(ids_BT)
-        cos, sin = self._rotation(width)
+        rotation = self._rotation(width)
         mask = self._attention_mask(width, end)
         for layer, cache in zip(self.layers, self.cache, strict=True):
-            qkv = (x @ layer["qkv"]).mul_(self._scale(x))
-            if layer["bias"] is not None:
-                qkv += layer["bias"]
-            plain, turned = qkv.chunk(2, dim=-1)
-            rotated = (plain * cos).addcmul_(turned, sin).view(batch, width, -1, self.head_dim)
-            cache[0][..., self.at : end] = rotated[:, :, self.heads : -self.kv_heads].permute(0, 2, 3, 1)
-            cache[1][:, :, self.at : end] = rotated[:, :, -self.kv_heads :].transpose(1, 2)
-            mixed = self._attend(rotated[:, :, : self.heads], cache, end, mask)
-            x = torch.addmm(x, mixed, layer["out"])
-            gate, up = (x @ layer["up"]).mul_(self._scale(x)).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer["down"])
+            q = self._appended(x, layer, cache, rotation, end)
+            if width > 1 and layer is self.layers[-1]:  # no later layer needs the other columns
+                x, q, mask = x.view(batch, width, -1)[:, -1].clone(), q[:, -1:], self._attention_mask(1, end)
+            x.addmm_(self._attend(q, cache, end, mask), layer["out"])
+            gate, up = (self._normed(x) @ layer["up"]).chunk(2, dim=-1)
+            x.addmm_(F.silu(gate).mul_(up), layer["down"])
         self.at = end
         return x
+
+    def _appended(self, x: Tensor, layer: dict[str, Any], cache: list[Tensor], rotation: Tensor, end: int) -> Tensor:
+        """Rotated q [B, T, K, G, d] of rows [B * T, D]; their keys and values go into the cache."""
+        width = end - self.at
+        normed = self._normed(x)
+        qkv = normed @ layer["qkv"] if layer["bias"] is None else torch.addmm(layer["bias"], normed, layer["qkv"])
+        pairs = torch.view_as_complex(qkv[:, : self.rotated].float().unflatten(1, (-1, 2)))
+        turned = torch.view_as_real(pairs * rotation).to(self.dtype)
+        turned = turned.view(-1, width, self.kv_heads, self.groups + 1, self.head_dim)
+        batch = len(turned)
+        keys, values = (part.view(batch, self.kv_heads, *part.shape[1:]) for part in cache)
+        keys[..., self.at : end] = turned[:, :, :, -1].permute(0, 2, 3, 1)
+        new = qkv[:, self.rotated :].view(batch, width, self.kv_heads, self.head_dim)
+        values[:, :, self.at : end] = new.transpose(1, 2)
+        return turned[:, :, :, :-1]
 
     def _embedded(self, ids_BT: Tensor) -> Tensor:
         """[B * T, D]."""
         return F.embedding(ids_BT.flatten(), self.embed)
 
-    def _attend(self, q_BTHd: Tensor, cache: list[Tensor], end: int, mask: Tensor | None) -> Tensor:
+    def _attend(self, q_BTKGd: Tensor, cache: list[Tensor], end: int, mask: Tensor | None) -> Tensor:
         """[B * T, H * d]. The query heads of one KV head become rows of one product: no key is repeated."""
-        batch, width = q_BTHd.shape[:2]
-        groups = self.heads // self.kv_heads
-        keys, values = cache[0].flatten(0, 1)[..., :end], cache[1].flatten(0, 1)[:, :end]
+        batch, width = q_BTKGd.shape[:2]
+        keys, values = cache[0][..., :end], cache[1][:, :end]
         if width == 1:
-            scores = torch.bmm(q_BTHd.reshape(-1, groups, self.head_dim), keys)
+            scores = torch.bmm(q_BTKGd.reshape(-1, self.groups, self.head_dim), keys)
             if mask is not None:
                 scores.view(batch, self.heads, end).add_(mask)
             return torch.bmm(scores.softmax(-1), values).view(batch, -1)
+        keys, values = (part.unflatten(0, (batch, self.kv_heads)) for part in (keys, values))
         mixed = F.scaled_dot_product_attention(
-            q_BTHd.transpose(1, 2),
-            cache[0][..., :end].transpose(2, 3),
-            cache[1][:, :, :end],
+            q_BTKGd.flatten(2, 3).transpose(1, 2),
+            keys.transpose(2, 3),
+            values,
             attn_mask=mask,
             is_causal=mask is None,
             scale=1.0,  # it is in the q rows
@@ -207,13 +218,12 @@ class Fused:
         )
         return mixed.transpose(1, 2).reshape(batch * width, -1)
 
-    def _rotation(self, width: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the new columns: one row for all where nothing is padded and one column is new."""
+    def _rotation(self, width: int) -> Tensor:
+        """Rotations of the new columns: one row for all where nothing is padded and one column is new."""
         if not self.padded and width == 1:
-            return self.cos[self.at], self.sin[self.at]
+            return self.turns[self.at]
         column = torch.arange(self.at, self.at + width, device=self.device)
-        position = (column - self.pad[:, None]).clamp(min=0).flatten()
-        return self.cos[position], self.sin[position]
+        return self.turns[(column - self.pad[:, None]).clamp(min=0).flatten()]
 
     def _attention_mask(self, width: int, end: int) -> Tensor | None:
         """Additive: [B, 1, end] for one column, [B, 1, T, end] for several; None where nothing is padded."""
