@@ -57,6 +57,45 @@ class Decoder(Protocol):
         ...
 
 
+class Workspace:
+    """Tensors and views that each layer of one forward over [B, T] tokens writes anew. They are made once for a batch: on
+    a small model, making them is as long as computing some of them."""
+
+    def __init__(self, decoder: Fused, batch: int, width: int):
+        rows, kv_heads, head_dim, turned = batch * width, decoder.kv_heads, decoder.head_dim, decoder.rotated
+
+        def empty(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
+            return torch.empty(shape, device=decoder.device, dtype=dtype)
+
+        self.batch, self.width = batch, width
+        self.scale_R1 = empty(rows, 1, dtype=torch.float32)
+        self.normed_RD = empty(rows, decoder.config.hidden_size)
+        self.qkv = empty(rows, turned + kv_heads * head_dim)
+        self.gate_up = empty(rows, 2 * decoder.config.intermediate_size)
+        self.gate, self.up = self.gate_up.chunk(2, dim=1)
+        # Complex numbers are float32: in another type q and k are copied there and back.
+        self.same = decoder.dtype == torch.float32
+        self.plain = self.qkv[:, :turned] if self.same else empty(rows, turned, dtype=torch.float32)
+        self.pairs = torch.view_as_complex(self.plain.unflatten(1, (-1, 2)))
+        self.turned_pairs = torch.empty_like(self.pairs)
+        self.turned_float = torch.view_as_real(self.turned_pairs).flatten(1)
+        self.turned = self.turned_float if self.same else empty(rows, turned)
+        heads = self.turned.view(batch, width, kv_heads, decoder.groups + 1, head_dim)
+        self.q_BTKGd = heads[:, :, :, :-1]
+        self.k_BKdT = heads[:, :, :, -1].permute(0, 2, 3, 1)
+        self.v_BKTd = self.qkv[:, turned:].view(batch, width, kv_heads, head_dim).transpose(1, 2)
+        self.mixed = empty(batch * kv_heads, decoder.groups, head_dim)
+        self.mixed_BD = self.mixed.view(batch, -1)
+
+    def rotate(self, rotation: Tensor) -> None:
+        """Turn q and k."""
+        if not self.same:
+            self.plain.copy_(self.qkv[:, : self.plain.shape[1]])
+        torch.mul(self.pairs, rotation, out=self.turned_pairs)
+        if not self.same:
+            self.turned.copy_(self.turned_float)
+
+
 class Fused:
     """Qwen2 and Llama, with a copy of the weights in a layout made for decoding.
 
@@ -113,9 +152,9 @@ class Fused:
         self, ids_BT: Tensor, pad_B: Tensor, copies: int, room: int, pictures: Sequence[Sequence[Any]] = ()
     ) -> Tensor:
         batch, width = ids_BT.shape
-        total, rows = width + room, batch * self.kv_heads
-        # Keys lie transposed, [B * K, d, T] beside values' [B * K, T, d]: the faster product on CPU.
-        shapes = (rows, self.head_dim, total), (rows, total, self.head_dim)
+        total = width + room
+        # Keys lie transposed, [B, K, d, T] beside values' [B, K, T, d]: the faster product on CPU.
+        shapes = (batch, self.kv_heads, self.head_dim, total), (batch, self.kv_heads, total, self.head_dim)
         self.cache = [[torch.zeros(s, device=self.device, dtype=self.dtype) for s in shapes] for _ in self.layers]
         self.pad, self.at = pad_B.to(self.device), 0
         self.turns = self._turns(torch.arange(total, dtype=torch.float32, device=self.device)[:, None])
@@ -123,27 +162,28 @@ class Fused:
         hidden = torch.zeros(batch, 1, total, device=self.device, dtype=self.dtype)
         self.mask = hidden.masked_fill_(column < self.pad[:, None, None], float("-inf"))  # -inf on padding
         self.padded = bool(self.pad.any())
+        self.space = Workspace(self, batch, width)
         last_BD = self._blocks(ids_BT.to(self.device))
+        rows = torch.arange(batch, device=self.device).repeat_interleave(copies)
         if copies > 1:
-            rows = torch.arange(batch, device=self.device).repeat_interleave(copies)
             self.keep(rows)
-            last_BD = last_BD[rows]
-        return self._logits(last_BD)
+        self.space = Workspace(self, len(rows), 1)
+        return self._logits(last_BD[rows])
 
     def step(self, ids_B: Tensor) -> Tensor:
         return self._logits(self._blocks(ids_B[:, None]))
 
     def keep(self, rows: Tensor) -> None:
         # Only the columns in use are worth copying.
-        heads = (rows[:, None] * self.kv_heads + torch.arange(self.kv_heads, device=self.device)).flatten()
         for layer in self.cache:
             keys, values = layer
-            layer[0] = keys.new_empty(len(heads), *keys.shape[1:])
-            layer[1] = values.new_empty(len(heads), *values.shape[1:])
-            layer[0][..., : self.at] = keys[heads, :, : self.at]
-            layer[1][:, : self.at] = values[heads, : self.at]
+            layer[0] = keys.new_empty(len(rows), *keys.shape[1:])
+            layer[1] = values.new_empty(len(rows), *values.shape[1:])
+            layer[0][..., : self.at] = keys[rows, :, :, : self.at]
+            layer[1][:, :, : self.at] = values[rows, :, : self.at]
         self.pad, self.mask = self.pad[rows], self.mask[rows]
         self.padded = bool(self.pad.any())
+        self.space = Workspace(self, len(rows), 1)
 
     def _turns(self, position_RP: Tensor) -> Tensor:
         """Rotations [R, (heads + kv_heads) * P] as complex numbers of absolute value 1; ``position_RP`` [R, P] or [R, 1]
@@ -153,10 +193,11 @@ class Fused:
         return torch.complex(angle.cos(), angle.sin())
 
     def _normed(self, x_RD: Tensor) -> Tensor:
-        """Rows divided by their RMS."""
-        norm = torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.addcmul(self.eps_1, norm, norm, value=1 / x_RD.shape[-1]).rsqrt_()
-        return (x_RD * scale).to(self.dtype)
+        """Rows divided by their RMS, in the workspace."""
+        scale_R1, out_RD = self.space.scale_R1[: len(x_RD)], self.space.normed_RD[: len(x_RD)]
+        torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True, dtype=torch.float32, out=scale_R1)
+        torch.addcmul(self.eps_1, scale_R1, scale_R1, value=1 / x_RD.shape[1], out=scale_R1).rsqrt_()
+        return torch.mul(x_RD, scale_R1, out=out_RD)
 
     def _logits(self, x_BD: Tensor) -> Tensor:
         return self._normed(x_BD) @ self.head
@@ -164,59 +205,57 @@ class Fused:
     def _blocks(self, ids_BT: Tensor) -> Tensor:
         """Last column's hidden states [B, D] before the last norm; appends T columns to the cache."""
         batch, width = ids_BT.shape
-        end = self.at + width
+        end, space = self.at + width, self.space
         x = self._embedded(ids_BT)
         rotation = self._rotation(width)
         mask = self._attention_mask(width, end)
-        for layer, cache in zip(self.layers, self.cache, strict=True):
-            q = self._appended(x, layer, cache, rotation, end)
-            if width > 1 and layer is self.layers[-1]:  # no later layer needs the other columns
-                x, q, mask = x.view(batch, width, -1)[:, -1].clone(), q[:, -1:], self._attention_mask(1, end)
-            x.addmm_(self._attend(q, cache, end, mask), layer["out"])
-            gate, up = (self._normed(x) @ layer["up"]).chunk(2, dim=-1)
-            x.addmm_(F.silu(gate).mul_(up), layer["down"])
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+            if layer["bias"] is None:
+                torch.mm(self._normed(x), layer["qkv"], out=space.qkv)
+            else:
+                torch.addmm(layer["bias"], self._normed(x), layer["qkv"], out=space.qkv)
+            space.rotate(rotation)
+            keys.narrow(3, self.at, width).copy_(space.k_BKdT)
+            values.narrow(2, self.at, width).copy_(space.v_BKTd)
+            if width == 1:
+                mixed = self._attend_one(space.q_BTKGd, keys, values, end, mask)
+            elif layer is self.layers[-1]:  # no later layer needs the other columns
+                x = x.view(batch, width, -1)[:, -1].clone()
+                mixed = self._attend_one(space.q_BTKGd[:, -1], keys, values, end, self._attention_mask(1, end))
+            else:
+                mixed = self._attend(space.q_BTKGd, keys, values, end, mask)
+            x.addmm_(mixed, layer["out"])
+            gate_up, gate, up = (part[: len(x)] for part in (space.gate_up, space.gate, space.up))
+            torch.mm(self._normed(x), layer["up"], out=gate_up)
+            x.addmm_(F.silu(gate, inplace=True).mul_(up), layer["down"])
         self.at = end
         return x
-
-    def _appended(self, x: Tensor, layer: dict[str, Any], cache: list[Tensor], rotation: Tensor, end: int) -> Tensor:
-        """Rotated q [B, T, K, G, d] of rows [B * T, D]; their keys and values go into the cache."""
-        width = end - self.at
-        normed = self._normed(x)
-        qkv = normed @ layer["qkv"] if layer["bias"] is None else torch.addmm(layer["bias"], normed, layer["qkv"])
-        pairs = torch.view_as_complex(qkv[:, : self.rotated].float().unflatten(1, (-1, 2)))
-        turned = torch.view_as_real(pairs * rotation).to(self.dtype)
-        turned = turned.view(-1, width, self.kv_heads, self.groups + 1, self.head_dim)
-        batch = len(turned)
-        keys, values = (part.view(batch, self.kv_heads, *part.shape[1:]) for part in cache)
-        keys[..., self.at : end] = turned[:, :, :, -1].permute(0, 2, 3, 1)
-        new = qkv[:, self.rotated :].view(batch, width, self.kv_heads, self.head_dim)
-        values[:, :, self.at : end] = new.transpose(1, 2)
-        return turned[:, :, :, :-1]
 
     def _embedded(self, ids_BT: Tensor) -> Tensor:
         """[B * T, D]."""
         return F.embedding(ids_BT.flatten(), self.embed)
 
-    def _attend(self, q_BTKGd: Tensor, cache: list[Tensor], end: int, mask: Tensor | None) -> Tensor:
-        """[B * T, H * d]. The query heads of one KV head become rows of one product: no key is repeated."""
-        batch, width = q_BTKGd.shape[:2]
-        keys, values = cache[0][..., :end], cache[1][:, :end]
-        if width == 1:
-            scores = torch.bmm(q_BTKGd.reshape(-1, self.groups, self.head_dim), keys)
-            if mask is not None:
-                scores.view(batch, self.heads, end).add_(mask)
-            return torch.bmm(scores.softmax(-1), values).view(batch, -1)
-        keys, values = (part.unflatten(0, (batch, self.kv_heads)) for part in (keys, values))
+    def _attend_one(self, q: Tensor, keys: Tensor, values: Tensor, end: int, mask_B1T: Tensor | None) -> Tensor:
+        """[B, H * d] of one query a row. The query heads of one KV head are rows of one product: no key is repeated."""
+        space = self.space
+        scores = torch.bmm(q.reshape(-1, self.groups, self.head_dim), keys.flatten(0, 1).narrow(2, 0, end))
+        if mask_B1T is not None:
+            scores.view(space.batch, self.heads, end).add_(mask_B1T)
+        torch.bmm(scores.softmax(-1), values.flatten(0, 1).narrow(1, 0, end), out=space.mixed)
+        return space.mixed_BD
+
+    def _attend(self, q_BTKGd: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None) -> Tensor:
+        """[B * T, H * d]."""
         mixed = F.scaled_dot_product_attention(
             q_BTKGd.flatten(2, 3).transpose(1, 2),
-            keys.transpose(2, 3),
-            values,
+            keys[..., :end].transpose(2, 3),
+            values[:, :, :end],
             attn_mask=mask,
             is_causal=mask is None,
             scale=1.0,  # it is in the q rows
             enable_gqa=True,
         )
-        return mixed.transpose(1, 2).reshape(batch * width, -1)
+        return mixed.transpose(1, 2).reshape(-1, self.heads * self.head_dim)
 
     def _rotation(self, width: int) -> Tensor:
         """Rotations of the new columns: one row for all where nothing is padded and one column is new."""
