@@ -164,11 +164,11 @@ class Fused:
         self.padded = bool(self.pad.any())
         self.space = Workspace(self, batch, width)
         last_BD = self._blocks(ids_BT.to(self.device))
-        rows = torch.arange(batch, device=self.device).repeat_interleave(copies)
         if copies > 1:
+            rows = torch.arange(batch, device=self.device).repeat_interleave(copies)
             self.keep(rows)
-        self.space = Workspace(self, len(rows), 1)
-        return self._logits(last_BD[rows])
+            last_BD = last_BD[rows]
+        return self._logits(last_BD)
 
     def step(self, ids_B: Tensor) -> Tensor:
         return self._logits(self._blocks(ids_B[:, None]))
@@ -194,10 +194,10 @@ class Fused:
 
     def _normed(self, x_RD: Tensor) -> Tensor:
         """Rows divided by their RMS, in the workspace."""
-        scale_R1, out_RD = self.space.scale_R1[: len(x_RD)], self.space.normed_RD[: len(x_RD)]
+        scale_R1 = self.space.scale_R1
         torch.linalg.vector_norm(x_RD, dim=-1, keepdim=True, dtype=torch.float32, out=scale_R1)
         torch.addcmul(self.eps_1, scale_R1, scale_R1, value=1 / x_RD.shape[1], out=scale_R1).rsqrt_()
-        return torch.mul(x_RD, scale_R1, out=out_RD)
+        return torch.mul(x_RD, scale_R1, out=self.space.normed_RD)
 
     def _logits(self, x_BD: Tensor) -> Tensor:
         return self._normed(x_BD) @ self.head
@@ -220,14 +220,14 @@ class Fused:
             if width == 1:
                 mixed = self._attend_one(space.q_BTKGd, keys, values, end, mask)
             elif layer is self.layers[-1]:  # no later layer needs the other columns
-                x = x.view(batch, width, -1)[:, -1].clone()
-                mixed = self._attend_one(space.q_BTKGd[:, -1], keys, values, end, self._attention_mask(1, end))
+                x, q = x.view(batch, width, -1)[:, -1].clone(), space.q_BTKGd[:, -1]
+                self.space = space = Workspace(self, batch, 1)
+                mixed = self._attend_one(q, keys, values, end, self._attention_mask(1, end))
             else:
                 mixed = self._attend(space.q_BTKGd, keys, values, end, mask)
             x.addmm_(mixed, layer["out"])
-            gate_up, gate, up = (part[: len(x)] for part in (space.gate_up, space.gate, space.up))
-            torch.mm(self._normed(x), layer["up"], out=gate_up)
-            x.addmm_(F.silu(gate, inplace=True).mul_(up), layer["down"])
+            torch.mm(self._normed(x), layer["up"], out=space.gate_up)
+            x.addmm_(F.silu(space.gate, inplace=True).mul_(space.up), layer["down"])
         self.at = end
         return x
 
@@ -259,8 +259,8 @@ class Fused:
 
     def _rotation(self, width: int) -> Tensor:
         """Rotations of the new columns: one row for all where nothing is padded and one column is new."""
-        if not self.padded and width == 1:
-            return self.turns[self.at]
+        if width == 1:
+            return self.turns[self.at - self.pad] if self.padded else self.turns[self.at]
         column = torch.arange(self.at, self.at + width, device=self.device)
         return self.turns[(column - self.pad[:, None]).clamp(min=0).flatten()]
 
