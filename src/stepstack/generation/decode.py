@@ -58,8 +58,8 @@ class Decoder(Protocol):
 
 
 class Workspace:
-    """Tensors and views that each layer of one forward over [B, T] tokens writes anew. They are made once for a batch: on
-    a small model, making them is as long as computing some of them."""
+    """Tensors that each layer of a forward over [B, T] tokens writes anew, and views of them. They are made once for a
+    batch, because on a small model making them takes as long as some of the arithmetic."""
 
     def __init__(self, decoder: Fused, batch: int, width: int):
         rows, kv_heads, head_dim, turned = batch * width, decoder.kv_heads, decoder.head_dim, decoder.rotated
@@ -67,7 +67,7 @@ class Workspace:
         def empty(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
             return torch.empty(shape, device=decoder.device, dtype=dtype)
 
-        self.batch, self.width = batch, width
+        self.batch = batch
         self.scale_R1 = empty(rows, 1, dtype=torch.float32)
         self.normed_RD = empty(rows, decoder.config.hidden_size)
         self.qkv = empty(rows, turned + kv_heads * head_dim)
@@ -81,14 +81,14 @@ class Workspace:
         self.turned_float = torch.view_as_real(self.turned_pairs).flatten(1)
         self.turned = self.turned_float if self.same else empty(rows, turned)
         heads = self.turned.view(batch, width, kv_heads, decoder.groups + 1, head_dim)
-        self.q_BTKGd = heads[:, :, :, :-1]
-        self.k_BKdT = heads[:, :, :, -1].permute(0, 2, 3, 1)
-        self.v_BKTd = self.qkv[:, turned:].view(batch, width, kv_heads, head_dim).transpose(1, 2)
+        self.q = heads[:, :, :, :-1]
+        self.new_keys = heads[:, :, :, -1].permute(0, 2, 3, 1)
+        self.new_values = self.qkv[:, turned:].view(batch, width, kv_heads, head_dim).transpose(1, 2)
         self.mixed = empty(batch * kv_heads, decoder.groups, head_dim)
         self.mixed_BD = self.mixed.view(batch, -1)
 
     def rotate(self, rotation: Tensor) -> None:
-        """Turn q and k."""
+        """Rotate q and k."""
         if not self.same:
             self.plain.copy_(self.qkv[:, : self.plain.shape[1]])
         torch.mul(self.pairs, rotation, out=self.turned_pairs)
@@ -99,10 +99,10 @@ class Workspace:
 class Fused:
     """Qwen2 and Llama, with a copy of the weights in a layout made for decoding.
 
-    A norm's weight is folded into the matrix behind it. Rows of the q and k matrices stand in the order of KV heads, each
-    with the query heads that share it, and the two numbers of a pair that rotary embedding rotates stand side by side: so
-    one product makes q, k and v, rotation is one complex product, and attention copies nothing. On a small model the
-    number of operations is a third of the time.
+    A norm's weight is folded into the matrix behind it. One product makes q, k and v; its columns stand in the order of
+    the KV heads, each behind the query heads that share it, so that attention copies nothing. The two numbers that
+    rotary embedding rotates together stand side by side, and rotation is one product of complex numbers. On a small
+    model a third of the time goes to what is no matrix product.
     """
 
     def __init__(self, config: PretrainedConfig, device: torch.device | str, dtype: torch.dtype):
@@ -112,7 +112,7 @@ class Fused:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.groups = self.heads // self.kv_heads
         self.head_dim = config.to_dict().get("head_dim") or config.hidden_size // self.heads
-        self.rotated = (self.heads + self.kv_heads) * self.head_dim  # columns of q and k; those of v follow
+        self.rotated = (self.heads + self.kv_heads) * self.head_dim  # columns of q and k, before those of v
         self.eps_1 = torch.tensor([config.rms_norm_eps], device=self.device)
         self.theta = config.rope_parameters["rope_theta"]
         self.layers: list[dict[str, Any]] = []
@@ -186,8 +186,8 @@ class Fused:
         self.space = Workspace(self, len(rows), 1)
 
     def _turns(self, position_RP: Tensor) -> Tensor:
-        """Rotations [R, (heads + kv_heads) * P] as complex numbers of absolute value 1; ``position_RP`` [R, P] or [R, 1]
-        of each pair of a head's numbers."""
+        """Rotations [R, (heads + kv_heads) * P], complex numbers of absolute value 1, of the pairs of q and k at
+        positions [R, P], or [R, 1] where all pairs of a head have one."""
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device) / self.head_dim
         angle = (position_RP * (1.0 / self.theta**exponent)).repeat(1, self.heads + self.kv_heads)
         return torch.complex(angle.cos(), angle.sin())
@@ -215,16 +215,16 @@ class Fused:
             else:
                 torch.addmm(layer["bias"], self._normed(x), layer["qkv"], out=space.qkv)
             space.rotate(rotation)
-            keys.narrow(3, self.at, width).copy_(space.k_BKdT)
-            values.narrow(2, self.at, width).copy_(space.v_BKTd)
+            keys.narrow(3, self.at, width).copy_(space.new_keys)
+            values.narrow(2, self.at, width).copy_(space.new_values)
             if width == 1:
-                mixed = self._attend_one(space.q_BTKGd, keys, values, end, mask)
+                mixed = self._attend_one(space.q[:, 0], keys, values, end, mask)
             elif layer is self.layers[-1]:  # no later layer needs the other columns
-                x, q = x.view(batch, width, -1)[:, -1].clone(), space.q_BTKGd[:, -1]
+                x, q = x.view(batch, width, -1)[:, -1].clone(), space.q[:, -1]
                 self.space = space = Workspace(self, batch, 1)
                 mixed = self._attend_one(q, keys, values, end, self._attention_mask(1, end))
             else:
-                mixed = self._attend(space.q_BTKGd, keys, values, end, mask)
+                mixed = self._attend(space.q, keys, values, end, mask)
             x.addmm_(mixed, layer["out"])
             torch.mm(self._normed(x), layer["up"], out=space.gate_up)
             x.addmm_(F.silu(space.gate, inplace=True).mul_(space.up), layer["down"])
@@ -236,7 +236,7 @@ class Fused:
         return F.embedding(ids_BT.flatten(), self.embed)
 
     def _attend_one(self, q: Tensor, keys: Tensor, values: Tensor, end: int, mask_B1T: Tensor | None) -> Tensor:
-        """[B, H * d] of one query a row. The query heads of one KV head are rows of one product: no key is repeated."""
+        """[B, H * d] of queries [B, K, H / K, d]. Heads that share keys are rows of one product: no key is repeated."""
         space = self.space
         scores = torch.bmm(q.reshape(-1, self.groups, self.head_dim), keys.flatten(0, 1).narrow(2, 0, end))
         if mask_B1T is not None:
@@ -244,10 +244,10 @@ class Fused:
         torch.bmm(scores.softmax(-1), values.flatten(0, 1).narrow(1, 0, end), out=space.mixed)
         return space.mixed_BD
 
-    def _attend(self, q_BTKGd: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None) -> Tensor:
-        """[B * T, H * d]."""
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, end: int, mask: Tensor | None) -> Tensor:
+        """[B * T, H * d] of queries [B, T, K, H / K, d]."""
         mixed = F.scaled_dot_product_attention(
-            q_BTKGd.flatten(2, 3).transpose(1, 2),
+            q.flatten(2, 3).transpose(1, 2),
             keys[..., :end].transpose(2, 3),
             values[:, :, :end],
             attn_mask=mask,

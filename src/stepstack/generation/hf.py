@@ -111,7 +111,7 @@ class HfGenerator:
         n, rows = sampling.n, len(prompts) * sampling.n
         width = max(len(p.ids) for p in prompts)
         budgets = np.repeat([response_budget(p, sampling, self.max_positions) for p in prompts], n)
-        horizon, shortest = int(budgets.max()), int(budgets.min())
+        horizon = int(budgets.max())
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
@@ -132,7 +132,7 @@ class HfGenerator:
                 watch(int(token[0]))
             if recent is not None:
                 recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
-            for at, finish in self._ends(tokens[: t + 1], kinds, budgets if t + 1 >= shortest else None, going, sampling):
+            for at, finish in self._ends(tokens[: t + 1], kinds, budgets, going, sampling.stop):
                 going[at] = False
                 row = int(alive[at])
                 prompt = prompts[row // n]
@@ -165,26 +165,19 @@ class HfGenerator:
         return logits_BV
 
     def _ends(
-        self,
-        tokens_TB: Tensor,
-        kinds: np.ndarray,
-        budgets: np.ndarray | None,
-        going: np.ndarray,
-        sampling: Sampling,
+        self, tokens_TB: Tensor, kinds: np.ndarray, budgets: np.ndarray, going: np.ndarray, stop: tuple[str, ...]
     ) -> list[tuple[int, Finish]]:
-        """Rows that end with the last token, by their place in the batch: those that stop, then those that reach their
-        budget, None where none can. One look at the device for all rows."""
+        """Places in the batch of the rows that end with their last token: those that stop, then those whose budget is
+        spent. The device is waited for once."""
         kind = kinds[tokens_TB[-1].cpu().numpy()]
         ends: list[tuple[int, Finish]] = [
             (at, "stop")
             for at in ((kind > 0) & going).nonzero()[0].tolist()
-            if kind[at] == STOPS or self._completes_stop(tokens_TB[:, at], sampling.stop)
+            if kind[at] == STOPS or self._completes_stop(tokens_TB[:, at], stop)
         ]
-        if budgets is not None:
-            stopped = {at for at, _ in ends}
-            full = ((budgets <= len(tokens_TB)) & going).nonzero()[0].tolist()
-            ends += [(at, "length") for at in full if at not in stopped]
-        return ends
+        stopped = {at for at, _ in ends}
+        spent = ((budgets <= len(tokens_TB)) & going).nonzero()[0].tolist()
+        return ends + [(at, "length") for at in spent if at not in stopped]
 
     def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, sampling: Sampling) -> Tensor | None:
         """Last tokens of left-padded prompts, -1 where there was none, [rows, columns], as many as the mask or the rule
