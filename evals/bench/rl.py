@@ -7,7 +7,7 @@ import copy
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -27,7 +27,7 @@ from stepstack.core.types import SingleProcess
 from stepstack.generation.build import build_generator
 from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator, response_text
-from stepstack.generation.types import Answer, Finish
+from stepstack.generation.types import Answer, Finish, Prompt, Sampling
 from stepstack.harness.training.validation import validate
 from stepstack.loops import ppo
 from stepstack.models.lm import pretrained
@@ -225,40 +225,56 @@ def trl_settings(cfg: Any) -> dict[str, Any]:
 
 
 def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
-    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples."""
+    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples.
+
+    Each once with responses that end where the model ends them, and once equally long: both engines then ban what ends
+    a response, so that no row leaves ours early.
+    """
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
     lm.eval()
     prompts = load_prompts(cfg, tokenizer).test
-    eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
-    generator = HfGenerator(lm, tokenizer, HfConfig())
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(STOPS[0])]
     rows = []
-    for shape, n in (("64 prompts", 1), ("8 prompts x 8", 8)):
-        chosen = prompts[: 64 // n]
-        ids = [list(p.ids) for p in chosen for _ in range(n)]
-        width = max(map(len, ids))
-        padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
-        for turn in range(rounds + 1):
-            sampling = cfg.rollout.sampling.replace(n=n, seed=turn, stop=STOPS)
-            started = time.process_time()
-            groups = list(generator.generate(chosen, sampling))
-            own = sum(len(r.ids) for g in groups for r in g.rollouts) / (time.process_time() - started)
-            started = time.process_time()
-            out = lm.generate(  # type: ignore[operator]
-                padded,
-                attention_mask=(padded != 0).long(),
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=sampling.max_tokens,
-                eos_token_id=eos,
-                pad_token_id=0,
-            )[:, width:].tolist()
-            spent = time.process_time() - started
-            lengths = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in out]
-            if turn:  # the first warms up
-                rows.append({"shape": shape, "seed": cfg.seed, "ours": own, "generate": sum(lengths) / spent})
+    for equal in (False, True):
+        generator = HfGenerator(lm, tokenizer, HfConfig(), banned=ends if equal else ())
+        for shape, n in (("64 prompts", 1), ("8 prompts x 8", 8)):
+            name = f"{shape}, equally long" if equal else shape
+            for turn in range(rounds + 1):
+                sampling = cfg.rollout.sampling.replace(n=n, seed=turn, stop=STOPS)
+                own = our_rate(generator, prompts[: 64 // n], sampling)
+                peer = generate_rate(lm, prompts[: 64 // n], sampling, ends, equal)
+                if turn:  # the first warms up
+                    rows.append({"shape": name, "seed": cfg.seed, "ours": own, "generate": peer})
     return rows
+
+
+def our_rate(generator: HfGenerator, prompts: Sequence[Prompt], sampling: Sampling) -> float:
+    """Tokens a CPU second of our sampler, the texts of the rollouts included."""
+    started = time.process_time()
+    groups = list(generator.generate(prompts, sampling))
+    return sum(len(r.ids) for g in groups for r in g.rollouts) / (time.process_time() - started)
+
+
+def generate_rate(lm: Any, prompts: Sequence[Prompt], sampling: Sampling, ends: Sequence[int], equal: bool) -> float:
+    """Tokens a CPU second of ``model.generate`` up to the first of ``ends``; with ``equal`` none of them is sampled."""
+    ids = [list(p.ids) for p in prompts for _ in range(sampling.n)]
+    width = max(map(len, ids))
+    padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
+    started = time.process_time()
+    out = lm.generate(
+        padded,
+        attention_mask=(padded != 0).long(),
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=sampling.max_tokens if equal else None,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=list(ends),
+        pad_token_id=0,
+    )[:, width:].tolist()
+    spent = time.process_time() - started
+    return sum(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in out) / spent
 
 
 def show(result: dict[str, Any]) -> None:

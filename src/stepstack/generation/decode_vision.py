@@ -64,15 +64,9 @@ class FusedVision(Fused):
             x = x.masked_scatter((ids_BT.flatten() == self.token)[:, None], self.seen)
         return x
 
-    def _rotation(self, width: int) -> tuple[Tensor, Tensor]:
+    def _rotation(self, width: int) -> Tensor:
         if self.at:
-            position = self.at - self.pad - self.behind
-            return self.cos[position], self.sin[position]
+            return self.turns[self.at - self.pad - self.behind]
         # Each pair of rotated numbers follows one of the three positions.
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device) / self.head_dim
         owner = torch.repeat_interleave(torch.arange(3), torch.tensor(self.sections)).to(self.device)
-        position_RP = self.position_3BT.flatten(1)[owner].t().float()
-        angle = (position_RP * (1.0 / self.theta**exponent)).repeat(1, 2 * (self.heads + self.kv_heads))
-        rest = (len(angle), self.kv_heads * self.head_dim)
-        cos = torch.cat([angle.cos(), torch.ones(rest, device=self.device)], dim=1).to(self.dtype)
-        return cos, torch.cat([angle.sin(), torch.zeros(rest, device=self.device)], dim=1).to(self.dtype)
+        return self._turns(self.position_3BT.flatten(1)[owner].t().float())

@@ -31,7 +31,6 @@ from stepstack.models.vision.policy import ImagePatcher
 log = logging.getLogger(__name__)
 
 MAY_STOP, STOPS = 1, 2  # what a token can do to its row
-Ends = dict[int, tuple[int, Finish]]  # length and end of each row
 
 
 class HfGenerator:
@@ -69,7 +68,7 @@ class HfGenerator:
         self.max_positions = text.max_position_embeddings
         self.banned = torch.tensor(list(banned), dtype=torch.long, device=self.device)
         self.mask, self.forbidden = mask, None if mask is None else mask.forbidden.to(self.device)
-        self._tables: dict[tuple[str, ...], Tensor] = {}
+        self._tables: dict[tuple[str, ...], np.ndarray] = {}
         self.vocab_size = text.vocab_size
 
     def load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -105,97 +104,105 @@ class HfGenerator:
                 "it in generation_config.json, or set rollout.sampling.stop"
             )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _wave(
         self, prompts: Sequence[Prompt], sampling: Sampling, watch: Callable[[int], None] | None = None
     ) -> Iterator[Group]:
         n, rows = sampling.n, len(prompts) * sampling.n
         width = max(len(p.ids) for p in prompts)
-        budgets = torch.tensor(
-            [response_budget(p, sampling, self.max_positions) for p in prompts], device=self.device
-        ).repeat_interleave(n)
-        horizon, shortest = int(budgets.max()), int(budgets.min())
+        budgets = np.repeat([response_budget(p, sampling, self.max_positions) for p in prompts], n)
+        horizon = int(budgets.max())
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
         pad = torch.tensor([width - len(p.ids) for p in prompts])
         noise = self._noise(prompts, sampling, horizon)
         kinds = self._kinds(sampling.stop)
-        alive = torch.arange(rows, device=self.device)  # rows that decode; some may have ended and not left yet
-        going = torch.ones_like(alive, dtype=torch.bool)
-        tokens = torch.zeros(rows, horizon, dtype=torch.long, device=self.device)
-        logps = torch.zeros(rows, horizon, device=self.device)
-        ends, left = Ends(), [n] * len(prompts)  # left: rows of each prompt that have not ended
-        recent = self._last_tokens(ids, pad, n, 1 if sampling.repetition is None else sampling.repetition.window)
+        alive = np.arange(rows)  # rows that decode; some may have ended and not left yet
+        going = np.ones(rows, dtype=bool)
+        tokens = torch.zeros(horizon, rows, dtype=torch.long, device=self.device)  # columns of the rows that decode
+        logps = torch.zeros(horizon, rows, device=self.device)
+        ended: dict[int, Rollout] = {}
+        recent = self._last_tokens(ids, pad, sampling)
         logits = self.decoder.prefill(ids, pad, n, horizon, [prompt.pictures for prompt in prompts])
         for t in range(horizon):
-            if len(self.banned):
-                logits = logits.index_fill(-1, self.banned, MIN_LOGIT)
-            if self.mask is not None and self.forbidden is not None:
-                logits = logits.masked_fill(self.forbidden[self.mask.states(recent[:, -self.mask.window :])], MIN_LOGIT)
-            if sampling.repetition is not None:
-                logits = without_repetition(logits, recent, sampling.repetition)
-            token, logp = sample(logits, noise[t], sampling)
-            tokens[alive, t], logps[alive, t] = token, logp
+            token, logp = sample(self._allowed(logits, recent, sampling), noise[t], sampling)
+            tokens[t], logps[t] = token, logp
             if watch is not None:
                 watch(int(token[0]))
-            recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
-            kind = kinds[token]
-            ended: list[int] = []
-            for at in ((kind > 0) & going).nonzero()[:, 0].tolist():
+            if recent is not None:
+                recent = torch.cat([recent[:, 1:], token[:, None]], dim=1)
+            for at, finish in self._ends(tokens[: t + 1], kinds, budgets, going, sampling.stop):
+                going[at] = False
                 row = int(alive[at])
-                if kind[at] == STOPS or self._completes_stop(tokens[row, : t + 1], sampling.stop):
-                    ends[row] = (t + 1, "stop")
-                    ended.append(row)
-                    going[at] = False
-            if t + 1 >= shortest:
-                for at in ((budgets <= t + 1) & going).nonzero()[:, 0].tolist():
-                    ends[int(alive[at])] = (t + 1, "length")
-                    ended.append(int(alive[at]))
-                    going[at] = False
-            for row in ended:
-                left[row // n] -= 1
-                if left[row // n] == 0:
-                    yield self._group(prompts[row // n], row // n * n, sampling, tokens, logps, ends)
-            if len(ends) == rows:
+                prompt = prompts[row // n]
+                ended[row] = self._rollout(prompt, row % n, tokens[: t + 1, at], logps[: t + 1, at], finish, sampling)
+                group = range(row // n * n, row // n * n + n)
+                if all(other in ended for other in group):
+                    yield Group(prompt, tuple(ended[other] for other in group))
+            if len(ended) == rows:
                 break
             # Copying the cache costs about one step; leave when enough have ended to win it back.
-            if rows - len(ends) <= 0.8 * len(alive):
-                self.decoder.keep(going.nonzero()[:, 0])
-                alive, token, budgets, noise = alive[going], token[going], budgets[going], noise[:, going]
-                recent, going = recent[going], going[going]
+            if rows - len(ended) <= 0.8 * len(alive):
+                kept = torch.from_numpy(going.nonzero()[0]).to(self.device)
+                self.decoder.keep(kept)
+                token, noise, tokens, logps = token[kept], noise[:, kept], tokens[:, kept], logps[:, kept]
+                recent = None if recent is None else recent[kept]
+                alive, budgets, going = alive[going], budgets[going], going[going]
             logits = self.decoder.step(token)
 
-    def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, n: int, window: int) -> Tensor:
-        """Last tokens of left-padded prompts, -1 where there was none, [rows, columns]: ``window``, or more where the
-        mask looks further back."""
-        window = window if self.mask is None else max(window, self.mask.window)
-        ids_BT = ids_BT.masked_fill(torch.arange(ids_BT.shape[1]) < pad_B[:, None], -1)
-        ids_BT = torch.nn.functional.pad(ids_BT, (window, 0), value=-1)[:, -window:]
-        return ids_BT.repeat_interleave(n, 0).to(self.device)
+    def _allowed(self, logits_BV: Tensor, recent_BT: Tensor | None, sampling: Sampling) -> Tensor:
+        """Logits without what is banned, what the mask forbids and what repeats too much."""
+        if len(self.banned):
+            logits_BV = logits_BV.index_fill(-1, self.banned, MIN_LOGIT)
+        if recent_BT is None:
+            return logits_BV
+        if self.mask is not None and self.forbidden is not None:
+            states = self.mask.states(recent_BT[:, -self.mask.window :])
+            logits_BV = logits_BV.masked_fill(self.forbidden[states], MIN_LOGIT)
+        if sampling.repetition is not None:
+            logits_BV = without_repetition(logits_BV, recent_BT, sampling.repetition)
+        return logits_BV
 
-    def _group(
-        self, prompt: Prompt, first: int, sampling: Sampling, tokens_RT: Tensor, logps_RT: Tensor, ends: Ends
-    ) -> Group:
-        """The rollouts of a prompt, whose rows begin at ``first``; what a row sampled after its end is cut off."""
-        rollouts = []
-        for sample_index in range(sampling.n):
-            row = first + sample_index
-            length, finish = ends[row]
-            ids = tuple(tokens_RT[row, :length].tolist())
-            rollouts.append(
-                Rollout(
-                    problem=prompt.problem,
-                    prompt=prompt,
-                    sample=sample_index,
-                    ids=ids,
-                    logprobs=tuple(logps_RT[row, :length].tolist()),
-                    text=response_text(self.tokenizer, ids, self.eos.tolist(), sampling.stop),
-                    finish=finish,
-                    version=self.version,
-                )
-            )
-        return Group(prompt, tuple(rollouts))
+    def _ends(
+        self, tokens_TB: Tensor, kinds: np.ndarray, budgets: np.ndarray, going: np.ndarray, stop: tuple[str, ...]
+    ) -> list[tuple[int, Finish]]:
+        """Places in the batch of the rows that end with their last token: those that stop, then those whose budget is
+        spent. The device is waited for once."""
+        kind = kinds[tokens_TB[-1].cpu().numpy()]
+        ends: list[tuple[int, Finish]] = [
+            (at, "stop")
+            for at in ((kind > 0) & going).nonzero()[0].tolist()
+            if kind[at] == STOPS or self._completes_stop(tokens_TB[:, at], stop)
+        ]
+        stopped = {at for at, _ in ends}
+        spent = ((budgets <= len(tokens_TB)) & going).nonzero()[0].tolist()
+        return ends + [(at, "length") for at in spent if at not in stopped]
+
+    def _last_tokens(self, ids_BT: Tensor, pad_B: Tensor, sampling: Sampling) -> Tensor | None:
+        """Last tokens of left-padded prompts, -1 where there was none, [rows, columns], as many as the mask or the rule
+        against repetition looks back; None where neither is there."""
+        windows = [rule.window for rule in (self.mask, sampling.repetition) if rule is not None]
+        if not windows:
+            return None
+        ids_BT = ids_BT.masked_fill(torch.arange(ids_BT.shape[1]) < pad_B[:, None], -1)
+        ids_BT = torch.nn.functional.pad(ids_BT, (max(windows), 0), value=-1)[:, -max(windows) :]
+        return ids_BT.repeat_interleave(sampling.n, 0).to(self.device)
+
+    def _rollout(
+        self, prompt: Prompt, sample_index: int, ids_N: Tensor, logp_N: Tensor, finish: Finish, sampling: Sampling
+    ) -> Rollout:
+        ids = tuple(ids_N.tolist())
+        return Rollout(
+            problem=prompt.problem,
+            prompt=prompt,
+            sample=sample_index,
+            ids=ids,
+            logprobs=tuple(logp_N.tolist()),
+            text=response_text(self.tokenizer, ids, self.eos.tolist(), sampling.stop),
+            finish=finish,
+            version=self.version,
+        )
 
     def _noise(self, prompts: Sequence[Prompt], sampling: Sampling, horizon: int) -> Tensor:
         """Uniform noise [horizon, rows]; a column belongs to (seed, problem, sample) and to nothing else."""
@@ -206,7 +213,7 @@ class HfGenerator:
         ]
         return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
 
-    def _kinds(self, stop: tuple[str, ...]) -> Tensor:
+    def _kinds(self, stop: tuple[str, ...]) -> np.ndarray:
         """[V] STOPS for EOS and for tokens that hold a whole stop string, MAY_STOP for tokens that can be the last of
         one (only those rows are decoded and searched), else 0."""
         if stop not in self._tables:
@@ -214,10 +221,10 @@ class HfGenerator:
             can = [any(text.startswith(s[k:]) for s in stop for k in range(1, len(s))) for text in texts]
             if not all(s.isascii() for s in stop):  # part of a letter of several bytes shows as a replacement mark
                 can = [known or "\ufffd" in text for known, text in zip(can, texts, strict=True)]
-            table = torch.zeros(max(len(can), self.vocab_size), dtype=torch.uint8, device=self.device)
-            table[: len(can)] = torch.tensor(can, device=self.device) * MAY_STOP
+            table = np.zeros(max(len(can), self.vocab_size), dtype=np.uint8)
+            table[: len(can)] = np.array(can) * MAY_STOP
             table[[i for i, text in enumerate(texts) if any(s in text for s in stop)]] = STOPS
-            table[self.eos] = STOPS
+            table[self.eos.tolist()] = STOPS
             self._tables[stop] = table
         return self._tables[stop]
 
@@ -250,13 +257,14 @@ def sample(logits_BV: Tensor, noise_B: Tensor, sampling: Sampling) -> tuple[Tens
         logp = torch.log_softmax(logits_BV.float(), -1)
         token = logp.argmax(-1)
         return token, logp.gather(-1, token[:, None])[:, 0]
-    logp = torch.log_softmax(logits_BV.float() / sampling.temperature, -1)
+    logits_BV = logits_BV.float() if sampling.temperature == 1 else logits_BV.float() / sampling.temperature
     if sampling.cuts:
-        logp = torch.log_softmax(_cut(logp, sampling), -1)
-    cumulative = logp.double().exp().cumsum(-1)
+        logits_BV = _cut(torch.log_softmax(logits_BV, -1), sampling)
+    probability = torch.softmax(logits_BV, -1)
+    cumulative = probability.cumsum(-1, dtype=torch.float64)
     target = noise_B[:, None].double() * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logp.shape[-1] - 1)
-    return token, logp.gather(-1, token[:, None])[:, 0]
+    token = torch.searchsorted(cumulative, target, right=True).clamp_(max=probability.shape[-1] - 1)
+    return token[:, 0], probability.gather(-1, token)[:, 0].log()
 
 
 def without_repetition(logits_BV: Tensor, recent_BT: Tensor, cfg: Repetition) -> Tensor:

@@ -15,7 +15,8 @@ from stepstack.models.speech.tokens import GROUP, PUBLISHED, TokenLayout, second
 from tests import tools
 
 LAYOUT = TokenLayout(first=40, linguistic=20, semantic=30)
-END, EXACT = 1, 1e-5
+END = 1
+EXACT = 2e-5  # nats; the trainer itself is up to 1.4e-5 from float64, and a forgotten mask is 0.1 and more
 
 
 def test_published_ids():
