@@ -338,8 +338,8 @@ def reads(config: Any) -> list[str]:
 
 
 def start_model(config: Any) -> tuple[str, str | None] | None:
-    """``begins_with`` of the model that a recipe trains, its key ``model``."""
-    return next(part.begins_with for prefix, part in _parts(config) if prefix == "model.")
+    """``begins_with`` of the model that a recipe trains, its key ``model``; None for a recipe without that key."""
+    return next((part.begins_with for prefix, part in _parts(config) if prefix == "model."), None)
 
 
 def needed(config: Any) -> list[tuple[str, Needed]]:
