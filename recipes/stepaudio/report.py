@@ -44,10 +44,15 @@ def keep_report(run: Run[Config]) -> None:
 
 
 def write_report(folder: Path) -> Path:
-    """runs/<name>/report.html from what stands in the folder."""
+    """runs/<name>/report.html from what stands in the folder. That of a published model has texts and figures, no
+    players: what speaks its tokens need not be here."""
+    file = folder / "config.json"
+    cfg: Config = build(Config, Resolved(file, jsonl.read_json(file, "config")["config"], {}))
+    if isinstance(cfg.model, Pretrained):
+        return outcome.write(folder)
 
     def show(report: Report, columns: Columns) -> None:
-        _players(report, columns, folder)
+        _players(report, columns, cfg)
         file = folder / "engine" / "report.json"
         if file.is_file():
             found = jsonl.read_json(file, "rates")
@@ -59,11 +64,9 @@ def write_report(folder: Path) -> Path:
     return outcome.write(folder, show)
 
 
-def _players(report: Report, columns: Columns, folder: Path) -> None:
+def _players(report: Report, columns: Columns, cfg: Config) -> None:
     """Table of lines: the text, the recording as the codec plays it, and each model's take, with spectrograms and what
     was heard."""
-    file = folder / "config.json"
-    cfg: Config = build(Config, Resolved(file, jsonl.read_json(file, "config")["config"], {}))
     split: Split = "test" if all("test" in column for column in columns.values()) else "select"
     shown: list[dict[str, Result]] = [{split: column[split]} if split in column else {} for column in columns.values()]
     decoder, takes = load_decoder(cfg), recordings(cfg, split)

@@ -243,7 +243,9 @@ def test_a_reward_rises_and_sampler_and_trainer_agree(tokens, tmp_path, monkeypa
     means = [row["reward"] for row in rows[1:]]
     assert sum(means[-3:]) > sum(means[:3]) + 0.6
     assert rows[-1]["eval/accuracy"] > rows[0]["eval/accuracy"] + 0.1
-    assert max(row["actor/mismatch_max"] for row in rows[1:]) < 1e-5
+    mismatches = [row["actor/mismatch_max"] for row in rows[1:] if "actor/mismatch_max" in row]
+    assert len(mismatches) > 6  # a step whose groups all score alike learns nothing
+    assert max(mismatches) < 1e-5
     student, model = (load_file(cfg.folder / place / "model.safetensors") for place in ("student/model", "model"))
     assert any(not torch.equal(student[name], model[name]) for name in student)
     engine = open_engine(cfg, cfg.folder / "model", torch.device("cpu"))

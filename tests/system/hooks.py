@@ -23,7 +23,7 @@ from stepstack.generation.hf import HfGenerator
 from stepstack.generation.service import weights as service_weights
 from stepstack.rl import update
 from stepstack.rl.prompts import PromptStream
-from stepstack.scoring.maths import pool
+from stepstack.scoring import killable
 from stepstack.scoring.maths.pool import GraderPool
 
 
@@ -190,7 +190,7 @@ def grader(name: str, timeout: float) -> None:
 
 def no_grader_processes() -> None:
     """A worker of the grader pool ends before it is ready."""
-    pool.sys.executable = shutil.which("false")
+    killable.sys.executable = shutil.which("false")
 
 
 def slow_rank(seconds: float) -> None:

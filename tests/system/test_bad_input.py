@@ -163,7 +163,7 @@ def test_a_hanging_grader_costs_two_tries(tmp_path):
 def test_a_grader_pool_that_cannot_start(new_run):
     ended = train(new_run(), hooks=[(hooks.grader, "tests.system.graders:fail", 0.5), (hooks.no_grader_processes,)])
     assert ended.code != 0
-    assert "a grader's process ended at its start with exit code" in ended.err
+    assert "the process of stepstack.scoring.maths.worker ended at its start with exit code" in ended.err
 
 
 def test_a_nan_loss_is_skipped_and_counted(new_run, whole):

@@ -48,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
         if lost and run.accelerator.is_local_main_process:
             print(f"stepstack train: {lost}", file=sys.stderr, flush=True)
         if run.live:  # the end of a run that stopped as it was asked to is written already
-            run.live.end("failed", "".join(traceback.format_exception_only(error)).strip())
+            run.live.failed("".join(traceback.format_exception_only(error)).strip())
         raise
     return 0

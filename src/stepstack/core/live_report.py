@@ -76,6 +76,13 @@ class LiveReport:
         self._put()
         return self._page()
 
+    def failed(self, why: str) -> None:
+        """Write the last page of a run that failed. Where it cannot be written that is said, and nothing raised."""
+        try:
+            self.end("failed", why)
+        except Exception as error:  # a full disk stops both; the error that ended the run is the one to show
+            print(f"the report of {self.folder} could not be written: {error!r}", file=sys.stderr)
+
     def _put(self) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         jsonl.write_json_atomic(self.folder / FILE, self.status | {"time": now})

@@ -85,6 +85,15 @@ def test_a_page_that_cannot_be_written_stops_no_training_but_is_an_error_at_the_
         live.end("finished")
 
 
+def test_the_page_of_a_run_that_failed_does_not_hide_why(tmp_path, capsys):
+    def write(folder):
+        raise OSError(28, "No space left on device")
+
+    report(tmp_path, write).failed("ConfigError: the disk is full")
+    assert "could not be written" in capsys.readouterr().err
+    assert read_status(tmp_path)["why"] == "ConfigError: the disk is full"
+
+
 def test_stages_have_their_names_and_the_first_end_counts(tmp_path):
     live = report(tmp_path, lambda folder: folder / "report.html")
     assert live.stage_of(tmp_path / "base") == "SFT"
