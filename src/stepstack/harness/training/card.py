@@ -106,8 +106,9 @@ def kind_of(place: Path) -> tuple[str, str]:
 
 
 def hub_datasets(config: Mapping[str, Any]) -> list[str]:
-    """Names of data sets of the hub that the key ``data`` of a config names, each once; drawn data has none."""
-    sources = [HUB_SOURCE.fullmatch(value) for _, value in _texts(config["data"])]
+    """Names of data sets of the hub that the key ``data`` of a config names, each once; drawn data has none, nor has a
+    recipe without that key."""
+    sources = [HUB_SOURCE.fullmatch(value) for _, value in _texts(config.get("data", {}))]
     return [name for name in dict.fromkeys(match[1] for match in sources if match) if _is_repo_id(name)]
 
 
@@ -172,8 +173,8 @@ def begun_from(start: StartModel | None) -> str:
 
 def data_text(config: Mapping[str, Any], files: Mapping[str, str]) -> str:
     """Sentences on the data, and a table of what the run read, with its sha256."""
-    names, paths = hub_datasets(config), {text for _, text in _texts(config["data"])}
-    lines = [f"`data.type` is `{config['data']['type']}`."]
+    names, paths = hub_datasets(config), {text for _, text in _texts(config.get("data", {}))}
+    lines = [f"`data.type` is `{config['data']['type']}`."] if "data" in config else []
     if names:
         lines.append(f"Data sets of the hub: {', '.join(names)}.")
     elif not paths & files.keys():
