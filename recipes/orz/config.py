@@ -270,7 +270,7 @@ class Config(PpoConfig):
     """Problems."""
     prompt: Annotated[PromptConfig, Field(discriminator="type")] = StylePrompt()
     """How a question is asked."""
-    tool: ToolConfig | None = None
+    tool: Annotated[ToolConfig, Field(discriminator="type")] | None = None
     """Tool that responses may call; null: none. A tiny model's worked demonstrations then call it."""
     reward: Annotated[RewardConfig | FileReward | ModelReward, Field(discriminator="type")] = RewardConfig()
     """How an answer is graded."""

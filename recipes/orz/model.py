@@ -144,9 +144,9 @@ def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
     run.finish()
 
 
-def demonstrations(run: Config, cfg: TinyBase, chains: Chains, tokenizer, step: int) -> list[Row]:
+def demonstrations(config: Config, cfg: TinyBase, chains: Chains, tokenizer, step: int) -> list[Row]:
     """One SFT batch: a pure function of (config, step), none of it from a held-out chain."""
-    rng = random.Random(f"{run.seed}-{step}")
+    rng = random.Random(f"{config.seed}-{step}")
     mix = cfg.teach_mix if step < cfg.teach * cfg.steps else cfg.bury_mix
     rows: list[Row] = []
     while len(rows) < cfg.batch:
@@ -155,7 +155,7 @@ def demonstrations(run: Config, cfg: TinyBase, chains: Chains, tokenizer, step: 
         if split_of(text) != "train":
             continue
         kind = rng.choices(("blurted", "worked", "useless"), mix)[0]
-        parts = demonstration(kind, terms, rng, cfg, run.tool)
+        parts = demonstration(kind, terms, rng, cfg, config.tool)
         ids = [tokenizer(part).input_ids for part, _ in parts]
         weights = tuple(weight for part, (_, weight) in zip(ids, parts, strict=True) for _ in part)
         prompt_ids = tuple(tokenizer(render(text, "short")).input_ids)

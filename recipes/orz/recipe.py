@@ -72,6 +72,7 @@ def describe(cfg: Config) -> dict[str, Any]:
         "trained roles": "actor, critic" if cfg.uses_critic else "actor",
         "reference model": "loaded" if cfg.kl.weight > 0 else "not loaded (kl.weight is 0)",
         "rollouts from": cfg.rollout.generator.type,
+        "tool": "none" if cfg.tool is None else cfg.tool.type,
         "longest response": f"{sampling.max_tokens} tokens; with its prompt {sampling.max_length or 'the model limit'}",
         "micro-batch": f"up to {cfg.layout.max_tokens} tokens, {'packed' if cfg.layout.pack else 'padded'}",
         "processes": f"{cfg.launch.processes} = {cfg.launch.nodes} nodes x {cfg.launch.processes_per_node}",

@@ -23,7 +23,7 @@ from stepstack.generation.hf import HfGenerator
 from stepstack.generation.service import weights as service_weights
 from stepstack.rl import update
 from stepstack.rl.prompts import PromptStream
-from stepstack.scoring import killable
+from stepstack.scoring import child_process
 from stepstack.scoring.maths.pool import GraderPool
 
 
@@ -36,7 +36,8 @@ def record(file: Path) -> None:
         for group in generate(self, prompts, sampling):
             with file.open("a") as out:
                 for r in group.rollouts:
-                    key = f"{self.version} {sampling.seed} {r.prompt.problem.text} {r.sample}"
+                    who = f"{r.prompt.problem.index} {r.prompt.problem.text} {r.sample}"
+                    key = f"{self.version} {sampling.seed} {sampling.temperature} {who}"
                     value = [list(r.ids), [p.hex() for p in r.logprobs], r.finish]
                     out.write(json.dumps({"key": key, "value": value}) + "\n")
             yield group
@@ -190,7 +191,7 @@ def grader(name: str, timeout: float) -> None:
 
 def no_grader_processes() -> None:
     """A worker of the grader pool ends before it is ready."""
-    killable.sys.executable = shutil.which("false")
+    child_process.sys.executable = shutil.which("false")
 
 
 def slow_rank(seconds: float) -> None:

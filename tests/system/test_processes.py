@@ -37,6 +37,14 @@ GRPO = (
     "rollout.sampling.n=4",
     "actor_updates=5",
 )
+REMAX = (
+    "advantage={type: remax}",
+    "rollout.sampling.n=4",
+    "actor_updates=2",
+    "actor.optim.lr=6e-4",
+    "policy_loss.old_from_sampler=1e-3",
+    "tool={type: calculator, open: '\\boxed{', close: '}', result: '({result})', calls: 2}",
+)
 DYNAMIC = ("advantage={type: grpo}", "rollout.sampling.n=2", "rollout.dynamic_sampling={max_batches: 4}")
 UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "actor_updates=4")
 
@@ -44,12 +52,13 @@ UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "acto
 @pytest.mark.rounding
 @pytest.mark.parametrize(
     "words",
-    [GAE, GRPO, DYNAMIC, UNEVEN, (*GAE, "layout.pack=true")],
-    ids=["gae", "grpo", "dynamic", "uneven", "pack"],
+    [GAE, GRPO, DYNAMIC, REMAX, UNEVEN, (*GAE, "layout.pack=true")],
+    ids=["gae", "grpo", "dynamic", "remax", "uneven", "pack"],
 )
 def test_two_processes_give_the_trajectory_of_one(new_run, words, record_property):
-    """``dynamic``: further prompts, by the scores of all processes. ``uneven``: 3 prompts on 2 processes, and
-    mini-batches of one row, where a process has nothing of its own."""
+    """``dynamic``: further prompts, by the scores of all processes. ``remax``: greedy responses, old log-probabilities
+    of the sampler, and a tool that responses call. ``uneven``: 3 prompts on 2 processes, and mini-batches of one row,
+    where a process has nothing of its own."""
     one, two = new_run("one"), new_run("two")
     ok(train(one, *SMOOTH, *words, hooks=[recorder(one)]))
     for ended in train_ranks(two, 2, *SMOOTH, *words, hooks=[recorder(two)]):
@@ -58,6 +67,9 @@ def test_two_processes_give_the_trajectory_of_one(new_run, words, record_propert
     assert len(sampled(one)) > 40
     if words is DYNAMIC:
         assert max(row["prompts"] for row in numbers(one)[1:]) > 4
+    if words is REMAX:
+        assert {row["actor/old_from_sampler"] for row in numbers(one)[1:]} == {1.0}
+        assert max(row["tool/calls"] for row in numbers(one)[1:] if "tool/calls" in row) > 0.1
     if words is GRPO:  # some groups, and not all of them, are without signal and leave the update
         assert 0 < min(row["trained_fraction"] for row in numbers(one)[1:]) < 1
     for a, b in zip(numbers(one), numbers(two), strict=True):

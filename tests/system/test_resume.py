@@ -157,8 +157,8 @@ def test_at_an_epoch_boundary(new_run):
             ok(train(run, "steps=6", "data.train=9", "--stop-after", str(stop), hooks=[recorder(run)]))
         ok(train(run, "steps=6", "data.train=9", hooks=[recorder(run)]))
     lines = [json.loads(line)["key"] for line in recorder(runs[0])[1].read_text().splitlines()]
-    trained = [key.split() for key in lines if int(key.split()[3]) > 0]  # evaluations have one sample a problem
-    two_epochs = Counter(text for version, _, text, sample in trained if int(version) < 4 and sample == "1")
+    trained = [key.split() for key in lines if int(key.split()[-1]) > 0]  # evaluations have one sample a problem
+    two_epochs = Counter(text for version, *_, text, sample in trained if int(version) < 4 and sample == "1")
     assert sum(two_epochs.values()) == 16
     assert set(two_epochs.values()) <= {1, 2}
     assert differences(*[trajectory(run, 6) for run in runs]) == []

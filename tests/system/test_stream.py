@@ -289,6 +289,18 @@ def test_two_training_processes_share_one_server(whole, tmp_path, start):
     same(run, plain)
 
 
+def test_responses_that_call_a_tool_are_streamed(whole, tmp_path):
+    """A worker calls the tool; what it wrote reaches the trainer as the tool's, so that the bits are loops/ppo.py's."""
+    tool = ("tool={type: calculator, open: '\\boxed{', close: '}', result: '({result})', calls: 2}",)
+    plain = reference(whole, tmp_path / "plain" / "q", *tool)
+    streamed = Streamed(copied(whole, tmp_path / "streamed" / "q"), *tool)
+    trainer = streamed.trainer()
+    streamed.worker()
+    ok(trainer.wait())
+    assert max(row.get("tool/calls", 0.0) for row in rows(plain)) > 0.5
+    same(streamed.run, plain)
+
+
 def test_a_ranker_is_made_of_a_runs_rollouts_and_orders_the_next_ones(new_run, ppo):
     run = new_run()
     lengths = [{"step": 0, "problem": number, "tokens": [3 + number % 7, 4 + number % 7]} for number in range(40)]

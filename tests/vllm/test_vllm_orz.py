@@ -63,6 +63,16 @@ def test_in_the_training_process(colocated):
     check(colocated[1])
 
 
+BOX = "tool={type: calculator, open: '\\boxed{', close: '}', result: '({result})', calls: 2}"  # what the base writes
+
+
+def test_responses_that_call_a_tool(tmp_path):
+    """Turn by turn, each a prompt of its own: the trainer's log-probabilities of what was sampled are vLLM's."""
+    rows = train(tmp_path / "run", *WORDS, COLOCATED, BOX)
+    check(rows)
+    assert max(row.get("tool/calls", 0.0) for row in rows) > 0.1
+
+
 def test_in_a_worker_of_its_own(tmp_path):
     """A worker process starts vLLM, takes each version of the weights and samples what the trainer then learns from."""
     run = tmp_path / "run"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.config import ConfigError
 from stepstack.generation.config import FileGeneratorConfig, GeneratorConfig, HfConfig, ToolConfig
-from stepstack.generation.hf import HfGenerator
+from stepstack.generation.hf import HfGenerator, waves
 from stepstack.generation.tools import ToolGenerator
-from stepstack.generation.types import Generator
+from stepstack.generation.types import Generator, Prompt, Sampling
 from stepstack.generation.vllm.config import VllmConfig, VllmServerConfig
 from stepstack.generation.vllm.engine import VllmGenerator
 from stepstack.generation.vllm.server import VllmServerGenerator
@@ -33,7 +36,7 @@ def build_generator(
     that takes pictures; ``tool``: what responses may call. ConfigError for an engine that cannot take pictures.
     """
     engine = _engine(cfg, lm, tokenizer, source, device, processor)
-    return engine if tool is None else ToolGenerator(engine, tokenizer, tool)
+    return engine if tool is None else ToolGenerator(engine, tokenizer, tool, partial(units_of, cfg=cfg))
 
 
 def _engine(
@@ -61,6 +64,15 @@ def _engine(
         case FileGeneratorConfig():
             more = {} if processor is None else {"processor": processor}
             return load_name(cfg.path, cfg.function)(lm, tokenizer, source, device, **more, **cfg.options)
+
+
+def units_of(prompts: Sequence[Prompt], sampling: Sampling, cfg: GeneratorConfig) -> list[list[Prompt]]:
+    """Prompts cut into units of work: the waves of the engine hf, which decode together, and of other engines as many
+    as they like to be given at a time."""
+    if isinstance(cfg, HfConfig):
+        return waves(prompts, sampling, cfg)
+    ordered, size = sorted(prompts, key=lambda p: len(p.ids)), max(1, cfg.samples_at_once // sampling.n)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def refuse_server(cfg: GeneratorConfig) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from stepstack.bounds import Magnitude, Text
 from stepstack.config import Strict
@@ -74,37 +74,9 @@ class FileGeneratorConfig(Strict):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CalculatorConfig(Strict):
-    """Arithmetic: numbers, + - * / // % ** and brackets, in a process that is killed where it takes too long."""
-
-    type: Literal["calculator"] = "calculator"
-    """Choice of the tool: a calculator."""
-    timeout: Magnitude = 1.0
-    """Seconds after which a query has failed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileTool(Strict):
-    """A tool of your own: a function in a Python file."""
-
-    type: Literal["file"] = "file"
-    """Choice of the tool: one of your own."""
-    path: Text
-    """Python file, from where the command is typed or from the repository."""
-    function: Text = "answer"
-    """Its function: ``answer(queries) -> list``, a text for each query, or None where it failed."""
-
-    @property
-    def user_files(self) -> tuple[str, ...]:
-        return (self.path,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ToolConfig(Strict):
+class _Tool(Strict):
     """A tool that a response may call: the policy writes a query between two marks, reads the answer and goes on."""
 
-    function: Annotated[CalculatorConfig | FileTool, Field(discriminator="type")] = CalculatorConfig()
-    """Function that answers queries."""
     open: Text = "<tool>"
     """Text before a query."""
     close: Text = "</tool>"
@@ -120,6 +92,35 @@ class ToolConfig(Strict):
             raise ValueError("result must hold {result}, in whose place the tool's answer is put: add it")
         if self.open == self.close:
             raise ValueError("open and close are the same text: take two, since a query ends where close comes")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalculatorTool(_Tool):
+    """A calculator: numbers, + - * / // % ** and brackets, in a process that is killed where it takes too long."""
+
+    type: Literal["calculator"] = "calculator"
+    """Choice of the tool: a calculator."""
+    timeout: Magnitude = 1.0
+    """Seconds after which a query has failed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileTool(_Tool):
+    """A tool of your own: a function in a Python file."""
+
+    type: Literal["file"] = "file"
+    """Choice of the tool: one of your own."""
+    path: Text
+    """Python file, from where the command is typed or from the repository."""
+    function: Text = "answer"
+    """Its function: ``answer(queries) -> list``, a text for each query, or None where it failed."""
+
+    @property
+    def user_files(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+ToolConfig = CalculatorTool | FileTool
 
 
 GeneratorConfig = HfConfig | VllmConfig | VllmServerConfig | FileGeneratorConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stepstack.config import ConfigError
-from stepstack.generation.config import CalculatorConfig, FileTool, ToolConfig
+from stepstack.generation.config import CalculatorTool, ToolConfig
 from stepstack.generation.types import Finish, Generator, Group, Prompt, Rollout, Sampling, ToolCall, rollout_seed
 from stepstack.scoring.maths.calculator import Calculator
 from stepstack.user_code import load_name
@@ -22,15 +22,16 @@ FAILED = "error"  # what a policy reads where a tool gives no answer
 
 # A batch of queries -> an answer each, None for one that failed.
 Tool = Callable[[Sequence[str]], Sequence[str | None]]
+Units = Callable[[Sequence[Prompt], Sampling], Sequence[Sequence[Prompt]]]
 
 
-def load_tool(cfg: CalculatorConfig | FileTool) -> Tool:
+def load_tool(cfg: ToolConfig) -> Tool:
     """The tool that a config names. ConfigError for a file or a function that does not exist."""
-    if isinstance(cfg, CalculatorConfig):
+    if isinstance(cfg, CalculatorTool):
         return Calculator(cfg.timeout)
     function = load_name(cfg.path, cfg.function)
     if not callable(function):
-        raise ConfigError(f"{cfg.path}: {cfg.function} is no function: set tool.function.function to one")
+        raise ConfigError(f"{cfg.path}: {cfg.function} is no function: set tool.function to one")
     return function
 
 
@@ -54,12 +55,14 @@ class ToolGenerator:
     """Generator whose responses may call ``tool`` up to ``cfg.calls`` times.
 
     ``sampling.max_tokens`` and ``max_length`` bound a response with its tool's tokens; one that has no room left after
-    an answer, or that calls once more than it may, ends as cut off. A group is yielded when all responses have ended.
+    an answer, or that calls once more than it may, ends as cut off. ``units`` cuts prompts into those that decode
+    together; each goes through all of its turns before the next, so that the last bits of a response do not depend on
+    which other units this process has.
     """
 
-    def __init__(self, inner: Generator, tokenizer: PreTrainedTokenizerBase, cfg: ToolConfig):
-        self.inner, self.tokenizer, self.cfg = inner, tokenizer, cfg
-        self.tool = load_tool(cfg.function)
+    def __init__(self, inner: Generator, tokenizer: PreTrainedTokenizerBase, cfg: ToolConfig, units: Units):
+        self.inner, self.tokenizer, self.cfg, self.units = inner, tokenizer, cfg, units
+        self.tool = load_tool(cfg)
 
     @property
     def max_positions(self) -> int:
@@ -72,7 +75,11 @@ class ToolGenerator:
         self.inner.load(weights, version)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
-        """Groups in the order of their prompts."""
+        """Groups of a unit as its last response ends, in the order of their prompts."""
+        for unit in self.units(prompts, sampling):
+            yield from self._generate(unit, sampling)
+
+    def _generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Group]:
         stopping = sampling.replace(stop=(*sampling.stop, self.cfg.close))
         groups = {group.prompt.problem.index: group for group in self.inner.generate(prompts, stopping)}
         responses = [

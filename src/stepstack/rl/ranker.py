@@ -29,7 +29,6 @@ from stepstack.report import jsonl
 WEIGHTS, FACTS = "ranker.safetensors", "ranker.json"
 LONG_SHARE = 0.2  # of the prompts, which the paper sets apart
 READ_AT_A_TIME = 256  # prompts
-LATE_SHARE = 0.75  # of a run's steps, the last ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +123,7 @@ class LengthRanker:
         return ranker
 
 
-def read_lengths(run: Path, late_share: float = LATE_SHARE) -> dict[int, float]:
+def read_lengths(run: Path, late_share: float) -> dict[int, float]:
     """Mean tokens of the responses to each problem that a streamed run in this folder has sampled in the last
     ``late_share`` of its steps: in the first ones the policy still changes how long it answers. A step that was sampled
     again after a kill counts once. ConfigError where there are none, for a row that is none of them, and for a share

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from stepstack.config import ConfigError
 from stepstack.generation.types import Answer
@@ -24,12 +24,12 @@ def load_reward_model(cfg: ModelReward, device: str) -> RewardModel:
 
 
 class RewardModel:
-    """Scores answers by a classifier's one output, in float32. It is read when the first answer comes."""
+    """Scores answers by a classifier's one output. The model is read when the first answer comes."""
 
     def __init__(self, cfg: ModelReward, device: torch.device):
         self.cfg, self.device = cfg, device
         self._place = Pretrained(path=cfg.path, revision=cfg.revision, dtype=cfg.dtype)
-        self._loaded: tuple[torch.nn.Module, PreTrainedTokenizerBase] | None = None
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def __call__(self, answers: Sequence[Answer]) -> list[Score]:
         """One Score an answer, in order; a response that was cut off is scored as it is.
@@ -39,17 +39,18 @@ class RewardModel:
         """
         if not answers:
             return []
-        module, tokenizer = self._loaded = self._loaded or self._load()
-        rows = [self._ids(answer, tokenizer) for answer in answers]
+        lm, tokenizer = self._loaded = self._loaded or self._load()
+        limit = lm.config.get_text_config().max_position_embeddings
+        rows = [self._ids(answer, tokenizer, limit) for answer in answers]
         order = sorted(range(len(rows)), key=lambda at: len(rows[at]))  # rows of like lengths are padded least
         values = [0.0] * len(rows)
         for start in range(0, len(order), self.cfg.batch):
             some = order[start : start + self.cfg.batch]
-            for at, value in zip(some, self._forward(module, tokenizer, [rows[at] for at in some]), strict=True):
+            for at, value in zip(some, self._forward(lm, tokenizer, [rows[at] for at in some]), strict=True):
                 values[at] = value
         return [Score(value, {"reward_model": value}) for value in values]
 
-    def _load(self) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = pretrained.load_tokenizer(self._place)
         lm = pretrained.load(self._place, AutoModelForSequenceClassification)
         if lm.config.num_labels != 1:
@@ -62,11 +63,11 @@ class RewardModel:
                 "{question} and {response} stand for the two"
             )
         lm.config.pad_token_id = tokenizer.pad_token_id  # by which the classifier finds a row's last token
-        module: torch.nn.Module = lm
-        return module.to(self.device).eval(), tokenizer
+        torch.nn.Module.to(lm, self.device)
+        return lm.eval(), tokenizer
 
-    def _ids(self, answer: Answer, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        question, limit = answer.problem.text, tokenizer.model_max_length
+    def _ids(self, answer: Answer, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[int]:
+        question = answer.problem.text
         if self.cfg.text is None:
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer.text}]
             ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
@@ -83,8 +84,8 @@ class RewardModel:
 
     @torch.no_grad()
     def _forward(
-        self, module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
+        self, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
     ) -> list[float]:
         """Padded on the right, which a causal model never sees from before it."""
         batch = tokenizer.pad({"input_ids": [list(row) for row in rows]}, padding_side="right", return_tensors="pt")
-        return module(**batch.to(self.device)).logits[:, 0].float().tolist()
+        return lm(**batch.to(self.device)).logits[:, 0].float().tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,7 @@ from stepstack.config import RunConfig, digest, to_dict
 from stepstack.core.folder import CHANGEABLE_KEYS
 from stepstack.core.preflight import fingerprint
 from stepstack.core.run import Run
-from stepstack.generation.config import GeneratorConfig, HfConfig
-from stepstack.generation.hf import waves
+from stepstack.generation.build import units_of
 from stepstack.generation.service.config import (
     FOLDER,
     TIMELINE,
@@ -44,15 +43,6 @@ def identity(cfg: RunConfig) -> dict[str, str]:
     prints = fingerprint(cfg)
     config = digest(cfg, ignore=(*CHANGEABLE_KEYS, "stream"))
     return {"config": config, "code": prints["code"], "data": prints["data"]}
-
-
-def parts(prompts: Sequence[Prompt], sampling: Sampling, cfg: GeneratorConfig) -> list[list[Prompt]]:
-    """Prompts cut into units of work: the waves of the engine hf, which decode together, and of other engines as many
-    as they like to be given at a time."""
-    if isinstance(cfg, HfConfig):
-        return waves(prompts, sampling, cfg)
-    ordered, size = sorted(prompts, key=lambda p: len(p.ids)), max(1, cfg.samples_at_once // sampling.n)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def rank_of(dispatch: StreamDispatch, source: str) -> Rank | None:
@@ -190,7 +180,7 @@ class StreamedRollouts:
 
     def _parts(self, step: int) -> list[list[Prompt]]:
         rollout = self.cfg.rollout
-        return parts(self.prompts.take(step, rollout.prompts), rollout.sampling, rollout.generator)
+        return units_of(self.prompts.take(step, rollout.prompts), rollout.sampling, rollout.generator)
 
     def _sampling(self, step: int) -> Sampling:
         return self.cfg.rollout.sampling.replace(seed=rollout_seed(self.cfg.seed, step, 0))

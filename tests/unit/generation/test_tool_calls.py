@@ -11,7 +11,7 @@ import torch
 from stepstack.batching.collate import collate
 from stepstack.batching.rows import Row
 from stepstack.config import ConfigError
-from stepstack.generation.config import CalculatorConfig, FileTool, ToolConfig
+from stepstack.generation.config import CalculatorTool, FileTool, ToolConfig
 from stepstack.generation.service.wire import group_arrays, group_of
 from stepstack.generation.tools import ToolGenerator
 from stepstack.generation.types import Group, Prompt, Rollout, Sampling, ToolCall
@@ -21,7 +21,7 @@ from tests import tools
 
 TOKENIZER = tiny.tokenizer()
 SAMPLING = Sampling(n=2, max_tokens=40, stop=("</answer>",))
-MARKS = ToolConfig(open="[", close="]", result="{result};", calls=2)
+MARKS = CalculatorTool(open="[", close="]", result="{result};", calls=2)
 
 
 class Scripted:
@@ -50,13 +50,17 @@ class Scripted:
         return replace(tools.rollout(prompt, sample, ids, finish), text=TOKENIZER.decode(ids))
 
 
+def one_unit(prompts: Sequence[Prompt], sampling: Sampling) -> list[Sequence[Prompt]]:
+    return [prompts]
+
+
 def ask(text: str, index: int = 3) -> Prompt:
     return tools.prompt(index, TOKENIZER(text).input_ids)
 
 
 def generated(says: dict[str, Sequence[str]], cfg: ToolConfig = MARKS, sampling: Sampling = SAMPLING):
     engine = Scripted(says)
-    [group] = ToolGenerator(engine, TOKENIZER, cfg).generate([ask("Q")], sampling)
+    [group] = ToolGenerator(engine, TOKENIZER, cfg, one_unit).generate([ask("Q")], sampling)
     return engine, group.rollouts
 
 
@@ -99,7 +103,7 @@ def test_another_responses_room_is_not_ones_own():
 def test_the_models_own_limit_counts_the_prompt():
     engine = Scripted({"Q": ("[1]", "</answer>")})
     engine.max_positions = 5
-    [group] = ToolGenerator(engine, TOKENIZER, MARKS).generate([ask("Q")], SAMPLING)
+    [group] = ToolGenerator(engine, TOKENIZER, MARKS, one_unit).generate([ask("Q")], SAMPLING)
     assert (len(group.rollouts[0].ids), group.rollouts[0].finish) == (4, "length")
 
 
@@ -115,13 +119,14 @@ def test_a_tool_of_your_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def answer(queries):\n    return [query.upper() for query in queries]\n\n\nnone = 1\n")
     says = {"Q": ("[ab]", "</answer>"), "Q[ab]AB;": ["</answer>"]}
-    _, (called, _) = generated(says, replace(MARKS, function=FileTool(path=str(file))))
+    marks = {"path": str(file), "open": "[", "close": "]", "result": "{result};"}
+    _, (called, _) = generated(says, FileTool(**marks))
     assert called.text == "[ab]AB;</answer>"
     with pytest.raises(ConfigError, match="none is no function"):
-        generated(says, replace(MARKS, function=FileTool(path=str(file), function="none")))
+        generated(says, FileTool(**marks, function="none"))
     file.write_text("def answer(queries):\n    return []\n")
     with pytest.raises(ConfigError, match="the tool gave 0 answers to 1 queries"):
-        generated(says, replace(MARKS, function=FileTool(path=str(file))))
+        generated(says, FileTool(**marks))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_a_tool_of_your_own(tmp_path):
 )
 def test_marks_that_cannot_be(words, why):
     with pytest.raises(ValueError, match=why):
-        ToolConfig(function=CalculatorConfig(), **words)
+        CalculatorTool(**words)
 
 
 def test_calls_come_over_the_wire():
@@ -146,8 +151,8 @@ def test_log_probabilities_of_what_is_learned_are_the_policys():
     prompts, sampling = [ask("User: 1", 0), ask("User: 22", 1)], Sampling(n=8, max_tokens=60)
     texts = [rollout.text for group in engine.generate(prompts, sampling) for rollout in group.rollouts]
     mark = max((chr(code) for code in range(33, 127)), key="".join(texts).count)
-    cfg = ToolConfig(open="never", close=mark, result="<{result}>", calls=5)
-    groups = ToolGenerator(engine, TOKENIZER, cfg).generate(prompts, sampling)
+    cfg = CalculatorTool(open="never", close=mark, result="<{result}>", calls=5)
+    groups = ToolGenerator(engine, TOKENIZER, cfg, one_unit).generate(prompts, sampling)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     assert sum(len(rollout.calls) > 1 for rollout in rollouts) > 2
     rows = [Row.of(rollout, 0.0, at) for at, rollout in enumerate(rollouts)]

@@ -99,7 +99,7 @@ def test_lengths_of_a_run(tmp_path):
     file.parent.mkdir()
     rows = [{"step": step, "problem": 7, "tokens": tokens} for step, tokens in ((0, [4]), (0, [4]), (1, [10]))]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_lengths(tmp_path) == {7: 7.0}
+    assert read_lengths(tmp_path, late_share=1.0) == {7: 7.0}
     assert read_lengths(tmp_path, late_share=0.5) == {7: 10.0}
     for share in (0.0, 1.5, math.nan):
         with pytest.raises(ConfigError, match="give one above 0, at most 1"):
@@ -107,6 +107,6 @@ def test_lengths_of_a_run(tmp_path):
     for wrong in ({"step": 0, "problem": 7}, {"step": 0, "problem": 7, "tokens": []}, {"step": 0, "problem": "x"}):
         file.write_text(json.dumps(rows[0]) + "\n" + json.dumps(wrong) + "\n")
         with pytest.raises(ConfigError, match=r"lengths\.jsonl:2: no row of step, problem and tokens"):
-            read_lengths(tmp_path)
+            read_lengths(tmp_path, 1.0)
     with pytest.raises(ConfigError, match="train with stream: first"):
-        read_lengths(tmp_path / "none")
+        read_lengths(tmp_path / "none", 1.0)

@@ -19,7 +19,7 @@ from stepstack.rl.config import ModelReward
 from stepstack.rl.reward_model import RewardModel
 from tests import tools
 
-TOKENIZER = tiny.tokenizer(max_length=64)
+TOKENIZER = tiny.tokenizer()
 TEXT = "{question}|{response}"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
@@ -27,6 +27,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 def saved(folder: Path, *, labels: int = 1, tokenizer=TOKENIZER) -> Path:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"max_position_embeddings": 64}
     config = Qwen2Config(vocab_size=300, num_key_value_heads=2, num_labels=labels, pad_token_id=0, **shape)
     tools.perturbed(Qwen2ForSequenceClassification(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -54,19 +55,21 @@ def model(folder: Path, **changes) -> RewardModel:
     return RewardModel(ModelReward(path=str(folder), **changes), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_scores_are_those_of_each_row_by_itself(tmp_path, batch):
+@pytest.mark.parametrize(
+    ("batch", "dtype", "apart"), [(1, "float32", 1e-5), (3, "float32", 1e-5), (3, "bfloat16", 0.1)]
+)
+def test_scores_are_those_of_each_row_by_itself(tmp_path, batch, dtype, apart):
     folder = saved(tmp_path / "rm")
-    scores = model(folder, text=TEXT, batch=batch)(PAIRS)
+    scores = model(folder, text=TEXT, batch=batch, dtype=dtype)(PAIRS)
     expected = [alone(folder, f"{a.problem.text}|{a.text}") for a in PAIRS]
-    assert [score.value for score in scores] == pytest.approx(expected, abs=1e-5)
+    assert [score.value for score in scores] == pytest.approx(expected, abs=apart)
     assert len(set(expected)) == len(expected)
     assert scores[0].parts == {"reward_model": scores[0].value}
     assert model(folder, text=TEXT)([]) == []
 
 
 def test_without_a_text_it_reads_its_own_chat_template(tmp_path):
-    tokenizer = tiny.tokenizer(max_length=64)
+    tokenizer = tiny.tokenizer()
     tokenizer.chat_template = TEMPLATE
     folder = saved(tmp_path / "rm", tokenizer=tokenizer)
     [score] = model(folder)(answers(("1+1", "2")))

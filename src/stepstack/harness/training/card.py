@@ -21,6 +21,7 @@ from stepstack.harness.summary import with_error
 from stepstack.report import jsonl
 from stepstack.report.provenance import describe
 
+UNSAID_START = "The config of this recipe does not say. Name the start model and its licence before you share this."
 MODELS = ("model", "model-adapter")  # folders of a run that get a card
 LICENCE_KEYS = ("license", "license_name", "license_link")
 UNKNOWN = "unknown"  # one of the hub's own values of `license`
@@ -152,7 +153,12 @@ def body(
     parts = [f"# {config['name']}", f"Trained by the recipe `{config['recipe']}` of stepstack."]
     if place.name != MODELS[0]:
         parts.append("These are the adapters alone: `PeftModel.from_pretrained` puts them on the start model.")
-    parts += ["## Begun from", begun_from(start), "## Data", data_text(config, record["files"])]
+    parts += [
+        "## Begun from",
+        begun_from(start) if "model" in config else UNSAID_START,
+        "## Data",
+        data_text(config, record["files"]),
+    ]
     parts += ["## Results", results_table(results)]
     parts += ["## Training", training_text(record)]
     return "\n\n".join(parts) + "\n"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stepstack.scoring.killable import ChildDied, ChildTimeout, Killable, serve
+from stepstack.scoring.child_process import ChildDied, ChildProcess, ChildTimeout, serve
 
 MAX_EXPRESSION = 1000  # characters
 MAX_RESULT = 100
@@ -67,7 +67,7 @@ class Calculator:
 
     def __init__(self, timeout: float):
         self._timeout = timeout
-        self._child: Killable | None = None
+        self._child: ChildProcess | None = None
         self._known: dict[str, str | None] = {}
 
     def __call__(self, expressions: Sequence[str]) -> list[str | None]:
@@ -83,7 +83,7 @@ class Calculator:
 
     def _ask(self, expression: str) -> str | None:
         if self._child is None:
-            self._child = Killable(__name__, self._timeout, MEMORY_GIB)
+            self._child = ChildProcess(__name__, self._timeout, MEMORY_GIB)
         try:
             return self._child.ask(expression)
         except (ChildTimeout, ChildDied):  # the caller counts a call that failed

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from stepstack.scoring.killable import ChildDied, ChildError, ChildTimeout, Killable
+from stepstack.scoring.child_process import ChildDied, ChildError, ChildProcess, ChildTimeout
 from stepstack.scoring.maths.grade import Grade, grade_without_algebra
 
 Item = tuple[str, str, str | None]  # (grader, gold, extracted answer)
@@ -42,8 +42,8 @@ class GraderPool:
         self._cache: OrderedDict[Item, Grade] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._idle: queue.SimpleQueue[Killable] = queue.SimpleQueue()
-        self._all: list[Killable] = []
+        self._idle: queue.SimpleQueue[ChildProcess] = queue.SimpleQueue()
+        self._all: list[ChildProcess] = []
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="grader")
 
     def map(self, items: Sequence[Item]) -> list[Grade]:
@@ -84,7 +84,7 @@ class GraderPool:
         """Start all workers once, and at the same time so that their imports overlap."""
         with self._lock:
             while len(self._all) < self.workers:
-                self._all.append(Killable(WORKER, self.timeout, self._memory))
+                self._all.append(ChildProcess(WORKER, self.timeout, self._memory))
                 self._idle.put(self._all[-1])
 
     def _ask(self, item: Item) -> Grade:
@@ -116,7 +116,7 @@ class GraderPool:
                 self._cache.popitem(last=False)
 
 
-def _verdict(worker: Killable, item: Item) -> Grade:
+def _verdict(worker: ChildProcess, item: Item) -> Grade:
     """Grade of one item; that its worker hung or died is one too."""
     begin = time.perf_counter()
     try:

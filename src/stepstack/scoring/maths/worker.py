@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from stepstack.scoring.killable import serve
+from stepstack.scoring.child_process import serve
 from stepstack.scoring.maths.grade import Grade, grade
 
 

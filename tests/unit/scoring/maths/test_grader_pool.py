@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepstack.scoring.killable import ChildError
+from stepstack.scoring.child_process import ChildError
 from stepstack.scoring.maths.grade import GRADERS, MAX_ANSWER, grade
 from stepstack.scoring.maths.pool import GraderPool
 

@@ -1,6 +1,6 @@
 """Work in a child process that can be killed: what hangs costs one timeout, not the run. No torch.
 
-The parent's end is ``Killable``; the child's is ``serve``, called by a module that runs as ``python -m MODULE FD
+The parent's end is ``ChildProcess``; the child's is ``serve``, called by a module that runs as ``python -m MODULE FD
 WATCHDOG_SECONDS MEMORY_BYTES``, so that neither fork nor the parent's main module (which imports torch) is involved.
 Messages are JSON.
 """
@@ -36,7 +36,7 @@ class ChildDied(Exception):
     """The child ended over a message, and was replaced."""
 
 
-class Killable:
+class ChildProcess:
     """One child process and its pipe. One thread at a time uses it; any thread may close it. POSIX only."""
 
     def __init__(self, module: str, timeout: float, memory_gib: float):
@@ -100,7 +100,7 @@ class Killable:
             if not self._pipe.poll(MAX_START_SECONDS):
                 raise ChildError(
                     f"the process of {self._module} did not start within {MAX_START_SECONDS:.0f} s: raise "
-                    "MAX_START_SECONDS in stepstack/scoring/killable.py"
+                    "MAX_START_SECONDS in stepstack/scoring/child_process.py"
                 )
             self._pipe.recv_bytes()
         except (EOFError, OSError):
