@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from recipes.protocol import load_config
 from recipes.stepvideo.generation.engine import open_pipeline
 from recipes.stepvideo.model import DIT, clips_of, explained_variance, made_by, pixels, vae_folder
 from recipes.stepvideo.recipe import train
-from stepstack.config import ConfigError
+from stepstack.config import ROOT, ConfigError
 from stepstack.core.run import Run
 from stepstack.diffusion.latents import Latents
 from stepstack.harness.training.outcome import results
@@ -139,6 +142,20 @@ def test_a_vae_that_shows_grounds_alone_stops_the_run(run, tmp_path):
 def test_settings_that_do_not_fit_are_refused(words, said):
     with pytest.raises(ConfigError, match=said):
         load_config("stepvideo-tiny-clips", words)
+
+
+def test_the_example_draws_a_folder_that_can_be_read(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "draw_clips.py"), str(tmp_path / "clips"), "count=4"]
+    subprocess.run(
+        command,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src")))},
+        timeout=120,
+    )
+    cfg = load_config("stepvideo-tiny-clips", [f"data.folder={tmp_path / 'clips'}"])
+    train_clips, held_out, _ = read_folder(cfg.data, cfg.frames, cfg.sizes[0])
+    assert len(train_clips) + len(held_out) == 4
+    assert all(clip.prompt and clip.frames().shape[0] == cfg.frames for clip in (*train_clips, *held_out))
 
 
 def test_folders_that_cannot_be_used_are_named(tmp_path):
