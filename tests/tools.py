@@ -91,12 +91,15 @@ def prompts(lengths: Sequence[int], vocab: int = VOCAB, seed: int = 0) -> list[P
 
 
 def rows(shapes: Sequence[tuple[int, int]], vocab: int = VOCAB, n: int = 1, seed: int = 0) -> list[Row]:
-    """A row of random ids for each (prompt length, response length); every ``n`` in turn form a group."""
+    """A row of random ids for each (prompt length, response length); every ``n`` in turn form a group, and those of a
+    group that have prompts of one length have one prompt."""
     rng, made = random.Random(seed), []
+    prompts: dict[tuple[int, int], tuple[int, ...]] = {}
     for i, (before, after) in enumerate(shapes):
         ids = [tuple(rng.randrange(2, vocab) for _ in range(count)) for count in (before, after)]
+        prompt = prompts.setdefault((i // n, before), ids[0])
         sampler = {"sampler": torch.zeros(after)}
-        made.append(Row(i, ids[0], ids[1], float(rng.random() < 0.5), group=i // n, sample=i % n, fields=sampler))
+        made.append(Row(i, prompt, ids[1], float(rng.random() < 0.5), group=i // n, sample=i % n, fields=sampler))
     return made
 
 

@@ -1,5 +1,5 @@
-"""The result of an update depends on the rollouts alone: not on micro-batches, packing or accumulation. And the first
-update after a rollout is on-policy to the last bit."""
+"""The result of an update depends on the rollouts alone: not on micro-batches, packing, shared prompts or accumulation.
+And the first update after a rollout is on-policy to the last bit."""
 
 import pytest
 import torch
@@ -17,12 +17,16 @@ from stepstack.rl.roles import Roles
 from tests import tools
 
 SHAPES = [(3, 5), (9, 2), (4, 17), (6, 6), (2, 11), (8, 1), (5, 9), (7, 3)]
+SIBLINGS = [(4, 5), (4, 2), (3, 17), (3, 6), (8, 11), (8, 1), (9, 9), (9, 3)]  # two answers to each prompt
 LAYOUTS = {
     "one padded": BatchLayout(max_tokens=10_000),
     "one packed": BatchLayout(pack=True, max_tokens=10_000),
     "several padded": BatchLayout(max_tokens=45),
     "several packed": BatchLayout(pack=True, max_tokens=32),
     "one row each": BatchLayout(max_tokens=21),
+    "shared prompts": BatchLayout(share_prompts=True, max_tokens=10_000),
+    "shared prompts, several": BatchLayout(share_prompts=True, max_tokens=45),
+    "shared prompts, packed": BatchLayout(share_prompts=True, pack=True, max_tokens=28),
 }
 
 
@@ -55,7 +59,7 @@ class TestedRoles:
     def step(self, rows=None):
         """(metrics of each actor update, batch)"""
         run, cfg = self.run, self.run.config
-        batch = tools.batch(rows or tools.rows(SHAPES, n=2))
+        batch = tools.batch(rows or tools.rows(SIBLINGS, n=2))
         critic = self.critic if cfg.uses_critic else None
         for_actor, for_critic = update.prepare(run, cfg, Roles(self.actor, critic, self.reference), batch)
         for part in for_critic:

@@ -52,8 +52,8 @@ UNEVEN = ("rollout.prompts=3", "rollout.sampling.n=2", "critic_updates=6", "acto
 @pytest.mark.rounding
 @pytest.mark.parametrize(
     "words",
-    [GAE, GRPO, DYNAMIC, REMAX, UNEVEN, (*GAE, "layout.pack=true")],
-    ids=["gae", "grpo", "dynamic", "remax", "uneven", "pack"],
+    [GAE, GRPO, DYNAMIC, REMAX, UNEVEN, (*GAE, "layout.pack=true"), (*GAE, "layout.share_prompts=true")],
+    ids=["gae", "grpo", "dynamic", "remax", "uneven", "pack", "shared"],
 )
 def test_two_processes_give_the_trajectory_of_one(new_run, words, record_property):
     """``dynamic``: further prompts, by the scores of all processes. ``remax``: greedy responses, old log-probabilities

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepstack.batching.rows import Row
+from stepstack.batching.shared import PADDING, Siblings, visible
 from stepstack.records import Picture
 
 
@@ -66,35 +69,60 @@ class TokenMicroBatch:
             row.fields[name] = part
 
 
-def collate(rows: list[Row], pack: bool, device: torch.device | str, blank: bool = False) -> TokenMicroBatch:
-    """Tensors of one forward. select[i] is the flat position of the token before labels[i]."""
-    sequences = [torch.tensor(row.prompt_ids + row.ids) for row in rows]
-    if pack:
-        starts = [0]
-        for sequence in sequences[:-1]:
-            starts.append(starts[-1] + len(sequence))
-        input_ids = torch.cat(sequences)[None]
-        position_ids = torch.cat([torch.arange(len(s)) for s in sequences])[None]
+def collate(rows: Sequence[Row], pack: bool, device: torch.device | str, blank: bool = False) -> TokenMicroBatch:
+    """Tensors of one forward, in which each row is a sequence of its own."""
+    return collate_shared([Siblings((row,)) for row in rows], pack, device, blank)
+
+
+def collate_shared(
+    sequences: Sequence[Siblings], pack: bool, device: torch.device | str, blank: bool = False
+) -> TokenMicroBatch:
+    """Tensors of one forward. select[i] is the flat position of the token before labels[i], which for the first token
+    of an answer is the last one of its prompt."""
+    lengths = [len(sequence) for sequence in sequences]
+    starts = [0, *accumulate(lengths)] if pack else range(0, len(lengths) * max(lengths), max(lengths))
+    input_ids = _joined([torch.tensor(sequence.ids) for sequence in sequences], pack)
+    shared, mask = any(len(sequence.rows) > 1 for sequence in sequences), None
+    if shared:
+        numbers = [torch.full((length,), number) for number, length in enumerate(lengths)]
+        parts = _joined([sequence.parts for sequence in sequences], pack, PADDING)
+        mask = visible(parts.to(device), _joined(numbers, pack).to(device))
+    if pack or shared:
+        position_ids = _joined([sequence.positions for sequence in sequences], pack, 1)
     else:
-        width = max(len(s) for s in sequences)
-        starts = [i * width for i in range(len(rows))]
-        input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        position_ids = torch.arange(width).expand(len(rows), width)
+        position_ids = torch.arange(max(lengths)).expand_as(input_ids)  # a restart in padding would mean packed rows
+    rows = [row for sequence in sequences for row in sequence.rows]
     learned = [torch.tensor(row.learned) for row in rows]
-    select = torch.cat([place + s + len(r.prompt_ids) - 1 for place, s, r in zip(learned, starts, rows, strict=True)])
-    labels = torch.cat([torch.tensor(row.ids)[place] for row, place in zip(rows, learned, strict=True)])
-    weight_N = torch.cat([weights_of(row)[place] for row, place in zip(rows, learned, strict=True)])
+    labels = torch.cat([torch.tensor(row.ids)[places] for row, places in zip(rows, learned, strict=True)])
+    weight_N = torch.cat([weights_of(row)[places] for row, places in zip(rows, learned, strict=True)])
     return TokenMicroBatch(
         rows,
         input_ids.to(device),
         position_ids.to(device),
-        select.to(device),
+        torch.cat(list(_before(sequences, starts, learned))).to(device),
         labels.to(device),
         weight_N.to(device),
         blank,
-        pictures=[row.pictures for row in rows],
-        work=sum(map(len, rows)),
+        mask,
+        pictures=[sequence.rows[0].pictures for sequence in sequences],
+        work=sum(lengths),
     )
+
+
+def _joined(tensors: Sequence[Tensor], pack: bool, padding: int = 0) -> Tensor:
+    """Tensors [T] packed into one row, or padded to the longest."""
+    if pack:
+        return torch.cat(list(tensors))[None]
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=padding)
+
+
+def _before(sequences: Sequence[Siblings], starts: Sequence[int], learned: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Flat positions of the tokens before the learned ones of each row."""
+    places_of = iter(learned)
+    for sequence, start in zip(sequences, starts, strict=False):
+        prompt, *answers = sequence.counts
+        for begins, places in zip(accumulate(answers[:-1], initial=0), places_of, strict=False):
+            yield start + prompt - 1 + torch.where(places == 0, 0, begins + places)
 
 
 def weights_of(row: Row) -> Tensor:

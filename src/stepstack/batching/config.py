@@ -19,8 +19,8 @@ class BatchLayout(Strict):
     max_tokens: PositiveInt = 8192
     """Most tokens of a micro-batch, padding counted."""
     share_prompts: bool = False
-    """Whether the prompt of a preference pair goes through the model once, for both answers, which is half the work
-    where prompts are long; needs the attention sdpa."""
+    """Whether a prompt goes through the model once for all its answers in a mini-batch, rollouts or a preference pair,
+    which spares most of the work where prompts are long beside answers; needs the attention sdpa."""
     orz_parity: bool = False
     """Whether packs are filled in arrival order and trailing packs dropped, as ORZ's code does; needs ``pack``."""
 

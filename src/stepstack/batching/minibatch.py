@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stepstack.batching.collate import TokenMicroBatch, collate
+from stepstack.batching.collate import TokenMicroBatch, collate, collate_shared
 from stepstack.batching.config import BatchLayout
-from stepstack.batching.pack import partition, plan
+from stepstack.batching.pack import plan, sequences
 from stepstack.batching.rows import Batch, Row
+from stepstack.batching.shared import Siblings
 from stepstack.core.run import Run
 
 
@@ -44,25 +45,32 @@ def minibatches(
         raise ValueError(f"{batch.size} rows are too few for {run.processes} processes: raise the batch or start fewer")
     parts = plan(batch, updates, layout)
     parts += [[] for _ in range(int(run.max(torch.tensor([float(len(parts))]))) - len(parts))]
-    used = {row.index for part in parts for micro in part for row in micro}
+    used = {row.index for part in parts for row in rows_of(part)}
     learned = parts
     if learns is not None:
-        learned = [partition([row for micro in part for row in micro if learns(row)], layout) for part in parts]
+        learned = [sequences([row for row in rows_of(part) if learns(row)], layout) for part in parts]
     counts = [(*_counts(part), _counts(left)[1]) for part, left in zip(parts, learned, strict=True)]
     totals = run.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
     most = run.max(torch.tensor([float(len(part)) for part in learned])).clamp(min=1).long().tolist()
     result = [Minibatch(_micros(run, part, most[k], layout, batch), *totals[k]) for k, part in enumerate(learned)]
-    spare = partition([row for row in batch.rows if row.index not in used], layout)
+    spare = sequences([row for row in batch.rows if row.index not in used], layout)
     result[-1].spare = _micros(run, spare, int(run.max(torch.tensor([float(len(spare))]))), layout, batch)
     return result
 
 
-def _counts(part: list[list[Row]]) -> tuple[float, float, float]:
-    rows = [row for micro in part for row in micro]
+def rows_of(part: list[list[Siblings]]) -> list[Row]:
+    """All rows of some micro-batches."""
+    return [row for micro in part for sequence in micro for row in sequence.rows]
+
+
+def _counts(part: list[list[Siblings]]) -> tuple[float, float, float]:
+    rows = rows_of(part)
     return sum(row.weight for row in rows), float(len(rows)), float(len(part))
 
 
-def _micros(run: Run, part: list[list[Row]], most: int, layout: BatchLayout, batch: Batch) -> list[TokenMicroBatch]:
-    micros = [collate(rows, layout.pack, run.device) for rows in part]
+def _micros(
+    run: Run, part: list[list[Siblings]], most: int, layout: BatchLayout, batch: Batch
+) -> list[TokenMicroBatch]:
+    micros = [collate_shared(micro, layout.pack, run.device) for micro in part]
     blanks = [collate(batch.rows[:1], layout.pack, run.device, blank=True) for _ in range(most - len(micros))]
     return micros + blanks

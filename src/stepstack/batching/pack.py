@@ -9,10 +9,11 @@ import torch
 
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.rows import Batch, Row
+from stepstack.batching.shared import Siblings, siblings
 
 
 class Sized(Protocol):
-    """A row, or a pair of rows that stay together."""
+    """A row, or rows that stay together."""
 
     @property
     def index(self) -> int: ...
@@ -23,26 +24,30 @@ class Sized(Protocol):
 T = TypeVar("T", bound=Sized)
 
 
-def plan(batch: Batch, updates: int, layout: BatchLayout) -> list[list[list[Row]]]:
-    """This process's rows as mini-batches of micro-batches. The same arguments give the same plan, so what is
-    annotated before an update is computed in the very micro-batches of the update."""
+def plan(batch: Batch, updates: int, layout: BatchLayout) -> list[list[list[Siblings]]]:
+    """This process's rows as mini-batches of micro-batches of sequences. The same arguments give the same plan, so what
+    is annotated before an update is computed in the very micro-batches of the update."""
     if not layout.orz_parity:
-        return [partition(rows, layout) for rows in batch.minibatches(updates)]
+        return [sequences(rows, layout) for rows in batch.minibatches(updates)]
     [rows] = batch.minibatches(1)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(42)).tolist()
-    packs = partition([rows[i] for i in order], layout)
+    packs = sequences([rows[i] for i in order], layout)
     each = max(1, len(packs) // updates)
     return [packs[k * each : (k + 1) * each] for k in range(min(updates, len(packs) // each))]
 
 
+def sequences(rows: Sequence[Row], layout: BatchLayout) -> list[list[Siblings]]:
+    """Rows of one mini-batch grouped for forwards, each a sequence of its own, or with its siblings where ``layout``
+    shares prompts."""
+    if layout.share_prompts:
+        _refuse_long(rows, layout)
+        return partition(siblings(rows, layout.max_tokens), layout)
+    return [[Siblings((row,)) for row in part] for part in partition(rows, layout)]
+
+
 def partition(rows: Sequence[T], layout: BatchLayout) -> list[list[T]]:
     """Rows of one mini-batch grouped for forwards. Packed: first-fit decreasing. Padded: neighbours in length."""
-    for row in rows:
-        if len(row) > layout.max_tokens:
-            raise ValueError(
-                f"{type(row).__name__.lower()} {row.index} of {len(row)} tokens does not fit layout.max_tokens="
-                f"{layout.max_tokens}: raise it, or shorten rows (of rollouts: rollout.sampling.max_tokens)"
-            )
+    _refuse_long(rows, layout)
     ordered = list(rows) if layout.orz_parity else sorted(rows, key=lambda row: (-len(row), row.index))
     if not layout.pack:
         return _neighbours(ordered, layout.max_tokens)
@@ -58,6 +63,15 @@ def partition(rows: Sequence[T], layout: BatchLayout) -> list[list[T]]:
             packs[place].append(row)
             room[place] -= len(row)
     return packs
+
+
+def _refuse_long(rows: Sequence[Sized], layout: BatchLayout) -> None:
+    for row in rows:
+        if len(row) > layout.max_tokens:
+            raise ValueError(
+                f"{type(row).__name__.lower()} {row.index} of {len(row)} tokens does not fit layout.max_tokens="
+                f"{layout.max_tokens}: raise it, or shorten rows (of rollouts: rollout.sampling.max_tokens)"
+            )
 
 
 def _neighbours(ordered: Sequence[T], max_tokens: int) -> list[list[T]]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stepstack.batching.collate import TokenMicroBatch, collate
+from stepstack.batching.collate import TokenMicroBatch, collate, collate_shared
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pack import partition
 from stepstack.batching.rows import Row, owners
-from stepstack.batching.shared import collate_shared
+from stepstack.batching.shared import Siblings
 from stepstack.core.run import Run
 from stepstack.tuning.preference import PairScores
 
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass
 class PairMicroBatch:
-    """One forward over pairs: the rows of the winners, then those of the losers, in ``tokens``."""
+    """One forward over pairs: in ``tokens`` the winner's row of each pair, then the loser's."""
 
     pairs: list[Pair]
     tokens: TokenMicroBatch
@@ -56,7 +56,7 @@ class PairMicroBatch:
         """Weighted log-probabilities of all learned tokens, summed row by row."""
         rows_R = torch.stack([part.sum() for part in (self.tokens.weight_N * logp_N).split(self.tokens.lengths)])
         tokens_R = torch.tensor([row.weight for row in self.tokens.rows], device=logp_N.device)
-        return PairScores(*rows_R.chunk(2), *tokens_R.chunk(2))
+        return PairScores(*_winners_losers(rows_R), *_winners_losers(tokens_R))
 
     def reference(self) -> PairScores:
         """Scores of the pairs by the reference model. ValueError where they were not computed."""
@@ -66,7 +66,11 @@ class PairMicroBatch:
             raise ValueError("pairs without the reference's log-probabilities: compute them by batching.reference")
         chosen_B, rejected_B = torch.tensor(known, device=self.tokens.labels.device).unbind(1)
         tokens_R = torch.tensor([row.weight for row in self.tokens.rows], device=chosen_B.device)
-        return PairScores(chosen_B, rejected_B, *tokens_R.chunk(2))
+        return PairScores(chosen_B, rejected_B, *_winners_losers(tokens_R))
+
+
+def _winners_losers(of_rows_R: Tensor) -> tuple[Tensor, Tensor]:
+    return of_rows_R[::2], of_rows_R[1::2]
 
 
 @dataclass
@@ -97,9 +101,9 @@ def pair_minibatch(run: Run, pairs: list[Pair], layout: BatchLayout) -> PairMini
 
 
 def _collate(pairs: list[Pair], layout: BatchLayout, device: torch.device, blank: bool = False) -> PairMicroBatch:
-    rows = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     rows = [replace(row, index=place) for place, row in enumerate(rows)]
     if layout.share_prompts:
-        half = len(pairs)
-        return PairMicroBatch(pairs, collate_shared(rows[:half], rows[half:], layout.pack, device, blank))
+        both = [Siblings(two) for two in zip(rows[::2], rows[1::2], strict=True)]
+        return PairMicroBatch(pairs, collate_shared(both, layout.pack, device, blank))
     return PairMicroBatch(pairs, collate(rows, layout.pack, device, blank))

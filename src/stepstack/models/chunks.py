@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stepstack.config import ConfigError
 from stepstack.models.dropout import active_dropout
-from stepstack.models.lm.policy import Policy
+from stepstack.models.lm.policy import Policy, checked_mask
 from stepstack.models.vision.policy import FAMILIES, VisionPolicy, by_row, distinct, tower_inputs
 from stepstack.planning.pipeline.graph import Chunk, PipelineGraph, PipelineModule, PlanError, SubMicrobatch
 from stepstack.planning.pipeline.profile import LayerProfile, ModuleProfile, PipelineProfile
@@ -259,7 +259,7 @@ class TextChunk:
         return self.body(
             inputs_embeds=hidden_BTD,
             position_ids=self.policy.model_positions(micro.input_ids, micro.position_ids, micro.pictures),
-            attention_mask=self.policy.checked_mask(micro.mask),
+            attention_mask=checked_mask(self.policy.config, micro.mask),
             use_cache=False,
         ).last_hidden_state
 
@@ -285,7 +285,7 @@ class TextChunk:
             attention_mask: Tensor | None = None,
             pictures: Sequence[Sequence[Picture]] = (),
         ) -> tuple[Tensor, Tensor]:
-            states = self.policy.mask_states(input_ids, position_ids, select, attention_mask)
+            states = self.policy.mask_states(input_ids, position_ids, select)
             return self.policy.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature, states)
 
         return scored

@@ -290,8 +290,10 @@ class PpoConfig(RunConfig):
                 "policy_loss.old_from_sampler spares the forward pass for old log-probabilities, which actor_updates=1 "
                 "does not have and kl.place=reward needs: set it to null"
             )
-        if self.layout.share_prompts:
-            raise ValueError("layout.share_prompts is about preference pairs, not about rollouts: set it to false")
+        if self.layout.share_prompts and self.layout.orz_parity:
+            raise ValueError(
+                "layout.orz_parity packs rollouts in the order of their arrival: set share_prompts to false"
+            )
         if self.stream is not None:
             self._check_stream(self.stream)
 

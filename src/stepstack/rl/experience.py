@@ -75,19 +75,34 @@ def shared_out(
     baselines: Mapping[int, float] = MappingProxyType({}),
 ) -> Batch:
     """This process's balanced share of the rows, which are numbered by their place in ``scored``. A row that will not
-    be trained on counts as one token, so that every process has about the same work and some row."""
+    be trained on counts as one token, so that every process has about the same work and some row. Where the layout
+    shares prompts, rows of one prompt and mini-batch stay together; ValueError for fewer of these than processes."""
     scores = scores_of(scored)
     present = [(rollout, score) for rollout, score in scored if rollout.ids]  # no token, nothing to train on
-    lengths = [len(r.prompt.ids) + len(r.ids) for r, _ in present]
+    learns = [True] * len(present)
     if cfg.skips_zero_advantages:
         assert not isinstance(cfg.advantage, Gae | ReinforcePlusPlus)
         advantages = group_advantages(scores, cfg.advantage, baselines)
         learns = [bool(advantages[r.problem.index][r.sample]) for r, _ in present]
-        lengths = [length if learned else 1 for length, learned in zip(lengths, learns, strict=True)]
-    owner = owners(lengths, chunk_of(len(present), min(cfg.updates, len(present)), seed), world.processes)
-    local = [index for index in range(len(present)) if owner[index] == world.rank]
+    together: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, chunk in enumerate(chunk_of(len(present), min(cfg.updates, len(present)), seed)):
+        together[chunk, present[index][0].problem.index if cfg.layout.share_prompts else index].append(index)
+    if cfg.layout.share_prompts and len(together) < world.processes:
+        raise ValueError(
+            f"layout.share_prompts keeps rollouts of a prompt on one process: {len(together)} prompts are too few for "
+            f"{world.processes} processes: raise rollout.prompts, or set it to false"
+        )
+    lengths = [_work([present[i][0] for i in unit], [learns[i] for i in unit]) for unit in together.values()]
+    owner = owners(lengths, [chunk for chunk, _ in together], world.processes)
+    local = sorted(i for unit, at in zip(together.values(), owner, strict=True) if at == world.rank for i in unit)
     rows = [Row.of(present[index][0], present[index][1].value, index) for index in local]
     return Batch(rows, len(present), seed, scores, len(scored), dict(baselines))
+
+
+def _work(rollouts: Sequence[Rollout], learns: Sequence[bool]) -> int:
+    """Tokens of rollouts of one prompt that go through the model, one for each that does not."""
+    prompt = len(rollouts[0].prompt.ids) if any(learns) else 0
+    return prompt + sum(len(r.ids) if learned else 1 for r, learned in zip(rollouts, learns, strict=True))
 
 
 def scores_of(scored: Sequence[Scored]) -> dict[int, list[float]]:

@@ -69,7 +69,7 @@ def annotate(
     if roles.critic is not None:
         for micro in _annotated(for_critic):
             with run.accelerator.autocast():
-                micro.store("value", roles.critic.module(micro.input_ids, micro.position_ids, micro.select))
+                micro.store("value", values(roles.critic.module, micro))
     penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
     later = list(_annotated(for_actor if penalty else for_actor[1:]))
     bound = cfg.policy_loss.old_from_sampler
@@ -139,6 +139,11 @@ def forward(module: nn.Module, micro: TokenMicroBatch, cfg: PpoConfig) -> tuple[
     return module(**micro.inputs(), temperature=temperature)
 
 
+def values(module: nn.Module, micro: TokenMicroBatch) -> torch.Tensor:
+    """Value [N] of the state before each learned token."""
+    return module(micro.input_ids, micro.position_ids, micro.select, micro.mask)
+
+
 def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut]:
     def loss(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
         logp_N, entropy_N = forward(module, micro, cfg)
@@ -173,7 +178,7 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
 
 def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut]:
     def loss(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
-        value_N = module(micro.input_ids, micro.position_ids, micro.select)
+        value_N = values(module, micro)
         error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
         weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
         total = (error_N * weight_N.to(error_N.device)).sum()

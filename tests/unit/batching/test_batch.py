@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stepstack.batching.collate import collate
+from stepstack.batching.collate import collate, collate_shared
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.minibatch import minibatches
-from stepstack.batching.pack import partition, plan
+from stepstack.batching.pack import partition, plan, sequences
 from stepstack.batching.rows import Row, chunk_of, owners
-from stepstack.models.lm.policy import Policy
+from stepstack.batching.shared import Siblings
+from stepstack.models.lm.policy import Policy, recent_tokens
 from stepstack.models.lm.value import Value
 from stepstack.rl.prompts import PromptStream
 from tests import tools
@@ -145,6 +146,56 @@ def test_packing_wastes_less_than_padding():
     tokens = sum(map(len, ROWS))
     assert len(packed) <= 1.1 * tokens / 64 + 1
     assert len(packed) <= len(padded)
+
+
+# -- shared prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("limit", [27, 40, 200, 10_000])
+def test_answers_to_a_prompt_form_sequences_within_the_limit(pack, limit):
+    rows = tools.rows([(4, 1 + 7 * i % 23) for i in range(96)], n=8)
+    layout = BatchLayout(pack=pack, share_prompts=True, max_tokens=limit)
+    micros = sequences(rows, layout)
+    assert sorted(row.index for part in micros for one in part for row in one.rows) == list(range(96))
+    for part in micros:
+        micro = collate_shared(part, pack, "cpu")
+        assert micro.input_ids.numel() <= limit
+        assert all(len({row.group for row in one.rows}) == 1 for one in part)
+        assert micro.work == sum(4 + sum(len(row.ids) for row in one.rows) for one in part)
+    parted = sum(len(part) for part in micros)
+    assert parted == 12 if limit >= 200 else parted > 12
+    assert micros == sequences(rows[::-1], layout)
+    with pytest.raises(ValueError, match=r"row \d+ of 27 tokens does not fit layout\.max_tokens=25"):
+        sequences(tools.rows([(4, 23)]), BatchLayout(share_prompts=True, max_tokens=25))
+
+
+def test_what_an_answer_sees_of_a_shared_prompt():
+    """Three answers of 2, 1 and 3 tokens to a prompt of 2; a second sequence of 3 tokens, padded."""
+    first, second = tools.rows([(2, 2), (2, 1), (2, 3)], n=3), tools.rows([(1, 2)])
+    micro = collate_shared([Siblings(tuple(first)), Siblings(tuple(second))], False, "cpu")
+    assert micro.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 4], [0, 1, 2, 1, 1, 1, 1, 1]]
+    assert micro.select.tolist() == [1, 2, 1, 1, 5, 6, 8, 9]
+    assert micro.mask[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0, 1, 0, 0],
+        [1, 1, 0, 0, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 1, 1, 1],
+    ]
+    recent = recent_tokens(micro.input_ids, micro.position_ids, micro.select, 3)
+    before = [[-1, *row.prompt_ids, *row.ids] for row in first] + [[-1, -1, *second[0].prompt_ids, *second[0].ids]]
+    assert recent.tolist() == [ids[place : place + 3] for ids in before for place in range(len(ids) - 3)]
+
+
+def test_siblings_of_two_prompts_share_nothing():
+    with pytest.raises(
+        ValueError, match=r"rows 0 and 1 of one group have two prompts: set layout\.share_prompts=false"
+    ):
+        Siblings(tuple(tools.rows([(2, 2), (3, 2)], n=2)))
 
 
 def test_a_rollout_that_does_not_fit_is_named():

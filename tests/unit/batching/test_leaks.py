@@ -24,20 +24,29 @@ def policy(tmp_path, lm, **cfg):
     return run, run.trainable("actor", Policy(lm), TrainableConfig(**cfg), total_updates=1)
 
 
+@pytest.mark.parametrize("key", ["pack", "share_prompts"])
 @pytest.mark.parametrize("name", APART)
-def test_a_family_whose_rows_stay_apart_is_packed(tmp_path, name):
+def test_a_family_whose_rows_stay_apart_is_packed_and_shares_prompts(tmp_path, name, key):
     run, actor = policy(tmp_path, family(name))
     actor.module.train()
-    refuse_leaks(run, actor, BatchLayout(pack=True))
+    refuse_leaks(run, actor, BatchLayout(**{key: True}))
     assert actor.module.training
 
 
 @pytest.mark.parametrize("name", LEAKING)
 def test_a_family_that_leaks_is_refused_by_name(tmp_path, name):
     run, actor = policy(tmp_path, family(name))
-    with pytest.raises(ConfigError, match=rf"layout\.pack=true: {name} lets a packed row see the one in front"):
+    with pytest.raises(ConfigError, match=rf"layout\.pack=true: {name} lets a row see the one in front"):
         refuse_leaks(run, actor, BatchLayout(pack=True))
     refuse_leaks(run, actor, BatchLayout(pack=False))
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid", "lfm2", "gpt_oss"])
+def test_a_family_that_knows_no_mask_shares_no_prompts(tmp_path, name):
+    run, actor = policy(tmp_path, family(name))
+    words = "attention=eager takes no mask" if name == "gpt_oss" else rf"layout\.share_prompts=true: {name} lets a row"
+    with pytest.raises(ConfigError, match=words):
+        refuse_leaks(run, actor, BatchLayout(share_prompts=True))
 
 
 @pytest.mark.parametrize("name", ["qwen2", "falcon"])

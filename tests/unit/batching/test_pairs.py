@@ -52,9 +52,8 @@ def test_every_pair_is_whole_in_one_micro_batch_of_one_process(layout, processes
         assert (batch.pairs, batch.tokens) == (5, sum(len(pair.chosen.ids) for pair in pairs()))
         for micro in batch.micros:
             seen.update(pair.index for pair in micro.pairs)
-            half = len(micro.pairs)
-            assert [row.ids for row in micro.tokens.rows[:half]] == [pair.chosen.ids for pair in micro.pairs]
-            assert [row.ids for row in micro.tokens.rows[half:]] == [pair.rejected.ids for pair in micro.pairs]
+            assert [row.ids for row in micro.tokens.rows[::2]] == [pair.chosen.ids for pair in micro.pairs]
+            assert [row.ids for row in micro.tokens.rows[1::2]] == [pair.rejected.ids for pair in micro.pairs]
             assert micro.tokens.input_ids.numel() <= layout.max_tokens
     assert seen == Counter(range(5))
 
@@ -100,8 +99,8 @@ def test_a_shared_prompt_is_there_once_and_neither_answer_sees_the_other(pack):
     assert tokens.work == sum(lengths)
     assert tokens.labels.tolist() == [
         *both[0].chosen.ids,
-        *both[1].chosen.ids,
         *both[0].rejected.ids,
+        *both[1].chosen.ids,
         *both[1].rejected.ids,
     ]
     flat, seen = tokens.input_ids.flatten(), tokens.mask[:, 0]

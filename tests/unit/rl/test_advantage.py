@@ -4,16 +4,19 @@ import itertools
 import math
 import random
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stepstack.batching.config import BatchLayout
+from stepstack.batching.rows import chunk_of
 from stepstack.core.types import SingleProcess
 from stepstack.generation.types import Group
 from stepstack.records import Score
 from stepstack.rl.advantage import explained_variance, gae, group_relative, whiten
 from stepstack.rl.config import Gae, Grpo, ReinforcePlusPlus, Remax, Rloo
-from stepstack.rl.experience import collect, score_all, summary
+from stepstack.rl.experience import Scored, collect, score_all, shared_out, summary
 from stepstack.rl.update import credit
 from tests import tools
 
@@ -247,6 +250,29 @@ def test_an_empty_response_trains_nothing_and_leaves_its_group_in_place(tmp_path
     assert batch.scores == {0: [0.0, 1.0, 2.0]}
     assert [(row.index, row.sample, row.reward) for row in batch.rows] == [(0, 0, 0.0), (1, 2, 2.0)]
     assert batch.size == 2
+
+
+def test_rollouts_of_a_prompt_stay_on_one_process_where_they_share_it(tmp_path):
+    of = [tools.prompt(i, (5,) * (2 + i)) for i in range(6)]
+    groups = [Group(p, tuple(tools.rollout(p, s, (9,) * (1 + s)) for s in range(4))) for p in of]
+    scored = score_all(SingleProcess(), groups, lambda rs: [Score(float(r.sample)) for r in rs])
+    layout = BatchLayout(share_prompts=True)
+
+    def rows_of(rank: int, processes: int, of: list[Scored], **changes):
+        world = SimpleNamespace(rank=rank, processes=processes)
+        return shared_out(world, tools.config(tmp_path, layout=layout, **changes), of, seed=0).rows
+
+    shares = [rows_of(rank, 3, scored, critic_updates=1) for rank in range(3)]
+    assert sorted(row.index for share in shares for row in share) == list(range(24))
+    assert sorted(row.group for share in shares for row in share[::4]) == list(range(6))
+    assert all(len({row.group for row in share}) == 2 for share in shares)
+    work = [sum(2 + row.group for row in share[::4]) + sum(len(row.ids) for row in share) for share in shares]
+    assert max(work) - min(work) <= 2
+    parts = [(row.group, chunk_of(24, 2, 0)[row.index]) for row in rows_of(0, 2, scored, critic_updates=2)]
+    others = [(row.group, chunk_of(24, 2, 0)[row.index]) for row in rows_of(1, 2, scored, critic_updates=2)]
+    assert not set(parts) & set(others)  # what one mini-batch has of a prompt is on one process
+    with pytest.raises(ValueError, match="1 prompts are too few for 2 processes"):
+        rows_of(0, 2, scored[:4], critic_updates=1)
 
 
 def test_explained_variance():

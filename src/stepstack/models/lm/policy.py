@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from stepstack.config import ConfigError
 
 if TYPE_CHECKING:
     from stepstack.records import Picture
@@ -34,11 +36,20 @@ class TokenMask(Protocol):
 
 
 def recent_tokens(input_ids: Tensor, position_ids: Tensor, select_N: Tensor, window: int) -> Tensor:
-    """Last ``window`` tokens [N, window] up to each selected flat position, -1 before the beginning of its row."""
+    """Last ``window`` tokens [N, window] up to each selected flat position, -1 before the beginning of its row. Where
+    answers share a prompt, that of an answer goes before it."""
+    position, flat = position_ids.flatten(), input_ids.flatten()
+    place = torch.arange(len(flat), device=flat.device)
+    start = torch.where(position == 0, place, 0).cummax(0).values
+    # Positions count on by one but where a sequence begins, and where an answer goes back to its prompt's end.
+    goes_on = torch.nn.functional.pad(position[1:] == position[:-1] + 1, (1, 0))
+    before = torch.where(goes_on, place - 1, (start + position - 1).clamp(min=0))
+    places = [select_N]
+    while len(places) < window:
+        places.insert(0, before[places[0]])
     back = torch.arange(window - 1, -1, -1, device=select_N.device)
-    places = (select_N[:, None] - back).clamp(min=0)
-    known = position_ids.flatten()[select_N][:, None] >= back
-    return torch.where(known, input_ids.flatten()[places], -1)
+    known = position[select_N][:, None] >= back
+    return torch.where(known, flat[torch.stack(places, 1)], -1)
 
 
 def token_logprobs(logits_NV: Tensor, labels_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -64,6 +75,17 @@ def in_chunks(head: Callable[..., tuple[Tensor, ...]], *columns: Tensor | None) 
     )
     outputs = [checkpoint(head, *part, use_reentrant=False) for part in parts]
     return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
+
+
+def checked_mask(config: PreTrainedConfig, attention_mask: Tensor | None) -> Tensor | None:
+    """The mask for the attention of a model with ``config``; ConfigError where that takes none."""
+    kind = config.get_text_config()._attn_implementation
+    if attention_mask is not None and kind != "sdpa":
+        raise ConfigError(
+            f"model.attention={kind} takes no mask of answers that share a prompt: set it to sdpa, or "
+            "layout.share_prompts=false"
+        )
+    return attention_mask
 
 
 class Policy(nn.Module):
@@ -95,7 +117,7 @@ class Policy(nn.Module):
         input_ids, position_ids [B, T]; select [N] flat positions in B*T whose next token is labels [N]. Rows are
         right-padded, or one row packs several sequences by restarting position_ids at 0. Neither needs a mask
         (``stepstack.batching.rows`` explains why). An ``attention_mask`` [B, 1, T, T], True where a token sees another,
-        takes the place of what is inferred (``stepstack.batching.shared``); ValueError for an attention without masks.
+        takes the place of what is inferred (``stepstack.batching.shared``); ConfigError for an attention without masks.
         """
         hidden_ND, states = self._selected(input_ids, position_ids, select, attention_mask)
         return self.scored(hidden_ND, labels, temperature, states)
@@ -107,10 +129,10 @@ class Policy(nn.Module):
         hidden_BTD = self.lm.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=self.checked_mask(attention_mask),
+            attention_mask=checked_mask(self.config, attention_mask),
             use_cache=False,
         ).last_hidden_state
-        return hidden_BTD.flatten(0, 1)[select], self.mask_states(input_ids, position_ids, select, attention_mask)
+        return hidden_BTD.flatten(0, 1)[select], self.mask_states(input_ids, position_ids, select)
 
     def embedded(self, input_ids: Tensor, features_RD: Tensor | None = None) -> Tensor:
         """Embeddings [B, T, D] of tokens. There are no features [R, D] of pictures here."""
@@ -123,22 +145,11 @@ class Policy(nn.Module):
         """Positions as the language model takes them: here those of the tokens themselves."""
         return position_ids
 
-    def mask_states(
-        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor | None:
+    def mask_states(self, input_ids: Tensor, position_ids: Tensor, select: Tensor) -> Tensor | None:
         """States [N] of the mask of tokens at the selected positions; None without such a mask."""
         if self.mask is None:
             return None
-        if attention_mask is not None:
-            raise ValueError("a mask of tokens reads what stands before: set layout.share_prompts=false")
         return self.mask.states(recent_tokens(input_ids, position_ids, select, self.mask.window))
-
-    def checked_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The attention's mask; ValueError for an attention that takes none."""
-        kind = self.config.get_text_config()._attn_implementation
-        if attention_mask is not None and kind != "sdpa":
-            raise ValueError(f"attention {kind} takes no mask of this form: set model.attention=sdpa, or share nothing")
-        return attention_mask
 
     def tie_weights(self) -> None:
         """Make tied embeddings one parameter again: accelerate's FSDP2 calls it, having made two of them."""

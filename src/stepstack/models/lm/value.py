@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from stepstack.models.lm.policy import checked_mask
+
 
 class Value(nn.Module):
     """Body of a causal LM and ``value_head = Linear(hidden, 1, bias=False)``.
@@ -21,12 +23,19 @@ class Value(nn.Module):
         nn.init.normal_(self.value_head.weight, std=1.0 / (lm.config.hidden_size + 1))
         self._no_split_modules = lm._no_split_modules
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor, select: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, select: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Value [N] fp32 of the state *before* the token that follows each position.
 
         These are the positions of the logits that score the action. input_ids, position_ids [B, T]; select [N] flat
-        positions.
+        positions; ``attention_mask`` as that of ``Policy.forward``.
         """
-        hidden_BTD = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden_BTD = self.body(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=checked_mask(self.config, attention_mask),
+            use_cache=False,
+        ).last_hidden_state
         values_N1 = self.value_head(hidden_BTD.flatten(0, 1)[select])
         return values_N1[:, 0].to(torch.float32, copy=True)  # no view: FSDP2 hooks what a module returns

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from stepstack.models.lm.policy import Policy
+from stepstack.models.lm.policy import Policy, checked_mask
 from stepstack.scoring.vision.spatial import smart_resize
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class VisionPolicy(Policy):
         hidden_BTD = body.language_model(
             inputs_embeds=self.embedded(input_ids, features_RD),
             position_ids=self.model_positions(input_ids, position_ids, pictures),
-            attention_mask=self.checked_mask(attention_mask),
+            attention_mask=checked_mask(self.config, attention_mask),
             use_cache=False,
         ).last_hidden_state
         return self.scored(hidden_BTD.flatten(0, 1)[select], labels, temperature)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from stepstack.batching.collate import collate
+from stepstack.batching.collate import collate, collate_shared
 from stepstack.batching.rows import Row
+from stepstack.batching.shared import siblings
 from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Sampling
@@ -86,10 +87,11 @@ def masked_rollouts(mask, lengths=(4, 9, 1, 2), decoder="auto", temperature=0.8,
     return lm, [rollout for group in groups for rollout in group.rollouts]
 
 
-def trainer(lm, mask, rollouts, pack, temperature=0.8):
-    micro = collate([Row.of(r, 0.0, i) for i, r in enumerate(rollouts)], pack, "cpu")
+def trainer(lm, mask, rollouts, pack, temperature=0.8, share=False):
+    rows = [Row.of(r, 0.0, i) for i, r in enumerate(rollouts)]
+    micro = collate_shared(siblings(rows, 10_000), pack, "cpu") if share else collate(rows, pack, "cpu")
     with torch.no_grad():
-        return Policy(lm, mask=mask)(micro.input_ids, micro.position_ids, micro.select, micro.labels, temperature)[0]
+        return Policy(lm, mask=mask)(**micro.inputs(), temperature=temperature)[0]
 
 
 @pytest.mark.parametrize("decoder", ["auto", "module"])
@@ -102,7 +104,8 @@ def test_rollouts_keep_the_layout_and_the_trainer_agrees(decoder):
         assert LAYOUT.split(body)[0]  # whole groups, at least one; 40 tokens are eight groups
     sampled = torch.tensor([x for r in rollouts for x in r.logprobs])
     for pack in (False, True):
-        assert (trainer(lm, mask, rollouts, pack) - sampled).abs().max() < EXACT
+        for share in (False, True):
+            assert (trainer(lm, mask, rollouts, pack, share=share) - sampled).abs().max() < EXACT
         assert (trainer(lm, None, rollouts, pack) - sampled).abs().max() > 0.1  # what forgetting it would show
 
 

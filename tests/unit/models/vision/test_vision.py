@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from stepstack.batching.collate import collate
+from stepstack.batching.collate import collate, collate_shared
 from stepstack.batching.rows import Row
+from stepstack.batching.shared import siblings
 from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator
 from stepstack.generation.types import Prompt, Sampling
@@ -128,6 +129,18 @@ def test_the_sampler_has_the_trainers_log_probabilities(lm, patcher, prompts, ge
         logp, entropy = VisionPolicy(lm, patcher, BANNED)(**micro.inputs())
     assert (logp - micro.field("sampler")).abs().max() < 1e-5
     assert torch.isfinite(entropy).all()
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_samples_share_their_prompt_and_its_pictures(lm, patcher, prompts, generator, pack):
+    rollouts = [r for g in generator.generate(prompts, Sampling(n=3, max_tokens=9)) for r in g.rollouts]
+    rows = [Row.of(r, 0.0, i) for i, r in enumerate(rollouts)]
+    micro = collate_shared(siblings(rows, 10_000), pack, "cpu")
+    assert micro.work == sum(len(p.ids) for p in prompts) + sum(len(row.ids) for row in rows)
+    assert micro.pictures == [p.pictures for p in sorted(prompts, key=lambda p: len(p.ids))]
+    with torch.no_grad():
+        logp, _ = VisionPolicy(lm, patcher, BANNED)(**micro.inputs())
+    assert (logp - micro.field("sampler")).abs().max() < 1e-5
 
 
 def test_the_policy_is_the_model_itself(lm, patcher, prompts):
