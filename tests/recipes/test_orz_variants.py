@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -218,3 +219,15 @@ def test_the_loop_says_what_it_did(go):
     assert row["memory_gib"] > 0.1
     assert (row["actor/updates"], row["critic/updates"]) == (2, 4)
     assert json.loads((folder / "config.json").read_text())["provenance"]
+
+
+def test_a_second_run_says_the_time_left_of_all_stages(tmp_path, capsys):
+    """Another seed and another length do the same work; the first run in a folder can only name what comes."""
+    said = []
+    for name, *words in (("first",), ("second", "seed=7", "steps=2")):
+        run_recipe(tmp_path / name, *words)
+        said.append(capsys.readouterr().err)
+    assert re.search(r"^first SFT 2/2 .* s, 0 s left, then PPO$", said[0], re.MULTILINE)
+    assert re.search(r"^second SFT 2/2 .* s, 0 s left, about \d+ s with PPO$", said[1], re.MULTILINE)
+    for text in said:
+        assert re.search(r"PPO \d/\d .* s, 0 s left$", text, re.MULTILINE)  # nothing comes after it

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -29,13 +30,21 @@ class LiveReport:
 
     ``write`` makes the page of a run's folder. ``about``: a sentence on what is trained on what. ``stages``: the
     name of each stage by its folder inside of the run's, in training order; "" is the run itself. ``command``: the line
-    that repeats the run, "" for one that was started from Python.
+    that repeats the run, "" for one that was started from Python. ``seconds``: what each stage took, by its folder, in
+    an earlier run (``stage_times``).
     """
 
     def __init__(
-        self, folder: Path, write: Callable[[Path], Path], about: str, stages: Mapping[str, str], command: str
+        self,
+        folder: Path,
+        write: Callable[[Path], Path],
+        about: str,
+        stages: Mapping[str, str],
+        command: str,
+        seconds: Mapping[str, float] = MappingProxyType({}),
     ):
         self.folder, self.write, self.stages = folder, write, dict(stages)
+        self.seconds = {name: seconds[place] for place, name in self.stages.items() if place in seconds}
         self.status: dict[str, Any] = {"state": "running", "why": "", "about": about, "command": command}
         self.status |= {"stages": self.stages, "stage": "", "step": 0, "total": 0}
         self.due: float | None = time.monotonic()
@@ -46,10 +55,14 @@ class LiveReport:
         relative = folder.relative_to(self.folder).as_posix()
         return self.stages.get("" if relative == "." else relative, relative)
 
-    def later(self, stage: str) -> list[str]:
-        """Names of the stages that come after one."""
+    def later(self, stage: str) -> tuple[list[str], float | None]:
+        """Names of the stages that come after one, and their time in times of that one's, as an earlier run had it;
+        None where there was none, or nothing comes after."""
         names = list(self.stages.values())
-        return names[names.index(stage) + 1 :] if stage in names else []
+        later = names[names.index(stage) + 1 :] if stage in names else []
+        if not later or not self.seconds.get(stage):
+            return later, None
+        return later, sum(self.seconds[name] for name in later) / self.seconds[stage]
 
     def step(self, stage: str, step: int, total: int) -> None:
         """Write the page after a step, if it is due. A page that cannot be written is said, and is not tried again

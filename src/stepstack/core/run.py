@@ -31,6 +31,7 @@ from stepstack.core.folder import claim
 from stepstack.core.live_report import LiveReport
 from stepstack.core.processes import Machines, this_place
 from stepstack.core.progress import Progress
+from stepstack.core.stage_times import seconds_by_stage
 from stepstack.core.trackers import Trackers
 from stepstack.core.trainable import Trainable
 from stepstack.report import jsonl
@@ -108,7 +109,8 @@ class Run(Generic[C]):
     def keep_report(self, write: Callable[[Path], Path], about: str, stages: Mapping[str, str]) -> None:
         """Have the report written while the run goes on (``LiveReport``). A recipe calls it before its first stage."""
         if self.is_main:
-            self.live = LiveReport(self.dir, write, about, stages, self.command)
+            seconds = seconds_by_stage(self.dir, self.config, stages)
+            self.live = LiveReport(self.dir, write, about, stages, self.command, seconds)
 
     def end_report(self) -> Path | None:
         """Write the report of a run that is finished; its path, None where it is none to keep or was written before."""
@@ -460,10 +462,10 @@ class Run(Generic[C]):
                 self.live.step(self._stages()[0], step, self.progress.total)
         self._begin_step()
 
-    def _stages(self) -> tuple[str, list[str]]:
-        """Name of this stage, and those of the stages after it."""
+    def _stages(self) -> tuple[str, list[str], float | None]:
+        """Name of this stage, those of the stages after it, and the time of these in times of its own, if known."""
         stage = self.live.stage_of(self.dir) if self.live else ""
-        return stage, self.live.later(stage) if self.live else []
+        return stage, *(self.live.later(stage) if self.live else ([], None))
 
     @contextlib.contextmanager
     def _heeding_sigterm(self) -> Iterator[None]:

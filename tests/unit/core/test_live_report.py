@@ -98,11 +98,20 @@ def test_stages_have_their_names_and_the_first_end_counts(tmp_path):
     live = report(tmp_path, lambda folder: folder / "report.html")
     assert live.stage_of(tmp_path / "base") == "SFT"
     assert live.stage_of(tmp_path) == "PPO"
-    assert (live.later("SFT"), live.later("PPO")) == (["PPO"], [])
+    assert (live.later("SFT"), live.later("PPO")) == ((["PPO"], None), ([], None))
     assert live.end("stopped", "after step 3") == tmp_path / "report.html"
     assert live.end("failed") is None
     status = read_status(tmp_path)
     assert (status["state"], status["why"]) == ("stopped", "after step 3")
+
+
+def test_later_stages_take_their_share_of_an_earlier_run(tmp_path):
+    stages, seconds = {"teacher": "teacher", "student": "student", "": "GRPO"}, {"teacher": 20, "student": 10, "": 45}
+    live = LiveReport(tmp_path, lambda folder: folder, "a model learns", stages, "", seconds)
+    assert live.later("teacher") == (["student", "GRPO"], 2.75)
+    assert live.later("student") == (["GRPO"], 4.5)
+    assert live.later("GRPO") == ([], None)
+    assert live.later("a point of a sweep") == ([], None)
 
 
 HOLD = """
