@@ -314,6 +314,7 @@ def test_no_reference_is_annotated_while_kl_is_off(tmp_path):
         ({"policy_loss": PolicyLoss(old_from_sampler=1e-3)}, "which actor_updates=1 does not have"),
         ({"temperature": 0.0}, "temperature above 0"),
         ({"layout": BatchLayout(orz_parity=True)}, "layout.pack=true"),
+        ({"layout": BatchLayout(pack=True, orz_parity=True, share_prompts=True)}, "set layout.share_prompts to false"),
         ({"policy_loss": PolicyLoss(aggregate="pack-mean")}, "layout.pack=true"),
     ],
 )

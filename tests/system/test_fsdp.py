@@ -70,7 +70,7 @@ def every_rank_learned(run: Path, step: int, count: int) -> None:
 
 CASES = {
     "ppo": (*SMOOTH, *GAE),
-    "grpo with a reference": (*SMOOTH, *GRPO),
+    "grpo with a reference, prompts shared": (*SMOOTH, *GRPO, "layout.share_prompts=true"),
     "grpo": (*SMOOTH, *GRPO[:2]),  # rows without signal leave the update, of one process more than of the other
     "lora": (*SMOOTH, *GAE, *LORA),
     "muon": ("critic.optim.eps=1e-3", *GAE, *MUON),  # Muon's steps are smooth; its AdamW has no eps of its own

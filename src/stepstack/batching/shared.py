@@ -3,7 +3,8 @@
 A sequence is a prompt and its answers, one behind the other. The positions of each answer go on from the prompt, and
 the attention mask hides the other answers from it. Log-probabilities, values and gradients are those of rows of their
 own, but for rounding; the work is less by the prompts that are not repeated, and more by the scores of attention that
-the mask throws away. It pays where prompts are long beside the answers.
+the mask throws away. It pays where prompts are long beside the answers. (Prefix Grouper, arXiv 2506.05433, splits the
+attention instead.)
 """
 
 from __future__ import annotations

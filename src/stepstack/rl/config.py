@@ -292,7 +292,7 @@ class PpoConfig(RunConfig):
             )
         if self.layout.share_prompts and self.layout.orz_parity:
             raise ValueError(
-                "layout.orz_parity packs rollouts in the order of their arrival: set share_prompts to false"
+                "layout.orz_parity packs rollouts in the order of their arrival: set layout.share_prompts to false"
             )
         if self.stream is not None:
             self._check_stream(self.stream)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -189,6 +190,11 @@ def test_what_an_answer_sees_of_a_shared_prompt():
     recent = recent_tokens(micro.input_ids, micro.position_ids, micro.select, 3)
     before = [[-1, *row.prompt_ids, *row.ids] for row in first] + [[-1, -1, *second[0].prompt_ids, *second[0].ids]]
     assert recent.tolist() == [ids[place : place + 3] for ids in before for place in range(len(ids) - 3)]
+    weighted = replace(first[2], weights=(0.0, 1.0, 0.5))
+    micro = collate_shared([Siblings((first[0], weighted, first[1]))], True, "cpu")
+    assert micro.select.tolist() == [1, 2, 4, 5, 1]
+    assert micro.labels.tolist() == [*first[0].ids, *weighted.ids[1:], *first[1].ids]
+    assert micro.weight_N.tolist() == [1.0, 1.0, 1.0, 0.5, 1.0]
 
 
 def test_siblings_of_two_prompts_share_nothing():
