@@ -21,6 +21,7 @@ import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from stepstack.bounds import Text, impossible, printable, without_credentials
+from stepstack.sections import defaults, hints, plain, section
 from stepstack.suggestions import unknown_key
 from stepstack.yaml12 import parse
 
@@ -271,8 +272,7 @@ def _refuse_impossible(layer: Mapping[str, Any], source: str, where: Mapping[str
 
 def build(cls: type, resolved: Resolved) -> Any:
     """Validate into ``cls``. An error names each key, the line that set it and the nearest known key."""
-    values = _defaults(cls)  # merged key by key too: policy.optim.lr=1 keeps the default's type and its other values
-    _merge(values, resolved.values, {}, "", {})
+    values = _filled(cls, resolved.values)
     try:
         # As JSON, because there strict still lets a list be a tuple and an int be a float.
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -282,13 +282,13 @@ def build(cls: type, resolved: Resolved) -> Any:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain JSON values, keys in field order."""
-    return _plain(config)
+    return plain(config)
 
 
 def digest(config: Any, ignore: Sequence[str] = ()) -> str:
     """First 16 hex digits of the sha256 of the canonical JSON, without the dotted keys in ``ignore``."""
-    plain = without(to_dict(config), ignore)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    values = without(to_dict(config), ignore)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def without(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -400,25 +400,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return content or {}, {key: f"{_shown(path)}:{line}" for key, line in lines.items()}
 
 
-def _defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a config class as the map that a file would hold; required fields are absent."""
-    defaults = {}
-    for item in dataclasses.fields(cls):
-        if item.default is not dataclasses.MISSING:
-            defaults[item.name] = _plain(item.default)
-        elif item.default_factory is not dataclasses.MISSING:
-            defaults[item.name] = _plain(item.default_factory())
-    return defaults
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=_jsonable))
-
-
-def _jsonable(value: Any) -> Any:
-    if not dataclasses.is_dataclass(value):
-        return str(value)
-    return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+def _filled(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with the defaults of their sections, merged key by key: policy.optim.lr=1 keeps the rest of a default."""
+    values = defaults(cls)
+    _merge(values, given, {}, "", {})
+    for name, hint in hints(cls).items():
+        if below := section(hint, values.get(name)):
+            values[name] = _filled(below, values[name])
+    return values
 
 
 def _merge(

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic.fields import FieldInfo
 
 from stepstack.config import ConfigError
+from stepstack.sections import choices, hints, members
 from stepstack.suggestions import unknown_key
 
 NAMES = {int: "int", float: "float", str: "str", bool: "bool", type(None): "null", Any: "any value"}
@@ -89,32 +90,6 @@ def _documented(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
             continue
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             yield attribute.target.id, " ".join(str(following.value.value).split())
-
-
-@cache
-def hints(cls: type) -> Mapping[str, Any]:
-    """Annotated types of the fields of a config class."""
-    annotated = typing.get_type_hints(cls, include_extras=True)
-    return {item.name: annotated[item.name] for item in dataclasses.fields(cls)}
-
-
-def members(hint: Any) -> tuple[Any, ...]:
-    """Members of a union, the type of its elements for a list of sections, else the type alone."""
-    if typing.get_origin(hint) is Annotated:
-        return members(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return tuple(part for member in typing.get_args(hint) for part in members(member))
-    elements = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
-    return elements if elements and dataclasses.is_dataclass(elements[0]) else (hint,)
-
-
-def choices(hint: Any) -> dict[str, type]:
-    """Value of ``type`` -> class of a union of sections; none where there is nothing to choose."""
-    by_type: dict[str, type] = {}
-    for member in members(hint):
-        if isinstance(member, type) and dataclasses.is_dataclass(member) and "type" in hints(member):
-            by_type.update(dict.fromkeys(typing.get_args(hints(member)["type"]), member))
-    return by_type if len(by_type) > 1 else {}
 
 
 def describe(hint: Any) -> str:

@@ -50,6 +50,23 @@ class Config(RunConfig):
     extra: tuple[Extra, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain(Strict):
+    type: Literal["plain"] = "plain"
+    path: str = "here"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Critics(Strict):
+    type: Literal["critics"] = "critics"
+    critic: Policy = Policy(optim=Muon(momentum=0.5), clip=2.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nested(RunConfig):
+    model: Annotated[Plain | Critics, Field(discriminator="type")] = Plain()
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a config file and return its path as text."""
@@ -116,6 +133,17 @@ def test_a_union_whose_type_stays_is_merged(write):
     write("base.yaml", "policy: {optim: {type: muon, lr: 0.5}}")
     file = write("run.yaml", "base: base.yaml\nrecipe: x\npolicy: {optim: {type: muon, momentum: 0.1}}")
     assert built(file, "policy.optim.lr=0.25").policy.optim == Muon(lr=0.25, momentum=0.1)
+
+
+def test_a_chosen_section_has_its_own_defaults(write):
+    """A critic's optimizer is Muon by default, and so it is where a file only names the model that has a critic."""
+    file = write("run.yaml", "recipe: x\nmodel: {type: critics}")
+    chosen = config.build(Nested, config.resolve(file, ["model.critic.optim.lr=0.25"]))
+    assert chosen.model == Critics(critic=Policy(optim=Muon(lr=0.25, momentum=0.5), clip=2.0))
+    other = config.build(Nested, config.resolve(file, ["model.critic.optim.type=adam", "model.critic.optim.lr=0.25"]))
+    assert other.model == Critics(critic=Policy(optim=Adam(lr=0.25), clip=2.0))
+    with pytest.raises(ConfigError, match=r"model\.critic\.optim\.betas"):
+        config.build(Nested, config.resolve(file, ["model.critic.optim.betas=[0.1, 0.2]"]))
 
 
 def test_the_type_of_a_union_changes_on_the_command_line(write):
