@@ -101,6 +101,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         ("policy_loss.aggregate=seq-mean-token-sum",),
         ("policy_loss.aggregate=pack-mean", "value_loss.aggregate=pack-mean", "layout.pack=true"),
         ("layout.pack=true",),
+        ("layout.share_prompts=true", "actor.gradient_checkpointing=true"),
         ("layout={pack: true, max_tokens: 256, orz_parity: true}",),
         ("value_loss.clip=null",),
         ("entropy_weight=0.01",),

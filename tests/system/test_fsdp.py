@@ -90,9 +90,10 @@ def test_two_processes_give_the_trajectory_of_one(new_run, words):
 
 
 def test_from_scratch_with_muon_and_tied_embeddings(whole, tmp_path):
-    """The SFT stage, whose optimizer is Muon, and whose exported base ties its head."""
+    """The SFT stage, whose optimizer is Muon, and whose exported base ties its head. Its rows have a prompt each, though
+    rollouts of the next stage share theirs."""
     run = tmp_path / "q"
-    sharded(run, 2)
+    sharded(run, 2, "layout.share_prompts=true")
     losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     bases = [dict(AutoModelForCausalLM.from_pretrained(r / "base" / "model").named_parameters()) for r in (whole, run)]

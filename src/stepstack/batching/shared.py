@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stepstack.batching.rows import Row
+from stepstack.records import Picture
 
 PROMPT, PADDING = 0, -1  # parts of a sequence; answers count from 1
 
@@ -32,7 +33,8 @@ class Siblings:
         for row in self.rows[1:]:
             if (row.prompt_ids, row.pictures) != (first.prompt_ids, first.pictures):
                 raise ValueError(
-                    f"rows {first.index} and {row.index} of one group have two prompts: set layout.share_prompts=false"
+                    f"rows {first.index} and {row.index} have two prompts and cannot share one: set "
+                    "layout.share_prompts=false"
                 )
 
     @property
@@ -65,12 +67,12 @@ class Siblings:
 
 
 def siblings(rows: Sequence[Row], max_tokens: int) -> list[Siblings]:
-    """Rows by their group, in sequences of at most ``max_tokens``, but for a row that is longer by itself."""
-    groups: dict[int, list[Row]] = defaultdict(list)
+    """Rows by their prompt, in sequences of at most ``max_tokens``, but for a row that is longer by itself."""
+    by_prompt: dict[tuple[tuple[int, ...], tuple[Picture, ...]], list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.index):
-        groups[row.group].append(row)
+        by_prompt[row.prompt_ids, row.pictures].append(row)
     found = []
-    for group in groups.values():
+    for group in by_prompt.values():
         together: list[Row] = []
         for row in group:
             if together and len(together[0]) + sum(len(other.ids) for other in (*together[1:], row)) > max_tokens:

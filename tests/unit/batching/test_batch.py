@@ -197,11 +197,13 @@ def test_what_an_answer_sees_of_a_shared_prompt():
     assert micro.weight_N.tolist() == [1.0, 1.0, 1.0, 0.5, 1.0]
 
 
-def test_siblings_of_two_prompts_share_nothing():
-    with pytest.raises(
-        ValueError, match=r"rows 0 and 1 of one group have two prompts: set layout\.share_prompts=false"
-    ):
-        Siblings(tuple(tools.rows([(2, 2), (3, 2)], n=2)))
+def test_rows_of_two_prompts_share_nothing():
+    """Rows of supervised training are all of one group."""
+    rows = tools.rows([(2, 2), (3, 2), (2, 1)], n=3)
+    [micro] = sequences(rows, BatchLayout(share_prompts=True))
+    assert [[row.index for row in one.rows] for one in micro] == [[0, 2], [1]]
+    with pytest.raises(ValueError, match="rows 0 and 1 have two prompts and cannot share one"):
+        Siblings((rows[0], rows[1]))
 
 
 def test_a_rollout_that_does_not_fit_is_named():
