@@ -80,7 +80,8 @@ def collate_shared(
     """Tensors of one forward. select[i] is the flat position of the token before labels[i], which for the first token
     of an answer is the last one of its prompt."""
     lengths = [len(sequence) for sequence in sequences]
-    starts = [0, *accumulate(lengths)] if pack else range(0, len(lengths) * max(lengths), max(lengths))
+    widths = lengths if pack else [max(lengths)] * len(lengths)
+    starts = list(accumulate(widths[:-1], initial=0))
     input_ids = _joined([torch.tensor(sequence.ids) for sequence in sequences], pack)
     shared, mask = any(len(sequence.rows) > 1 for sequence in sequences), None
     if shared:
@@ -90,7 +91,7 @@ def collate_shared(
     if pack or shared:
         position_ids = _joined([sequence.positions for sequence in sequences], pack, 1)
     else:
-        position_ids = torch.arange(max(lengths)).expand_as(input_ids)  # a restart in padding would mean packed rows
+        position_ids = torch.arange(widths[0]).expand_as(input_ids)  # a restart in padding would mean packed rows
     rows = [row for sequence in sequences for row in sequence.rows]
     learned = [torch.tensor(row.learned) for row in rows]
     labels = torch.cat([torch.tensor(row.ids)[places] for row, places in zip(rows, learned, strict=True)])
@@ -119,7 +120,7 @@ def _joined(tensors: Sequence[Tensor], pack: bool, padding: int = 0) -> Tensor:
 def _before(sequences: Sequence[Siblings], starts: Sequence[int], learned: Sequence[Tensor]) -> Iterator[Tensor]:
     """Flat positions of the tokens before the learned ones of each row."""
     places_of = iter(learned)
-    for sequence, start in zip(sequences, starts, strict=False):
+    for sequence, start in zip(sequences, starts, strict=True):
         prompt, *answers = sequence.counts
         for begins, places in zip(accumulate(answers[:-1], initial=0), places_of, strict=False):
             yield start + prompt - 1 + torch.where(places == 0, 0, begins + places)

@@ -45,10 +45,10 @@ def minibatches(
         raise ValueError(f"{batch.size} rows are too few for {run.processes} processes: raise the batch or start fewer")
     parts = plan(batch, updates, layout)
     parts += [[] for _ in range(int(run.max(torch.tensor([float(len(parts))]))) - len(parts))]
-    used = {row.index for part in parts for row in rows_of(part)}
+    used = {row.index for part in parts for row in _rows_of(part)}
     learned = parts
     if learns is not None:
-        learned = [sequences([row for row in rows_of(part) if learns(row)], layout) for part in parts]
+        learned = [sequences([row for row in _rows_of(part) if learns(row)], layout) for part in parts]
     counts = [(*_counts(part), _counts(left)[1]) for part, left in zip(parts, learned, strict=True)]
     totals = run.sum(torch.tensor(counts, dtype=torch.float64)).tolist()
     most = run.max(torch.tensor([float(len(part)) for part in learned])).clamp(min=1).long().tolist()
@@ -58,13 +58,13 @@ def minibatches(
     return result
 
 
-def rows_of(part: list[list[Siblings]]) -> list[Row]:
+def _rows_of(part: list[list[Siblings]]) -> list[Row]:
     """All rows of some micro-batches."""
     return [row for micro in part for sequence in micro for row in sequence.rows]
 
 
 def _counts(part: list[list[Siblings]]) -> tuple[float, float, float]:
-    rows = rows_of(part)
+    rows = _rows_of(part)
     return sum(row.weight for row in rows), float(len(rows)), float(len(part))
 
 
