@@ -90,8 +90,8 @@ def test_two_processes_give_the_trajectory_of_one(new_run, words):
 
 
 def test_from_scratch_with_muon_and_tied_embeddings(whole, tmp_path):
-    """The SFT stage, whose optimizer is Muon, and whose exported base ties its head. Its rows have a prompt each, though
-    rollouts of the next stage share theirs."""
+    """The SFT stage, whose optimizer is Muon, and whose exported base ties its head. Its rows have a prompt each, and
+    share none, though the rollouts of the next stage do."""
     run = tmp_path / "q"
     sharded(run, 2, "layout.share_prompts=true")
     losses = [[row["loss"] for row in rows(r / "base")] for r in (whole, run)]

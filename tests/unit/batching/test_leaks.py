@@ -4,9 +4,12 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
+import torch
 
+from stepstack.batching.collate import collate, collate_shared
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.leaks import refuse_leaks
+from stepstack.batching.shared import siblings
 from stepstack.config import ConfigError
 from stepstack.core.config import Lora, TrainableConfig
 from stepstack.models.lm import tiny
@@ -29,8 +32,10 @@ def policy(tmp_path, lm, **cfg):
 def test_a_family_whose_rows_stay_apart_is_packed_and_shares_prompts(tmp_path, name, key):
     run, actor = policy(tmp_path, family(name))
     actor.module.train()
-    refuse_leaks(run, actor, BatchLayout(**{key: True}))
-    assert actor.module.training
+    short = key == "share_prompts" and name == "mistral"  # its window of 4 tokens
+    with pytest.raises(ConfigError, match="mistral looks back 4 tokens") if short else nullcontext():
+        refuse_leaks(run, actor, BatchLayout(**{key: True}))
+    assert actor.module.training != short
 
 
 @pytest.mark.parametrize("name", LEAKING)
@@ -39,6 +44,28 @@ def test_a_family_that_leaks_is_refused_by_name(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"layout\.pack=true: {name} lets a row see the one in front"):
         refuse_leaks(run, actor, BatchLayout(pack=True))
     refuse_leaks(run, actor, BatchLayout(pack=False))
+
+
+@pytest.mark.parametrize("name", APART)
+@torch.no_grad()
+def test_answers_that_share_a_prompt_are_scored_as_rows_of_their_own(name):
+    lm = family(name)
+    windowed = name == "mistral"  # of 4 tokens
+    rows = tools.rows([(5, 9), (5, 7), (5, 8), (3, 4), (3, 9)], vocab=lm.config.vocab_size, n=3)
+    if windowed:
+        with pytest.raises(ConfigError, match=r"mistral looks back 4 tokens, and a prompt with its answers has 29"):
+            Policy(lm)(**collate_shared(siblings(rows, 100), False, "cpu").inputs())
+        rows = tools.rows([(1, 1), (1, 2)], vocab=lm.config.vocab_size, n=2)
+    own, *shared = (
+        Policy(lm)(**micro.inputs())[0]
+        for micro in (
+            collate(rows, False, "cpu"),
+            collate_shared(siblings(rows, 100), False, "cpu"),
+            collate_shared(siblings(rows, 100), not windowed, "cpu"),
+        )
+    )
+    for logp in shared:
+        torch.testing.assert_close(logp, own, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5_text", "granitemoehybrid", "lfm2", "gpt_oss"])

@@ -20,6 +20,7 @@ LOGIT_TRANSFORMS = (
     "logit_scale",
     "logits_scaling",
 )  # config keys
+WINDOWS = ("sliding_window", "attention_chunk_size")  # config keys
 MIN_LOGIT = -1e30  # logit of a banned token; not -inf, whose product with probability 0 is NaN
 MAX_LOGIT_POSITIONS = 4096  # positions whose logits exist at one time: 4096 x 152k fp32 is 2.5 GB
 
@@ -78,12 +79,22 @@ def in_chunks(head: Callable[..., tuple[Tensor, ...]], *columns: Tensor | None) 
 
 
 def checked_mask(config: PreTrainedConfig, attention_mask: Tensor | None) -> Tensor | None:
-    """The mask for the attention of a model with ``config``; ConfigError where that takes none."""
-    kind = config.get_text_config()._attn_implementation
-    if attention_mask is not None and kind != "sdpa":
+    """The mask [B, 1, T, T] for the attention of a model with ``config``; ConfigError where that takes none, and where
+    it looks back less than T tokens, which such a mask does not say."""
+    text = config.get_text_config()
+    if attention_mask is None:
+        return None
+    if text._attn_implementation != "sdpa":
         raise ConfigError(
-            f"model.attention={kind} takes no mask of answers that share a prompt: set it to sdpa, or "
-            "layout.share_prompts=false"
+            f"model.attention={text._attn_implementation} takes no mask of answers that share a prompt: set it to "
+            "sdpa, or layout.share_prompts=false"
+        )
+    values, width = text.to_dict(), attention_mask.shape[-1]
+    windows = [values[key] for key in WINDOWS if values.get(key)]
+    if windows and min(windows) < width:
+        raise ConfigError(
+            f"{text.model_type} looks back {min(windows)} tokens, and a prompt with its answers has {width}: set "
+            f"layout.share_prompts=false, or layout.max_tokens to at most {min(windows)}"
         )
     return attention_mask
 
