@@ -159,6 +159,11 @@ def config_class(name: str) -> type[RunConfig]:
     return import_module(f"recipes.{name}.config").Config
 
 
+def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Resolved:
+    """The values of a config as its files and ``overrides`` have them, each with its source."""
+    return config.resolve(name, overrides, configs, class_of=config_class)
+
+
 @overload
 def load_config(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> RunConfig: ...
 
@@ -175,7 +180,7 @@ def load_config(
     ConfigError names the key, the file and what to do; also where a name in the config is that of no file, and for a
     config of another ``kind``, the class of a recipe.
     """
-    resolved = config.resolve(name, overrides, configs)
+    resolved = resolve(name, overrides, configs)
     recipe = resolved.values["recipe"]
     cfg = config.build(config_class(recipe), resolved)
     if not isinstance(cfg, kind):

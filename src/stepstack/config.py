@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +21,8 @@ import yaml
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from stepstack.bounds import Text, impossible, printable, without_credentials
-from stepstack.sections import defaults, hints, plain, section
+from stepstack.merging import filled, merge
+from stepstack.sections import plain
 from stepstack.suggestions import unknown_key
 from stepstack.yaml12 import parse
 
@@ -225,10 +226,15 @@ def find(name: str, configs: Path = CONFIGS) -> Path:
     raise ConfigError(f"no config {name!r}: {path} does not exist.{hint} There are: {', '.join(menu)}")
 
 
-def resolve(name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS) -> Resolved:
-    """Merge the base chain, the file and the overrides of a run, keeping the source of each key. Of a file outside of
-    the repository a relative ``dir`` is one of the current folder."""
-    merged = _merged(find(name, configs), overrides)
+def resolve(
+    name: str, overrides: Sequence[str] = (), configs: Path = CONFIGS, *, class_of: Callable[[str], type]
+) -> Resolved:
+    """Merge the base chain, the file and the overrides of a run, keeping the source of each key; ``class_of`` gives the
+    config class of a recipe, whose defaults are what a layer changes. Of a file outside of the repository a relative
+    ``dir`` is one of the current folder."""
+    merged = _merged(
+        find(name, configs), overrides, lambda values: class_of(values["recipe"]) if "recipe" in values else None
+    )
     if "recipe" not in merged.values:
         raise ConfigError(
             f"{_shown(merged.path)}: no key 'recipe' (in configs/base? those files are not runnable): name one"
@@ -248,20 +254,24 @@ def read(cls: type, path: Path, overrides: Sequence[str] = ()) -> Any:
     errors."""
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: give the path of a YAML file")
-    return build(cls, _merged(path, overrides))
+    return build(cls, _merged(path, overrides, lambda values: cls))
 
 
-def _merged(path: Path, overrides: Sequence[str]) -> Resolved:
+def _merged(path: Path, overrides: Sequence[str], class_of: Callable[[Mapping[str, Any]], type | None]) -> Resolved:
+    """``class_of``: the class of a config that has these values so far, None where they do not tell."""
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+
+    def add(layer: Mapping[str, Any], source: str, where: Mapping[str, str]) -> None:
+        _refuse_impossible(layer, source, where)
+        cls = class_of(values)
+        merge(values, layer, sources, source, where, filled(cls, values) if cls else {})
+
     for file, layer, where in _chain(path):
         layer.pop("base", None)
-        _refuse_impossible(layer, _shown(file), where)
-        _merge(values, layer, sources, _shown(file), where)
+        add(layer, _shown(file), where)
     for text in overrides:
-        layer, source = _override(text), f"command line {printable(text)}"
-        _refuse_impossible(layer, source, {})
-        _merge(values, layer, sources, source, {})
+        add(_override(text), f"command line {printable(text)}", {})
     return Resolved(path, values, sources)
 
 
@@ -272,7 +282,7 @@ def _refuse_impossible(layer: Mapping[str, Any], source: str, where: Mapping[str
 
 def build(cls: type, resolved: Resolved) -> Any:
     """Validate into ``cls``. An error names each key, the line that set it and the nearest known key."""
-    values = _filled(cls, resolved.values)
+    values = filled(cls, resolved.values)
     try:
         # As JSON, because there strict still lets a list be a tuple and an int be a float.
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -398,42 +408,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(content, dict | None):
         raise ConfigError(f"{_shown(path)}: must be a map of keys, not {type(content).__name__}")
     return content or {}, {key: f"{_shown(path)}:{line}" for key, line in lines.items()}
-
-
-def _filled(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with the defaults of their sections, merged key by key: policy.optim.lr=1 keeps the rest of a default."""
-    values = defaults(cls)
-    _merge(values, given, {}, "", {})
-    for name, hint in hints(cls).items():
-        if below := section(hint, values.get(name)):
-            values[name] = _filled(below, values[name])
-    return values
-
-
-def _merge(
-    into: dict, layer: Mapping, sources: dict[str, str], source: str, where: Mapping[str, str], prefix: str = ""
-) -> None:
-    """Maps merge key by key; a map whose ``type`` changes, or that only now names one, is replaced whole, so that no
-    key of another choice remains. ``where`` has the places of keys in ``source``, as far as it has lines."""
-    for key, value in layer.items():
-        dotted = f"{prefix}{key}"
-        old: Any = into.get(key)
-        maps = isinstance(value, Mapping) and isinstance(old, Mapping)
-        if maps and value.get("type", old.get("type")) == old.get("type"):
-            _merge(into[key], value, sources, source, where, f"{dotted}.")
-            continue
-        for stale in [k for k in sources if k == dotted or k.startswith(f"{dotted}.")]:
-            del sources[stale]
-        into[key] = json.loads(json.dumps(value)) if isinstance(value, Mapping | list) else value
-        sources |= {name: where.get(name, source) for name in _names(value, dotted)}
-
-
-def _names(value: Any, name: str) -> Iterator[str]:
-    """``name`` and the dotted names of all that is in ``value``."""
-    yield name
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield from _names(item, f"{name}.{key}")
 
 
 def _explain_errors(error: ValidationError, cls: type, values: Mapping, resolved: Resolved) -> Iterator[str]:

@@ -8,7 +8,7 @@ import shlex
 import pytest
 import yaml
 
-from recipes.protocol import config_class, load_config, names
+from recipes.protocol import config_class, load_config, names, resolve
 from stepstack import config, keys
 from stepstack.config import CONFIGS, ROOT
 from stepstack.core import launch
@@ -32,7 +32,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loads_and_explains_every_key(name):
-    resolved = config.resolve(name)
+    resolved = resolve(name)
     loaded = load_config(name)
     assert loaded.name == name
     rows = config.explain(loaded, resolved)
@@ -43,6 +43,13 @@ def test_loads_and_explains_every_key(name):
         if source not in ("default", "derived", f"stem of configs/{name}.yaml"):
             file, _, line = source.partition(":")
             assert key.rpartition(".")[2] in (ROOT / file).read_text().splitlines()[int(line) - 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_naming_a_choice_that_is_there_already_changes_nothing(name):
+    loaded = load_config(name)
+    types = [(key, value) for key, value in config.flatten(config.to_dict(loaded)) if key.endswith(".type")]
+    assert load_config(name, [f"{key}={value}" for key, value in reversed(types)]) == loaded
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,6 +67,10 @@ class Nested(RunConfig):
     model: Annotated[Plain | Critics, Field(discriminator="type")] = Plain()
 
 
+def resolve(path, overrides=(), cls=Config):
+    return config.resolve(path, overrides, class_of=lambda recipe: cls)
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a config file and return its path as text."""
@@ -81,7 +85,7 @@ def write(tmp_path):
 
 
 def built(path: str, *overrides: str) -> Config:
-    return config.build(Config, config.resolve(path, overrides))
+    return config.build(Config, resolve(path, overrides))
 
 
 def refused(path: str, *overrides: str) -> str:
@@ -110,7 +114,7 @@ def test_a_later_override_wins(write):
 def test_explain_names_the_source_of_every_value(write):
     write("base.yaml", "# numbers\nsteps: 1\npolicy: {clip: 1.0}")
     file = write("run.yaml", "base: base.yaml\nrecipe: x\nstop: [a, b]")
-    resolved = config.resolve(file, ["seed=3"])
+    resolved = resolve(file, ["seed=3"])
     rows = {key: (value, source) for key, value, source in config.explain(config.build(Config, resolved), resolved)}
     assert rows["steps"][1].endswith("base.yaml:2")
     assert rows["policy.clip"] == (1.0, rows["steps"][1].replace(":2", ":3"))
@@ -125,8 +129,17 @@ def test_a_union_whose_type_changes_is_replaced_whole(write):
     write("base.yaml", "policy: {clip: 1.0, optim: {type: adam, lr: 0.5, betas: [0.1, 0.2]}}")
     file = write("run.yaml", "base: base.yaml\nrecipe: x\npolicy: {optim: {type: muon}}")
     assert built(file).policy == Policy(clip=1.0, optim=Muon())
-    keys = config.resolve(file).sources
+    keys = resolve(file).sources
     assert not any("betas" in key for key in keys)
+
+
+def test_a_union_whose_type_is_first_named_is_merged_if_it_is_the_default(write):
+    """Naming what is there already changes nothing; another choice replaces it whole."""
+    file = write("run.yaml", "recipe: x\npolicy: {optim: {lr: 0.5}}\ncritic: {optim: {lr: 0.5}}")
+    assert built(file, "policy.optim.type=adam").policy.optim == Adam(lr=0.5)
+    assert built(file, "policy.optim.type=muon").policy.optim == Muon()
+    assert built(file, "critic.optim.type=muon").critic.optim == Muon(lr=0.5, momentum=0.5)
+    assert resolve(file, ["policy.optim.type=adam"]).sources["policy.optim.lr"].endswith("run.yaml:2")
 
 
 def test_a_union_whose_type_stays_is_merged(write):
@@ -138,12 +151,14 @@ def test_a_union_whose_type_stays_is_merged(write):
 def test_a_chosen_section_has_its_own_defaults(write):
     """A critic's optimizer is Muon by default, and so it is where a file only names the model that has a critic."""
     file = write("run.yaml", "recipe: x\nmodel: {type: critics}")
-    chosen = config.build(Nested, config.resolve(file, ["model.critic.optim.lr=0.25"]))
+    chosen = config.build(Nested, resolve(file, cls=Nested, overrides=["model.critic.optim.lr=0.25"]))
     assert chosen.model == Critics(critic=Policy(optim=Muon(lr=0.25, momentum=0.5), clip=2.0))
-    other = config.build(Nested, config.resolve(file, ["model.critic.optim.type=adam", "model.critic.optim.lr=0.25"]))
+    other = config.build(
+        Nested, resolve(file, cls=Nested, overrides=["model.critic.optim.type=adam", "model.critic.optim.lr=0.25"])
+    )
     assert other.model == Critics(critic=Policy(optim=Adam(lr=0.25), clip=2.0))
     with pytest.raises(ConfigError, match=r"model\.critic\.optim\.betas"):
-        config.build(Nested, config.resolve(file, ["model.critic.optim.betas=[0.1, 0.2]"]))
+        config.build(Nested, resolve(file, cls=Nested, overrides=["model.critic.optim.betas=[0.1, 0.2]"]))
 
 
 def test_the_type_of_a_union_changes_on_the_command_line(write):
@@ -398,7 +413,7 @@ def test_runs_of_a_config_outside_of_the_repository_are_in_the_current_folder(wr
     assert load_config(file, ["dir=mine"]).folder == tmp_path / "mine" / "a"
     assert load_config(file, ["dir=/elsewhere"]).folder == Path("/elsewhere/a")
     assert load_config("orz-tiny").folder == config.ROOT / "runs" / "orz-tiny"
-    assert config.resolve(file).sources["dir"] == "the current folder"
+    assert resolve(file).sources["dir"] == "the current folder"
     with pytest.raises(ConfigError, match="dir = 3"):
         load_config(file, ["dir=3"])
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.protocol import load_config
+from recipes.protocol import load_config, resolve
 from stepstack import config
 from stepstack.bounds import LARGEST, impossible
 from stepstack.config import CONFIGS, ConfigError, flatten, to_dict
@@ -43,7 +43,7 @@ def refusal(name, *overrides):
     except ConfigError as error:
         str(error).encode()  # a terminal can print it
         return str(error)
-    config.explain(cfg, config.resolve(name, overrides))
+    config.explain(cfg, resolve(name, overrides))
     json.dumps(to_dict(cfg), allow_nan=False).encode()
     return None
 

@@ -93,7 +93,7 @@ def _print(args: argparse.Namespace) -> int:
     from recipes import protocol
     from stepstack.core import preflight
 
-    resolved = config.resolve(args.name, args.overrides)
+    resolved = protocol.resolve(args.name, args.overrides)
     cfg = protocol.load_config(args.name, args.overrides)
     preflight.refuse_trackers(cfg)
     values = config.explain(cfg, resolved)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recipes.protocol import load_config
+from recipes.protocol import load_config, resolve
 from stepstack import config
 from stepstack.cli import main as cli
 from stepstack.config import ConfigError, Scale
@@ -172,14 +172,14 @@ def test_the_optimizer_without_a_scale_says_what_to_give():
 
 def test_explain_shows_what_the_law_says():
     words = ["actor.optim.type=steplaw", "actor.optim.params=1e9", "actor.optim.tokens=1e11"]
-    resolved, loaded = config.resolve("orz-tiny", words), load_config("orz-tiny", words)
+    resolved, loaded = resolve("orz-tiny", words), load_config("orz-tiny", words)
     derived = {key: value for key, value, source in config.explain(loaded, resolved) if source == "derived"}
     assert derived["actor.optim.lr"] == pytest.approx(1.6325e-3, rel=1e-4)
     assert derived["actor.optim.batch_tokens"] == pytest.approx(1.1077e6, rel=1e-3)
 
 
 def test_a_recipe_says_its_scale_and_explain_warns():
-    resolved, loaded = (make("orz-tiny", ["actor.optim.type=steplaw"]) for make in (config.resolve, load_config))
+    resolved, loaded = (make("orz-tiny", ["actor.optim.type=steplaw"]) for make in (resolve, load_config))
     derived = {key: value for key, value, source in config.explain(loaded, resolved) if source == "derived"}
     assert derived["actor.optim.at.tokens"] == 100 * 16 * 8 * 64
     assert derived["actor.optim.at.params"] == loaded.scale.params > 2e5
