@@ -227,6 +227,7 @@ class Benchmarks(Strict):
     LLaMA Questions is right where it holds the right one's words."""
 
 
+PLAYED = "played"  # the task that needs no recogniser
 SPOKEN = (  # names of the spoken benchmarks
     "clips",
     "resynthesis",
@@ -326,7 +327,7 @@ class Config(RunConfig):
     def task_names(self) -> tuple[str, ...]:
         if isinstance(self.data, SpeechFiles):
             return SPOKEN
-        return ("test", "swapped", "select", *SPOKEN)
+        return ("test", "swapped", "select", PLAYED, *SPOKEN)
 
     def __post_init__(self) -> None:
         published = isinstance(self.model, Pretrained)

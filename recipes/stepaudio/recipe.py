@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from recipes.stepaudio import data
-from recipes.stepaudio.config import PACKAGES, Config
+from recipes.stepaudio.config import PACKAGES, PLAYED, Config
 from recipes.stepaudio.data import check_codec, text_tokenizer, voices_text
 from recipes.stepaudio.evaluation.open import open_engine
 from recipes.stepaudio.model import student_takes
@@ -37,17 +38,18 @@ def train(run: Run[Config]) -> None:
         train_published(run)
         return
     check_codec(cfg)
+    evals = cfg.evals
+    if evals and (missing := missing_judges(cfg)):
+        log.warning("words are not judged: %s; the report plays what is spoken", missing)
+        evals = (PLAYED,)
     tokenizer = text_tokenizer(cfg)
     teacher = train_teacher(run, tokenizer)
     student = train_student(run, student_takes(run, teacher), tokenizer, teacher)
     model = student if cfg.rl is None else train_by_reward(run, student, tokenizer)
-    if missing := missing_judges(cfg):
-        log.warning("not evaluated: %s", missing)
-    else:
-        evaluate(run, "before", teacher)
-        if model != student:
-            evaluate(run, "student", student)
-        evaluate(run, "after", model)
+    evaluate(run, "before", teacher, evals)
+    if model != student:
+        evaluate(run, "student", student, evals)
+    evaluate(run, "after", model, evals)
     report_outcome(run)
     run.finish()
 
@@ -57,15 +59,15 @@ def train_published(run: Run[Config]) -> None:
     for it and names what plays its codes."""
     student = released.train(run)
     if run.config.evals:
-        evaluate(run, "after", student)
+        evaluate(run, "after", student, run.config.evals)
     write_model_cards(run)
     run.finish()
 
 
-def evaluate(run: Run[Config], when: str, folder: Path) -> None:
+def evaluate(run: Run[Config], when: str, folder: Path, evals: Sequence[str]) -> None:
     """Figures of the teacher (``before``), of the student that GRPO begins with (``student``), or of what the run makes
-    (``after``)."""
-    measure(run, when, open_engine(run.config, folder, run.device), str(folder), tasks(run.config))
+    (``after``), in ``evals``."""
+    measure(run, when, open_engine(run.config, folder, run.device), str(folder), tasks(run.config), evals)
 
 
 def missing_judges(cfg: Config) -> str:

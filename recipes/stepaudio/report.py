@@ -7,8 +7,9 @@ from pathlib import Path
 from data.drawn.splits import Split
 from data.media import audio
 from data.sets.speech import RATE
-from recipes.stepaudio.config import Config
+from recipes.stepaudio.config import PLAYED, Config
 from recipes.stepaudio.data import VOICES, layout_of, load_decoder, recordings, text_tokenizer
+from recipes.stepaudio.tasks import LINES
 from stepstack.config import ROOT, Resolved, build
 from stepstack.core.run import Run
 from stepstack.harness.answers import Sample
@@ -22,7 +23,6 @@ from stepstack.report.html import Marked, Report, Sound
 from stepstack.report.spectrogram import spectrogram_png
 from stepstack.scoring.speech import word_errors
 
-PLAYED = 12  # lines with players
 HEADS = {"before": "teacher", "after": "student"}
 
 
@@ -67,8 +67,9 @@ def write_report(folder: Path) -> Path:
 def _players(report: Report, columns: Columns, cfg: Config) -> None:
     """Table of lines: the text, the recording as the codec plays it, and each model's take, with spectrograms and what
     was heard."""
-    split: Split = "test" if all("test" in column for column in columns.values()) else "select"
-    shown: list[dict[str, Result]] = [{split: column[split]} if split in column else {} for column in columns.values()]
+    task = next((name for name in ("test", PLAYED) if all(name in column for column in columns.values())), "select")
+    split: Split = "select" if task == "select" else "test"
+    shown: list[dict[str, Result]] = [{task: column[task]} if task in column else {} for column in columns.values()]
     decoder, takes = load_decoder(cfg), recordings(cfg, split)
     layout = layout_of(cfg, text_tokenizer(cfg))
 
@@ -79,16 +80,20 @@ def _players(report: Report, columns: Columns, cfg: Config) -> None:
         return Sound(audio.wav(wave.numpy(), RATE), spectrogram_png(log_mel(wave, FRAMES).numpy()), words)
 
     rows: list[list[Sound | str]] = []
-    for samples in side_by_side(*shown)[:PLAYED]:
+    for samples in side_by_side(*shown)[:LINES]:
         take = takes[samples[0].index]
         line = " ".join(filter(None, (take.line.speaker, take.line.tag, take.line.text)))
         spoken = [sound(layout.split(layout.whole_groups(sample.ids or ())), _heard(sample)) for sample in samples]
         rows.append([line, sound(take.codes), *spoken])
     heads = [HEADS.get(when, when) for when in columns]
     report.details("Voices of the recordings", jsonl.read_json(ROOT / cfg.tokens / VOICES))
-    report.sounds("Listen: wrong words are marked", ("text", "recording, through the codec", *heads), rows)
+    title = "Listen" if task == PLAYED else "Listen: wrong words are marked"
+    report.sounds(title, ("text", "recording, through the codec", *heads), rows)
 
 
 def _heard(sample: Sample) -> Marked:
-    marks = word_errors(sample.problem, sample.answer or "", "spoken-en").marks
+    """Words that the recogniser heard, the wrong ones marked; none where there was none."""
+    if sample.answer is None:
+        return ()
+    marks = word_errors(sample.problem, sample.answer, "spoken-en").marks
     return [(word, kind != "equal") for word, kind in marks]

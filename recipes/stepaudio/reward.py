@@ -135,6 +135,11 @@ def score_answers(cfg: Config, answers: Sequence[Answer]) -> list[Score]:
     return open_judge(cfg)(takes_of(cfg, answers))
 
 
+def score_unheard(cfg: Config, answers: Sequence[Answer]) -> list[Score]:
+    """Scores of spoken answers without a recogniser: whether they end by themselves, which says nothing of words."""
+    return [Score(float(take.ended), {"ended": float(take.ended)}) for take in takes_of(cfg, answers)]
+
+
 # -- the reward of reinforcement learning ---------------------------------------------------------------------------
 
 

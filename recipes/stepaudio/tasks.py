@@ -9,13 +9,13 @@ from pathlib import Path
 from data.drawn import sentences
 from data.drawn.sentences import Line, Sentences
 from data.sets.speech import Take
-from recipes.stepaudio.config import Config
+from recipes.stepaudio.config import PLAYED, Config
 from recipes.stepaudio.data import prompt_text, recordings, split_lines
 from recipes.stepaudio.evaluation.chats import chat_tasks
 from recipes.stepaudio.evaluation.spoken import seed_tasks, spoken_task
 from recipes.stepaudio.model import line_of
 from recipes.stepaudio.released.data import takes
-from recipes.stepaudio.reward import score_answers
+from recipes.stepaudio.reward import score_answers, score_unheard
 from stepstack.generation.prompts import Resynthesis, SpeechPrompt
 from stepstack.generation.types import Budget, Sampling
 from stepstack.harness.metrics import Metric, part
@@ -23,9 +23,12 @@ from stepstack.harness.task import Task
 from stepstack.models.speech.packages import RESEMBLYZER
 from stepstack.records import Problem
 
+LINES = 12  # of the task that needs no recogniser, and of the report
+
 
 def tasks(cfg: Config) -> list[Task]:
-    """``test``: unseen texts; ``swapped``: the same with another speaker and tag; ``select``: what is watched."""
+    """``test``: unseen texts; ``swapped``: the same with another speaker and tag; ``select``: what is watched;
+    ``played``: a few of the unseen texts, for a report of a machine without a recogniser."""
     if not isinstance(cfg.data, Sentences):
         return benchmarks(cfg)
     own = {
@@ -47,7 +50,17 @@ def tasks(cfg: Config) -> list[Task]:
         )
         for name, make in own.items()
     ]
-    return [*drawn, *benchmarks(cfg)]
+    played = Task(
+        name=PLAYED,
+        version=1,
+        about=f"{PLAYED}: texts that {cfg.name} never learned, spoken for the report; nobody hears their words",
+        rows=lambda data: problems(split_lines(cfg, "test")[:LINES]),
+        request=drawn[0].request,
+        score=partial(score_unheard, cfg),
+        budget=drawn[0].budget,
+        metrics=lambda budget: [part("ended")],
+    )
+    return [*drawn, played, *benchmarks(cfg)]
 
 
 def benchmarks(cfg: Config) -> list[Task]:

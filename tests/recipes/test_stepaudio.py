@@ -36,7 +36,12 @@ def test_the_whole_path(tmp_path, tokens, monkeypatch, caplog):
     report = json.loads((cfg.folder / "engine" / "report.json").read_text())
     assert report["rates"][0] == {"by": "all", "value": "", "takes": 24, "kept": 24, "rate": 1.0}
     assert len(list((cfg.folder / "engine").glob("shard-*.json"))) == 3
-    assert "not evaluated: no judge in this test" in caplog.text
+    assert "words are not judged: no judge in this test" in caplog.text
+    page = (cfg.folder / "report.html").read_text()
+    assert page.count("<audio") == 3 * 4  # each test line: its recording, the teacher's take and the student's
+    assert "wrong words" not in page
+    [result] = [json.loads(file.read_text()) for file in cfg.folder.glob("evals/after/*/result.json")]
+    assert (result["task"], [metric["name"] for metric in result["metrics"]]) == ("played", ["ended"])
     out = tmp_path / "a.wav"
     said = model.say(cfg, data.split_lines(cfg, "test")[0], cfg.folder / "model", out, 0.0, 0)
     assert re.match(r".*a.wav: \d.\d\d s, \d+ groups", said)

@@ -85,9 +85,15 @@ class Report:
     def sounds(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Sound | str]]) -> None:
         """Add a table of texts and sounds, the wrong words of which are marked. A sound without a WAV has words
         alone."""
-        cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-        body = "".join("<tr>" + "".join(f"<td>{_sound_cell(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        table = f'<div class="wide"><table><tr>{cells}</tr>{body}</table></div>'
+        names = [html.escape(name) for name in head]
+        cells = "".join(f"<th>{name}</th>" for name in names)
+        body = "".join(
+            "<tr>"
+            + "".join(f'<td data-head="{name}">{_sound_cell(cell)}</td>' for name, cell in zip(names, row, strict=True))
+            + "</tr>"
+            for row in rows
+        )
+        table = f'<div class="wide"><table class="samples"><tr>{cells}</tr>{body}</table></div>'
         self.parts.append(f"<h2>{html.escape(title)}</h2>{table}")
 
     def plots(self, title: str, svgs: Mapping[str, bytes]) -> None:

@@ -31,4 +31,6 @@ def test_sounds_of_a_page(tmp_path):
     page = report.write(tmp_path / "a.html").read_text()
     assert page.count("<audio") == page.count('class="spectrogram"') == 1
     assert "open <mark>&lt;b&gt;box&lt;/b&gt;</mark>" in page
-    assert re.search(r"<tr><td>open box</td><td><audio.*</td><td><div></div></td></tr>", page)
+    cells = r'<td data-head="text">open box</td><td data-head="teacher"><audio.*</td>'
+    cells += '<td data-head="student"><div></div></td>'
+    assert re.search(f"<tr>{cells}</tr>", page)

@@ -144,7 +144,7 @@ def test_other_formats(place):
 
 
 def test_an_unknown_table_names_those_there_are(place):
-    with pytest.raises(ValueError, match=r"no table 'x': there are bench-pipeline, .*, orz-tiny, pods, .*, mine"):
+    with pytest.raises(ValueError, match=r"no table 'x': there are bench-grpo, .*, orz-tiny, pods, .*, mine"):
         tables.render("x", root=place)
 
 

@@ -29,11 +29,15 @@ from stepstack.simulation.pipeline import figures
 from stepstack.terminal import console
 
 SAMPLES_IN_TERMINAL = 6  # samples in the terminal; twice as many in the report
+LONGEST = 500  # characters of a sample in the terminal
 TIMELINE_STEPS = 12  # newest steps whose spans are drawn
 
 
-def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequence[Task]) -> None:
-    """Evaluate the config's ``evals`` with the weights that the engine has now, into runs/<name>/evals/<when>.
+def measure(
+    run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequence[Task], evals: Sequence[str] | None = None
+) -> None:
+    """Evaluate ``evals``, those of the config by default, with the weights that the engine has now, into
+    runs/<name>/evals/<when>.
 
     ``source``: the folder or hub name of these weights.
     """
@@ -44,7 +48,8 @@ def measure(run: Run, when: str, engine: Engine, source: str, recipe_tasks: Sequ
         for file in place.glob("*/result.json"):
             if jsonl.read_json(file, "step")["step"] != run.step:
                 shutil.rmtree(file.parent)  # the run has gone on since, by more steps
-    evaluate_all(run.config.evals, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
+    names = run.config.evals if evals is None else evals
+    evaluate_all(names, engine, run, recipe_tasks=recipe_tasks, root=place, model=model, about=about)
 
 
 def report_outcome(run: Run) -> None:
@@ -66,7 +71,7 @@ def report_outcome(run: Run) -> None:
         for label, sample in zip(WHEN, pair, strict=True):
             mark = "right" if sample.score else "wrong"
             out.print(f"  {label} [{mark}] ", end="")
-            out.print(sample.text)
+            out.print(sample.text if len(sample.text) <= LONGEST else f"{sample.text[:LONGEST]} ...")
     write_model_cards(run)
     out.print(f"report: {run.end_report()}\nmodel:  {run.dir / 'model'}", soft_wrap=True)
 
