@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepstack.batching.collate import collate
+from stepstack.batching.collate import collate, collate_shared
 from stepstack.batching.rows import Row
+from stepstack.batching.shared import Siblings, siblings
 from stepstack.config import ROOT
 from stepstack.generation.config import HfConfig
 from stepstack.generation.hf import HfGenerator
@@ -20,6 +21,7 @@ from stepstack.generation.types import Prompt, Sampling
 from stepstack.models.lm import tiny
 from stepstack.models.lm.policy import Policy
 from stepstack.records import Problem
+from tests import tools
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -66,3 +68,18 @@ def test_sampler_and_trainer_agree(decoder):
     with torch.no_grad():
         logp, _ = Policy(lm)(micro.input_ids, micro.position_ids, micro.select, micro.labels)
     assert (logp - micro.field("sampler")).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_samples_that_share_their_prompt_have_the_gradient_of_rows_of_their_own(pack):
+    """On a GPU the mask takes another kernel of scaled_dot_product_attention than on a CPU."""
+    rows = tools.rows([(40, 9), (40, 30), (40, 17), (25, 8), (25, 33)], n=3)
+    found = []
+    for sequences in ([Siblings((row,)) for row in rows], siblings(rows, 10_000)):
+        policy = Policy(tools.qwen2()).cuda()
+        logp, _ = policy(**collate_shared(sequences, pack, "cuda").inputs())
+        logp.sum().backward()
+        found.append((logp, torch.cat([p.grad.flatten() for p in policy.parameters()])))
+    (own, gradient), (shared, other) = found
+    torch.testing.assert_close(shared, own, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other, gradient, rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
