@@ -9,6 +9,7 @@ from typing import Any
 # Expected seconds of one test of a function; its first calls compile kernels. A test that is not here comes last.
 SECONDS = {
     "test_sampler_and_trainer_agree": 2,
+    "test_samples_that_share_their_prompt_have_the_gradient_of_rows_of_their_own": 2,
     "test_the_top_with_ties": 2,
     "test_all_blocks_is_dense_attention": 3,
     "test_the_kernels_choose_what_the_reference_chooses": 3,

@@ -70,6 +70,7 @@ def every_rank_learned(run: Path, step: int, count: int) -> None:
 
 CASES = {
     "ppo": (*SMOOTH, *GAE),
+    "ppo, packed": (*SMOOTH, *GAE, "layout.pack=true"),
     "grpo with a reference, prompts shared": (*SMOOTH, *GRPO, "layout.share_prompts=true"),
     "grpo": (*SMOOTH, *GRPO[:2]),  # rows without signal leave the update, of one process more than of the other
     "lora": (*SMOOTH, *GAE, *LORA),

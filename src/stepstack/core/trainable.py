@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from stepstack.config import ConfigError
@@ -267,6 +268,8 @@ class Trainable:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors under Hugging Face names, one at a time, adapters merged. Every process must iterate."""
+        if isinstance(self.module, FSDPModule):
+            self.module.reshard()  # a forward without a backward leaves the root whole, in the precision of the forward
         body = hf.pretrained(self.unwrapped)
         modules = dict(body.named_modules())
         for name, parameter in body.named_parameters():
