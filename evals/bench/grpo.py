@@ -20,6 +20,7 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedModel
 
+from evals.bench._trl import QUIET
 from recipes.orz.config import Config
 from recipes.protocol import load_config
 from stepstack.batching.rows import Batch, Row
@@ -123,13 +124,7 @@ def theirs(data: list[Step], folder: str) -> float:
         "max_steps": len(data),
         "learning_rate": LR,
         "lr_scheduler_type": "constant",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
     }
     trainer = GRPOTrainer(
         model=model(),

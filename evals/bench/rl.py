@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from evals.bench._trl import QUIET
 from recipes.orz.config import Config
 from recipes.orz.data import load_prompts
 from recipes.orz.model import build_base
@@ -214,13 +215,7 @@ def trl_settings(cfg: Any) -> dict[str, Any]:
         "max_grad_norm": cfg.actor.clip,
         "temperature": rollout.sampling.temperature,
         "seed": cfg.seed,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
     }
 
 

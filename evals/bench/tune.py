@@ -24,6 +24,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
+from evals.bench._trl import QUIET
 from stepstack.batching.config import BatchLayout
 from stepstack.batching.pairs import Pair, PairMicroBatch, pair_minibatch
 from stepstack.batching.reference import cached
@@ -191,13 +192,7 @@ def settings(folder: str) -> dict[str, Any]:
         "learning_rate": LR,
         "lr_scheduler_type": "constant",
         "max_length": None,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
+        **QUIET,
     }
 
 
