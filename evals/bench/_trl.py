@@ -1,4 +1,4 @@
-"""What every bench asks of a trainer of TRL's: float32 on the CPU, and nothing written or printed."""
+"""Settings that every bench gives to a trainer of TRL: float32 on the CPU, nothing written, nothing printed."""
 
 from __future__ import annotations
 
