@@ -58,17 +58,21 @@ class TestedRoles:
 
     def step(self, rows=None):
         """(metrics of each actor update, batch)"""
-        run, cfg = self.run, self.run.config
-        batch = tools.batch(rows or tools.rows(SIBLINGS, n=2))
-        critic = self.critic if cfg.uses_critic else None
-        for_actor, for_critic = update.prepare(run, cfg, Roles(self.actor, critic, self.reference), batch)
-        for part in for_critic:
-            critic.update(part.micros, update.value_loss(cfg), update.loss_denominator(cfg.value_loss, part))
-        losses = [
-            self.actor.update(p.micros, update.policy_loss(cfg), update.loss_denominator(cfg.policy_loss, p))
-            for p in for_actor
-        ]
+        losses, batch = [], tools.batch(rows or tools.rows(SIBLINGS, n=2))
+        actor_update = self.actor.update
+
+        def watched(*arguments):
+            losses.append(actor_update(*arguments))
+            return losses[-1]
+
+        self.actor.update = watched
+        update.learn(self.run, self.run.config, self.roles, batch)
+        self.actor.update = actor_update
         return losses, batch
+
+    @property
+    def roles(self):
+        return Roles(self.actor, self.critic if self.run.config.uses_critic else None, self.reference)
 
     def weights(self):
         """Of the roles that were updated, in the order of ``grads``."""
@@ -219,7 +223,7 @@ def test_rows_of_advantage_zero_leave_and_the_update_stays(tmp_path, monkeypatch
 def test_rows_of_advantage_zero_stay_where_something_weighs_on_them(tmp_path, changes):
     roles = TestedRoles(tmp_path, **{"advantage": Grpo()} | changes)
     batch = tools.batch(scored_rows(SHAPES, [MIXED, FLAT, FLAT, MIXED]))
-    for_actor, _ = update.prepare(roles.run, roles.run.config, Roles(roles.actor, roles.critic, roles.reference), batch)
+    for_actor, _ = update.prepare(roles.run, roles.run.config, roles.roles, batch)
     assert sum(minibatch.learned for minibatch in for_actor) == 8
 
 
@@ -281,6 +285,46 @@ def test_the_first_update_is_exactly_on_policy(tmp_path, annotated, updates, lay
     else:
         assert metrics[1]["actor/kl"] > 0.0
         assert metrics[1]["actor/ratio_max"] != 1.0
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"advantage": Gae(gamma=0.9, lam=0.8)}, {"kl": Kl(weight=0.3, place="reward")}],
+    ids=["discounted", "KL in the reward"],
+)
+def test_the_critics_first_update_gives_the_values_that_a_forward_of_its_own_would(tmp_path, changes, layout, updates):
+    """Values, credit, gradients and weights are equal bit for bit to those of a run that asks the critic for all values
+    first, and its first mini-batch goes through it once in place of twice."""
+    found = []
+    for apart in (True, False):
+        case = {"layout": LAYOUTS[layout], "actor_updates": 2, "critic_updates": updates} | changes
+        roles = TestedRoles(tmp_path / str(apart), **case)
+        forwards = []
+        roles.critic.module.register_forward_hook(lambda *call, forwards=forwards: forwards.append(call))
+        if apart:
+            batch = tools.batch(tools.rows(SIBLINGS, n=2))
+            cfg, run = roles.run.config, roles.run
+            for_actor, for_critic = update.prepare(run, cfg, roles.roles, batch)
+            assert ["value" in row.fields for row in batch.rows].count(False) == -(-8 // updates)
+            forwards.clear()
+            with torch.no_grad():
+                for micro in (micro for part in for_critic for micro in part.micros):
+                    micro.store("value", update.values(roles.critic.module, micro))
+            update.credit(run, batch, cfg)
+            for part in for_critic:
+                update.update_critic(roles.critic, part, cfg)
+            for part in for_actor:
+                update.update_actor(roles.actor, part, cfg)
+            spared = len(for_critic[0].micros)
+        else:
+            _, batch = roles.step()
+        fields = [batch.field(name) for name in ("value", "return", "advantage")]
+        found.append((len(forwards), torch.cat(fields), torch.cat(list(roles.grads.values())), roles.weights()))
+    (passes, *expected), (fewer, *same) = found
+    assert fewer == passes - spared
+    assert all(map(torch.equal, same, expected))
 
 
 def test_the_rewards_place_and_the_critics_values(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepstack.batching.rows import Row
+from stepstack.batching.rows import Row, field_of
 from stepstack.batching.shared import PADDING, Siblings, visible
 from stepstack.records import Picture
 
@@ -59,7 +59,7 @@ class TokenMicroBatch:
 
     def field(self, name: str) -> Tensor:
         """A field of its rows as [N], on the device."""
-        return torch.cat([row.fields[name] for row in self.rows]).to(self.input_ids.device)
+        return field_of(self.rows, name).to(self.input_ids.device)
 
     def store(self, name: str, flat_N: Tensor) -> None:
         """Cut [N] back into the rows; a blank leaves its row what the row's own micro-batch computed."""

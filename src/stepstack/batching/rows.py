@@ -91,7 +91,7 @@ class Batch:
         return parts
 
     def field(self, name: str) -> Tensor:
-        return torch.cat([row.fields[name] for row in self.rows]) if self.rows else torch.empty(0)
+        return field_of(self.rows, name)
 
     @property
     def lengths(self) -> list[int]:
@@ -101,6 +101,11 @@ class Batch:
     def store(self, name: str, flat_N: Tensor) -> None:
         for row, part in zip(self.rows, flat_N.split(self.lengths), strict=True):
             row.fields[name] = part
+
+
+def field_of(rows: Sequence[Row], name: str) -> Tensor:
+    """A field of all rows as [N]."""
+    return torch.cat([row.fields[name] for row in rows]) if rows else torch.empty(0)
 
 
 def chunk_of(size: int, count: int, seed: int) -> list[int]:

@@ -22,7 +22,7 @@ from stepstack.rl.prompts import PromptStream
 from stepstack.rl.reward import Reward
 from stepstack.rl.roles import Roles
 from stepstack.rl.streaming import StreamedRollouts
-from stepstack.rl.update import learn, policy_loss, prepare, value_loss
+from stepstack.rl.update import credit, learn, policy_loss, prepare, value_loss
 
 
 def train(
@@ -104,6 +104,7 @@ def train_on_arrival(
         with run.timer("gradient"):
             if critic:
                 critic.accumulate(for_critic[0].micros, value_loss(cfg))
+                credit(run, batch, cfg)
             actor.accumulate(for_actor.micros, policy_loss(cfg))
         for name in counts:
             counts[name] += vars(for_actor)[name]

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from stepstack.rl.config import Grpo, Remax, Rloo
 
@@ -19,24 +21,24 @@ Sum = Callable[[Tensor], Tensor]  # adds a tensor over all processes
 def gae(rewards_N: Tensor, values_N: Tensor, lengths: Sequence[int], gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Advantages and returns [N], fp32 (Schulman et al. 2016, eq. 16). The value after a response's last token is 0,
     and nothing crosses from one response to the next."""
-    advantages_N = torch.empty_like(rewards_N, dtype=torch.float32)
-    width = max(lengths, default=0)
-    # Right-aligned [R, width] so that one reversed sweep serves all responses.
-    where_RT = torch.full((len(lengths), width), -1, dtype=torch.long)
-    start = 0
-    for row, length in enumerate(lengths):
-        where_RT[row, width - length :] = torch.arange(start, start + length)
-        start += length
-    last_R = torch.zeros(len(lengths))
-    next_value_R = torch.zeros(len(lengths))
-    for t in reversed(range(width)):
-        live = where_RT[:, t] >= 0
-        at = where_RT[live, t]
-        delta = rewards_N[at].float() + gamma * next_value_R[live] - values_N[at].float()
-        last_R[live] = delta + gamma * lam * last_R[live]
-        next_value_R[live] = values_N[at].float()
-        advantages_N[at] = last_R[live]
-    return advantages_N, advantages_N + values_N.float()
+    rewards_N, values_N = rewards_N.float(), values_N.float()
+    if not lengths:
+        return rewards_N, values_N
+    lengths = list(lengths)
+    rewards_RT, values_RT = (pad_sequence(x_N.split(lengths), batch_first=True) for x_N in (rewards_N, values_N))
+    sums_RT = rewards_RT + gamma * _later(values_RT, 1) - values_RT
+    # Sums of the next 1, 2, 4, ... discounted errors, of which each is two of those before it.
+    ahead = 1
+    while ahead < max(lengths):
+        sums_RT = sums_RT + (gamma * lam) ** ahead * _later(sums_RT, ahead)
+        ahead *= 2
+    advantages_N = torch.cat([sums_T[:length] for sums_T, length in zip(sums_RT, lengths, strict=True)])
+    return advantages_N, advantages_N + values_N
+
+
+def _later(x_RT: Tensor, steps: int) -> Tensor:
+    """What stands ``steps`` later in each row, 0 behind its end."""
+    return pad(x_RT[:, steps:], (0, steps))
 
 
 def discounted_returns(rewards_N: Tensor, lengths: Sequence[int], gamma: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from stepstack.batching.collate import TokenMicroBatch
 from stepstack.batching.minibatch import Minibatch, minibatches
-from stepstack.batching.rows import Batch, Row
+from stepstack.batching.rows import Batch, Row, field_of
 from stepstack.core.run import Run
 from stepstack.core.trainable import Trainable
 from stepstack.core.types import LossOut
@@ -24,8 +24,11 @@ def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
     for_actor, for_critic = prepare(run, cfg, roles, batch)
     run.log(trained_fraction=sum(minibatch.learned for minibatch in for_actor) / batch.sampled)
     if roles.critic:
+        first, *later = for_critic
         with run.timer("critic"):
-            for minibatch in for_critic:
+            run.log(**update_critic(roles.critic, first, cfg))
+            credit(run, batch, cfg)
+            for minibatch in later:
                 run.log(**update_critic(roles.critic, minibatch, cfg))
     with run.timer("actor"):
         for minibatch in for_actor:
@@ -33,7 +36,8 @@ def learn(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> None:
 
 
 def prepare(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> tuple[list[Minibatch], list[Minibatch]]:
-    """Mini-batches of the actor and of the critic, whose rows have every field that updates need.
+    """Mini-batches of the actor and of the critic, whose rows have every field that updates need. With a critic
+    ``credit`` is still to come: the values of its first mini-batch are those of the forward that updates it.
 
     Where ``cfg.skips_zero_advantages``, rows of advantage 0 belong to their mini-batch, count in its denominator and go
     through no model. The gradient is that of all rows: bit for bit where the other rows lie in the same micro-batches,
@@ -49,7 +53,8 @@ def prepare(run: Run, cfg: PpoConfig, roles: Roles, batch: Batch) -> tuple[list[
     for_critic = minibatches(run, batch, cfg.critic_updates, cfg.layout) if roles.critic else []
     with run.timer("annotate"):
         annotate(run, cfg, roles, for_actor, for_critic)
-    credit(run, batch, cfg)
+    if roles.critic is None:
+        credit(run, batch, cfg)
     return for_actor, for_critic
 
 
@@ -63,11 +68,12 @@ def annotate(
 ) -> None:
     """Per-token fields that updates need and that no update may change: value, old and ref log-probabilities.
 
-    The first mini-batch is updated by the policy that sampled it: its old log-probabilities are those of the update
-    itself, and no forward is spent on them here.
+    The first mini-batch of a role is updated by the weights that are asked here: its values, or old log-probabilities,
+    are those of the update itself, and no forward is spent on them.
     """
     if roles.critic is not None:
-        for micro in _annotated(for_critic):
+        first, *later_for_critic = for_critic
+        for micro in (*first.spare, *_annotated(later_for_critic)):
             with run.accelerator.autocast():
                 micro.store("value", values(roles.critic.module, micro))
     penalty = cfg.kl.weight > 0 and cfg.kl.place == "reward"
@@ -111,26 +117,31 @@ def update_critic(critic: Trainable, minibatch: Minibatch, cfg: PpoConfig) -> di
 
 
 def credit(run: Run, batch: Batch, cfg: PpoConfig) -> None:
-    """Fill the fields advantage and return. The reward sits on the last token of a response that is learned."""
-    lengths, kind = batch.lengths, cfg.advantage
-    if isinstance(kind, Gae | ReinforcePlusPlus):
-        rewards_N = torch.zeros(sum(lengths))
-        rewards_N[torch.tensor(lengths).cumsum(0) - 1] = torch.tensor([row.reward for row in batch.rows])
-        if cfg.kl.weight > 0 and cfg.kl.place == "reward":
-            rewards_N -= cfg.kl.weight * kl_estimate(batch.field("old"), batch.field("ref"), cfg.kl.estimator)
-        if isinstance(kind, Gae):
-            values_N = batch.field("value")
-            advantage_N, return_N = gae(rewards_N, values_N, lengths, kind.gamma, kind.lam)
-            batch.store("return", return_N)
-            run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
-        else:
-            advantage_N = discounted_returns(rewards_N, lengths, kind.gamma)
+    """Fill the fields advantage and return."""
+    kind = cfg.advantage
+    if isinstance(kind, Gae):
+        values_N = batch.field("value")
+        advantage_N, return_N = gae(token_rewards(batch.rows, cfg), values_N, batch.lengths, kind.gamma, kind.lam)
+        batch.store("return", return_N)
+        run.log(**{"critic/explained_variance": explained_variance(values_N, return_N, run.sum)})
+    elif isinstance(kind, ReinforcePlusPlus):
+        advantage_N = discounted_returns(token_rewards(batch.rows, cfg), batch.lengths, kind.gamma)
     else:
         of_group = group_advantages(batch.scores, kind, batch.baselines)
         advantage_N = torch.cat([of_group[row.group][row.sample].expand(len(row.learned)) for row in batch.rows])
     if kind.whiten:
         advantage_N = whiten(advantage_N, run.sum)
     batch.store("advantage", advantage_N.bfloat16().float() if kind.bf16 else advantage_N)
+
+
+def token_rewards(rows: Sequence[Row], cfg: PpoConfig) -> torch.Tensor:
+    """[N]: the reward of a response on its last token that is learned, less the KL penalty of each token."""
+    rewards_N = torch.zeros(sum(len(row.learned) for row in rows))
+    ends = torch.tensor([len(row.learned) for row in rows]).cumsum(0) - 1
+    rewards_N[ends] = torch.tensor([row.reward for row in rows])
+    if cfg.kl.weight > 0 and cfg.kl.place == "reward":
+        rewards_N -= cfg.kl.weight * kl_estimate(field_of(rows, "old"), field_of(rows, "ref"), cfg.kl.estimator)
+    return rewards_N
 
 
 def forward(module: nn.Module, micro: TokenMicroBatch, cfg: PpoConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,10 +187,23 @@ def policy_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOu
     return loss
 
 
+def returns(micro: TokenMicroBatch, values_N: torch.Tensor, cfg: PpoConfig) -> torch.Tensor:
+    """[N] returns of a micro-batch by its values, which are those that ``credit`` finds for its rows."""
+    assert isinstance(cfg.advantage, Gae)
+    gamma, lam = cfg.advantage.gamma, cfg.advantage.lam
+    return gae(token_rewards(micro.rows, cfg).to(values_N.device), values_N, micro.lengths, gamma, lam)[1]
+
+
 def value_loss(cfg: PpoConfig) -> Callable[[nn.Module, TokenMicroBatch], LossOut]:
     def loss(module: nn.Module, micro: TokenMicroBatch) -> LossOut:
         value_N = values(module, micro)
-        error_N = value_error(value_N, micro.field("value"), micro.field("return"), cfg.value_loss.clip)
+        if micro.has("return"):
+            old_N, return_N = micro.field("value"), micro.field("return")
+        else:
+            old_N = value_N.detach().float()
+            return_N = returns(micro, old_N, cfg)
+            micro.store("value", old_N)
+        error_N = value_error(value_N, old_N, return_N, cfg.value_loss.clip)
         weight_N = token_weights(micro.lengths, cfg.value_loss.aggregate, cfg.rollout.sampling.max_tokens)
         total = (error_N * weight_N.to(error_N.device)).sum()
         return LossOut(total=total, count=micro.count, work=micro.work, metrics={"value": value_N.sum()})

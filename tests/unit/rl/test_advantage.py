@@ -69,6 +69,22 @@ def test_gae_with_gamma_and_lambda_one_is_reward_minus_value():
     close(advantages, scores.repeat_interleave(torch.tensor(lengths)) - values)
 
 
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.97, 0.9), (1.0, 0.0), (0.0, 1.0)])
+def test_gae_is_the_sum_of_discounted_errors(gamma, lam):
+    """By its definition, in float64, for lengths around powers of two and a reward at each token."""
+    torch.manual_seed(0)
+    lengths = [1, 2, 3, 4, 5, 31, 32, 33]
+    rewards, values = torch.randn(2, sum(lengths))
+    advantages, returns = gae(rewards, values, lengths, gamma, lam)
+    expected = []
+    for r, v in zip(rewards.split(lengths), values.split(lengths), strict=True):
+        r, v = r.tolist(), [*v.tolist(), 0.0]
+        errors = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(r))]
+        expected += [sum((gamma * lam) ** k * e for k, e in enumerate(errors[t:])) for t in range(len(r))]
+    close(advantages, expected, atol=1e-5)
+    close(returns, torch.tensor(expected) + values, atol=1e-5)
+
+
 def test_gae_computes_in_fp32_from_bf16_values():
     values = PACKED_VALUES.bfloat16()
     advantages, returns = gae(PACKED_REWARDS.bfloat16(), values, [3, 2], 0.99, 0.95)
