@@ -49,8 +49,7 @@ def untrained(cfg: TinyChat, seed: int) -> tuple[PreTrainedModel, PreTrainedToke
     """The tiny model as it is born."""
     tokenizer = tiny.tokenizer(pieces=PIECES, special=tiny.CHAT)
     tokenizer.chat_template = CHATML
-    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
-    lm = tiny.qwen2(len(tokenizer), seed=seed, **shape)
+    lm = tiny.qwen2(len(tokenizer), seed=seed, **cfg.arguments)
     write_end(lm.generation_config, tokenizer, "<|im_end|>")
     return lm, tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS
@@ -117,9 +117,13 @@ class TinyBase(TinyQwen2):
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    steps: PositiveInt = 300
+    rope_theta: PositiveFloat = 10.0
+    """Base of the rotary position embedding; a small one tells near positions apart more clearly."""
+    initializer_range: PositiveFloat = 0.08
+    """Standard deviation of the initial weights; the usual 0.02 learns more slowly at this width."""
+    steps: PositiveInt = 360
     """Updates of the SFT."""
-    batch: PositiveInt = 128
+    batch: PositiveInt = 32
     """Demonstrations of an update."""
     teach: Fraction = 0.6
     """Fraction of the SFT's steps that teach; the others bury."""
@@ -131,7 +135,7 @@ class TinyBase(TinyQwen2):
     """Chance of a wrong step in a worked demonstration."""
     guess: Fraction = 0.6
     """Chance of a blurted answer being off by up to 3, as guesses are."""
-    optim: Optim = Muon(lr=0.02, adamw_lr=3e-3, schedule=Schedule(kind="linear", warmup=10))
+    optim: Optim = Muon(lr=0.02, adamw_lr=1e-2, schedule=Schedule(kind="linear", warmup=10))
     """Optimizer of the SFT."""
 
     @property

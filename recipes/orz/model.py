@@ -126,8 +126,7 @@ def build_base(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:
 def untrained(cfg: TinyBase, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The tiny model as it is born: what the SFT starts from, and a way to try other data through the same path."""
     tokenizer = tiny.tokenizer()
-    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
-    return tiny.qwen2(len(tokenizer), seed=seed, **shape), tokenizer
+    return tiny.qwen2(len(tokenizer), seed=seed, **cfg.arguments), tokenizer
 
 
 def _train(run: Run, cfg: TinyBase, chains: Chains, out: Path) -> None:

@@ -47,8 +47,7 @@ from stepstack.scoring.speech import TakeMeasures
 
 def build(shape: SpeechLmConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Untrained model over the text and the audio tokens; a turn's end is its end of sequence."""
-    sizes = {"hidden": shape.hidden, "layers": shape.layers, "intermediate": shape.intermediate}
-    lm = tiny.qwen2(len(tokenizer), seed=seed, max_length=512, **sizes)
+    lm = tiny.qwen2(len(tokenizer), seed=seed, max_length=512, **shape.arguments)
     end = int(tokenizer.convert_tokens_to_ids(EOT))  # type: ignore[arg-type]
     lm.config.eos_token_id = end
     assert lm.generation_config is not None

@@ -24,7 +24,7 @@ from stepstack.models.lm import tiny
 from stepstack.scoring.maths.calculator import evaluate
 from tests import tools
 
-SHORT = ("model.steps=180", "steps=26", "eval_every=13", "evals=[test]", "data.test=512", "data.select=64", "seed=1")
+SHORT = ("model.steps=300", "steps=16", "eval_every=8", "evals=[test]", "data.test=512", "data.select=64", "seed=1")
 
 
 def stepstack(*words: str) -> str:
@@ -129,15 +129,16 @@ def test_more_chains_than_there_are():
 def test_no_demonstration_is_held_out():
     """Over many steps and seeds, in both phases."""
     run, cfg, tokenizer = load_config("orz-tiny"), TinyBase(batch=64), tiny.tokenizer()
+    steps = range(0, cfg.steps, 12)
     held_out = {p.text for split in ("select", "test") for p in problems(Chains(), split)}
     texts = [
         tokenizer.decode(row.prompt_ids)
         for seed in range(3)
-        for step in range(0, cfg.steps, 12)
+        for step in steps
         for row in demonstrations(replace(run, seed=seed), cfg, Chains(), tokenizer, step)
     ]
     chains = [re.fullmatch(r"User: (.+)=\?\nAssistant: <think>", text)[1] for text in texts]
-    assert len(chains) == 3 * 25 * 64
+    assert len(chains) == 3 * len(steps) * 64
     assert not held_out & set(chains)
     assert {split_of(chain) for chain in chains} == {"train"}
 
@@ -160,8 +161,6 @@ def test_a_tool_is_called_as_it_answers_and_its_answers_are_not_learned():
 
 
 def test_the_size_of_the_model():
-    cfg = load_config("orz-tiny").model
-    shape = {"hidden": cfg.hidden, "layers": cfg.layers, "intermediate": cfg.intermediate}
-    lm = tiny.qwen2(len(tiny.tokenizer()), seed=0, **shape)
+    lm = tiny.qwen2(len(tiny.tokenizer()), seed=0, **load_config("orz-tiny").model.arguments)
     assert 250_000 < sum(p.numel() for p in lm.parameters()) < 400_000
     assert lm.dtype == torch.float32

@@ -163,10 +163,11 @@ def test_rollouts_of_a_cut_distribution_are_refused(cut):
         load_config(MINI, (f"rollout.sampling.{cut}",))
 
 
-def test_a_tool_in_the_loop(go):
-    """The base model here writes anything, so that one letter often calls. What was sampled is what is learned: the
-    trainer's log-probabilities of it are the sampler's, across the tool's tokens."""
-    _, row = go("tool={type: calculator, open: '+', close: '</think>', result: '{result};', calls: 3}")
+def test_a_tool_in_the_loop(tmp_path):
+    """The base model here knows which letters there are and nothing else, so that one letter often calls. What was
+    sampled is what is learned: the trainer's log-probabilities of it are the sampler's, across the tool's tokens."""
+    tool = "tool={type: calculator, open: '+', close: '</think>', result: '{result};', calls: 3}"
+    *_, row = run_recipe(tmp_path / "q", tool, "model.steps=8")
     assert row["tool/calls"] > 0.05
     assert row["tool/failed"] > 0
     assert row["actor/mismatch_max"] < 1e-4

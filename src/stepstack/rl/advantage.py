@@ -37,7 +37,7 @@ def gae(rewards_N: Tensor, values_N: Tensor, lengths: Sequence[int], gamma: floa
 
 
 def _later(x_RT: Tensor, steps: int) -> Tensor:
-    """What stands ``steps`` later in each row, 0 behind its end."""
+    """Each row moved forward by ``steps`` places: its first ones fall out, zeros follow at its end."""
     return pad(x_RT[:, steps:], (0, steps))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from stepstack.bounds import Text, WidthOf4Heads
 from stepstack.config import Needed, Strict
@@ -28,7 +28,7 @@ FLASH_ATTENTION = Needed("flash_attn", "pip install flash-attn --no-build-isolat
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TinyQwen2(Strict):
-    """Shape of a tiny Qwen2, made on the spot by ``models.lm.tiny.qwen2``."""
+    """A tiny Qwen2, made on the spot by ``models.lm.tiny.qwen2``."""
 
     hidden: WidthOf4Heads = 96
     """Width of the model."""
@@ -36,6 +36,16 @@ class TinyQwen2(Strict):
     """Layers of the model."""
     intermediate: PositiveInt = 256
     """Width of the MLPs."""
+    rope_theta: PositiveFloat = 10_000.0
+    """Base of the rotary position embedding; a small one tells near positions apart more clearly."""
+    initializer_range: PositiveFloat = 0.02
+    """Standard deviation of the initial weights."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of ``models.lm.tiny.qwen2``."""
+        names = ("hidden", "layers", "intermediate", "rope_theta", "initializer_range")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def size(self) -> int:

@@ -45,7 +45,15 @@ def tokenizer(max_length: int = 4096, pieces: Sequence[str] = PIECES, special: S
 
 
 def qwen2(
-    vocab_size: int, *, hidden: int, layers: int, intermediate: int, seed: int, max_length: int = 4096
+    vocab_size: int,
+    *,
+    hidden: int,
+    layers: int,
+    intermediate: int,
+    rope_theta: float = 10_000.0,
+    initializer_range: float = 0.02,
+    seed: int,
+    max_length: int = 4096,
 ) -> Qwen2ForCausalLM:
     """Qwen2ForCausalLM with 4 heads, 2 KV heads and tied embeddings; ids 0 and 1 are <pad> and <eos>."""
     torch.manual_seed(seed)
@@ -58,6 +66,8 @@ def qwen2(
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=max_length,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            initializer_range=initializer_range,
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=None,
