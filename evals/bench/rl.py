@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from evals.bench._trl import QUIET
 from recipes.orz.config import Config
@@ -23,6 +25,7 @@ from recipes.orz.model import build_base
 from recipes.orz.reward import reward_of
 from recipes.protocol import load_config
 from stepstack.config import Save
+from stepstack.core.device import measured_flops
 from stepstack.core.run import Run
 from stepstack.core.types import SingleProcess
 from stepstack.generation.build import build_generator
@@ -45,12 +48,14 @@ STOPS = ("</answer>",)  # one token of the tiny tokenizer, so that it can be an 
 
 
 def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
-    """Race to GOAL on orz-tiny's task, and decoding speed.
+    """Race to GOAL on orz-tiny's task, and decoding speed, each with the operations of its matrix products, which a
+    second, equal run counts: at ``peak`` a second they are the floor.
 
     The contestants of a seed share the base model, the rollouts per step, the optimizer's numbers and the evaluation,
     whose time is not counted. One thread, process CPU time.
     """
     torch.set_num_threads(1)
+    peak = measured_flops(torch.device("cpu"), size=1024)
     races: list[dict[str, Any]] = []
     sampler: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -59,11 +64,43 @@ def measure(seeds: int = 3, steps: int = 40) -> dict[str, Any]:
             cfg = load_config("orz-tiny", words, kind=Config)
             base = base_model(cfg, Path(folder))
             grpo = replace(cfg, advantage=Grpo(), name="grpo")
-            for who, contest in (("stepstack PPO", cfg), ("stepstack GRPO", grpo)):
-                races.append({"who": who, "seed": seed, **ours(contest, base, Path(folder) / f"{who}-{seed}")})
-            races.append({"who": "TRL GRPO", "seed": seed, **trl_grpo(cfg, base, folder)})
+            contestants = {
+                "stepstack PPO": partial(ours, cfg, base),
+                "stepstack GRPO": partial(ours, grpo, base),
+                "TRL GRPO": partial(trl_grpo, cfg, base),
+            }
+            races += [{"who": who, "seed": seed, **raced(contest)} for who, contest in contestants.items()]
             sampler += decoding(cfg, base)
-    return {"bench": "rl", "goal": GOAL, "races": races, "sampler": sampler, "provenance": provenance()}
+    figures = {"bench": "rl", "goal": GOAL, "peak": peak, "races": races, "sampler": sampler}
+    return figures | {"provenance": provenance()}
+
+
+Contest = Callable[["Race", Path], dict[str, Any]]
+
+
+def raced(contest: Contest) -> dict[str, Any]:
+    """Result of a contestant, with ``flops`` up to the goal. RuntimeError where the run that counts them differs."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = contest(Race(), Path(folder))
+    with tempfile.TemporaryDirectory() as folder, counting() as counter:
+        counted = contest(Race(counter), Path(folder))
+    if counted["steps"] != result["steps"]:
+        raise RuntimeError(f"{counted['steps']} steps where operations were counted, {result['steps']} before")
+    return result | {"flops": counted["flops"]}
+
+
+def counting() -> FlopCounterMode:
+    """Counter of the operations of matrix products and of attention, with those that torch's own leaves out: attention
+    on a CPU, and products that are added in place."""
+    aten: Any = torch.ops.aten
+    uncounted = {
+        aten.addmm_: lambda added_to, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=uncounted)
 
 
 def base_model(cfg: Any, folder: Path) -> Path:
@@ -75,23 +112,33 @@ def base_model(cfg: Any, folder: Path) -> Path:
 
 
 class Race:
-    """Clock that stands still while the contestant is evaluated, with the curve of (CPU seconds, accuracy)."""
+    """Clock, and counter of operations where one is given, that stand still while the contestant is evaluated, with the
+    curve of (CPU seconds, accuracy)."""
 
-    def __init__(self) -> None:
+    def __init__(self, counter: FlopCounterMode | None = None) -> None:
+        self.counter, self.flops = counter, 0
         self.spent = 0.0
         self.curve: list[tuple[float, float]] = []
-        self.started = time.process_time()
+        self.start()
+
+    def start(self) -> None:
+        self.started, self.counted = time.process_time(), self._count()
 
     def judge(self, accuracy: Callable[[], float]) -> float:
         self.spent += time.process_time() - self.started
+        self.flops += self._count() - self.counted
         self.curve.append((self.spent, accuracy()))
-        self.started = time.process_time()
+        self.start()
         return self.curve[-1][1]
 
     def result(self) -> dict[str, Any]:
-        """Curve and ``seconds``: CPU seconds at the first evaluation at or over GOAL, None without one."""
+        """Curve, operations counted, and ``seconds``: CPU seconds at the first evaluation at or over GOAL, None without
+        one."""
         reached = [seconds for seconds, accuracy in self.curve if accuracy >= GOAL]
-        return {"seconds": reached[0] if reached else None, "curve": self.curve}
+        return {"seconds": reached[0] if reached else None, "curve": self.curve, "flops": self.flops}
+
+    def _count(self) -> int:
+        return self.counter.get_total_flops() if self.counter else 0
 
 
 def accuracy_function(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) -> Callable[[Any], float]:
@@ -107,7 +154,7 @@ def accuracy_function(cfg: Any, prompts: PromptSplits, lm: Any, tokenizer: Any) 
     return accuracy
 
 
-def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
+def ours(cfg: Any, base: Path, race: Race, folder: Path) -> dict[str, Any]:
     """Result of the recipe's own composition, evaluated every second step and ended at GOAL."""
     place = Pretrained(path=str(base))
     lm, tokenizer = pretrained.load(place), pretrained.load_tokenizer(place)
@@ -116,7 +163,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
     accuracy = accuracy_function(cfg, prompts, copy.deepcopy(lm), tokenizer)
     generator = build_generator(cfg.rollout.generator, lm, tokenizer, str(base), lm.device)
     models = roles(run, cfg, lm)
-    race = Race()
+    race.start()
 
     def judge() -> dict[str, float]:
         value = race.judge(lambda: accuracy(models.actor.named_weights()))
@@ -138,7 +185,7 @@ def ours(cfg: Any, base: Path, folder: Path) -> dict[str, Any]:
     return {**race.result(), "steps": len(rows), "rollout_tokens_per_s": rate}
 
 
-def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
+def trl_grpo(cfg: Any, base: Path, race: Race, folder: Path) -> dict[str, Any]:
     """Result of TRL's GRPOTrainer with its own defaults where ours has no counterpart."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # its telemetry would call out
     from datasets import Dataset
@@ -163,8 +210,6 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
             )
         return [score.value for score in reward(rollouts)]
 
-    race = Race()
-
     class Judge(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             weights = kwargs["model"].named_parameters()
@@ -176,7 +221,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
         model=lm,
         processing_class=tokenizer,
         reward_funcs=scores,
-        args=GRPOConfig(output_dir=folder, **trl_settings(cfg)),
+        args=GRPOConfig(output_dir=str(folder), **trl_settings(cfg)),
         train_dataset=Dataset.from_dict({"prompt": list(by_text)}),
         callbacks=[Judge()],
     )
@@ -191,7 +236,7 @@ def trl_grpo(cfg: Any, base: Path, folder: str) -> dict[str, Any]:
         return completions, logprobs
 
     trainer._generate_single_turn = timed  # type: ignore[method-assign]
-    race.started = time.process_time()
+    race.start()
     trainer.train()
     steps = trainer.state.global_step // cfg.actor_updates
     return {**race.result(), "steps": steps, "rollout_tokens_per_s": generated["tokens"] / generated["seconds"]}
@@ -220,7 +265,8 @@ def trl_settings(cfg: Any) -> dict[str, Any]:
 
 
 def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
-    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples.
+    """Tokens/s at 64 rows of our sampler and ``model.generate`` in turn, on 64 prompts and on 8 prompts x 8 samples;
+    operations a token of each are counted while they warm up.
 
     Each once with responses that end where the model ends them, and once equally long: both engines then ban what ends
     a response, so that no row leaves ours early.
@@ -237,26 +283,41 @@ def decoding(cfg: Any, base: Path, rounds: int = 5) -> list[dict[str, Any]]:
             name = f"{shape}, equally long" if equal else shape
             for turn in range(rounds + 1):
                 sampling = cfg.rollout.sampling.replace(n=n, seed=turn, stop=STOPS)
-                own = our_rate(generator, prompts[: 64 // n], sampling)
-                peer = generate_rate(lm, prompts[: 64 // n], sampling, ends, equal)
-                if turn:  # the first warms up
-                    rows.append({"shape": name, "seed": cfg.seed, "ours": own, "generate": peer})
+                if turn == 0:
+                    flops = {
+                        "ours_flops": flops_a_token(our_tokens, generator, prompts[: 64 // n], sampling),
+                        "generate_flops": flops_a_token(generate_tokens, lm, prompts[: 64 // n], sampling, ends, equal),
+                    }
+                    continue
+                own = rate(our_tokens, generator, prompts[: 64 // n], sampling)
+                peer = rate(generate_tokens, lm, prompts[: 64 // n], sampling, ends, equal)
+                rows.append({"shape": name, "seed": cfg.seed, "ours": own, "generate": peer, **flops})
     return rows
 
 
-def our_rate(generator: HfGenerator, prompts: Sequence[Prompt], sampling: Sampling) -> float:
-    """Tokens a CPU second of our sampler, the texts of the rollouts included."""
+def rate(decode: Callable[..., int], *arguments: Any) -> float:
+    """Tokens a CPU second."""
     started = time.process_time()
-    groups = list(generator.generate(prompts, sampling))
-    return sum(len(r.ids) for g in groups for r in g.rollouts) / (time.process_time() - started)
+    tokens = decode(*arguments)
+    return tokens / (time.process_time() - started)
 
 
-def generate_rate(lm: Any, prompts: Sequence[Prompt], sampling: Sampling, ends: Sequence[int], equal: bool) -> float:
-    """Tokens a CPU second of ``model.generate`` up to the first of ``ends``; with ``equal`` none of them is sampled."""
+def flops_a_token(decode: Callable[..., int], *arguments: Any) -> float:
+    with counting() as counter:
+        tokens = decode(*arguments)
+    return counter.get_total_flops() / tokens
+
+
+def our_tokens(generator: HfGenerator, prompts: Sequence[Prompt], sampling: Sampling) -> int:
+    """Count of the tokens of our sampler, which makes the texts of the rollouts too."""
+    return sum(len(r.ids) for group in generator.generate(prompts, sampling) for r in group.rollouts)
+
+
+def generate_tokens(lm: Any, prompts: Sequence[Prompt], sampling: Sampling, ends: Sequence[int], equal: bool) -> int:
+    """Count of the tokens of ``model.generate`` up to the first of ``ends``; with ``equal`` none of them is sampled."""
     ids = [list(p.ids) for p in prompts for _ in range(sampling.n)]
     width = max(map(len, ids))
     padded = torch.tensor([[0] * (width - len(row)) + row for row in ids])
-    started = time.process_time()
     out = lm.generate(
         padded,
         attention_mask=(padded != 0).long(),
@@ -268,14 +329,13 @@ def generate_rate(lm: Any, prompts: Sequence[Prompt], sampling: Sampling, ends: 
         eos_token_id=list(ends),
         pad_token_id=0,
     )[:, width:].tolist()
-    spent = time.process_time() - started
-    return sum(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in out) / spent
+    return sum(next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in out)
 
 
 def show(result: dict[str, Any]) -> None:
     out = console()
     table = Table(title=f"CPU seconds to {result['goal']:.2f} held-out accuracy, one thread")
-    for column in ("", "seconds", "stderr", "steps", "rollout tokens/s", "reached"):
+    for column in ("", "seconds", "stderr", "at the matmul peak", "steps", "rollout tokens/s", "reached"):
         table.add_column(column, justify="right" if column else "left")
     means: dict[str, float] = {}
     for who in dict.fromkeys(race["who"] for race in result["races"]):
@@ -288,6 +348,7 @@ def show(result: dict[str, Any]) -> None:
             who,
             f"{means.get(who, float('nan')):.1f}",
             f"{error:.1f}",
+            f"{fmean(race['flops'] for race in races) / result['peak']:.1f}",
             f"{fmean(race['steps'] for race in races):.0f}",
             f"{fmean(race['rollout_tokens_per_s'] for race in races):.0f}",
             f"{len(seconds)} of {len(races)}",
@@ -297,8 +358,11 @@ def show(result: dict[str, Any]) -> None:
         if who in means and "TRL GRPO" in means:
             out.print(f"{who}: {means['TRL GRPO'] / means[who]:.1f}x TRL's speed to the goal")
     for shape in dict.fromkeys(row["shape"] for row in result["sampler"]):
-        pairs = [(row["ours"], row["generate"]) for row in result["sampler"] if row["shape"] == shape]
-        ratio = median(a / b for a, b in pairs)
-        own, peer = (median(column) for column in zip(*pairs, strict=True))
-        out.print(f"decoding, {shape}: {own:.0f} against generate's {peer:.0f} tokens/s, {ratio:.2f}x")
+        rows = [row for row in result["sampler"] if row["shape"] == shape]
+        ratio = median(row["ours"] / row["generate"] for row in rows)
+        own, peer, flops = (median(row[name] for row in rows) for name in ("ours", "generate", "ours_flops"))
+        out.print(
+            f"decoding, {shape}: {own:.0f} against generate's {peer:.0f} tokens/s, {ratio:.2f}x; "
+            f"at the matmul peak {result['peak'] / flops:.0f}"
+        )
     out.print(describe(result["provenance"]))
