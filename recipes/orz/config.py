@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data.drawn.chains import Chains
 from data.drawn.splits import SPLITS
@@ -117,9 +117,9 @@ class TinyBase(TinyQwen2):
 
     type: Literal["tiny"] = "tiny"
     """Choice of the model: a tiny one, made on the spot."""
-    rope_theta: PositiveFloat = 10.0
+    rope_theta: Magnitude = 10.0
     """Base of the rotary position embedding; a small one tells near positions apart more clearly."""
-    initializer_range: PositiveFloat = 0.08
+    initializer_range: Magnitude = 0.08
     """Standard deviation of the initial weights; the usual 0.02 learns more slowly at this width."""
     steps: PositiveInt = 360
     """Updates of the SFT."""

@@ -54,6 +54,27 @@ def recorder(run: Path) -> tuple:
     return record, run.parent / f"{run.name}-rollouts.jsonl"
 
 
+def record_rounding(file: Path) -> None:
+    """Append, of the log-probabilities of each micro-batch and of the gradients of each update, the share of numbers
+    that bfloat16 does not hold."""
+    surrogate, clip = update.surrogate, Trainable._clip
+
+    def write(what: str, numbers: torch.Tensor) -> None:
+        with file.open("a") as out:
+            unrounded = (numbers.bfloat16().float() != numbers).float().mean().item()
+            out.write(json.dumps({"what": what, "unrounded": unrounded}) + "\n")
+
+    def recorded(logp_N, *arguments):
+        write("logprobs", logp_N.detach())
+        return surrogate(logp_N, *arguments)
+
+    def clipped(self):
+        write(f"gradients of {self.role}", torch.cat([p.grad.to_local().flatten() for p in self.parameters]))
+        return clip(self)
+
+    update.surrogate, Trainable._clip = recorded, clipped
+
+
 def show_timeout() -> None:
     """Print how long this process waits for the others."""
     claim = Run._claim_folder
@@ -225,16 +246,25 @@ def save_base_often(every: int) -> None:
 
 
 def delay_weights() -> None:
-    """The generator of a training samples each step by the weights of one step before."""
-    load = HfGenerator.load
-    newest: dict[int, list] = {}
+    """The generator of a training samples each step by the weights of one step before, and evaluates by the newest."""
+    load, generate = HfGenerator.load, HfGenerator.generate
+    last_two: dict[int, tuple] = {}
 
     def loaded(self, weights, version):
-        before = newest.get(id(self))
-        newest[id(self)] = [(name, value.detach().clone()) for name, value in weights]
-        load(self, newest[id(self)] if before is None else before, max(0, version - 1))
+        newest = [(name, value.detach().clone()) for name, value in weights], version
+        last_two[id(self)] = (*last_two.get(id(self), ())[-1:], newest)
+        load(self, *newest)
 
-    HfGenerator.load = loaded
+    def generated(self, prompts, sampling):
+        before, newest = last_two[id(self)][0], last_two[id(self)][-1]
+        if sampling.n == 1:  # an evaluation
+            yield from generate(self, prompts, sampling)
+            return
+        load(self, *before)
+        yield from generate(self, prompts, sampling)
+        load(self, *newest)
+
+    HfGenerator.load, HfGenerator.generate = loaded, generated
 
 
 def signal_in_unit(count: int, number: int) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from stepstack.core import checkpoint as checkpoints
 from stepstack.core import state, weights
 from stepstack.core.run import Run
+from stepstack.report import jsonl
 from tests.system import fsdp, hooks
 from tests.system.hooks import recorder
 from tests.system.processes import (
@@ -103,15 +104,21 @@ def test_from_scratch_with_muon_and_tied_embeddings(whole, tmp_path):
 
 
 def test_bf16_rounds_only_what_it_must(new_run):
-    """Log-probabilities are not rounded, and gradients of micro-batches are summed in float32."""
+    """Log-probabilities of the same rollouts are as near as those of one process, and are not rounded themselves;
+    gradients are summed in float32, over micro-batches and over processes."""
     one, two = new_run("one"), new_run("two")
-    words = ("precision=bf16", "steps=2", "eval_every=0", "layout.max_tokens=160")
+    words = ("precision=bf16", "steps=1", "actor_updates=1", "critic_updates=1", "layout.max_tokens=160")
     ok(train(one, *words, hooks=[recorder(one)]))
-    sharded(two, 2, *words)
-    for a, b in zip(rows(one)[1:], rows(two)[1:], strict=True):
-        assert b["actor/mismatch"] < 1.5 * a["actor/mismatch"]
-        assert b["actor/grad_norm"] == pytest.approx(a["actor/grad_norm"], rel=0.1)
-    kept = checkpoint(two, 2)["actor"]["weights"]
+    rounding = two.parent / "rounding.jsonl"
+    sharded(two, 2, *words, extra=((hooks.record_rounding, rounding),))
+    a, b = rows(one)[1], rows(two)[1]
+    assert b["actor/mismatch"] < 1.5 * a["actor/mismatch"]
+    for role in ("actor", "critic"):
+        assert b[f"{role}/grad_norm"] == pytest.approx(a[f"{role}/grad_norm"], rel=0.1)
+    found = jsonl.read(rounding)
+    assert {row["what"] for row in found} == {"logprobs", "gradients of actor", "gradients of critic"}
+    assert min(row["unrounded"] for row in found) > 0.5
+    kept = checkpoint(two, 1)["actor"]["weights"]
     assert {value.dtype for value in kept.values()} == {torch.float32}
 
 

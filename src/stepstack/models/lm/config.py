@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
-from stepstack.bounds import Text, WidthOf4Heads
+from stepstack.bounds import Magnitude, Text, WidthOf4Heads
 from stepstack.config import Needed, Strict
 from stepstack.planning.steplaw.count import FAMILIES, count
 from stepstack.report import jsonl
@@ -36,9 +36,9 @@ class TinyQwen2(Strict):
     """Layers of the model."""
     intermediate: PositiveInt = 256
     """Width of the MLPs."""
-    rope_theta: PositiveFloat = 10_000.0
+    rope_theta: Magnitude = 10_000.0
     """Base of the rotary position embedding; a small one tells near positions apart more clearly."""
-    initializer_range: PositiveFloat = 0.02
+    initializer_range: Magnitude = 0.02
     """Standard deviation of the initial weights."""
 
     @property
