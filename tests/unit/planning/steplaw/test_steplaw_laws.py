@@ -181,7 +181,7 @@ def test_explain_shows_what_the_law_says():
 def test_a_recipe_says_its_scale_and_explain_warns():
     resolved, loaded = (make("orz-tiny", ["actor.optim.type=steplaw"]) for make in (resolve, load_config))
     derived = {key: value for key, value, source in config.explain(loaded, resolved) if source == "derived"}
-    assert derived["actor.optim.at.tokens"] == 60 * 16 * 8 * 64
+    assert derived["actor.optim.at.tokens"] == 50 * 16 * 8 * 64
     assert derived["actor.optim.at.params"] == loaded.scale.params > 2e5
     assert len(derived["actor.optim.warnings"]) == 2
 
