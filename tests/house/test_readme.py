@@ -1,16 +1,11 @@
-"""Pages are true: links lead somewhere, commands exist, tutorials and the front page's example run.
-
-Commands that have a dry run are run dry. A tutorial is carried out in a copy of the repository: a fenced block that
-says ``title=path`` is written to that file, an ``sh`` block is executed there with the configs of TINY in place of the
-page's. Only what is marked ``sh cluster`` is checked as on other pages.
-"""
+"""Pages are true: links lead somewhere and commands exist. Commands that have a dry run are run dry; those of tutorials
+are run for real (tests/recipes/test_tutorials.py), but for what is marked ``sh cluster``."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -28,19 +23,15 @@ FOLDERS = ("recipes", "docs")
 READMES = [p for p in files(".md") if p.name == "README.md" or p.parts[0] in FOLDERS]
 FENCE = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CLUSTER = re.compile(r"^```sh cluster\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
 KEY = re.compile(r"^[a-z_]+(?:\.[a-z_]+)+(?=$|[:=])(?<!\.py)")
-TUTORIALS = [p for p in files(".md") if p.parent == Path("docs/tutorials")]
-MINI = "tests/system/mini.yaml"
-TINY = {"orz-tiny": [MINI, "steps=1"], "reverse-tiny": ["reverse-tiny", "steps=2"]}  # what a tutorial's config becomes
 NAMED = ("launch", "train", "config", "eval", "push")  # subcommands whose first word is a config
 
 
 def commands(path) -> list[str]:
     """Lines of the fenced blocks, continued lines joined, prompts and comments cut off."""
     found = []
-    for block in (CLUSTER if path in TUTORIALS else FENCE).findall(text(path)):
+    for block in (CLUSTER if path.parent == Path("docs/tutorials") else FENCE).findall(text(path)):
         for line in block.replace("\\\n", " ").splitlines():
             line = re.sub(r"\s+#.*$", "", line.removeprefix("$ ").strip())
             line = re.sub(r"^(?:env )?(?:\w+=\S* )*", "", line) if not line.startswith("make") else line
@@ -154,63 +145,6 @@ def test_the_tests_that_answer_the_first_day_exist():
             missing.append(f"{file}::{name}")
     assert len(named) > 30
     assert missing == []
-
-
-@pytest.fixture
-def copy(tmp_path) -> Path:
-    """The repository as it would be committed, without recorded results: a place to write and train in."""
-    for path in files():
-        if path.parts[:2] != ("evals", "results"):
-            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / path, tmp_path / path)
-    return tmp_path
-
-
-def execute(line: list[str], folder: Path) -> str:
-    """Run a line in a copy of the repository, whose code it imports; its output."""
-    paths = os.pathsep.join(str(folder / name) for name in ("src", "", "kernels"))
-    done = subprocess.run(
-        line, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths}
-    )
-    assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def tiny(words: list[str]) -> list[str]:
-    """A command of a tutorial, as small as it goes: overrides behind the page's own are stronger."""
-    match words:
-        case ["python", *rest]:
-            return [sys.executable, *rest]
-        case ["stepstack", command, name, *rest] if name in TINY and "--dry-run" not in rest:
-            config, *changes = TINY[name]
-            return [sys.executable, "-m", "stepstack", command, config, *rest, *changes]
-        case ["stepstack", *rest]:
-            return [sys.executable, "-m", "stepstack", *rest]
-    raise AssertionError(f"a tutorial's commands are stepstack and python, not {shlex.join(words)}: mark it cluster")
-
-
-def test_there_are_tutorials():
-    assert [path.stem for path in TUTORIALS] == ["my-cluster", "my-data", "my-recipe", "my-reward"]
-
-
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda path: path.stem)
-def test_tutorial_runs(page, copy):
-    for language, info, body in BLOCK.findall(text(page)):
-        if info.startswith("title="):
-            file = copy / info.removeprefix("title=")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(body)
-        elif language == "sh" and info != "cluster":
-            for line in body.splitlines():
-                execute(tiny(shlex.split(line, comments=True)), copy)
-
-
-def test_the_front_page_example_runs(copy):
-    [(_, _, body)] = [block for block in BLOCK.findall(text(Path("README.md"))) if block[0] == "python"]
-    changed, count = re.subn(r'"orz-tiny", \[(.*?)\]', rf'"{MINI}", [\1, "steps=1"]', body)
-    assert count == 1
-    (copy / "example.py").write_text(changed)
-    assert re.search(r"^1 0\.\d+$", execute([sys.executable, "example.py"], copy), re.MULTILINE)
 
 
 def test_the_keys_that_newcomers_are_told_exist():
