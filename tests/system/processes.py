@@ -33,8 +33,9 @@ GAE = ("advantage.type=gae", "actor_updates=2", "critic_updates=4")
 LIMIT = 240  # seconds that a process may take before the test fails
 # Adam divides a gradient by its own size: a first step turns a rounding error beside a gradient of nearly zero into one
 # of the size of the learning rate, on some processors and not on others. An eps above most gradients makes the steps
-# smooth in the gradients, and makes them show their scale, which plain Adam hides.
-SMOOTH = ("actor.optim.eps=1e-3", "critic.optim.eps=1e-3")
+# smooth in the gradients, and makes them show their scale, which plain Adam hides. A small rate of the critic keeps its
+# own rounding from growing over its updates.
+SMOOTH = ("actor.optim.eps=1e-3", "critic.optim.eps=1e-3", "critic.optim.lr=1e-3")
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
